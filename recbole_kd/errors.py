@@ -1,0 +1,21 @@
+"""Errors that a user can mend: one sentence each, with what was found, what was expected, which setting to change."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something that the user gave is wrong. The command line prints the message as one line and exits with 2."""
+
+
+class TrainingError(Exception):
+    """Training went wrong (a loss is not finite). The command line prints the message as one line and exits with 2."""
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """`" Did you mean 'X'?"` for the choice nearest to `name`, or an empty string where none is near."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" Did you mean '{by_lower[found[0]]}'?" if found else ""
