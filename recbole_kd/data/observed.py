@@ -1,0 +1,62 @@
+"""The observed interactions of the training split, as sorted rows of a sparse matrix."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class Observed:
+    """Which items each user has in the training split: O(users + interactions) memory, never users x items.
+
+    Attributes:
+        users, items: U and I, padding included.
+        offsets: (U + 1,) int64; user u's items are ``indices[offsets[u]:offsets[u + 1]]``.
+        indices: (interactions,) int64, ascending within each user, without duplicates.
+    """
+
+    def __init__(self, user_ids: Tensor, item_ids: Tensor, users: int, items: int) -> None:
+        """
+        Args:
+            user_ids, item_ids: (n,) the observed pairs, in any order, duplicates allowed.
+            users, items: U and I, padding included.
+        """
+        self.users = users
+        self.items = items
+        self._keys = torch.unique(user_ids.long() * items + item_ids.long())
+        self.indices = self._keys % items
+        self.offsets = torch.zeros(users + 1, dtype=torch.long)
+        self.offsets[1:] = torch.bincount(self._keys // items, minlength=users).cumsum(0)
+
+    def __len__(self) -> int:
+        """Number of distinct observed pairs."""
+        return len(self._keys)
+
+    @property
+    def counts(self) -> Tensor:
+        """(U,) observed items of each user."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @cached_property
+    def popularity(self) -> Tensor:
+        """(I,) users who have observed each item."""
+        return torch.bincount(self.indices, minlength=self.items)
+
+    @cached_property
+    def user_ids(self) -> Tensor:
+        """(interactions,) the user of each entry of :attr:`indices`."""
+        return self._keys // self.items
+
+    def contains(self, users: Tensor, items: Tensor) -> Tensor:
+        """Whether each pair is observed: bool, in the broadcast shape of `users` and `items`."""
+        wanted = users.long() * self.items + items.long()
+        if len(self._keys) == 0:
+            return torch.zeros_like(wanted, dtype=torch.bool)
+        position = torch.searchsorted(self._keys, wanted).clamp_(max=len(self._keys) - 1)
+        return self._keys[position] == wanted
+
+    def transposed(self) -> Observed:
+        """The same pairs with users and items exchanged."""
+        return Observed(self.indices, self.user_ids, self.items, self.users)
