@@ -113,9 +113,7 @@ def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
             kind = "a whole number" if hint is int else "a number"
             raise UserError(f"{name}={value!r} is not {kind}; expected {_bounds(metadata) or kind}.")
         if not math.isfinite(value) or not _inside(value, metadata):
-            raise UserError(
-                f"{name}={value!r} is out of range; expected {_bounds(metadata) or 'a finite number'}."
-            )
+            raise UserError(f"{name}={value!r} is out of range; expected {_bounds(metadata) or 'a finite number'}.")
         return hint(value)
     if hint is str:
         choices = metadata.get("choices")
@@ -138,6 +136,4 @@ def _inside(value: float, metadata: Mapping[str, Any]) -> bool:
 
 def _bounds(metadata: Mapping[str, Any]) -> str:
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
-    return " and ".join(
-        f"{word} {metadata[key]:g}" for key, word in words.items() if metadata.get(key) is not None
-    )
+    return " and ".join(f"{word} {metadata[key]:g}" for key, word in words.items() if metadata.get(key) is not None)
