@@ -1,0 +1,156 @@
+"""Explicit tables of what can be named on the command line, and lookups whose errors list the choices."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from recbole_kd.contracts import Distiller
+from recbole_kd.errors import UserError, closest
+from recbole_kd.properties_files import model_names, read_properties
+
+_RECBOLE = "recbole.model.general_recommender"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A recommender class that can be a student or a teacher.
+
+    Attributes:
+        path: "module:Class".
+        summary: one line for ``recbole-kd list``.
+        gradient: whether it is trained by gradient; a model that is not can teach but not learn by distillation.
+    """
+
+    path: str
+    summary: str
+    gradient: bool = True
+
+
+def _recbole(name: str, summary: str, gradient: bool = True) -> ModelEntry:
+    return ModelEntry(f"{_RECBOLE}:{name}", summary, gradient)
+
+
+#: Architectures. RecBole's own are listed by name, so that a class of ours never shadows one of the host's.
+MODELS: dict[str, ModelEntry] = {
+    "SimRecStudent": ModelEntry("recbole_kd.model.simrec:SimRecStudent", "MLP over embedding tables (SimRec)"),
+    "SimRecTeacher": ModelEntry("recbole_kd.model.simrec:SimRecTeacher", "sum of graph convolutions (SimRec)"),
+    "BPR": _recbole("BPR", "matrix factorisation with the BPR loss"),
+    "LightGCN": _recbole("LightGCN", "mean of linear graph convolutions"),
+    "SimpleX": _recbole("SimpleX", "cosine contrastive loss with a history aggregator"),
+    "NeuMF": _recbole("NeuMF", "matrix factorisation fused with an MLP"),
+    "ADMMSLIM": _recbole("ADMMSLIM", "sparse linear item model by ADMM", gradient=False),
+    "AsymKNN": _recbole("AsymKNN", "asymmetric neighbourhood model", gradient=False),
+    "CDAE": _recbole("CDAE", "collaborative denoising autoencoder"),
+    "ConvNCF": _recbole("ConvNCF", "convolutions over outer products of embeddings"),
+    "DGCF": _recbole("DGCF", "disentangled graph collaborative filtering"),
+    "DMF": _recbole("DMF", "deep matrix factorisation"),
+    "DiffRec": _recbole("DiffRec", "diffusion over a user's history"),
+    "EASE": _recbole("EASE", "closed-form linear item model", gradient=False),
+    "ENMF": _recbole("ENMF", "matrix factorisation without negative sampling"),
+    "FISM": _recbole("FISM", "factored item similarities"),
+    "GCMC": _recbole("GCMC", "graph convolutional matrix completion"),
+    "ItemKNN": _recbole("ItemKNN", "item neighbourhoods", gradient=False),
+    "LDiffRec": _recbole("LDiffRec", "diffusion in a latent space"),
+    "LINE": _recbole("LINE", "network embedding of first and second order"),
+    "MacridVAE": _recbole("MacridVAE", "disentangled variational autoencoder"),
+    "MultiDAE": _recbole("MultiDAE", "denoising autoencoder, multinomial likelihood"),
+    "MultiVAE": _recbole("MultiVAE", "variational autoencoder, multinomial likelihood"),
+    "NAIS": _recbole("NAIS", "attentive item similarities"),
+    "NCEPLRec": _recbole("NCEPLRec", "linear model with noise-contrastive embeddings", gradient=False),
+    "NCL": _recbole("NCL", "graph model with neighbourhood-enriched contrast"),
+    "NGCF": _recbole("NGCF", "non-linear graph convolutions"),
+    "NNCF": _recbole("NNCF", "neighbourhood-based neural filtering"),
+    "Pop": _recbole("Pop", "most popular items", gradient=False),
+    "RaCT": _recbole("RaCT", "autoencoder with a learned ranking critic"),
+    "Random": _recbole("Random", "random scores", gradient=False),
+    "RecVAE": _recbole("RecVAE", "variational autoencoder with a composite prior"),
+    "SGL": _recbole("SGL", "graph model with self-supervised contrast"),
+    "SLIMElastic": _recbole("SLIMElastic", "sparse linear item model, elastic net", gradient=False),
+    "SpectralCF": _recbole("SpectralCF", "spectral graph convolutions"),
+}
+
+#: name -> "module:Class" of the distillers; a distiller's name is its section in the configuration.
+DISTILLERS: dict[str, str] = {
+    "simrec": "recbole_kd.distiller.simrec:SimRecDistiller",
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What ``--model`` (and ``--student``) came to.
+
+    Attributes:
+        name: as the user gave it; carried by the class in logs and checkpoints.
+        backbone: the architecture's name, whose properties hold the defaults.
+        model_class: the recommender class; for a recipe, a subclass of its backbone that carries the recipe's name.
+        recipe: the recipe's properties, empty for an architecture.
+    """
+
+    name: str
+    backbone: str
+    model_class: type[Any]
+    recipe: Mapping[str, Any]
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """Recipe name -> its properties: the model files that name a ``student``."""
+    found = {name: read_properties("model", name) for name in model_names()}
+    return {name: properties for name, properties in found.items() if "student" in properties}
+
+
+def lookup(kind: str, name: str, choices: Iterable[str], setting: str) -> str:
+    """`name` as the table spells it.
+
+    Raises:
+        UserError: not a choice; the message names the closest one and, where there are few, all of them.
+    """
+    names = list(choices)
+    if name in names:
+        return name
+    listing = f" Choices: {', '.join(names)}." if len(names) <= 30 else ""
+    raise UserError(
+        f"Unknown {kind} '{name}'.{closest(str(name), names)}{listing} "
+        f"Set --{setting}=NAME; 'recbole-kd list' shows every {kind}."
+    )
+
+
+def load_class(path: str) -> type[Any]:
+    """The class at "module:Class"."""
+    module, _, name = path.partition(":")
+    loaded: type[Any] = getattr(importlib.import_module(module), name)
+    return loaded
+
+
+def resolve_model(name: str, student: Optional[str] = None, setting: str = "model") -> Resolved:
+    """The recommender behind a model's or a recipe's name.
+
+    Args:
+        name: an architecture of :data:`MODELS` or a recipe.
+        student: another backbone for a recipe (``--student=LightGCN``).
+        setting: the setting to name in an error.
+    """
+    known_recipes = recipes()
+    lookup("model", name, [*MODELS, *known_recipes], setting)
+    if name in known_recipes:
+        recipe = known_recipes[name]
+        backbone = lookup("student", student or recipe["student"], MODELS, "student")
+        model_class = type(name, (load_class(MODELS[backbone].path),), {"__module__": __name__})
+        return Resolved(name, backbone, model_class, recipe)
+    if student is not None and student != name:
+        raise UserError(
+            f"--student={student} changes the backbone of a recipe, and {name} is no recipe but an architecture; "
+            f"set --model={student}."
+        )
+    return Resolved(name, name, load_class(MODELS[name].path), {})
+
+
+def distiller_class(name: str) -> type[Distiller]:
+    """The distiller of that name.
+
+    Raises:
+        UserError: no such distiller.
+    """
+    return load_class(DISTILLERS[lookup("distiller", name, DISTILLERS, "distill")])
