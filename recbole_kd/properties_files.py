@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"The configuration file {path} holds no settings by name; expected lines such as 'epochs: 50'.")
+        raise UserError(
+            f"The configuration file {path} holds no settings by name; expected lines such as 'epochs: 50'."
+        )
     return content
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cached(path: Path) -> Mapping[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
