@@ -1,0 +1,407 @@
+"""KDConfig: RecBole's Config that finds our units, nests sections, rejects unknown keys and never reads sys.argv."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Optional
+
+import recbole
+import yaml
+from recbole.config import Config
+from recbole.evaluator import metric_types
+from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
+
+from recbole_kd.errors import UserError, closest
+from recbole_kd.properties_files import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
+from recbole_kd.registry import DISTILLERS, Resolved, distiller_class, lookup, recipes, resolve_model
+
+#: RecBole's settings that are mappings of which a user names a part: given keys replace, the others stay.
+_MERGED = ("eval_args", "train_neg_sample_args")
+#: Keys of a model file that say when its settings apply, rather than being settings.
+_CONDITIONAL = ("for_dataset", "for_student")
+_SCALAR_OR_LIST = ("metrics", "topk", "distill")
+_TEACHER_KEYS = ("model", "checkpoint", "allow_other_split")
+#: RecBole keeps these as pickles, which execute code when read.
+_PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
+
+#: (least, most, whole) of RecBole's numbers, which RecBole itself does not check.
+_RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
+    "epochs": (0, None, True),
+    "train_batch_size": (1, None, True),
+    "eval_batch_size": (1, None, True),
+    "eval_step": (0, None, True),
+    "stopping_step": (0, None, True),
+    "embedding_size": (1, None, True),
+    "mf_embedding_size": (1, None, True),
+    "mlp_embedding_size": (1, None, True),
+    "n_layers": (0, None, True),
+    "worker": (0, None, True),
+    "seed": (0, 2**32 - 1, True),
+    "metric_decimal_place": (1, 16, True),
+    "learning_rate": (1e-12, None, False),
+    "weight_decay": (0, None, False),
+    "reg_weight": (0, None, False),
+    "temperature": (1e-12, None, False),
+}
+_DROPOUT = (0, 1, False)
+
+
+def parse_value(text: str) -> Any:
+    """A value from the command line, read as a Python or YAML literal; nothing is evaluated.
+
+    >>> parse_value("1e-3"), parse_value("[10,20]"), parse_value("None"), parse_value("BPR")
+    (0.001, [10, 20], None, 'BPR')
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        pass
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text[:1] in "[{" or text in ("~", "null"):
+        try:
+            return yaml.load(text, Loader=SafeLoader)
+        except yaml.YAMLError:
+            return text
+    return text
+
+
+def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings, and short forms spelt out.
+
+    ``teacher.embedding_size`` goes into section ``teacher``; ``teacher: LightGCN`` is short for ``teacher.model``;
+    ``distill: "de,rrd"`` is a list.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        if not isinstance(key, str) or not key:
+            raise UserError(f"A setting's name is {key!r}; expected a word, such as epochs.")
+        section, dot, rest = key.partition(".")
+        if dot and not (section and rest):
+            raise UserError(f"Setting '{key}' has an empty part; expected section.option, such as teacher.epochs.")
+        if section == "teacher" and not dot and not isinstance(value, Mapping) and value is not None:
+            value = {"model": value}
+        if section == "distill" and isinstance(value, str):
+            value = [name.strip() for name in value.split(",") if name.strip()]
+        if dot:
+            value = nest({rest: value}) if "." in rest else {rest: value}
+        nested = merge(nested, {section: value}) if dot or isinstance(value, Mapping) else {**nested, section: value}
+    return nested
+
+
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` over `low`; the sections of units and RecBole's partial mappings are merged key by key."""
+    merged = dict(low)
+    for key, value in high.items():
+        sectional = key in _MERGED or key == "teacher" or key in DISTILLERS
+        if sectional and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = dict(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+class KDConfig(Config):
+    """The settings of one run, from RecBole's properties, ours, YAML files and a mapping, in rising priority.
+
+    Args:
+        model: a model or recipe; otherwise the key ``model`` of the settings.
+        dataset: a dataset; otherwise the key ``dataset`` of the settings.
+        config_file_list: YAML files.
+        config_dict: settings by name; dotted names reach into sections.
+        prefix: put before setting names in errors ("teacher." for a teacher's own configuration).
+
+    Raises:
+        UserError: an unknown model, dataset, distiller, metric or key, or a value of a wrong type or out of range.
+    """
+
+    resolved: Resolved
+    data_root: str
+    internal_config_dict: dict[str, Any]
+    external_config_dict: dict[str, Any]
+    final_config_dict: dict[str, Any]
+
+    def __init__(
+        self,
+        model: Optional[str] = None,
+        dataset: Optional[str] = None,
+        config_file_list: Optional[Iterable[str]] = None,
+        config_dict: Optional[Mapping[str, Any]] = None,
+        prefix: str = "",
+    ) -> None:
+        self.prefix = prefix
+        try:
+            super().__init__(
+                model=model,
+                dataset=dataset,
+                config_file_list=list(config_file_list or ()),
+                config_dict=dict(config_dict or {}),
+            )
+        except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"RecBole refuses the settings: {str(error).strip()}") from error
+        self._check_values()
+
+    # What RecBole's constructor calls, in its order.
+
+    def _init_parameters_category(self) -> None:
+        # RecBole appends a dataset's keys to these lists, and its own are shared by every Config of the process.
+        self.parameters = {
+            "General": list(general_arguments),
+            "Training": list(training_arguments),
+            "Evaluation": list(evaluation_arguments),
+            "Dataset": list(dataset_arguments),
+        }
+
+    def _build_yaml_loader(self) -> type[SafeLoader]:
+        return SafeLoader
+
+    def _load_config_files(self, file_list: Iterable[str]) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        for file in file_list:
+            settings = merge(settings, nest(read_yaml(Path(file))))
+        return settings
+
+    def _load_variable_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
+        return nest(config_dict)
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return {}  # Only the command line reads sys.argv.
+
+    def _merge_external_config_dict(self) -> None:
+        self.external_config_dict = merge(self.file_config_dict, self.variable_config_dict)
+
+    def _get_model_and_dataset(self, model: Optional[str], dataset: Optional[str]) -> tuple[str, type[Any], str]:
+        given = self.external_config_dict
+        model = model or given.get("model")
+        dataset = dataset or given.get("dataset")
+        if not isinstance(model, str):
+            raise UserError(f"No {self.prefix}model is given; set --{self.prefix}model=NAME, such as SimRecStudent.")
+        if dataset is None:
+            raise UserError("No dataset is given; set --dataset=NAME, such as ml-100k.")
+        dataset = str(dataset)
+        if Path(dataset).name != dataset or dataset in (".", ".."):
+            raise UserError(f"--dataset={dataset} is not a name; put the folder above it in --data_path.")
+        self.resolved = resolve_model(model, given.get("student"), f"{self.prefix}model")
+        return self.resolved.name, self.resolved.model_class, dataset
+
+    def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
+        backbone = self.resolved.backbone
+        super()._load_internal_config_dict(backbone, model_class, dataset)
+        settings = merge(self.internal_config_dict, overall_properties())
+        settings = merge(settings, read_properties("dataset", dataset))
+        for file in dict.fromkeys((backbone, model)):
+            own = nest(read_properties("model", file))
+            for_student = nest(own.get("for_student", {}).get(backbone, {}))
+            for_dataset = nest(own.get("for_dataset", {}).get(dataset, {}))
+            own = {key: value for key, value in own.items() if key not in _CONDITIONAL}
+            for layer in (own, for_student, for_dataset):
+                settings = merge(settings, layer)
+        settings["student"] = backbone
+        names = self.external_config_dict.get("distill", settings.get("distill")) or []
+        if not isinstance(names, (list, tuple)):
+            raise UserError(f"--distill={names!r} is no list of distillers; expected names, such as --distill=simrec.")
+        for name in names:
+            lookup("distiller", str(name), DISTILLERS, "distill")
+            settings[name] = {**read_properties("distiller", name), **settings.get(name, {})}
+        for name in DISTILLERS:
+            if name not in names:
+                settings.pop(name, None)
+        self.internal_config_dict = settings
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        self._check_known()
+        final = merge(self.internal_config_dict, self.external_config_dict)
+        self.data_root = final["data_path"]
+        final["student"] = self.resolved.backbone
+        final["distill"] = list(final.get("distill") or [])
+        # RecBole compares this with a number before a dataset is there; the flow sets it when the catalogue is known.
+        final["eval_batch_size_given"] = final.get("eval_batch_size") is not None
+        final["eval_batch_size"] = final.get("eval_batch_size") or 4096
+        self._check_metrics(final)
+        return final
+
+    def _init_device(self) -> None:
+        gpu = self.final_config_dict["gpu_id"]
+        if isinstance(gpu, list):
+            self.final_config_dict["gpu_id"] = tuple(gpu)
+        super()._init_device()
+        if not self.final_config_dict["use_gpu"]:
+            import torch
+
+            self.final_config_dict["device"] = torch.device("cpu")
+
+    # Our checks.
+
+    def _check_known(self) -> None:
+        given = self.external_config_dict
+        for key in _PICKLES:
+            if given.get(key):
+                raise UserError(
+                    f"--{key} is not supported: RecBole keeps datasets as pickles, which execute code. Leave it out."
+                )
+        names = given.get("distill", self.internal_config_dict.get("distill")) or []
+        for key in given:
+            if key in DISTILLERS and key not in names:
+                raise UserError(
+                    f"Section '{key}' is set but not used: --distill is {', '.join(names) or 'empty'}. "
+                    f"Add {key} to --distill or leave it out."
+                )
+            if key in self.internal_config_dict or key in ("model", "dataset", "config_files"):
+                continue
+            if key not in self._readable_keys():
+                known = [self.prefix + name for name in [*self.internal_config_dict, *names]]
+                raise UserError(
+                    f"Unknown setting '{self.prefix}{key}': no part of the program reads it."
+                    f"{closest(self.prefix + key, known)}"
+                )
+        for name in names:
+            distiller_class(str(name)).options_class.parse(
+                str(name), merge(self.internal_config_dict, given).get(str(name))
+            )
+        # What the teacher reads beyond these is checked when its own configuration is made.
+
+    def _readable_keys(self) -> set[str]:
+        keys = {key for category in self.parameters.values() for key in category}
+        keys |= _keys_read_by_recbole()
+        for base in self.resolved.model_class.__mro__:
+            if base.__module__.startswith(("recbole.model", "recbole_kd.model")):
+                keys |= _keys_read(inspect.getsource(inspect.getmodule(base) or base))
+        return keys
+
+    def _check_metrics(self, final: Mapping[str, Any]) -> None:
+        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
+        for metric in metrics:
+            if str(metric).lower() not in metric_types:
+                raise UserError(
+                    f"Unknown metric '{metric}' in --metrics.{closest(str(metric), metric_types)} "
+                    f"Choices: {', '.join(sorted(metric_types))}."
+                )
+        cutoffs = final["topk"] if isinstance(final["topk"], (list, tuple)) else [final["topk"]]
+        if not cutoffs or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in cutoffs):
+            raise UserError(f"--topk={final['topk']!r}; expected whole numbers above 0, such as --topk=[10,20].")
+        name, _, cutoff = str(final["valid_metric"]).partition("@")
+        computed = name.lower() in [str(metric).lower() for metric in metrics]
+        if not computed or (cutoff and cutoff not in map(str, cutoffs)):
+            raise UserError(
+                f"--valid_metric={final['valid_metric']} is not computed: --metrics={metrics}, --topk={list(cutoffs)}; "
+                f"expected one of them, such as {metrics[0]}@{cutoffs[0]}."
+            )
+
+    def _check_values(self) -> None:
+        final = self.final_config_dict
+        for key, value in final.items():
+            self._check_range(key, value)
+            default = self.internal_config_dict.get(key)
+            if key in self.external_config_dict and key not in _SCALAR_OR_LIST and not _same_kind(value, default):
+                raise UserError(
+                    f"--{self.prefix}{key}={value!r} is of another type than its default {default!r}; "
+                    f"set a value such as --{self.prefix}{key}={default}."
+                )
+
+    def _check_range(self, key: str, value: Any) -> None:
+        least, most, whole = _RANGES.get(key, _DROPOUT if key.startswith("dropout") else (None, None, False))
+        if least is None or value is None or isinstance(value, (bool, list)):
+            return
+        bound = f"between {least:g} and {most:g}" if most is not None else f"of at least {least:g}"
+        expected = f"expected a {'whole ' if whole else ''}number {bound}."
+        number = isinstance(value, (int, float)) and not (whole and float(value) != int(value))
+        if not number or not least <= value <= (most if most is not None else float("inf")):
+            raise UserError(f"--{self.prefix}{key}={value!r}; {expected}")
+
+    # Views of the settings.
+
+    @property
+    def distillers(self) -> list[str]:
+        """Names of the distillers, in the order given."""
+        return [str(name) for name in self["distill"]]
+
+    def teacher_config(self) -> KDConfig:
+        """The teacher's configuration: its model's defaults, this run's data and evaluation, and section ``teacher``.
+
+        What says how the student is built and trained (sizes, epochs, learning rate, batch size) is not inherited.
+        """
+        section = dict(self["teacher"] or {})
+        return self._derived(str(section.get("model")), {k: v for k, v in section.items() if k not in _TEACHER_KEYS})
+
+    def baseline_config(self, model: str) -> KDConfig:
+        """A plain model at the student's size: the student's training settings, without teacher or distillers."""
+        settings = {key: self[key] for key in ("epochs", "stopping_step", "eval_step")}
+        size = self["embedding_size"]
+        probe = self._derived(model, {}, prefix="")
+        for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size"):
+            if key in probe and size is not None:
+                settings[key] = size
+        return self._derived(model, settings, prefix="")
+
+    def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
+        shared = set(general_arguments) | set(evaluation_arguments) | set(dataset_arguments) | {"worker"}
+        inherited = {key: self[key] for key in shared - set(_PICKLES) if key in self}
+        inherited["data_path"] = self.data_root
+        if not self["eval_batch_size_given"]:
+            del inherited["eval_batch_size"]
+        own = nest(settings)
+        preset = resolve_model(model, setting=f"{prefix}model")
+        if preset.recipe or any(key in read_properties("model", model) for key in ("distill", "teacher")):
+            own = {"distill": [], **own}
+        return KDConfig(model, self.dataset, config_dict=merge(inherited, own), prefix=prefix)
+
+    def plain_values(self) -> dict[str, Any]:
+        """The settings as plain values, for checkpoints, digests and results."""
+        return {key: _plain(value) for key, value in self.final_config_dict.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(element) for key, element in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(element) for element in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    """Whether a given value is of its default's type; a default of None or of another kind says nothing."""
+    if value is None or default is None:
+        return True
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, (int, float)):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, (list, tuple))
+    if isinstance(default, Mapping):
+        return isinstance(value, Mapping)
+    return True
+
+
+def _keys_read(source: str) -> set[str]:
+    return set(re.findall(r"""config(?:\.final_config_dict)?\[["'](\w+)["']\]""", source)) | set(
+        re.findall(r"""config\.get\(["'](\w+)["']""", source)
+    )
+
+
+@cache
+def _keys_read_by_recbole() -> frozenset[str]:
+    """Settings that RecBole's data, evaluation, sampling and training code reads, found in its sources."""
+    root = Path(recbole.__file__).parent
+    folders = ("data", "evaluator", "sampler", "trainer", "utils", "quick_start")
+    files = [file for folder in folders for file in (root / folder).rglob("*.py")]
+    return frozenset().union(*(_keys_read(file.read_text(encoding="utf-8")) for file in files))
+
+
+def dataset_names(data_path: str) -> list[str]:
+    """Datasets that can be named: folders under `data_path`, those we know, those RecBole downloads, ml-100k."""
+    folder = Path(data_path)
+    local = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    ours = [path.stem for path in (PROPERTIES / "dataset").glob("*.yaml")]
+    downloads = read_yaml(Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml")
+    return sorted({"ml-100k", *local, *ours, *downloads})
+
+
+__all__ = ["KDConfig", "dataset_names", "merge", "nest", "parse_value", "recipes"]
