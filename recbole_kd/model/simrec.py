@@ -1,0 +1,159 @@
+"""SimRec's teacher and student as RecBole recommenders.
+
+Xia, Huang, Shi, Xu: Graph-less Collaborative Filtering (WWW 2023). The teacher is a linear graph convolution network whose
+layers are *summed* and whose graph has self-loops; the student is an MLP over embedding tables that never sees the graph.
+The distillation losses that join the two are in :mod:`recbole_kd.distiller.simrec`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.model.init import xavier_uniform_initialization
+from recbole.model.loss import BPRLoss
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_kd.data.graphs import symmetric_normalized
+
+
+class _SymmetricProduct(torch.autograd.Function):
+    """adjacency @ x for a symmetric sparse matrix, whose backward pass is the same product."""
+
+    @staticmethod
+    def forward(ctx: Any, adjacency: Tensor, x: Tensor) -> Tensor:
+        ctx.adjacency = adjacency
+        return adjacency @ x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.adjacency @ gradients[0]
+
+
+class _TwoTables(GeneralRecommender):  # type: ignore[misc]
+    """A recommender whose score is the dot product of a user's and an item's final embedding."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        size = config["embedding_size"]
+        self.user_embedding = nn.Embedding(self.n_users, size)
+        self.item_embedding = nn.Embedding(self.n_items, size)
+        self._final: Optional[tuple[Tensor, Tensor]] = None
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Final embeddings of all users (U, d) and all items (I, d)."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> _TwoTables:
+        # Every change of mode may follow a change of weights: what was computed for evaluation is not kept.
+        self._final = None
+        return super().train(mode)  # type: ignore[no-any-return]
+
+    def _evaluated(self) -> tuple[Tensor, Tensor]:
+        """The final embeddings, computed once per evaluation."""
+        if self.training or torch.is_grad_enabled():
+            return self.forward()
+        if self._final is None:
+            self._final = self.forward()
+        return self._final
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores (B,) of the batch's users with its items."""
+        users, items = self._evaluated()
+        return (users[interaction[self.USER_ID]] * items[interaction[self.ITEM_ID]]).sum(dim=1)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores (B * I,) of the batch's users with all items."""
+        users, items = self._evaluated()
+        return (users[interaction[self.USER_ID]] @ items.T).view(-1)
+
+
+class SimRecTeacher(_TwoTables):
+    """Linear graph convolutions, summed (SimRec, section 3.2).
+
+    H_0 is the embedding table, H_{l+1} = D^(-1/2) (A + I) D^(-1/2) H_l with D the degree of A + I, and the final embedding
+    H = sum_{l=0..L} H_l: a sum and with self-loops, where LightGCN has a mean and none. Trained with the BPR loss (eq. 11) plus
+    ``reg_weight`` times the squared norm of the batch's rows of H_0, as a mean over the batch.
+
+    Settings: ``embedding_size`` (d), ``n_layers`` (L), ``reg_weight``.
+    """
+
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.n_layers: int = config["n_layers"]
+        self.reg_weight: float = config["reg_weight"]
+        matrix = dataset.inter_matrix(form="coo")
+        users = torch.from_numpy(matrix.row).long()
+        items = torch.from_numpy(matrix.col).long() + self.n_users
+        loops = torch.arange(self.n_users + self.n_items)
+        loops = loops[(loops != 0) & (loops != self.n_users)]  # the padding user and item stay outside the graph
+        rows, columns = torch.cat([users, items, loops]), torch.cat([items, users, loops])
+        size = self.n_users + self.n_items
+        self.adjacency = symmetric_normalized(rows, columns, torch.ones(len(rows)), size).to(self.device)
+        self.bpr_loss = BPRLoss()
+        self.apply(xavier_uniform_initialization)
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """(users (U, d), items (I, d)) of H_0, ..., H_L."""
+        current = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
+        outputs = [current]
+        for _ in range(self.n_layers):
+            current = _SymmetricProduct.apply(self.adjacency, current)
+            outputs.append(current)
+        return [(output[: self.n_users], output[self.n_users :]) for output in outputs]
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        layers = self.layers()
+        users, items = layers[0]
+        for more_users, more_items in layers[1:]:
+            users, items = users + more_users, items + more_items
+        return users, items
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """BPR loss plus the penalty: a scalar, means over the batch."""
+        user, positive, negative = (interaction[key] for key in (self.USER_ID, self.ITEM_ID, self.NEG_ITEM_ID))
+        users, items = self.forward()
+        anchor = users[user]
+        loss: Tensor = self.bpr_loss((anchor * items[positive]).sum(1), (anchor * items[negative]).sum(1))
+        rows = (self.user_embedding(user), self.item_embedding(positive), self.item_embedding(negative))
+        penalty = torch.stack([row.square().sum(dim=1).mean() for row in rows]).sum()
+        return loss + self.reg_weight * penalty
+
+
+class SimRecStudent(_TwoTables):
+    """An MLP over embedding tables (SimRec, eq. 3-4): no graph, so that serving is a dot product of two tables.
+
+    h = FC^(L')(h0) with FC(x) = LeakyReLU(W x) + x, W in R^{d x d} shared by users and items, negative slope 0.5 (the
+    authors' code). y = h_u · h_i. Its own loss is L_rec = -mean y over the observed pairs, which has no lower bound: it is meant
+    to be trained together with the distiller ``simrec``, whose contrastive regularisation bounds it.
+
+    Settings: ``embedding_size`` (d), ``n_layers`` (L' >= 1), ``negative_slope``.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        size = config["embedding_size"]
+        self.negative_slope: float = config["negative_slope"]
+        self.mlp = nn.ModuleList(nn.Linear(size, size, bias=False) for _ in range(config["n_layers"]))
+        self.apply(xavier_uniform_initialization)
+
+    def transform(self, table: Tensor) -> Tensor:
+        """FC^(L') of rows (n, d) of an embedding table."""
+        for layer in self.mlp:
+            table = F.leaky_relu(layer(table), self.negative_slope) + table
+        return table
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.transform(self.user_embedding.weight), self.transform(self.item_embedding.weight)
+
+    def calculate_loss(self, interaction: Any) -> Tensor:
+        """L_rec: the negated mean score of the batch's observed pairs, a scalar."""
+        users, items = self.forward()
+        return -(users[interaction[self.USER_ID]] * items[interaction[self.ITEM_ID]]).sum(dim=1).mean()
