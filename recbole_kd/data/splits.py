@@ -1,0 +1,185 @@
+"""A dataset, loaded and split once, from which every model of a run (teacher, student, baseline) gets its loaders."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from recbole.data import dataset as recbole_datasets
+from recbole.data.interaction import Interaction
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.utils import ModelType
+
+from recbole_kd.data.observed import Observed
+from recbole_kd.errors import UserError
+
+
+class Splits:
+    """Training, validation and test split of one dataset.
+
+    Attributes:
+        dataset: RecBole's dataset before the split.
+        train, valid, test: the splits, as RecBole datasets.
+    """
+
+    def __init__(self, config: Any) -> None:
+        """
+        Args:
+            config: says the dataset, its filters and its split; RecBole's global random state decides a random split.
+
+        Raises:
+            UserError: files, columns or interactions that are missing.
+        """
+        check_files(config)
+        try:
+            self.dataset = _dataset_class(config)(config)
+            self.train, self.valid, self.test = self.dataset.build()
+        except (ValueError, KeyError, IndexError, NotImplementedError, TypeError, AssertionError) as error:
+            raise UserError(
+                f"RecBole cannot load the dataset {config['dataset']} from {config['data_path']}: "
+                f"{' '.join(str(error).split()) or type(error).__name__}. Check --load_col, --eval_args and the files."
+            ) from error
+        if len(self.train) == 0:
+            raise UserError(
+                f"Dataset {config['dataset']} has no training interactions after filtering and splitting; "
+                "loosen --user_inter_num_interval, --item_inter_num_interval or --eval_args."
+            )
+
+    @cached_property
+    def observed(self) -> Observed:
+        """The pairs of the training split."""
+        users, items = self.pairs(self.train)
+        return Observed(users, items, self.train.user_num, self.train.item_num)
+
+    def pairs(self, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(users (n,), items (n,)) of a split, as a user- and item-sorted copy: a loader may have reordered it."""
+        users, items = split.inter_feat[split.uid_field], split.inter_feat[split.iid_field]
+        order = torch.argsort(users * split.item_num + items)
+        return users[order], items[order]
+
+    @property
+    def user_tokens(self) -> list[str]:
+        """Original user ids by internal id; index 0 is padding."""
+        return _tokens(self.train, self.train.uid_field)
+
+    @property
+    def item_tokens(self) -> list[str]:
+        """Original item ids by internal id; index 0 is padding."""
+        return _tokens(self.train, self.train.iid_field)
+
+    def content(self) -> list[Any]:
+        """What a teacher's training and selection depends on, for a digest: tokens, training and validation pairs."""
+        splits = [part for split in (self.train, self.valid) for part in self.pairs(split)]
+        return [self.user_tokens, self.item_tokens, *splits]
+
+    def loaders(self, config: Any) -> tuple[Any, Any, Any]:
+        """RecBole's training, validation and test loader for the model of `config`."""
+        splits = (self.train, self.valid, self.test)
+        try:
+            samplers = create_samplers(config, self.dataset, splits)
+        except ValueError as error:
+            raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
+        loaders = []
+        for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers):
+            shuffle = config["shuffle"] if phase == "train" else False
+            if phase != "train" and len(split) == 0:
+                raise UserError(
+                    f"The {phase} split of {config['dataset']} is empty, so that nothing can be chosen or reported; "
+                    "change --eval_args or use a larger dataset."
+                )
+            loaders.append(get_dataloader(config, phase)(config, split, sampler, shuffle=shuffle))
+        return loaders[0], loaders[1], loaders[2]
+
+    def in_order_of(self, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> Any:
+        """The training split as a model sees it whose internal ids follow other token lists of the same tokens.
+
+        Returns:
+            A RecBole dataset with remapped ids, for building that model; its loaders are not meant to be used.
+        """
+        dataset = copy.copy(self.train)
+        features = dict(self.train.inter_feat.interaction)
+        dataset.field2id_token = dict(self.train.field2id_token)
+        for field, tokens in ((self.train.uid_field, user_tokens), (self.train.iid_field, item_tokens)):
+            features[field] = token_map(_tokens(self.train, field), tokens)[features[field]]
+            dataset.field2id_token[field] = np.array(tokens)
+        dataset.inter_feat = Interaction(features)
+        return dataset
+
+
+def _tokens(dataset: Any, field: str) -> list[str]:
+    return [str(token) for token in dataset.field2id_token[field]]
+
+
+def token_map(ours: Sequence[str], theirs: Sequence[str]) -> torch.Tensor:
+    """Internal id here -> internal id there, (len(ours),) int64, for the same tokens in another order."""
+    position = {token: index for index, token in enumerate(theirs)}
+    return torch.tensor([position[token] for token in ours], dtype=torch.long)
+
+
+def _dataset_class(config: Any) -> Any:
+    """RecBole's dataset class for the model's type (RecBole's own chooser would also unpickle a file)."""
+    names = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
+    own = f"{config['student']}Dataset"
+    return getattr(recbole_datasets, own, None) or getattr(recbole_datasets, names.get(config["MODEL_TYPE"], "Dataset"))
+
+
+def check_files(config: Any) -> None:
+    """Looks at the atomic files before RecBole does, whose own messages on them are tracebacks.
+
+    Raises:
+        UserError: a missing folder, file, column or row.
+    """
+    name, folder = config["dataset"], Path(config["data_path"])
+    if not folder.is_dir():
+        raise UserError(
+            f"There is no dataset folder '{folder}'; put {name}.inter there, or set --data_path to the folder above it."
+        )
+    parts = config["benchmark_filename"]
+    files = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
+    wanted = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
+    columns = (config["load_col"] or {}).get("inter") if isinstance(config["load_col"], dict) else None
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            raise UserError(f"There is no file '{path}'; expected RecBole's atomic files of the dataset {name}.")
+        try:
+            with path.open(encoding=config["encoding"] or "utf-8") as lines:
+                header, row = lines.readline(), lines.readline()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"Cannot read '{path}': {error}.") from None
+        fields = [field.split(":") for field in header.rstrip("\n").split(config["field_separator"])]
+        if not header.strip() or any(len(field) != 2 for field in fields):
+            raise UserError(
+                f"The first line of '{path}' is {header.strip()[:60]!r}; expected columns as name:type, "
+                "such as user_id:token and item_id:token, separated by --field_separator."
+            )
+        names = [field[0] for field in fields]
+        for column in dict.fromkeys([*wanted, *(columns or [])]):
+            if column not in names:
+                raise UserError(
+                    f"'{path}' has no column '{column}'; it has {', '.join(names)}. "
+                    "Set --USER_ID_FIELD, --ITEM_ID_FIELD or --load_col."
+                )
+        if not row.strip():
+            raise UserError(f"'{path}' has a header but no interactions; expected one per line.")
+
+
+def cold_users(splits: Splits) -> int:
+    """Users of the validation or test split without a training interaction: no model can know them."""
+    seen = splits.observed.counts > 0
+    later = torch.zeros_like(seen)
+    for split in (splits.valid, splits.test):
+        later[splits.pairs(split)[0]] = True
+    return int((later & ~seen).sum())
+
+
+def ensure_dataset(config: Any, fetch: Optional[Any] = None) -> None:
+    """Makes the dataset folder where it is missing and can be made, through `fetch(name, data_path)`."""
+    if fetch is not None and not os.path.isdir(config["data_path"]):
+        fetch(config["dataset"], config["data_path"])
