@@ -1,0 +1,297 @@
+"""SimRec: graph-less collaborative filtering (Xia et al., WWW'23), the student's three distillation terms.
+
+For a batch of observed pairs T2 and |T1| triplets (u, j, k) drawn uniformly from U x I x I, added to the student's own
+L_rec = -mean over T2 of y_s(u, i) (eq. 12):
+
+- ``prediction``, lambda1 L1 (eq. 7): z = y(u, j) - y(u, k); binary cross-entropy of sigma(z_s / tau1) against
+  sigma(z_t / tau1). Entry: a triplet.
+- ``embedding``, lambda2 L2 (eq. 8): InfoNCE on cosines, temperature tau2. For each distinct user u of T2 the anchor is
+  the teacher's high-order sum g_u = sum_{l >= high_order} H_l[u]; positive: the student's h_u; negatives: the student's
+  h of all users. The same for items. Entry: a distinct user (item); the two means are added.
+- ``regularization``, lambda3 L3 (eq. 9): for distinct u: w_u log sum_{u'} exp(h_u·h_u' / tau3) + w_u log sum_{i'}
+  exp(h_u·h_i' / tau3); for distinct i: w_i log sum_{i'} exp(h_i·h_i' / tau3). All users, all items in the sums. Entry:
+  a distinct user (item); the means are added.
+- w (eq. 10): with g1, g2, g_rec the gradients of lambda1 L1, lambda2 L2, L_rec with respect to the node's student
+  embedding: w = 1 - epsilon if (g1 + g2)·g_rec > g1·g2 else 1 + epsilon. w carries no gradient.
+- ``decay``, lambda4 L4: squared Frobenius norm of the embedding tables.
+
+Each term is differentiated once, down to the embeddings, and autograd takes the sum of the pieces through the student
+once. The log-sum-exp over the catalogue streams over blocks of it.
+
+Where the authors' code differs: L2 and the gradients of w use the embedding tables *before* the MLP
+(``space: input``); the gradients are L2-normalised first (``gradient_similarity: cosine``); epsilon = 0.2; one layer;
+teacher with 2 layers, so only layer 2 is high-order; log(x + 1e-5) in L3 (not followed: the sums here are exact).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.errors import UserError
+from recbole_kd.loss.contrastive import (
+    adaptive_weights,
+    catalogue_logsumexp,
+    cosine_infonce,
+    interaction_gradient,
+    prediction_bce,
+    with_gradient,
+)
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class SimRecOptions(Options):
+    """Weights, temperatures and the paper's ablations (table 3). Defaults: the published ones for Gowalla."""
+
+    prediction_weight: float = option(0.1, "lambda1, weight of prediction-level distillation", minimum=0)
+    embedding_weight: float = option(0.01, "lambda2, weight of embedding-level distillation", minimum=0)
+    regularization_weight: float = option(1.0, "lambda3, weight of adaptive contrastive regularisation", minimum=0)
+    decay_weight: float = option(1e-7, "lambda4, weight of the embedding tables' squared norm", minimum=0)
+    prediction_temperature: float = option(0.03, "tau1, of the score differences", above=0)
+    embedding_temperature: float = option(0.1, "tau2, of the cosines with the teacher's embeddings", above=0)
+    regularization_temperature: float = option(1.0, "tau3, of the student's dot products", above=0)
+    triplets: int = option(100_000, "|T1|, triplets (user, item, item) drawn for each batch", minimum=1)
+    epsilon: float = option(0.2, "how far from 1 the adaptive weights are", minimum=0, maximum=1)
+    adaptive: bool = option(True, "whether regularisation is weighted by eq. 10; else by 1")
+    space: str = option(
+        "output",
+        "what embedding-level distillation and the adaptive weights' gradients are taken on: the student's output, or "
+        "the embedding tables before its MLP, as the authors' code does",
+        choices=("output", "input"),
+    )
+    gradient_similarity: str = option(
+        "dot", "how gradients are compared in eq. 10; the authors' code uses cosine", choices=("dot", "cosine")
+    )
+    embedding_side: str = option(
+        "both", "nodes of embedding-level distillation (table 3)", choices=("both", "user", "item")
+    )
+    regularization_pairs: str = option(
+        "all", "pairs of nodes that regularisation spreads (table 3)", choices=("all", "ui", "uu", "ii")
+    )
+    high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
+    precision: str = option(
+        "fp32",
+        "arithmetic of the sums over the catalogue: fp32, or bf16 products with fp32 sums",
+        choices=("fp32", "bf16"),
+    )
+
+
+class SimRecDistiller(Distiller):
+    """SimRec's terms, for any student and teacher with representations. See the module's docstring for the formulas.
+
+    The teacher's anchors g are the sum of its layers from ``high_order`` on, or its last one where it has fewer; a
+    teacher without layers gives its final embeddings.
+
+    With ``space: output``, g1, g2 and g_rec are gradients with respect to the student's final embeddings h, and L2
+    compares g_u with h_u. With ``space: input``, L2 compares g_u with the row of the embedding table, and the gradients
+    are taken with respect to the table: those of L1 and L_rec are carried there by the student's own backward pass.
+    """
+
+    name = "simrec"
+    options_class = SimRecOptions
+    options: SimRecOptions
+    user_anchors: Tensor
+    item_anchors: Tensor
+
+    def __init__(self, options: SimRecOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        """
+        Raises:
+            UserError: embedding-level distillation between embeddings of different sizes.
+        """
+        super().__init__(options, student, teacher, data)
+        if options.embedding_weight:
+            user_anchors, item_anchors = _anchors(teacher, options.high_order)
+            found, expected = user_anchors.shape[1], student.dimension
+            if found != expected:
+                raise UserError(
+                    f"SimRec's embedding term compares the teacher's embeddings ({found} dimensions) with the "
+                    f"student's ({expected}); set --teacher.embedding_size={expected} or --simrec.embedding_weight=0."
+                )
+            # Constants: they move with the module, and stay out of its checkpoint.
+            self.register_buffer("user_anchors", user_anchors, persistent=False)
+            self.register_buffer("item_anchors", item_anchors, persistent=False)
+
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        assert isinstance(options, SimRecOptions)
+        tables = options.decay_weight or options.space == "input"
+        return frozenset({"representations", "tables"} if tables else {"representations"})
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        assert isinstance(options, SimRecOptions)
+        wanted = {"scores": options.prediction_weight, "representations": options.embedding_weight}
+        return frozenset(need for need, weight in wanted.items() if weight)
+
+    @classmethod
+    def is_off(cls, options: Options) -> bool:
+        assert isinstance(options, SimRecOptions)
+        return not (
+            options.prediction_weight
+            or options.embedding_weight
+            or options.regularization_weight
+            or options.decay_weight
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms whose weight is not 0: prediction, embedding, regularization, decay."""
+        options = self.options
+        # Row r is the node of id r + 1: padding is in nothing that follows.
+        output = Sides(self.student.user_embeddings()[1:], self.student.item_embeddings()[1:])
+        compared = self._tables() if options.space == "input" else output
+        nodes = Sides(batch.distinct_users - 1, batch.distinct_positives - 1)
+
+        losses: dict[str, Tensor] = {}
+        prediction = embedding = Gradients(None, None)
+        if options.prediction_weight:
+            value, prediction = self._prediction(output)
+            losses["prediction"] = with_gradient(value, output, prediction)
+        if options.embedding_weight:
+            value, embedding = self._embedding(compared, nodes)
+            losses["embedding"] = with_gradient(value, compared, embedding)
+        if options.regularization_weight:
+            weights = Sides(*(torch.ones_like(side, dtype=output.users.dtype) for side in nodes))
+            if options.adaptive:
+                weights = self._weights(batch, output, nodes, prediction, embedding)
+            value, regularization = self._regularization(output, nodes, weights)
+            losses["regularization"] = with_gradient(value, output, regularization)
+        if options.decay_weight:
+            tables = self._tables()
+            losses["decay"] = options.decay_weight * (tables.users.square().sum() + tables.items.square().sum())
+        return losses
+
+    def _tables(self) -> Sides:
+        users, items = self.student.tables()
+        return Sides(users[1:], items[1:])
+
+    def _prediction(self, output: Sides) -> tuple[Tensor, Gradients]:
+        """lambda1 L1 and its gradients, over triplets drawn here."""
+        options, count = self.options, self.options.triplets
+        user, better, worse = (
+            torch.randint(high, (count,), generator=self.generator).to(output.users.device)
+            for high in (len(output.users), len(output.items), len(output.items))
+        )
+        value, of_users, of_items = prediction_bce(
+            output.users,
+            output.items,
+            (user, better, worse),
+            self._teacher_difference(user, better, worse),
+            options.prediction_temperature,
+        )
+        weight = options.prediction_weight
+        return weight * value, Gradients(of_users.mul_(weight), of_items.mul_(weight))
+
+    def _teacher_difference(self, user: Tensor, better: Tensor, worse: Tensor) -> Tensor:
+        """(T,) y_t(u, j) - y_t(u, k) of rows u, j, k."""
+        teacher = self.teacher
+        if "representations" not in teacher.capabilities:
+            return teacher.scores(user + 1, better + 1) - teacher.scores(user + 1, worse + 1)
+        users, items = teacher.user_embeddings()[1:], teacher.item_embeddings()[1:]
+        difference = items.index_select(0, better).sub_(items.index_select(0, worse))
+        return users.index_select(0, user).mul_(difference).sum(1)
+
+    def _embedding(self, compared: Sides, nodes: Sides) -> tuple[Tensor, Gradients]:
+        """lambda2 L2 and its gradients; None on a side that an ablation leaves out."""
+        options, weight = self.options, self.options.embedding_weight
+        value = compared.users.new_zeros(())
+        gradients: list[Optional[Tensor]] = []
+        sides = zip(("user", "item"), (self.user_anchors, self.item_anchors), compared, nodes)
+        for side, anchors, embeddings, rows in sides:
+            if options.embedding_side not in ("both", side):
+                gradients.append(None)
+                continue
+            loss, gradient = cosine_infonce(
+                anchors[rows].to(embeddings.dtype),
+                embeddings,
+                rows,
+                options.embedding_temperature,
+                precision=options.precision,
+            )
+            value += weight * loss
+            gradients.append(gradient.mul_(weight))
+        return value, Gradients(*gradients)
+
+    def _weights(self, batch: Batch, output: Sides, nodes: Sides, prediction: Gradients, embedding: Gradients) -> Sides:
+        """w of the batch's distinct nodes (eq. 10)."""
+        options = self.options
+        recommendation = Gradients(*interaction_gradient(output.users, output.items, batch.users - 1, batch.items - 1))
+        if options.space == "input":
+            prediction, recommendation = self._at_tables(output, prediction), self._at_tables(output, recommendation)
+        weights = []
+        for rows, *gradients in zip(nodes, prediction, embedding, recommendation):
+            first, second, third = (
+                output.users.new_zeros(len(rows), 1) if gradient is None else gradient[rows] for gradient in gradients
+            )
+            cosine = options.gradient_similarity == "cosine"
+            weights.append(adaptive_weights(first, second, third, options.epsilon, cosine=cosine))
+        return Sides(*weights)
+
+    def _at_tables(self, output: Sides, gradients: Gradients) -> Gradients:
+        """Gradients with respect to the output, carried back to the embedding tables."""
+        given = [(side, gradient) for side, gradient in zip(output, gradients) if gradient is not None]
+        if not given:
+            return gradients
+        carried = torch.autograd.grad(
+            [side for side, _ in given],
+            self.student.tables(),
+            [gradient for _, gradient in given],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return Gradients(*(None if gradient is None else gradient[1:] for gradient in carried))
+
+    def _regularization(self, output: Sides, nodes: Sides, weights: Sides) -> tuple[Tensor, Gradients]:
+        """lambda3 L3 and its gradients."""
+        options = self.options
+        value = output.users.new_zeros(())
+        gradients = [torch.zeros_like(side) for side in output]
+        for pairs, one, other in (("uu", 0, 0), ("ui", 0, 1), ("ii", 1, 1)):
+            if options.regularization_pairs not in ("all", pairs):
+                continue
+            rows = nodes[one]
+            share = weights[one] * (options.regularization_weight / len(rows))
+            queries = output[one][rows]
+            query_gradient = torch.zeros_like(queries)
+            sums = catalogue_logsumexp(
+                queries,
+                output[other],
+                options.regularization_temperature,
+                weights=share,
+                query_gradient=query_gradient,
+                key_gradient=gradients[other],
+                precision=options.precision,
+            )
+            value += share @ sums
+            gradients[one][rows] += query_gradient
+        return value, Gradients(*gradients)
+
+
+class Sides(NamedTuple):
+    """A tensor for users and one for items, without padding: row r is id r + 1."""
+
+    users: Tensor
+    items: Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients with respect to :class:`Sides`; None where a term does not depend on a side."""
+
+    users: Optional[Tensor]
+    items: Optional[Tensor]
+
+
+def _anchors(teacher: TeacherView, high_order: int) -> tuple[Tensor, Tensor]:
+    """g of users (U - 1, d_t) and items (I - 1, d_t), at length 1."""
+    if "layers" in teacher.capabilities:
+        layers = teacher.layers()
+        high = layers[high_order:] or layers[-1:]
+        users, items = (torch.stack(side).sum(0) for side in zip(*high))
+    else:
+        users, items = teacher.user_embeddings(), teacher.item_embeddings()
+    return functional.normalize(users[1:], dim=1), functional.normalize(items[1:], dim=1)
