@@ -1,0 +1,228 @@
+"""Graphs of the training split as sparse matrices, and polynomial filters of their spectrum.
+
+A graph is a symmetric-normalised adjacency Ã = D^(-1/2) W D^(-1/2) in CSR form with int32 indices. Its Laplacian
+L = I - Ã has eigenvalues in [0, 2]: the frequencies of a signal on its nodes. A filter h(L) multiplies the part of the
+signal at frequency x by h(x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+import scipy.sparse
+import torch
+from numpy.polynomial import Polynomial
+from torch import Tensor, nn
+
+from recbole_kd.data.observed import Observed
+from recbole_kd.errors import UserError
+
+__all__ = [
+    "PolynomialFilter",
+    "bipartite_adjacency",
+    "check_decreasing",
+    "neighbour_adjacency",
+    "symmetric_normalized",
+]
+
+#: Columns of a dense matrix that a filter treats at a time: bounds its temporaries to (size, 64) floats.
+COLUMNS = 64
+
+
+def symmetric_normalized(rows: Tensor, columns: Tensor, weights: Tensor, size: int) -> Tensor:
+    """D^(-1/2) W D^(-1/2) of a weighted graph, D being the row sums of W.
+
+    A node without edges has an empty row and column. Edges listed more than once have their weights added.
+
+    Args:
+        rows, columns: (edges,) int ids of the nodes; an undirected edge is listed in both directions.
+        weights: (edges,) positive weights.
+        size: number of nodes, padding included.
+
+    Returns:
+        (size, size) sparse CSR, of the dtype and device of `weights`, with int32 indices.
+    """
+    edges = torch.sparse_coo_tensor(torch.stack([rows.long(), columns.long()]), weights, (size, size)).coalesce()
+    row, column = edges.indices()
+    degrees = torch.zeros(size, dtype=torch.float64, device=weights.device)
+    degrees.index_add_(0, row, edges.values().double())
+    values = edges.values().double() * degrees[row].rsqrt() * degrees[column].rsqrt()
+    offsets = torch.zeros(size + 1, dtype=torch.int32, device=weights.device)
+    offsets[1:] = torch.bincount(row, minlength=size).cumsum(0)
+    return torch.sparse_csr_tensor(offsets, column.int(), values.to(weights.dtype), (size, size))
+
+
+def bipartite_adjacency(observed: Observed) -> Tensor:
+    """Ã of the user-item graph: (U + I, U + I) sparse CSR, float32. User u is node u, item i is node U + i."""
+    users, items = observed.user_ids, observed.indices + observed.users
+    rows, columns = torch.cat([users, items]), torch.cat([items, users])
+    return symmetric_normalized(rows, columns, torch.ones(len(rows)), observed.users + observed.items)
+
+
+def neighbour_adjacency(observed: Observed, neighbours: int, block: int = 2048) -> Tensor:
+    """Ã of the user-user graph that ties each user to the users who share most items with them.
+
+    Two users are tied, with weight 1, where either is among the other's `neighbours` nearest by the number of shared
+    items; of equally near ones the smaller id comes first. For the item-item graph pass ``observed.transposed()``.
+
+    Args:
+        observed: the training split.
+        neighbours: neighbours that each user chooses; fewer where fewer users share an item with them.
+        block: users whose co-occurrences are counted at a time.
+
+    Returns:
+        (U, U) sparse CSR, float32.
+    """
+    interactions = scipy.sparse.csr_matrix(
+        (np.ones(len(observed), dtype=np.float32), observed.indices.numpy(), observed.offsets.numpy()),
+        shape=(observed.users, observed.items),
+    )
+    by_item = interactions.T.tocsr()
+    chosen = [
+        _nearest(interactions[start : start + block] @ by_item, start, neighbours)
+        for start in range(0, observed.users, block)
+    ]
+    rows, columns = (torch.from_numpy(np.concatenate(part)) for part in zip(*chosen))
+    keys = torch.unique(torch.cat([rows * observed.users + columns, columns * observed.users + rows]))
+    rows, columns = keys // observed.users, keys % observed.users
+    return symmetric_normalized(rows, columns, torch.ones(len(keys)), observed.users)
+
+
+def _nearest(counts: Any, start: int, neighbours: int) -> tuple[Any, Any]:
+    """(rows, columns) of the `neighbours` largest off-diagonal entries of each row of a sparse block of rows."""
+    entries = counts.tocoo()
+    other = entries.row + start != entries.col
+    row, column, count = entries.row[other].astype(np.int64), entries.col[other].astype(np.int64), entries.data[other]
+    order = np.lexsort((column, -count, row))
+    row, column = row[order], column[order]
+    place = np.arange(len(row)) - np.searchsorted(row, row)
+    nearest = place < neighbours
+    return row[nearest] + start, column[nearest]
+
+
+def check_decreasing(coefficients: Sequence[float], setting: str) -> None:
+    """Refuses a filter whose weight on a squared difference grows somewhere with the frequency.
+
+    A filter h multiplies the squared difference at frequency x by h(x)^2, which must not increase on [0, 2]. The
+    largest slope is found exactly, from the roots of the slope's own derivative.
+
+    Args:
+        coefficients: theta of h(x) = sum_k theta_k x^k.
+        setting: the option to name in the message.
+
+    Raises:
+        UserError: h^2 increases on [0, 2]; the message says where.
+    """
+    weight = Polynomial(np.asarray(coefficients, dtype=np.float64)) ** 2
+    slope = weight.deriv()
+    turning = [root.real for root in slope.deriv().roots() if abs(root.imag) < 1e-9 and 0 < root.real < 2]
+    steepest = max([0.0, 2.0, *turning], key=lambda x: float(slope(x)))
+    if slope(steepest) > 1e-9 * max(1.0, float(np.abs(weight.coef).max())):
+        raise UserError(
+            f"{setting}={list(coefficients)} is a filter whose weight h(x)^2 increases near frequency "
+            f"x={steepest:.3g}; expected one that decreases on [0, 2], such as [1, -0.5]: change --{setting}."
+        )
+
+
+class PolynomialFilter(nn.Module):
+    """H = h(L), h(x) = sum_k theta_k x^k, of a graph's Laplacian L = I - Ã.
+
+    H is never formed: as a polynomial of Ã with coefficients c, it takes one sparse product per degree, and the rows
+    that a batch needs take their own rows of Ã in the last product.
+    """
+
+    offsets: Tensor
+    neighbours: Tensor
+    values: Tensor
+
+    def __init__(self, adjacency: Tensor, coefficients: Sequence[float]) -> None:
+        """
+        Args:
+            adjacency: Ã, (N, N) sparse CSR, symmetric.
+            coefficients: theta, lowest degree first.
+
+        Raises:
+            ValueError: there is no coefficient.
+        """
+        super().__init__()
+        if len(coefficients) == 0:
+            raise ValueError("a filter needs at least one coefficient; expected [theta_0, ...]")
+        # Plain tensors, because a module's buffers follow it to another device or dtype. They are made anew from the
+        # training split, so a checkpoint does without them.
+        self.register_buffer("offsets", adjacency.crow_indices(), persistent=False)
+        self.register_buffer("neighbours", adjacency.col_indices(), persistent=False)
+        self.register_buffer("values", adjacency.values(), persistent=False)
+        powers = Polynomial(np.asarray(coefficients, dtype=np.float64))(Polynomial([1.0, -1.0])).trim()
+        self._powers = [float(power) for power in powers.coef]
+
+    def forward(self, signal: Tensor, nodes: Optional[Tensor] = None) -> Tensor:
+        """H signal, or its rows H[nodes] signal alone.
+
+        Args:
+            signal: (N, d) one row for each node; gradient flows to it.
+            nodes: (n,) distinct nodes; None for all.
+
+        Returns:
+            (N, d) or (n, d).
+        """
+        constant, *higher = self._powers
+        own = signal if nodes is None else signal.index_select(0, nodes)
+        if not higher:
+            return constant * own
+        leading, spread = higher[-1], signal
+        for power in reversed(higher[:-1]):
+            spread = self._product(spread, None) + power / leading * signal
+        return leading * self._product(spread, nodes) + constant * own
+
+    @torch.no_grad()
+    def constant(self, signal: Tensor) -> Tensor:
+        """H signal, (N, d), without gradient, a few columns at a time: only the result is as large as `signal`."""
+        return torch.cat([self(columns) for columns in signal.split(COLUMNS, dim=1)], dim=1)
+
+    def _product(self, signal: Tensor, nodes: Optional[Tensor]) -> Tensor:
+        matrix = (self.offsets, self.neighbours, self.values)
+        if nodes is not None:
+            matrix = _rows_of(matrix, nodes)
+        product: Tensor = _SparseProduct.apply(signal, *matrix)
+        return product
+
+
+def _rows_of(matrix: tuple[Tensor, Tensor, Tensor], nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows `nodes` of a CSR matrix given as (offsets, columns, values)."""
+    offsets, columns, values = matrix
+    starts, ends = offsets.index_select(0, nodes), offsets.index_select(0, nodes + 1)
+    lengths = (ends - starts).long()
+    sliced = torch.zeros(len(nodes) + 1, dtype=offsets.dtype, device=offsets.device)
+    sliced[1:] = lengths.cumsum(0)
+    position = torch.repeat_interleave(starts - sliced[:-1], lengths)
+    position += torch.arange(len(position), dtype=position.dtype, device=position.device)
+    return sliced, columns.index_select(0, position), values.index_select(0, position)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """M signal for a constant CSR matrix M, (n, N) times (N, d); backward multiplies by M's transpose.
+
+    On a CPU the transposed product is scipy's, which adds each row where it belongs in one pass: torch would sort the
+    matrix first, or add entry by entry, and take ten to thirty times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, offsets: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+        ctx.size = len(signal)
+        ctx.save_for_backward(offsets, columns, values)
+        matrix = torch.sparse_csr_tensor(offsets, columns, values, (len(offsets) - 1, len(signal)))
+        return matrix @ signal
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        offsets, columns, values = ctx.saved_tensors
+        shape = (ctx.size, len(offsets) - 1)
+        if gradient.device.type == "cpu":
+            arrays = (values.numpy(), columns.numpy(), offsets.numpy())
+            transposed = scipy.sparse.csc_matrix(arrays, shape=shape)
+            return torch.from_numpy(transposed @ gradient.contiguous().numpy()), None, None, None
+        rows = torch.repeat_interleave(torch.arange(shape[1], device=offsets.device), offsets.diff())
+        spread = gradient.index_select(0, rows) * values.unsqueeze(1)
+        return gradient.new_zeros(ctx.size, gradient.shape[1]).index_add_(0, columns, spread), None, None, None
