@@ -6,7 +6,7 @@ backbone) is read as its backbone is. A recommender without a reader is still a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Optional
 
@@ -86,7 +86,7 @@ _PAIR_SCORES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 }
 
 
-def _reader(table: dict[str, Any], model: nn.Module) -> Optional[Any]:
+def _reader(table: Mapping[str, Any], model: nn.Module) -> Optional[Any]:
     return next((table[base.__name__] for base in type(model).__mro__ if base.__name__ in table), None)
 
 
@@ -104,7 +104,7 @@ def layers(model: nn.Module) -> Optional[list[Pair]]:
 
 def capabilities(model: nn.Module) -> frozenset[str]:
     """What of :data:`recbole_kd.contracts.CAPABILITIES` the model offers."""
-    tables = {"representations": _REPRESENTATIONS, "tables": _TABLES, "layers": _LAYERS}
+    tables: dict[str, dict[str, Any]] = {"representations": _REPRESENTATIONS, "tables": _TABLES, "layers": _LAYERS}
     return frozenset({"scores", "ranks", *(name for name, table in tables.items() if _reader(table, model))})
 
 
@@ -147,7 +147,7 @@ def shared_propagation(model: nn.Module) -> Iterator[None]:
             outputs.append(forward())
         return outputs[0]
 
-    model.forward = once  # type: ignore[method-assign]
+    model.forward = once
     try:
         yield
     finally:

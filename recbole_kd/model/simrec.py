@@ -1,8 +1,8 @@
 """SimRec's teacher and student as RecBole recommenders.
 
-Xia, Huang, Shi, Xu: Graph-less Collaborative Filtering (WWW 2023). The teacher is a linear graph convolution network whose
-layers are *summed* and whose graph has self-loops; the student is an MLP over embedding tables that never sees the graph.
-The distillation losses that join the two are in :mod:`recbole_kd.distiller.simrec`.
+Xia, Huang, Shi, Xu: Graph-less Collaborative Filtering (WWW 2023). The teacher is a linear graph convolution network
+whose layers are *summed* and whose graph has self-loops; the student is an MLP over embedding tables that never sees
+the graph. The distillation losses that join the two are in :mod:`recbole_kd.distiller.simrec`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _SymmetricProduct(torch.autograd.Function):
         return None, ctx.adjacency @ gradients[0]
 
 
-class _TwoTables(GeneralRecommender):  # type: ignore[misc]
+class _TwoTables(GeneralRecommender):
     """A recommender whose score is the dot product of a user's and an item's final embedding."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -50,7 +50,7 @@ class _TwoTables(GeneralRecommender):  # type: ignore[misc]
     def train(self, mode: bool = True) -> _TwoTables:
         # Every change of mode may follow a change of weights: what was computed for evaluation is not kept.
         self._final = None
-        return super().train(mode)  # type: ignore[no-any-return]
+        return super().train(mode)
 
     def _evaluated(self) -> tuple[Tensor, Tensor]:
         """The final embeddings, computed once per evaluation."""
@@ -74,9 +74,9 @@ class _TwoTables(GeneralRecommender):  # type: ignore[misc]
 class SimRecTeacher(_TwoTables):
     """Linear graph convolutions, summed (SimRec, section 3.2).
 
-    H_0 is the embedding table, H_{l+1} = D^(-1/2) (A + I) D^(-1/2) H_l with D the degree of A + I, and the final embedding
-    H = sum_{l=0..L} H_l: a sum and with self-loops, where LightGCN has a mean and none. Trained with the BPR loss (eq. 11) plus
-    ``reg_weight`` times the squared norm of the batch's rows of H_0, as a mean over the batch.
+    H_0 is the embedding table, H_{l+1} = D^(-1/2) (A + I) D^(-1/2) H_l with D the degree of A + I, and the final
+    embedding H = sum_{l=0..L} H_l: a sum and with self-loops, where LightGCN has a mean and none. Trained with the BPR
+    loss (eq. 11) plus ``reg_weight`` times the squared norm of the batch's rows of H_0, as a mean over the batch.
 
     Settings: ``embedding_size`` (d), ``n_layers`` (L), ``reg_weight``.
     """
@@ -129,8 +129,8 @@ class SimRecStudent(_TwoTables):
     """An MLP over embedding tables (SimRec, eq. 3-4): no graph, so that serving is a dot product of two tables.
 
     h = FC^(L')(h0) with FC(x) = LeakyReLU(W x) + x, W in R^{d x d} shared by users and items, negative slope 0.5 (the
-    authors' code). y = h_u · h_i. Its own loss is L_rec = -mean y over the observed pairs, which has no lower bound: it is meant
-    to be trained together with the distiller ``simrec``, whose contrastive regularisation bounds it.
+    authors' code). y = h_u · h_i. Its own loss is L_rec = -mean y over the observed pairs, which has no lower bound: it
+    is meant to be trained with the distiller ``simrec``, whose contrastive regularisation bounds it.
 
     Settings: ``embedding_size`` (d), ``n_layers`` (L' >= 1), ``negative_slope``.
     """
