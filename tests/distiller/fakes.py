@@ -14,10 +14,11 @@ from recbole_kd.data.observed import Observed
 ALL = frozenset(CAPABILITIES)
 
 
-class FakeStudent(nn.Module):
+class FakeStudent:
     """Two trainable tables; `network` (identity by default) makes the representations of them.
 
-    Row 0 is padding, and its entries are NaN where `poisoned` is asked for: whatever touches it shows.
+    A plain object, as every view is: a distiller that holds it does not own its parameters. Row 0 is padding, and its
+    entries are NaN where `poisoned` is asked for: whatever touches it shows.
     """
 
     name = "FakeStudent"
@@ -34,7 +35,6 @@ class FakeStudent(nn.Module):
         seed: int = 0,
         poisoned: bool = False,
     ) -> None:
-        super().__init__()
         generator = torch.Generator().manual_seed(seed)
         tables = [torch.randn(count, dimension, generator=generator, dtype=dtype) for count in (users, items)]
         if poisoned:
@@ -44,6 +44,10 @@ class FakeStudent(nn.Module):
         self.network = nn.Identity() if network is None else network.to(dtype)
         self.capabilities = capabilities
         self.dimension: Optional[int] = dimension
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser would train."""
+        return [self.user_table, self.item_table, *self.network.parameters()]
 
     def user_embeddings(self) -> Tensor:
         return self.network(self.user_table)

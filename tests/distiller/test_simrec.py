@@ -1,0 +1,321 @@
+"""SimRec's terms against the paper's formulas: full logits, loops and autograd in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Optional
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_kd.contracts import Batch
+from recbole_kd.distiller.simrec import SimRecDistiller, SimRecOptions
+from recbole_kd.errors import UserError
+from tests.distiller.fakes import ALL, FakeStudent, FakeTeacher, batch_of, data_view
+
+USERS, ITEMS, DIMENSION = 9, 12, 4
+OPTIONS: dict[str, Any] = {
+    "prediction_weight": 0.7,
+    "embedding_weight": 0.3,
+    "regularization_weight": 0.9,
+    "decay_weight": 0.01,
+    "prediction_temperature": 0.8,
+    "embedding_temperature": 0.5,
+    "regularization_temperature": 2.0,
+    "triplets": 40,
+}
+ONLY = {f"{term}_weight": 0.0 for term in ("prediction", "embedding", "regularization", "decay")}
+
+
+def options(**values: Any) -> SimRecOptions:
+    return SimRecOptions.parse("simrec", {**OPTIONS, **values})
+
+
+class Layer(nn.Module):
+    """FC(x) = LeakyReLU(W x) + x, one layer of SimRec's student."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(9)
+        self.weight = nn.Parameter(torch.randn(DIMENSION, DIMENSION, generator=generator, dtype=torch.float64))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return functional.leaky_relu(x @ self.weight.t(), 0.5) + x
+
+
+def built(chosen: SimRecOptions, *, poisoned: bool = False, layers: int = 4, **teacher: Any) -> SimRecDistiller:
+    return SimRecDistiller(
+        chosen,
+        FakeStudent(USERS, ITEMS, DIMENSION, network=Layer(), poisoned=poisoned),
+        FakeTeacher(USERS, ITEMS, DIMENSION, layers=layers, poisoned=poisoned, **teacher),
+        data_view(USERS, ITEMS),
+    )
+
+
+def batch() -> Batch:
+    return batch_of(data_view(USERS, ITEMS), 8, negatives=True)
+
+
+# The reference: the paper's formulas with ids as they are, padding skipped by hand, every gradient by autograd.
+
+
+def slow_losses(distiller: SimRecDistiller, batch: Batch) -> dict[str, Tensor]:
+    """Every term of eq. 7-12 as a differentiable scalar, with nothing shared between them."""
+    chosen, student = distiller.options, distiller.student
+    users, items = student.user_embeddings(), student.item_embeddings()
+    tables = student.tables()
+    compared = tables if chosen.space == "input" else (users, items)
+    distinct_users, distinct_items = sorted(set(batch.users.tolist())), sorted(set(batch.items.tolist()))
+
+    prediction = chosen.prediction_weight * slow_prediction(distiller, users, items)
+    embedding = chosen.embedding_weight * slow_embedding(distiller, compared, distinct_users, distinct_items)
+    recommendation = -torch.stack([users[u] @ items[i] for u, i in zip(batch.users, batch.items)]).mean()
+
+    def weight_of(side: int, node: int) -> float:
+        if not chosen.adaptive:
+            return 1.0
+        of = compared[side]
+        vectors = []
+        for loss in (prediction, embedding, recommendation):
+            gradient: Optional[Tensor] = None
+            if loss.requires_grad:
+                (gradient,) = torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
+            vector = torch.zeros(DIMENSION, dtype=torch.float64) if gradient is None else gradient[node]
+            if chosen.gradient_similarity == "cosine" and vector.norm() > 0:
+                vector = vector / vector.norm()
+            vectors.append(vector)
+        g1, g2, g_rec = vectors
+        return 1 - chosen.epsilon if float((g1 + g2) @ g_rec) > float(g1 @ g2) else 1 + chosen.epsilon
+
+    def spread(node: Tensor, everything: Tensor) -> Tensor:
+        return torch.log(torch.exp(everything[1:] @ node / chosen.regularization_temperature).sum())
+
+    pairs = chosen.regularization_pairs
+    regularization = torch.zeros((), dtype=torch.float64)
+    for u in distinct_users:
+        weight = weight_of(0, u) / len(distinct_users)
+        if pairs in ("all", "uu"):
+            regularization = regularization + weight * spread(users[u], users)
+        if pairs in ("all", "ui"):
+            regularization = regularization + weight * spread(users[u], items)
+    for i in distinct_items:
+        if pairs in ("all", "ii"):
+            regularization = regularization + weight_of(1, i) / len(distinct_items) * spread(items[i], items)
+    return {
+        "prediction": prediction,
+        "embedding": embedding,
+        "regularization": chosen.regularization_weight * regularization,
+        "decay": chosen.decay_weight * sum(table[1:].norm() ** 2 for table in tables),
+    }
+
+
+def slow_prediction(distiller: SimRecDistiller, users: Tensor, items: Tensor) -> Tensor:
+    """Eq. 7 over the triplets that the distiller's generator would draw next."""
+    generator = torch.Generator()
+    generator.set_state(distiller.generator.get_state())
+    count, tau = distiller.options.triplets, distiller.options.prediction_temperature
+    u, j, k = (torch.randint(high - 1, (count,), generator=generator) + 1 for high in (USERS, ITEMS, ITEMS))
+    z_s = (users[u] * (items[j] - items[k])).sum(1)
+    z_t = distiller.teacher.scores(u, j) - distiller.teacher.scores(u, k)
+    student, target = torch.sigmoid(z_s / tau), torch.sigmoid(z_t / tau)
+    return -(target * torch.log(student) + (1 - target) * torch.log(1 - student)).mean()
+
+
+def slow_embedding(
+    distiller: SimRecDistiller, compared: tuple[Tensor, Tensor], users: list[int], items: list[int]
+) -> Tensor:
+    """Eq. 8, one node at a time."""
+    chosen = distiller.options
+    layers = distiller.teacher.layers()
+    total = torch.zeros((), dtype=torch.float64)
+    for side, (name, nodes) in enumerate((("user", users), ("item", items))):
+        if chosen.embedding_side not in ("both", name):
+            continue
+        anchors = sum(layer[side] for layer in layers[chosen.high_order :])
+        for node in nodes:
+            cosines = functional.cosine_similarity(anchors[node], compared[side][1:], dim=1)
+            terms = torch.exp(cosines / chosen.embedding_temperature)
+            total = total - torch.log(terms[node - 1] / terms.sum()) / len(nodes)
+    return total
+
+
+def parameters_of(distiller: SimRecDistiller) -> list[Tensor]:
+    assert isinstance(distiller.student, FakeStudent)
+    return list(distiller.student.parameters())
+
+
+def gradients_of(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if gradient is None else gradient for gradient, p in zip(found, parameters)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"space": "input"},
+        {"gradient_similarity": "cosine"},
+        {"space": "input", "gradient_similarity": "cosine", "epsilon": 0.5},
+        {"adaptive": False},
+        {"embedding_side": "user"},
+        {"embedding_side": "item", "space": "input"},
+        {"regularization_pairs": "ui"},
+        {"regularization_pairs": "uu"},
+        {"regularization_pairs": "ii"},
+        {"high_order": 0},
+        {"prediction_weight": 0.0},
+        {"embedding_weight": 0.0},
+        {"prediction_weight": 0.0, "embedding_weight": 0.0, "space": "input"},
+    ],
+    ids=lambda values: ",".join(f"{name}={value}" for name, value in values.items()) or "defaults",
+)
+def test_every_term_and_its_gradients_equal_the_papers_formula(values):
+    distiller = built(options(**values))
+    parameters = parameters_of(distiller)
+    expected = slow_losses(distiller, batch())
+    got = distiller(batch())
+    assert set(got) == {name for name in expected if getattr(distiller.options, f"{name}_weight")}
+    for name, loss in got.items():
+        torch.testing.assert_close(loss, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+        for found, wanted in zip(gradients_of(loss, parameters), gradients_of(expected[name], parameters)):
+            torch.testing.assert_close(found, wanted, msg=lambda text, name=name: f"gradient of {name}: {text}")
+
+
+def test_the_adaptive_weights_differ_between_nodes_here():
+    """So that the comparison above does compare them: neither all are 1 - epsilon nor all 1 + epsilon."""
+    constant = built(options(adaptive=False))(batch())["regularization"].item()
+    for space in ("output", "input"):
+        ratio = built(options(space=space))(batch())["regularization"].item() / constant
+        assert 0.81 < ratio < 1.19
+
+
+@pytest.mark.parametrize("space", ["output", "input"])
+def test_duplicating_a_batch_changes_nothing(space):
+    once = batch()
+    twice = Batch(torch.cat([once.users, once.users]), torch.cat([once.items, once.items]))
+    first, second = (built(options(space=space))(each) for each in (once, twice))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name])
+
+
+@pytest.mark.parametrize("space", ["output", "input"])
+def test_padding_is_in_nothing(space):
+    """Row 0 of every table is NaN here: one look at it would show in a loss or a gradient."""
+    distiller = built(options(space=space), poisoned=True)
+    losses = distiller(batch())
+    assert all(loss.isfinite() for loss in losses.values())
+    student = distiller.student
+    sum(losses.values()).backward()
+    for table in (student.user_table, student.item_table):
+        assert table.grad[1:].isfinite().all()
+        assert table.grad[1:].abs().sum() > 0
+
+
+def test_the_student_runs_once_forward_and_once_backward():
+    distiller = built(options())
+    layer = distiller.student.network
+    passes = []
+    losses = distiller(batch())
+    layer.weight.register_hook(passes.append)
+    sum(losses.values()).backward()
+    assert layer.calls == 2  # users, items
+    assert len(passes) == 1
+
+
+def test_each_call_draws_other_triplets_and_a_restored_generator_the_same():
+    distiller = built(options())
+    state = distiller.get_extra_state()
+    first = distiller(batch())["prediction"].item()
+    assert distiller(batch())["prediction"].item() != first
+    distiller.set_extra_state(state)
+    assert distiller(batch())["prediction"].item() == first
+
+
+def test_a_teacher_with_scores_alone_is_enough_without_the_embedding_term():
+    chosen = options(embedding_weight=0.0)
+    assert SimRecDistiller.teacher_needs(chosen) == {"scores"}
+    alone = built(chosen, capabilities=frozenset({"scores"}))(batch())
+    with_vectors = built(chosen)(batch())
+    torch.testing.assert_close(alone["prediction"], with_vectors["prediction"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "capabilities", "anchors"),
+    [
+        (4, ALL, lambda teacher: teacher.layers()[2][0] + teacher.layers()[3][0]),
+        (2, ALL, lambda teacher: teacher.layers()[1][0]),
+        (4, ALL - {"layers"}, lambda teacher: teacher.user_embeddings()),
+    ],
+    ids=["from layer 2 on", "the last where there are fewer", "final embeddings where there are no layers"],
+)
+def test_anchors_are_the_teachers_high_order_sum(layers, capabilities, anchors):
+    distiller = built(options(), layers=layers, capabilities=capabilities)
+    expected = functional.normalize(anchors(distiller.teacher)[1:])
+    torch.testing.assert_close(distiller.user_anchors, expected)
+
+
+def test_anchors_stay_out_of_the_checkpoint():
+    assert set(built(options()).state_dict()) == {"_extra_state"}
+
+
+def test_a_teacher_of_another_size_is_refused_with_both_sizes_and_the_setting():
+    student, teacher = FakeStudent(USERS, ITEMS, DIMENSION), FakeTeacher(USERS, ITEMS, 7)
+    data = data_view(USERS, ITEMS)
+    with pytest.raises(
+        UserError, match=r"7 dimensions.*\(4\).*--teacher.embedding_size=4 or --simrec.embedding_weight=0"
+    ):
+        SimRecDistiller(options(), student, teacher, data)
+    losses = SimRecDistiller(options(embedding_weight=0.0), student, teacher, data)(batch())
+    assert set(losses) == {"prediction", "regularization", "decay"}
+
+
+def test_needs_follow_the_terms_that_are_on():
+    assert SimRecDistiller.student_needs(options()) == {"representations", "tables"}
+    assert SimRecDistiller.student_needs(options(decay_weight=0.0)) == {"representations"}
+    assert SimRecDistiller.student_needs(options(decay_weight=0.0, space="input")) == {"representations", "tables"}
+    assert SimRecDistiller.teacher_needs(options()) == {"scores", "representations"}
+    assert SimRecDistiller.teacher_needs(options(prediction_weight=0.0, embedding_weight=0.0)) == frozenset()
+
+
+@pytest.mark.parametrize("term", list(ONLY))
+def test_it_is_off_when_every_weight_is_0(term):
+    assert SimRecDistiller.is_off(options(**ONLY))
+    assert not SimRecDistiller.is_off(options(**{**ONLY, term: 1.0}))
+
+
+def test_published_defaults():
+    chosen = SimRecOptions()
+    assert dataclasses.astuple(chosen)[:9] == (0.1, 0.01, 1.0, 1e-7, 0.03, 0.1, 1.0, 100_000, 0.2)
+
+
+def test_bf16_losses_stay_near_fp32():
+    losses = []
+    for precision in ("fp32", "bf16"):
+        distiller = SimRecDistiller(
+            options(precision=precision),
+            FakeStudent(200, 300, 32, dtype=torch.float32),
+            FakeTeacher(200, 300, 32, layers=3, dtype=torch.float32),
+            data_view(200, 300),
+        )
+        losses.append(distiller(batch_of(data_view(200, 300), 64)))
+    for name, exact in losses[0].items():
+        torch.testing.assert_close(losses[1][name], exact, rtol=5e-3, atol=0)
+
+
+def test_distilling_brings_the_students_scores_to_the_teachers():
+    torch.manual_seed(0)
+    distiller = built(options(prediction_weight=1.0, regularization_weight=0.01))
+    optimizer = torch.optim.Adam(parameters_of(distiller), lr=0.05)
+    first = None
+    for _ in range(100):
+        losses = distiller(batch())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        first = first or losses
+    assert losses["prediction"] < 0.5 * first["prediction"]
+    assert losses["embedding"] < 0.5 * first["embedding"]
