@@ -7,6 +7,7 @@ signal at frequency x by h(x).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -44,14 +45,14 @@ def symmetric_normalized(rows: Tensor, columns: Tensor, weights: Tensor, size: i
     Returns:
         (size, size) sparse CSR, of the dtype and device of `weights`, with int32 indices.
     """
-    edges = torch.sparse_coo_tensor(torch.stack([rows.long(), columns.long()]), weights, (size, size)).coalesce()
-    row, column = edges.indices()
-    degrees = torch.zeros(size, dtype=torch.float64, device=weights.device)
-    degrees.index_add_(0, row, edges.values().double())
-    values = edges.values().double() * degrees[row].rsqrt() * degrees[column].rsqrt()
+    keys, place = torch.unique(rows.long() * size + columns, return_inverse=True)
+    row, column = keys // size, keys % size
+    summed = torch.zeros(len(keys), dtype=torch.float64, device=weights.device).index_add_(0, place, weights.double())
+    degrees = torch.zeros(size, dtype=torch.float64, device=weights.device).index_add_(0, row, summed)
+    values = summed * (degrees[row] * degrees[column]).rsqrt()
     offsets = torch.zeros(size + 1, dtype=torch.int32, device=weights.device)
     offsets[1:] = torch.bincount(row, minlength=size).cumsum(0)
-    return torch.sparse_csr_tensor(offsets, column.int(), values.to(weights.dtype), (size, size))
+    return _csr(offsets, column.int(), values.to(weights.dtype), size)
 
 
 def bipartite_adjacency(observed: Observed) -> Tensor:
@@ -76,7 +77,7 @@ def neighbour_adjacency(observed: Observed, neighbours: int, block: int = 2048) 
         (U, U) sparse CSR, float32.
     """
     interactions = scipy.sparse.csr_matrix(
-        (np.ones(len(observed), dtype=np.float32), observed.indices.numpy(), observed.offsets.numpy()),
+        (np.ones(len(observed), dtype=np.int32), observed.indices.numpy(), observed.offsets.numpy()),
         shape=(observed.users, observed.items),
     )
     by_item = interactions.T.tocsr()
@@ -91,15 +92,28 @@ def neighbour_adjacency(observed: Observed, neighbours: int, block: int = 2048) 
 
 
 def _nearest(counts: Any, start: int, neighbours: int) -> tuple[Any, Any]:
-    """(rows, columns) of the `neighbours` largest off-diagonal entries of each row of a sparse block of rows."""
-    entries = counts.tocoo()
-    other = entries.row + start != entries.col
-    row, column, count = entries.row[other].astype(np.int64), entries.col[other].astype(np.int64), entries.data[other]
-    order = np.lexsort((column, -count, row))
-    row, column = row[order], column[order]
-    place = np.arange(len(row)) - np.searchsorted(row, row)
-    nearest = place < neighbours
-    return row[nearest] + start, column[nearest]
+    """(rows, columns) of the `neighbours` largest off-diagonal entries of each row of a sparse block of rows.
+
+    One pass over the entries for each neighbour finds every row's largest and strikes it out: a block has hundreds of
+    entries a row of which a handful are wanted, so this is many times faster than sorting them.
+    """
+    size = counts.shape[1]
+    lengths = np.diff(counts.indptr)
+    rows = np.flatnonzero(lengths)
+    first, lengths = counts.indptr[rows], lengths[rows]
+    if len(rows) == 0:
+        return rows, rows
+    # One number that orders by count and then by smaller id; 0 is an entry that is not to be chosen.
+    keys = counts.data.astype(np.int64) * size + (size - 1 - counts.indices)
+    keys[counts.indices == np.repeat(rows + start, lengths)] = 0
+    chosen_rows, chosen_columns = [], []
+    for _ in range(neighbours):
+        best = np.maximum.reduceat(keys, first)
+        keys[keys == np.repeat(best, lengths)] = 0
+        found = best > 0
+        chosen_rows.append(rows[found] + start)
+        chosen_columns.append(size - 1 - best[found] % size)
+    return np.concatenate(chosen_rows), np.concatenate(chosen_columns)
 
 
 def check_decreasing(coefficients: Sequence[float], setting: str) -> None:
@@ -182,47 +196,55 @@ class PolynomialFilter(nn.Module):
         return torch.cat([self(columns) for columns in signal.split(COLUMNS, dim=1)], dim=1)
 
     def _product(self, signal: Tensor, nodes: Optional[Tensor]) -> Tensor:
-        matrix = (self.offsets, self.neighbours, self.values)
-        if nodes is not None:
-            matrix = _rows_of(matrix, nodes)
-        product: Tensor = _SparseProduct.apply(signal, *matrix)
+        size = len(self.offsets) - 1
+        matrix: Any
+        if signal.device.type == "cpu":
+            arrays = (self.values.numpy(), self.neighbours.numpy(), self.offsets.numpy())
+            matrix = scipy.sparse.csr_matrix(arrays, shape=(size, size))
+            matrix = matrix if nodes is None else matrix[nodes.numpy()]
+        else:
+            matrix = _csr(*self._parts(nodes), size)
+        product: Tensor = _SparseProduct.apply(signal, matrix)
         return product
 
-
-def _rows_of(matrix: tuple[Tensor, Tensor, Tensor], nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows `nodes` of a CSR matrix given as (offsets, columns, values)."""
-    offsets, columns, values = matrix
-    starts, ends = offsets.index_select(0, nodes), offsets.index_select(0, nodes + 1)
-    lengths = (ends - starts).long()
-    sliced = torch.zeros(len(nodes) + 1, dtype=offsets.dtype, device=offsets.device)
-    sliced[1:] = lengths.cumsum(0)
-    position = torch.repeat_interleave(starts - sliced[:-1], lengths)
-    position += torch.arange(len(position), dtype=position.dtype, device=position.device)
-    return sliced, columns.index_select(0, position), values.index_select(0, position)
+    def _parts(self, nodes: Optional[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(offsets, columns, values) of the rows `nodes` of Ã, or of all."""
+        if nodes is None:
+            return self.offsets, self.neighbours, self.values
+        starts = self.offsets.index_select(0, nodes)
+        lengths = (self.offsets.index_select(0, nodes + 1) - starts).long()
+        offsets = self.offsets.new_zeros(len(nodes) + 1)
+        offsets[1:] = lengths.cumsum(0)
+        position = torch.repeat_interleave(starts - offsets[:-1], lengths)
+        position += torch.arange(len(position), dtype=position.dtype, device=position.device)
+        return offsets, self.neighbours.index_select(0, position), self.values.index_select(0, position)
 
 
 class _SparseProduct(torch.autograd.Function):
-    """M signal for a constant CSR matrix M, (n, N) times (N, d); backward multiplies by M's transpose.
+    """M signal for a constant sparse matrix M, (n, N) times (N, d); the gradient is M's transpose times its gradient.
 
-    On a CPU the transposed product is scipy's, which adds each row where it belongs in one pass: torch would sort the
-    matrix first, or add entry by entry, and take ten to thirty times as long.
+    On a CPU both are scipy's: it slices rows and multiplies by a transpose in one pass over the entries, where torch
+    sorts the whole matrix first (1.6 ms against 40 for a batch of 2,048 interactions of Gowalla, d = 20).
     """
 
     @staticmethod
-    def forward(ctx: Any, signal: Tensor, offsets: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-        ctx.size = len(signal)
-        ctx.save_for_backward(offsets, columns, values)
-        matrix = torch.sparse_csr_tensor(offsets, columns, values, (len(offsets) - 1, len(signal)))
-        return matrix @ signal
+    def forward(ctx: Any, signal: Tensor, matrix: Any) -> Tensor:
+        ctx.matrix = matrix
+        if isinstance(matrix, Tensor):
+            return matrix @ signal
+        return torch.from_numpy(matrix @ signal.numpy())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        offsets, columns, values = ctx.saved_tensors
-        shape = (ctx.size, len(offsets) - 1)
-        if gradient.device.type == "cpu":
-            arrays = (values.numpy(), columns.numpy(), offsets.numpy())
-            transposed = scipy.sparse.csc_matrix(arrays, shape=shape)
-            return torch.from_numpy(transposed @ gradient.contiguous().numpy()), None, None, None
-        rows = torch.repeat_interleave(torch.arange(shape[1], device=offsets.device), offsets.diff())
-        spread = gradient.index_select(0, rows) * values.unsqueeze(1)
-        return gradient.new_zeros(ctx.size, gradient.shape[1]).index_add_(0, columns, spread), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if isinstance(ctx.matrix, Tensor):
+            return ctx.matrix.t() @ gradient, None
+        return torch.from_numpy(ctx.matrix.T @ gradient.numpy()), None
+
+
+def _csr(offsets: Tensor, columns: Tensor, values: Tensor, size: int) -> Tensor:
+    """A sparse CSR tensor with `size` columns. torch's notice that the layout is in beta is of no use to a reader."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            offsets, columns, values, (len(offsets) - 1, size), check_invariants=False, device=values.device
+        )
