@@ -328,6 +328,14 @@ class KDConfig(Config):
         section = dict(self["teacher"] or {})
         return self._derived(str(section.get("model")), {k: v for k, v in section.items() if k not in _TEACHER_KEYS})
 
+    def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
+        """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation."""
+        probe = self._derived(model, {})
+        keys = set(probe.final_config_dict) - _shared_keys() - set(overall_properties()) - {"model", "dataset"}
+        keys -= {key for key in probe.final_config_dict if key.isupper() or key.endswith("_neg_sample_args")}
+        settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
+        return self._derived(model, settings)
+
     def baseline_config(self, model: str) -> KDConfig:
         """A plain model at the student's size: the student's training settings, without teacher or distillers."""
         settings = {key: self[key] for key in ("epochs", "stopping_step", "eval_step")}
@@ -339,8 +347,7 @@ class KDConfig(Config):
         return self._derived(model, settings, prefix="")
 
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
-        shared = set(general_arguments) | set(evaluation_arguments) | set(dataset_arguments) | {"worker"}
-        inherited = {key: self[key] for key in shared - set(_PICKLES) if key in self}
+        inherited = {key: self[key] for key in _shared_keys() - set(_PICKLES) if key in self}
         inherited["data_path"] = self.data_root
         if not self["eval_batch_size_given"]:
             del inherited["eval_batch_size"]
@@ -353,6 +360,11 @@ class KDConfig(Config):
     def plain_values(self) -> dict[str, Any]:
         """The settings as plain values, for checkpoints, digests and results."""
         return {key: _plain(value) for key, value in self.final_config_dict.items()}
+
+
+def _shared_keys() -> set[str]:
+    """Settings of data, evaluation and machine, which every model of a run shares."""
+    return set(general_arguments) | set(evaluation_arguments) | set(dataset_arguments) | {"worker", "save_last"}
 
 
 def _plain(value: Any) -> Any:

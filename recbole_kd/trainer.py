@@ -26,6 +26,7 @@ from tqdm import tqdm
 from recbole_kd.checkpoint import FORMAT, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from recbole_kd.contracts import Batch, Distiller
 from recbole_kd.errors import TrainingError, UserError, closest
+from recbole_kd.evaluation.full_sort import PAIRS_PER_CALL, FullSortCollector
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 #: Name of the base model's own loss in logs and TensorBoard.
@@ -70,6 +71,8 @@ class KDMixin:
         self._train_data: Any = None
         self._resumed: Optional[dict[str, Any]] = None
         super().__init__(config, model)  # type: ignore[call-arg]
+        self.eval_collector = FullSortCollector(config)
+        self.test_batch_size = PAIRS_PER_CALL
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-{os.getpid()}.pth"
         self.saved_model_file = os.path.join(config["checkpoint_dir"], name)
@@ -111,7 +114,7 @@ class KDMixin:
         if len(self.distillers):
             self.distillers.train()
             for distiller in self.distillers.values():
-                distiller.begin_epoch(epoch_idx)
+                distiller.begin_epoch(epoch_idx)  # type: ignore[operator]
             loss_func = self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[arg-type]
         batches = train_data
         if show_progress:
@@ -209,24 +212,30 @@ class KDMixin:
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {file}")
 
-    def _save_state(self, file: str, epoch: int) -> None:
-        state = {
-            "format": FORMAT,
-            **self.facts,
-            "epoch": epoch,
-            "cur_step": self.cur_step,
+    def outcome(self) -> dict[str, Any]:
+        """Weights and history, as tensors and plain values."""
+        return {
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": dict(self.best_valid_result or {}),
             "best_epoch": self.best_epoch,
             "state_dict": dict(self.model.state_dict()),
             "other_parameter": _storable(self.model.other_parameter()),  # type: ignore[operator]
+            "loss_history": self.loss_history,
+            "valid_history": self.valid_history,
+            "epoch_seconds": self.epoch_seconds,
+        }
+
+    def _save_state(self, file: str, epoch: int) -> None:
+        state = {
+            "format": FORMAT,
+            **self.facts,
+            **self.outcome(),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
             "optimizer": self.optimizer.state_dict(),
             "distillers": dict(self.distillers.state_dict()),
             "random": random_state(),
             "loader": self._train_data.generator.get_state() if self._train_data is not None else None,
-            "loss_history": self.loss_history,
-            "valid_history": self.valid_history,
-            "epoch_seconds": self.epoch_seconds,
             "saved_model_file": Path(self.saved_model_file).name,
         }
         save_checkpoint(state, file)
@@ -279,7 +288,7 @@ class KDMixin:
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]
+class _Bar(tqdm):
     """A progress bar over a loader that still answers for the loader's attributes."""
 
     def due(self) -> bool:
@@ -323,7 +332,7 @@ def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-class KDTrainer(KDMixin, Trainer):  # type: ignore[misc]
+class KDTrainer(KDMixin, Trainer):
     """RecBole's Trainer with distillers."""
 
 

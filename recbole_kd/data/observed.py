@@ -15,6 +15,7 @@ class Observed:
         users, items: U and I, padding included.
         offsets: (U + 1,) int64; user u's items are ``indices[offsets[u]:offsets[u + 1]]``.
         indices: (interactions,) int64, ascending within each user, without duplicates.
+        keys: (interactions,) int64, ``user * items + item``, ascending.
     """
 
     def __init__(self, user_ids: Tensor, item_ids: Tensor, users: int, items: int) -> None:
@@ -25,14 +26,14 @@ class Observed:
         """
         self.users = users
         self.items = items
-        self._keys = torch.unique(user_ids.long() * items + item_ids.long())
-        self.indices = self._keys % items
+        self.keys = torch.unique(user_ids.long() * items + item_ids.long())
+        self.indices = self.keys % items
         self.offsets = torch.zeros(users + 1, dtype=torch.long)
-        self.offsets[1:] = torch.bincount(self._keys // items, minlength=users).cumsum(0)
+        self.offsets[1:] = torch.bincount(self.keys // items, minlength=users).cumsum(0)
 
     def __len__(self) -> int:
         """Number of distinct observed pairs."""
-        return len(self._keys)
+        return len(self.keys)
 
     @property
     def counts(self) -> Tensor:
@@ -47,15 +48,15 @@ class Observed:
     @cached_property
     def user_ids(self) -> Tensor:
         """(interactions,) the user of each entry of :attr:`indices`."""
-        return self._keys // self.items
+        return self.keys // self.items
 
     def contains(self, users: Tensor, items: Tensor) -> Tensor:
         """Whether each pair is observed: bool, in the broadcast shape of `users` and `items`."""
         wanted = users.long() * self.items + items.long()
-        if len(self._keys) == 0:
+        if len(self.keys) == 0:
             return torch.zeros_like(wanted, dtype=torch.bool)
-        position = torch.searchsorted(self._keys, wanted).clamp_(max=len(self._keys) - 1)
-        return self._keys[position] == wanted
+        position = torch.searchsorted(self.keys, wanted).clamp_(max=len(self.keys) - 1)
+        return self.keys[position] == wanted
 
     def transposed(self) -> Observed:
         """The same pairs with users and items exchanged."""

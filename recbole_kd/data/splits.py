@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
 from recbole.data import dataset as recbole_datasets
 from recbole.data.interaction import Interaction
-from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType
 
+from recbole_kd.checkpoint import digest
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 
@@ -78,23 +77,17 @@ class Splits:
         splits = [part for split in (self.train, self.valid) for part in self.pairs(split)]
         return [self.user_tokens, self.item_tokens, *splits]
 
-    def loaders(self, config: Any) -> tuple[Any, Any, Any]:
-        """RecBole's training, validation and test loader for the model of `config`."""
-        splits = (self.train, self.valid, self.test)
-        try:
-            samplers = create_samplers(config, self.dataset, splits)
-        except ValueError as error:
-            raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
-        loaders = []
-        for phase, split, sampler in zip(("train", "valid", "test"), splits, samplers):
-            shuffle = config["shuffle"] if phase == "train" else False
-            if phase != "train" and len(split) == 0:
-                raise UserError(
-                    f"The {phase} split of {config['dataset']} is empty, so that nothing can be chosen or reported; "
-                    "change --eval_args or use a larger dataset."
-                )
-            loaders.append(get_dataloader(config, phase)(config, split, sampler, shuffle=shuffle))
-        return loaders[0], loaders[1], loaders[2]
+    @cached_property
+    def training_digest(self) -> str:
+        """Content of the training split, whatever the order of the internal ids."""
+        ranks = []
+        for tokens in (self.user_tokens, self.item_tokens):
+            rank = torch.empty(len(tokens), dtype=torch.long)
+            rank[torch.from_numpy(np.argsort(np.array(tokens), kind="stable"))] = torch.arange(len(tokens))
+            ranks.append(rank)
+        users, items = self.pairs(self.train)
+        pairs = torch.sort(ranks[0][users] * self.train.item_num + ranks[1][items]).values
+        return digest(sorted(self.user_tokens), sorted(self.item_tokens), pairs)
 
     def in_order_of(self, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> Any:
         """The training split as a model sees it whose internal ids follow other token lists of the same tokens.
@@ -177,9 +170,3 @@ def cold_users(splits: Splits) -> int:
     for split in (splits.valid, splits.test):
         later[splits.pairs(split)[0]] = True
     return int((later & ~seen).sum())
-
-
-def ensure_dataset(config: Any, fetch: Optional[Any] = None) -> None:
-    """Makes the dataset folder where it is missing and can be made, through `fetch(name, data_path)`."""
-    if fetch is not None and not os.path.isdir(config["data_path"]):
-        fetch(config["dataset"], config["data_path"])

@@ -1,0 +1,218 @@
+"""The command line: ``recbole-kd [VERB] --key=value ...``. The only place that reads sys.argv."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from recbole_kd.errors import TrainingError, UserError, closest
+
+USAGE = """\
+recbole-kd: knowledge distillation for recommender systems, on RecBole.
+
+  recbole-kd [VERB] --key=value ...        (or: python run_recbole_kd.py [VERB] --key=value ...)
+
+An experiment is three words:
+
+  --model=WHO LEARNS    a recipe (SimRecStudent) or any RecBole recommender (BPR, LightGCN, NeuMF, ...)
+  --teacher=WHO TEACHES another recommender, trained first and kept; --teacher.checkpoint=FILE gives a trained one
+  --distill=HOW         distillers, such as simrec; a recipe is a preset of all three
+
+Verbs:
+{verbs}
+
+Settings: every RecBole key works (--epochs=50 --learning_rate=1e-3 --topk=[10,20]), in YAML files too
+(--config_files="a.yaml b.yaml"). Dots reach into sections: --teacher.embedding_size=64 --simrec.prediction_weight=1.
+Later sources win: RecBole's defaults, properties/, YAML files, the command line. `--key value` is accepted as well.
+
+Examples:
+  recbole-kd --model=SimRecStudent --dataset=ml-100k
+  recbole-kd --model=SimRecStudent --dataset=yelp-simrec --data_path=DIR --teacher=LightGCN --teacher.n_layers=3
+  recbole-kd list
+  recbole-kd prepare --dataset=gowalla
+  recbole-kd evaluate --checkpoint=saved/FILE.pth --topk=[5,10]
+
+Exit codes: 0 done, 2 something to mend (one line on what), 130 interrupted.
+"""
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs the command line and returns its exit code.
+
+    Args:
+        arguments: the words after the program's name; sys.argv where None.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        verb, settings, help_wanted = parse(words)
+        if help_wanted:
+            print(usage(verb))
+            return 0
+        VERBS[verb].run(settings)
+    except (UserError, TrainingError) as error:
+        print(f"recbole-kd: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "recbole-kd: interrupted. A student goes on with --resume=FILE-last.pth, a teacher when the run is repeated.",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; nothing is wrong and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        print(f"recbole-kd: {error.strerror or error}{where}; see --checkpoint_dir and --data_path.", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
+    """(verb, settings by dotted name, whether help is wanted) of the words on the command line.
+
+    Raises:
+        UserError: an unknown verb, a word that is no setting, or one setting with two values.
+    """
+    from recbole_kd.config import parse_value
+
+    words = list(words)
+    verb = "train"
+    if words and not words[0].startswith("-"):
+        verb = words.pop(0)
+        if verb not in VERBS:
+            raise UserError(f"Unknown verb '{verb}'.{closest(verb, VERBS)} Verbs: {', '.join(VERBS)}.")
+    settings: dict[str, Any] = {}
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            return verb, {}, True
+        if not word.startswith("--") or word == "--":
+            raise UserError(f"'{word}' is no setting; expected --key=value, such as --dataset=ml-100k.")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"--{key} has no value; expected --{key}=VALUE.")
+            text = words.pop(0)
+        if not key:
+            raise UserError(f"'{word}' has no name before the '='; expected --key=value.")
+        # These are names, whatever they look like: a dataset may be called 2020.
+        value = text if key in _TEXTS else parse_value(text)
+        if key in settings and settings[key] != value:
+            raise UserError(f"--{key} is given twice, as {settings[key]!r} and {value!r}; keep one.")
+        settings[key] = value
+    return verb, settings, False
+
+
+_TEXTS = {
+    *("model", "dataset", "teacher", "teacher.model", "student", "baseline"),
+    *("config_files", "data_path", "checkpoint_dir", "result_file", "source"),
+    *("checkpoint", "teacher.checkpoint", "resume"),
+}
+
+
+def usage(verb: str = "train") -> str:
+    """The help text; for a verb other than train, that verb's."""
+    verbs = "\n".join(f"  {name:<10} {entry.summary}" for name, entry in VERBS.items())
+    if verb != "train":
+        return f"recbole-kd {verb} --key=value ...\n\n{VERBS[verb].summary}\n\n{VERBS[verb].details}"
+    return USAGE.format(verbs=verbs)
+
+
+def _train(settings: dict[str, Any]) -> None:
+    from recbole_kd.quick_start import run_recbole_kd, table
+
+    files = str(settings.pop("config_files", "") or "").split()
+    result = run_recbole_kd(config_file_list=files, config_dict=settings)
+    print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation\n{table(result)}")
+    print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
+
+
+def _list(settings: dict[str, Any]) -> None:
+    from recbole_kd.listing import listing
+
+    kinds = ("students", "teachers", "distillers", "recipes", "datasets")
+    kind = settings.pop("kind", None)
+    data_path = str(settings.pop("data_path", "dataset/"))
+    _no_more(settings, "list", ("kind", "data_path"))
+    if kind is not None and kind not in kinds:
+        raise UserError(f"Unknown kind '{kind}'.{closest(str(kind), kinds)} Set --kind to one of {', '.join(kinds)}.")
+    print(listing([kind] if kind else list(kinds), data_path))
+
+
+def _evaluate(settings: dict[str, Any]) -> None:
+    from recbole_kd.quick_start import evaluate_checkpoint
+
+    checkpoint = settings.pop("checkpoint", None)
+    result_file = settings.pop("result_file", None)
+    if not checkpoint:
+        raise UserError("evaluate needs a checkpoint; set --checkpoint=FILE, such as saved/BPR-ml-100k-....pth.")
+    result = evaluate_checkpoint(str(checkpoint), settings)
+    if result_file:
+        from recbole_kd.checkpoint import save_json
+
+        save_json(result, str(result_file))
+    print(json.dumps(result, indent=2))
+
+
+def _prepare(settings: dict[str, Any]) -> None:
+    from recbole_kd.data.prepare import PREPARABLE, can_prepare, prepare
+
+    dataset = settings.pop("dataset", None)
+    data_path, source = settings.pop("data_path", "dataset/"), settings.pop("source", None)
+    _no_more(settings, "prepare", ("dataset", "data_path", "source"))
+    if dataset is None:
+        raise UserError(f"prepare needs a dataset; set --dataset to one of {', '.join(PREPARABLE)}.")
+    if not can_prepare(dataset):
+        raise UserError(
+            f"'{dataset}' cannot be prepared.{closest(str(dataset), PREPARABLE)} "
+            f"Set --dataset to one of {', '.join(PREPARABLE)}."
+        )
+    print(prepare(dataset, data_path, source=source))
+
+
+def _no_more(settings: dict[str, Any], verb: str, known: Sequence[str]) -> None:
+    if settings:
+        key = next(iter(settings))
+        takes = ", ".join(f"--{name}" for name in known)
+        raise UserError(f"Unknown setting '{key}' for {verb}.{closest(key, known)} It takes {takes}.")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word that the command line begins with: what it does, in a line and in full, and the function that does it."""
+
+    summary: str
+    details: str
+    run: Callable[[dict[str, Any]], None]
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb("get the teacher, distil, evaluate, save (the default)", "", _train),
+    "list": Verb(
+        "students, teachers, distillers, recipes and datasets, a line each",
+        "  --kind=students|teachers|distillers|recipes|datasets   only these\n"
+        "  --data_path=DIR                                        where to look for datasets (dataset/)",
+        _list,
+    ),
+    "evaluate": Verb(
+        "a checkpoint on its dataset, full ranking",
+        "  --checkpoint=FILE     a student, teacher or baseline that recbole-kd saved\n"
+        "  --data_path=DIR       the folder above the dataset's\n"
+        "  --topk=[5,10] --metrics=[Recall,NDCG]   and any other RecBole key\n"
+        "  --result_file=FILE    also write the metrics (JSON) there",
+        _evaluate,
+    ),
+    "prepare": Verb(
+        "download a public dataset and convert it to RecBole's atomic files",
+        "  --dataset=gowalla\n"
+        "  --data_path=DIR       the folder that gets DIR/gowalla/gowalla.inter (dataset/)\n"
+        "  --source=FILE_OR_URL  the raw file, where it is already at hand or elsewhere",
+        _prepare,
+    ),
+}

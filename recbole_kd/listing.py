@@ -1,0 +1,66 @@
+"""What ``recbole-kd list`` prints: everything that can be named on the command line, a line each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from recbole_kd.config import dataset_names
+from recbole_kd.data.prepare import PREPARABLE
+from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, recipes
+
+
+def listing(kinds: Sequence[str], data_path: str) -> str:
+    """The lists of these kinds: students, teachers, distillers, recipes, datasets."""
+    makers = {
+        "students": _students,
+        "teachers": _teachers,
+        "distillers": _distillers,
+        "recipes": _recipes,
+        "datasets": lambda: _datasets(data_path),
+    }
+    return "\n\n".join(f"{kind.capitalize()}\n{_lines(makers[kind]())}" for kind in kinds)
+
+
+def _lines(rows: dict[str, str]) -> str:
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _students() -> dict[str, str]:
+    return {name: entry.summary for name, entry in MODELS.items() if entry.gradient}
+
+
+def _teachers() -> dict[str, str]:
+    return {
+        name: entry.summary + ("" if entry.gradient else " (closed form: teaches, does not learn)")
+        for name, entry in MODELS.items()
+    }
+
+
+def _distillers() -> dict[str, str]:
+    rows = {}
+    for name in DISTILLERS:
+        kind = distiller_class(name)
+        options = kind.options_class()
+        needs = [
+            f"{role}: {', '.join(sorted(wanted))}"
+            for role, wanted in (("student", kind.student_needs(options)), ("teacher", kind.teacher_needs(options)))
+            if wanted
+        ]
+        summary = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n")[0].rstrip(".")
+        rows[name] = f"{summary} [needs {'; '.join(needs) or 'nothing'}]"
+    return rows
+
+
+def _recipes() -> dict[str, str]:
+    rows = {"SimRecStudent": "SimRecTeacher -> SimRecStudent, distill simrec (an architecture of its own)"}
+    for name, recipe in recipes().items():
+        teacher = (recipe.get("teacher") or {}).get("model", "a teacher of your choice")
+        rows[name] = f"{teacher} -> {recipe['student']}, distill {', '.join(recipe.get('distill') or [])}"
+    return rows
+
+
+def _datasets(data_path: str) -> dict[str, str]:
+    texts = {"ml-100k": "inside RecBole", **{name: f"recbole-kd prepare: {text}" for name, text in PREPARABLE.items()}}
+    return {name: texts.get(name, "") for name in dataset_names(data_path)}

@@ -1,0 +1,38 @@
+"""RecBole's loaders for one model of a run, over splits that all of them share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.utils import create_samplers, get_dataloader
+
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError
+from recbole_kd.evaluation.full_sort import FastFullSortEvalDataLoader
+
+
+def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
+    """The training, validation and test loader that RecBole would make for the model of `config`.
+
+    Raises:
+        UserError: an empty validation or test split, or a user for whom no negative item is left.
+    """
+    parts = (splits.train, splits.valid, splits.test)
+    for phase, part in zip(("validation", "test"), parts[1:]):
+        if len(part) == 0:
+            raise UserError(
+                f"The {phase} split of {config['dataset']} is empty, so that nothing can be chosen or reported; "
+                "change --eval_args or use a larger dataset."
+            )
+    try:
+        samplers = create_samplers(config, splits.dataset, parts)
+    except ValueError as error:
+        raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
+    loaders = []
+    for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers):
+        loader = get_dataloader(config, phase)
+        if loader is FullSortEvalDataLoader:
+            loader = FastFullSortEvalDataLoader
+        loaders.append(loader(config, part, sampler, shuffle=config["shuffle"] if phase == "train" else False))
+    return loaders[0], loaders[1], loaders[2]

@@ -1,0 +1,365 @@
+"""A run from settings to result: one line per stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Optional
+
+import colorama
+import torch
+from recbole.utils import init_logger, init_seed
+from torch import nn
+
+from recbole_kd.checkpoint import digest, load_checkpoint, save_json
+from recbole_kd.config import KDConfig, dataset_names
+from recbole_kd.contracts import CAPABILITIES, DataView, Distiller
+from recbole_kd.data.prepare import can_prepare, prepare
+from recbole_kd.data.splits import Splits, cold_users
+from recbole_kd.errors import UserError, closest
+from recbole_kd.evaluation.full_sort import sized_eval_batch
+from recbole_kd.loaders import make_loaders
+from recbole_kd.registry import DISTILLERS, MODELS, distiller_class
+from recbole_kd.representation import ModelStudent
+from recbole_kd.teacher import FrozenTeacher, Trained, build_model, facts, obtain_teacher, train_or_fetch
+from recbole_kd.trainer import make_trainer
+
+_VERSIONED = ("recbole-kd", "recbole", "torch", "numpy", "scipy")
+
+
+def run_recbole_kd(
+    model: Optional[str] = None,
+    dataset: Optional[str] = None,
+    config_file_list: Optional[Iterable[str]] = None,
+    config_dict: Optional[Mapping[str, Any]] = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Gets the teacher, distils it into the student, evaluates, and saves.
+
+    Args:
+        model: a student or a recipe, such as ``"SimRecStudent"``.
+        dataset: a dataset's name, such as ``"ml-100k"``.
+        config_file_list: YAML files with settings.
+        config_dict: settings by name; dotted names reach into sections (``{"teacher.epochs": 50}``).
+        saved: whether checkpoints and the result file are written.
+
+    Returns:
+        The result; the fields are listed in docs/train.md.
+
+    Raises:
+        UserError: a setting, file or dataset that the user can mend.
+        TrainingError: a loss that is not finite.
+    """
+    config = KDConfig(model, dataset, config_file_list, config_dict)
+    start_logging(config)
+    splits = load_splits(config)
+    teacher = obtain_teacher(config, splits) if active_distillers(config) else None
+    student, trainer, loaders = build_student(config, splits, teacher)
+    best_score, best_result = train(config, trainer, loaders, saved)
+    test_result, evaluate_seconds = evaluate(trainer, loaders[2])
+    baseline = train_baseline(config, splits)
+    result = summarise(
+        config, splits, teacher, student, trainer, best_score, best_result, test_result, evaluate_seconds, baseline
+    )
+    if saved:
+        write_result(config, trainer, result)
+    logging.getLogger().info("Result:\n%s", table(result))
+    return result
+
+
+def start_logging(config: KDConfig) -> None:
+    """RecBole's logger, and one line on what the run is."""
+    if "show_progress" not in config.external_config_dict and not sys.stderr.isatty():
+        config["show_progress"] = False
+    try:
+        init_logger(config)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write the log under {Path('log').absolute()}: {error.strerror}; run from a writable folder."
+        ) from None
+    colorama.deinit()
+    distil = f", distil {', '.join(config.distillers)}" if config.distillers else ""
+    logging.getLogger().info(f"{config['model']} on {config['dataset']}{distil}, seed {config['seed']}")
+    logging.getLogger().debug(config)
+
+
+def load_splits(config: KDConfig) -> Splits:
+    """The dataset of a run, fetched and prepared where it is missing and can be, loaded and split once."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    if not folder.is_dir():
+        if can_prepare(name):
+            prepare(name, config.data_root, show_progress=config["show_progress"])
+        elif name in dataset_names(config.data_root):
+            raise UserError(
+                f"There is no dataset folder '{folder}'. RecBole offers {name} for download: fetch it from "
+                "https://recbole.io/dataset_list.html into that folder, or set --data_path to the folder above it."
+            )
+        else:
+            names = dataset_names(config.data_root)
+            raise UserError(
+                f"Unknown dataset '{name}': there is no folder '{folder}'.{closest(name, names)} "
+                "Set --data_path to the folder above the dataset's, or see 'recbole-kd list'."
+            )
+    init_seed(config["seed"], config["reproducibility"])
+    splits = Splits(config)
+    if not config["eval_batch_size_given"]:
+        config["eval_batch_size"] = sized_eval_batch(splits.train.item_num)
+        config["eval_batch_size_given"] = True
+    cold = cold_users(splits)
+    if cold:
+        logging.getLogger().warning(
+            f"{cold:,} users of the validation and test splits have no training interaction: no model can know them. "
+            "--user_inter_num_interval filters users before the split."
+        )
+    return splits
+
+
+def active_distillers(config: KDConfig) -> dict[str, Any]:
+    """Checked options of the distillers whose weights are not all 0, by name."""
+    options = {name: distiller_class(name).options_class.parse(name, config[name]) for name in config.distillers}
+    return {name: value for name, value in options.items() if not distiller_class(name).is_off(value)}
+
+
+def build_student(config: KDConfig, splits: Splits, teacher: Optional[FrozenTeacher]) -> tuple[nn.Module, Any, Any]:
+    """The student, its trainer with the distillers, and its loaders."""
+    init_seed(config["seed"], config["reproducibility"])
+    loaders = make_loaders(config, splits)
+    init_seed(config["seed"], config["reproducibility"])
+    model = build_model(config, splits.train)
+    view = ModelStudent(model)
+    distillers: dict[str, Distiller] = {}
+    if teacher is not None:
+        data = DataView(splits.observed, config["epochs"], config["seed"], config["device"])
+        # Projectors are initialised from a stream of their own: the student's is as it would be without them.
+        with torch.random.fork_rng():
+            torch.manual_seed(config["seed"])
+            for name, options in active_distillers(config).items():
+                check_needs(name, options, view, teacher)
+                distillers[name] = distiller_class(name)(options, view, teacher, data)
+    trainer = make_trainer(config, model, distillers=distillers, step_context=view.step, facts=facts(config, splits))
+    if config["resume"]:
+        trainer.resume_checkpoint(config["resume"])
+    return model, trainer, loaders
+
+
+def check_needs(name: str, options: Any, student: ModelStudent, teacher: FrozenTeacher) -> None:
+    """Refuses a student or a teacher that lacks what a distiller reads, before anything is trained."""
+    kind = distiller_class(name)
+    sides = (("student", student, kind.student_needs(options)), ("teacher", teacher, kind.teacher_needs(options)))
+    for role, view, needs in sides:
+        for need in sorted(needs - view.capabilities):
+            able = [
+                other
+                for other in DISTILLERS
+                if need not in distiller_class(other).teacher_needs(distiller_class(other).options_class())
+            ]
+            advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
+            raise UserError(
+                f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. "
+                f"{advice} another {role} (--{role}=NAME)."
+            )
+
+
+def train(config: KDConfig, trainer: Any, loaders: Any, saved: bool) -> tuple[float, dict[str, float]]:
+    """Fits the student; the epoch is chosen on validation."""
+    train_data, valid_data, _ = loaders
+    score, result = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
+    return float(score), {name: float(value) for name, value in (result or {}).items()}
+
+
+def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
+    """Metrics of the best epoch's weights on the test split, and the seconds that they took."""
+    trainer.load_best()
+    start = time.perf_counter()
+    result = trainer.evaluate(test_data, load_best_model=False, show_progress=trainer.config["show_progress"])
+    return {name: float(value) for name, value in result.items()}, time.perf_counter() - start
+
+
+def train_baseline(config: KDConfig, splits: Splits) -> Optional[Trained]:
+    """The plain model that the result stands beside, if the settings name one."""
+    name = config["baseline"]
+    if name is None or str(name).lower() == "none" or not active_distillers(config):
+        return None
+    return train_or_fetch(config.baseline_config(str(name)), splits, "baseline")
+
+
+def summarise(
+    config: KDConfig,
+    splits: Splits,
+    teacher: Optional[FrozenTeacher],
+    student: nn.Module,
+    trainer: Any,
+    best_score: float,
+    best_result: Mapping[str, float],
+    test_result: Mapping[str, float],
+    evaluate_seconds: float,
+    baseline: Optional[Trained],
+) -> dict[str, Any]:
+    """The result of a run, as plain values."""
+    return {
+        "model": config["model"],
+        "student": config.resolved.backbone,
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "distillers": list(trainer.distillers),
+        "teacher": None if teacher is None else {**teacher.summary(), "train_seconds": _seconds(teacher.trained)},
+        "baseline": None if baseline is None else _baseline_summary(baseline),
+        "best_valid_score": best_score,
+        "best_valid_result": dict(best_result),
+        "test_result": dict(test_result),
+        "best_epoch": trainer.best_epoch,
+        "epochs_trained": len(trainer.epoch_seconds),
+        "epoch_seconds": list(trainer.epoch_seconds),
+        "train_seconds": sum(trainer.epoch_seconds),
+        "evaluate_seconds": evaluate_seconds,
+        "loss_history": trainer.loss_history,
+        "valid_history": trainer.valid_history,
+        "parameters": {"student": _size(student), "teacher": None if teacher is None else teacher.parameters},
+        "peak_memory_bytes": peak_memory(),
+        "checkpoint": trainer.saved_model_file if os.path.isfile(trainer.saved_model_file) else None,
+        "digests": {"config": digest(config.plain_values()), "data": splits.training_digest},
+        "versions": versions(),
+    }
+
+
+def _baseline_summary(baseline: Trained) -> dict[str, Any]:
+    return {
+        "model": baseline.config["model"],
+        "checkpoint": baseline.checkpoint,
+        "from_cache": baseline.from_cache,
+        "test_result": baseline.test_result,
+        "parameters": _size(baseline.model),
+        "train_seconds": _seconds(baseline),
+    }
+
+
+def _seconds(trained: Trained) -> float:
+    return float(sum(trained.state.get("epoch_seconds") or []))
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def peak_memory() -> int:
+    """The most memory that the process has held, in bytes; on a GPU the most that tensors have held there."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_result(config: KDConfig, trainer: Any, result: Mapping[str, Any]) -> None:
+    """The result as JSON beside the checkpoint, and to ``--result_file``."""
+    save_json(result, str(Path(trainer.saved_model_file).with_suffix(".json")))
+    if config["result_file"]:
+        save_json(result, str(config["result_file"]))
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A small table: teacher, student and baseline; metrics, parameters, seconds of training."""
+    names = list(result["test_result"])
+    shown = [name for name in names if name.startswith(("recall", "ndcg"))] or names
+    rows = []
+    if result["teacher"]:
+        teacher = result["teacher"]
+        rows.append(
+            (
+                "teacher",
+                teacher["model"],
+                teacher["test_result"],
+                result["parameters"]["teacher"],
+                teacher["train_seconds"],
+            )
+        )
+    size, seconds = result["parameters"]["student"], result["train_seconds"]
+    rows.append(("student", result["model"], result["test_result"], size, seconds))
+    if result["baseline"]:
+        plain = result["baseline"]
+        rows.append(("baseline", plain["model"], plain["test_result"], plain["parameters"], plain["train_seconds"]))
+    lines = [["", "model", *shown, "parameters", "train seconds"]]
+    for role, name, metrics, parameters, spent in rows:
+        values = [f"{metrics[key]:.4f}" if key in metrics else "-" for key in shown]
+        lines.append([role, name, *values, f"{parameters:,}", f"{spent:.1f}"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def evaluate_checkpoint(path: str, config_dict: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
+    """Full ranking of a saved student, teacher or baseline on its dataset's validation and test split.
+
+    Args:
+        path: a checkpoint of recbole-kd.
+        config_dict: settings over the stored ones (``data_path``, ``metrics``, ``topk``, ...).
+
+    Raises:
+        UserError: no checkpoint of ours, or one of another dataset or split.
+    """
+    state = load_checkpoint(path)
+    backbone = state["backbone"]
+    given = dict(config_dict or {})
+    dataset = given.pop("dataset", state["dataset"])
+    if dataset != state["dataset"]:
+        raise UserError(f"'{path}' was trained on {state['dataset']}, and --dataset={dataset}; leave --dataset out.")
+    stored = {key: state["config"][key] for key in _DATA_SETTINGS if key in state["config"]}
+    base = KDConfig(backbone, dataset, config_dict={**stored, "distill": [], "teacher": None, **given})
+    config = base.checkpoint_config(backbone, state["config"])
+    start_logging(config)
+    splits = load_splits(config)
+    if state["split"] != splits.training_digest:
+        raise UserError(
+            f"'{path}' was trained on another split of {dataset}: its test interactions may be known to it; "
+            "evaluate it with the data and split settings that it was trained with."
+        )
+    if state["user_tokens"] != splits.user_tokens or state["item_tokens"] != splits.item_tokens:
+        raise UserError(
+            f"'{path}' numbers the users and items of {dataset} in another order; use the files it was trained on."
+        )
+    model = build_model(config, splits.train)
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise UserError(
+            f"The weights in '{path}' do not fit {backbone}: {' '.join(str(error).split())[:200]}."
+        ) from None
+    _, valid, test = make_loaders(config, splits)
+    trainer = make_trainer(config, model)
+    results = {}
+    for name, data in (("valid_result", valid), ("test_result", test)):
+        outcome = trainer.evaluate(data, load_best_model=False, show_progress=config["show_progress"])
+        results[name] = {metric: float(value) for metric, value in outcome.items()}
+    return {"model": state["model"], "dataset": dataset, "checkpoint": path, **results}
+
+
+#: Settings that say which data a checkpoint was trained on.
+_DATA_SETTINGS = (
+    "seed",
+    "eval_args",
+    "benchmark_filename",
+    "load_col",
+    "user_inter_num_interval",
+    "item_inter_num_interval",
+    "val_interval",
+    "rm_dup_inter",
+    "filter_inter_by_user_or_item",
+)
+
+__all__ = ["MODELS", "evaluate_checkpoint", "run_recbole_kd", "table"]

@@ -1,0 +1,377 @@
+"""Teachers: trained once and kept by content, or read from a checkpoint; then frozen outside the student's modules."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import recbole
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import dataset_arguments, init_seed
+from torch import Tensor, nn
+
+from recbole_kd.checkpoint import FORMAT, digest, load_any, load_checkpoint, save_checkpoint
+from recbole_kd.config import KDConfig
+from recbole_kd.contracts import CAPABILITIES
+from recbole_kd.data.ranks import RankBankCache, build_rank_bank
+from recbole_kd.data.splits import Splits, token_map
+from recbole_kd.errors import UserError
+from recbole_kd.loaders import make_loaders
+from recbole_kd.representation import (
+    capabilities,
+    embedding_scores,
+    expanded_scores,
+    layers,
+    representations,
+)
+from recbole_kd.trainer import make_trainer, restored
+
+#: Settings that change nothing in what is learned, so that a cached model serves whatever they are.
+_WITHOUT_EFFECT = frozenset(
+    [
+        "gpu_id",
+        "use_gpu",
+        "device",
+        "state",
+        "show_progress",
+        "checkpoint_dir",
+        "data_path",
+        "config_file",
+        "config_files",
+        "result_file",
+        "resume",
+        "save_last",
+        "log_wandb",
+        "wandb_project",
+        "worker",
+        "eval_batch_size",
+        "eval_batch_size_given",
+        "loss_decimal_place",
+        "teacher",
+        "distill",
+        "baseline",
+        "model",
+        "student",
+        "metrics",
+        "topk",
+        "metric_decimal_place",
+        "local_rank",
+        "single_spec",
+    ]
+)
+_PAIRS_AT_ONCE = 1 << 20
+
+
+@dataclass
+class Trained:
+    """A model that was trained on the training split and chosen on validation, with what is told of it."""
+
+    config: KDConfig
+    model: nn.Module
+    checkpoint: str
+    from_cache: bool
+    state: dict[str, Any]
+
+    @property
+    def test_result(self) -> dict[str, float]:
+        """Metrics on the test split, as RecBole names them."""
+        return dict(self.state["test_result"])
+
+
+def build_model(config: KDConfig, dataset: Any) -> nn.Module:
+    """The recommender of `config`, initialised from the global random state, on its device.
+
+    Raises:
+        UserError: the model refuses its settings.
+    """
+    try:
+        model: nn.Module = config.resolved.model_class(config, dataset).to(config["device"])
+    except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{config['model']} refuses its settings: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"See properties/model/{config.resolved.backbone}.yaml, here or in RecBole, for what it expects."
+        ) from error
+    return model
+
+
+def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
+    """What a checkpoint says of itself beside weights: model, settings, tokens, training split."""
+    return {
+        "model": config["model"],
+        "backbone": config.resolved.backbone,
+        "dataset": config["dataset"],
+        "config": config.plain_values(),
+        "user_tokens": splits.user_tokens,
+        "item_tokens": splits.item_tokens,
+        "split": splits.training_digest,
+    }
+
+
+def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
+    """A plain model of `config`, from the cache or trained now and put there.
+
+    The key is content: architecture, its settings, seed, tokens, training and validation pairs, versions. A training
+    that was interrupted goes on where it stopped.
+
+    Args:
+        config: the model's own settings.
+        splits: the data, shared with the student.
+        role: what to call it in the log ("teacher", "baseline").
+    """
+    logger = logging.getLogger()
+    settings = {key: value for key, value in config.plain_values().items() if key not in _WITHOUT_EFFECT}
+    versions = [FORMAT, recbole.__version__]
+    key = digest(versions, config.resolved.backbone, settings, splits.content())
+    folder = os.path.join("teachers", f"{config.resolved.backbone}-{config['dataset']}-{key[:16]}")
+    path = os.path.join(config["checkpoint_dir"], f"{folder}.pth")
+    evaluated = digest(
+        {key: config.plain_values()[key] for key in ("metrics", "topk", "metric_decimal_place", "eval_args")},
+        list(splits.pairs(splits.test)),
+    )
+    if os.path.isfile(path):
+        state = load_checkpoint(path, config["device"])
+        if state.get("key") == key:
+            logger.info(f"The {role} {config['model']} comes from the cache: {path}")
+            model = build_model(config, splits.train)
+            _load_weights(model, state, path)
+            if state["evaluated"] != evaluated:
+                _, _, test = make_loaders(config, splits)
+                trainer = make_trainer(config, model)
+                state["test_result"] = _floats(trainer.evaluate(test, load_best_model=False))
+            return Trained(config, model, path, True, state)
+    logger.info(f"Training the {role} {config['model']}; it will be kept as {path}")
+    init_seed(config["seed"], config["reproducibility"])
+    train, valid, test = make_loaders(config, splits)
+    init_seed(config["seed"], config["reproducibility"])
+    model = build_model(config, splits.train)
+    trainer = make_trainer(config, model, facts=facts(config, splits), file_name=f"{folder}-training.pth")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.isfile(trainer.last_file):
+        trainer.resume_checkpoint(trainer.last_file)
+    trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
+    trainer.load_best()
+    state = {
+        "format": FORMAT,
+        **facts(config, splits),
+        **trainer.outcome(),
+        "key": key,
+        "evaluated": evaluated,
+        "test_result": _floats(trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])),
+    }
+    save_checkpoint(state, path)
+    for file in (trainer.saved_model_file, trainer.last_file):
+        if os.path.isfile(file):
+            os.remove(file)
+    return Trained(config, model, path, False, state)
+
+
+def obtain_teacher(config: KDConfig, splits: Splits) -> FrozenTeacher:
+    """The frozen teacher that section ``teacher`` asks for: from a checkpoint, the cache, or trained now.
+
+    Raises:
+        UserError: no teacher is named, or the checkpoint cannot teach on this dataset.
+    """
+    section = config["teacher"] or {}
+    if section.get("checkpoint"):
+        return _from_checkpoint(config, splits, str(section["checkpoint"]))
+    if not section.get("model"):
+        raise UserError(
+            f"Distillation ({', '.join(config.distillers)}) needs a teacher; set --teacher=NAME, such as LightGCN, "
+            "or --teacher.checkpoint=FILE."
+        )
+    trained = train_or_fetch(config.teacher_config(), splits, "teacher")
+    return FrozenTeacher(trained, splits, os.path.join(config["checkpoint_dir"], "ranks"))
+
+
+def _from_checkpoint(config: KDConfig, splits: Splits, path: str) -> FrozenTeacher:
+    kind, state = load_any(path, config["device"])
+    stored = dict(state["config"])
+    backbone = str(state.get("backbone") or stored.get("model"))
+    named = (config["teacher"] or {}).get("model")
+    given = config.external_config_dict.get("teacher") or {}
+    if given.get("model") and named != backbone:
+        raise UserError(
+            f"'{path}' holds a {backbone}, and --teacher.model={named}; leave --teacher.model out or give another file."
+        )
+    teacher_config = config.checkpoint_config(backbone, stored)
+    if kind == "recbole":
+        user_tokens, item_tokens = _recbole_tokens(config, teacher_config, splits, stored)
+        data_keys = ("dataset", "seed", "eval_args", "benchmark_filename")
+        same_split = all(_comparable(stored.get(key)) == _comparable(config[key]) for key in data_keys)
+    else:
+        user_tokens, item_tokens = state["user_tokens"], state["item_tokens"]
+        same_split = state.get("split") == splits.training_digest
+    aligned = True
+    for what, ours, theirs in (
+        ("users", splits.user_tokens, user_tokens),
+        ("items", splits.item_tokens, item_tokens),
+    ):
+        unknown, missing = set(ours) - set(theirs), set(theirs) - set(ours)
+        if unknown or missing:
+            raise UserError(
+                f"Teacher '{path}' was trained on other {what}: {len(unknown):,} of this dataset's {len(ours) - 1:,} "
+                f"are new to it, {len(missing):,} of its {len(theirs) - 1:,} are not in the dataset; "
+                "give a teacher of the same dataset and filters."
+            )
+        aligned &= list(ours) == list(theirs)
+    if not same_split and not (config["teacher"] or {}).get("allow_other_split"):
+        raise UserError(
+            f"The teacher '{path}' was trained on another split of the data and may know test interactions; use one of "
+            "this split, or accept it with --teacher.allow_other_split=true."
+        )
+    dataset = splits.train if aligned else splits.in_order_of(user_tokens, item_tokens)
+    model = build_model(teacher_config, dataset)
+    _load_weights(model, state, path)
+    maps = None if aligned else (token_map(splits.user_tokens, user_tokens), token_map(splits.item_tokens, item_tokens))
+    state.setdefault("test_result", {})
+    trained = Trained(teacher_config, model, path, False, state)
+    return FrozenTeacher(trained, splits, os.path.join(config["checkpoint_dir"], "ranks"), maps)
+
+
+def _recbole_tokens(
+    config: KDConfig, teacher_config: KDConfig, splits: Splits, stored: dict[str, Any]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Tokens of a checkpoint that RecBole wrote: it keeps none, so its dataset is read again with its own filters."""
+    keys = [key for key in dataset_arguments if key in stored]
+    if stored.get("dataset") == config["dataset"] and all(
+        _comparable(stored[key]) == _comparable(config[key]) for key in keys
+    ):
+        return splits.user_tokens, splits.item_tokens
+    settings = {**{key: stored[key] for key in keys}, "data_path": config.data_root, "distill": []}
+    own = KDConfig(teacher_config["model"], stored["dataset"], config_dict=settings)
+    theirs = Splits(own)
+    return theirs.user_tokens, theirs.item_tokens
+
+
+def _comparable(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(sorted((str(key), _comparable(element)) for key, element in value.items()))
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def _load_weights(model: Any, state: dict[str, Any], path: str) -> None:
+    try:
+        model.load_state_dict(state["state_dict"])
+        model.load_other_parameter(restored(state.get("other_parameter") or {}))
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The weights in '{path}' do not fit {type(model).__name__} on this dataset: "
+            f"{' '.join(str(error).split())[:200]}; give a teacher of the same architecture, size and dataset."
+        ) from None
+
+
+def _floats(result: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in result.items()}
+
+
+class FrozenTeacher:
+    """A trained model as constants, in the student's ids: the :class:`recbole_kd.contracts.TeacherView`.
+
+    It is a plain object: the model is in no parameter list, no optimiser, no checkpoint and no `train()` call of the
+    student's. Representations are computed once, the ranked lists once per content on disk.
+    """
+
+    def __init__(
+        self, trained: Trained, splits: Splits, rank_folder: str, maps: Optional[tuple[Tensor, Tensor]] = None
+    ) -> None:
+        """
+        Args:
+            trained: the model and what is told of it.
+            splits: the student's data.
+            rank_folder: where ranked lists are kept.
+            maps: student's id -> teacher's id of users and of items, where the orders differ.
+        """
+        self.trained = trained
+        self.model = trained.model.eval().requires_grad_(False)
+        self.name = trained.config.resolved.backbone
+        self.capabilities = capabilities(self.model)
+        self.digest = digest(dict(self.model.state_dict()), trained.config["model"])
+        self.forward_passes = 0
+        self._maps = None if maps is None else tuple(part.to(trained.config["device"]) for part in maps)
+        self._observed = splits.observed
+        self._ranks = RankBankCache(rank_folder)
+        self._ranked: Optional[Tensor] = None
+        with torch.no_grad():
+            vectors = representations(self.model)
+        self._vectors = None if vectors is None else self._aligned(vectors)
+        self.dimension = None if self._vectors is None else self._vectors[0].shape[1]
+
+    def _aligned(self, vectors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        users, items = (part.detach() for part in vectors)
+        return (users, items) if self._maps is None else (users[self._maps[0]], items[self._maps[1]])
+
+    def user_embeddings(self) -> Tensor:
+        """e_t of every user, (U, d_t), constant."""
+        return self._need("representations", self._vectors)[0]
+
+    def item_embeddings(self) -> Tensor:
+        """e_t of every item, (I, d_t), constant."""
+        return self._need("representations", self._vectors)[1]
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """(users (U, d_t), items (I, d_t)) of each layer of the graph, the embedding tables first, constant."""
+        with torch.no_grad():
+            outputs = self._need("layers", layers(self.model))
+        return [self._aligned(output) for output in outputs]
+
+    def _need(self, what: str, value: Any) -> Any:
+        if value is None:
+            raise UserError(f"The teacher {self.name} has no {CAPABILITIES[what]}; use another teacher or distiller.")
+        return value
+
+    @torch.no_grad()
+    def scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """y_t of users (n,) with items (n,) or (n, k), shaped like `items`, constant."""
+        if self._vectors is not None:
+            return embedding_scores(self._vectors, users, items)
+        if self._maps is not None:
+            users, items = self._maps[0][users], self._maps[1][items]
+        self.forward_passes += 1
+        rows = max(1, _PAIRS_AT_ONCE // max(1, items[0].numel() if items.dim() == 2 else 1))
+        parts = zip(users.split(rows), items.split(rows))
+        return torch.cat([expanded_scores(self.model, user, item) for user, item in parts])
+
+    @torch.no_grad()
+    def score_block(self, users: Tensor) -> Tensor:
+        """Scores of users (n,) with every item, (n, I), in the student's ids."""
+        self.forward_passes += 1
+        theirs = users if self._maps is None else self._maps[0][users]
+        model: Any = self.model
+        try:
+            scores = model.full_sort_predict(Interaction({model.USER_ID: theirs})).view(len(users), -1)
+        except NotImplementedError:
+            items = torch.arange(model.n_items, device=users.device).expand(len(users), -1)
+            scores = expanded_scores(model, theirs, items)
+        return scores if self._maps is None else scores[:, self._maps[1]]
+
+    def ranked_items(self, k: int) -> Tensor:
+        """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where a user has fewer.
+
+        Computed once per (weights, training split) and kept on disk; a longer list on disk serves a shorter one.
+        """
+        if self._ranked is None or self._ranked.shape[1] < k:
+            key = digest(self.digest, self._observed.keys, [part.cpu() for part in self._maps or ()])
+            self._ranked = self._ranks.load(key, k)
+            if self._ranked is None:
+                self._ranked = build_rank_bank(self.score_block, self._observed, k)
+                self._ranks.save(key, self._ranked)
+        return self._ranked[:, :k]
+
+    def summary(self) -> dict[str, Any]:
+        """The part of a run's result that tells of the teacher."""
+        return {
+            "model": self.trained.config["model"],
+            "checkpoint": self.trained.checkpoint,
+            "digest": self.digest,
+            "from_cache": self.trained.from_cache,
+            "test_result": self.trained.test_result,
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
