@@ -1,0 +1,187 @@
+"""Losses of response-based distillation: pure functions on scores.
+
+Shapes: n users, k or K items of each. Every loss is a mean over its entries, named in each docstring, and takes a mask
+of the entries that exist where some may be missing. An entry that is missing has no gradient, whatever its score.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid, softmax
+
+
+def listwise_loss(
+    interesting: Tensor,
+    uninteresting: Tensor,
+    interesting_mask: Optional[Tensor] = None,
+    uninteresting_mask: Optional[Tensor] = None,
+) -> Tensor:
+    """Negative log-likelihood that the interesting items come in their order, before all uninteresting ones.
+
+    -sum_{k<=K} [r_k - log(sum_{m=k..K} exp r_m + sum_l exp r_l)] (RRD, Kang et al., CIKM'20, eq. 9), through
+    log-sum-exp: right for scores of any size, where the published code clamps them at 80.
+
+    Args:
+        interesting: (n, K) the student's scores of the interesting items, best rank first.
+        uninteresting: (n, L) its scores of the uninteresting ones, in any order.
+        interesting_mask, uninteresting_mask: bool, shaped alike, False where an entry is missing; None: all exist.
+
+    Returns:
+        Scalar: the mean over users who have an interesting item. Entry: a user.
+    """
+    lowest = -torch.inf
+    if interesting_mask is not None:
+        interesting = interesting.masked_fill(~interesting_mask, lowest)
+    if uninteresting_mask is not None:
+        uninteresting = uninteresting.masked_fill(~uninteresting_mask, lowest)
+    per_user: Tensor = _Listwise.apply(interesting, uninteresting)
+    return _mean(per_user, None if interesting_mask is None else interesting_mask.any(dim=1))
+
+
+def position_weights(k: int, temperature: float, *, like: Tensor) -> Tensor:
+    """(k,) weights of ranks 1..k, proportional to exp(-rank / temperature) and summing to 1 (RD, Tang & Wang, KDD'18).
+
+    `like` gives device and type.
+    """
+    ranks = torch.arange(1, k + 1, dtype=like.dtype, device=like.device)
+    return softmax(-ranks / temperature, dim=0)
+
+
+def discrepancy_weights(scores: Tensor, sampled: Tensor, items: int, mu: float) -> Tensor:
+    """b_k = max(0, tanh(mu (r_k - k))), large where the student ranks the teacher's k-th item too low (RD, KDD'18).
+
+    The student's rank r_k = floor((items - 1) * share) + 1 is approximated by the share of sampled items that score
+    above.
+
+    Args:
+        scores: (n, K) the student's scores of the teacher's items, best rank first.
+        sampled: (n, S) its scores of random unobserved items.
+        items: number of items in the catalogue, without padding.
+        mu: how sharply the discrepancy counts.
+
+    Returns:
+        (n, K) in [0, 1), constant: no gradient flows through them.
+    """
+    with torch.no_grad():
+        above = (sampled.unsqueeze(1) > scores.unsqueeze(2)).sum(dim=2)
+        # Whole numbers throughout: a rounded share would lose a rank now and then.
+        rank = (items - 1) * above // sampled.shape[1] + 1
+        teacher_rank = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+        return torch.tanh(mu * (rank - teacher_rank).to(scores.dtype)).clamp_(min=0)
+
+
+def weighted_positive_loss(scores: Tensor, weights: Tensor) -> Tensor:
+    """-sum_k w_k log sigma(y_k), the teacher's best items taken as positives (RD, Tang & Wang, KDD'18; DE-RRD eq. 2).
+
+    Args:
+        scores: (n, K) the student's scores.
+        weights: (K,) or (n, K), constant.
+
+    Returns:
+        Scalar: the mean over users of the weighted sum. Entry: a user.
+    """
+    return _mean(-(weights.detach() * logsigmoid(scores)).sum(dim=1))
+
+
+def soft_target_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, bias: float = 0.0, mask: Optional[Tensor] = None
+) -> Tensor:
+    """Binary cross-entropy of sigma(y_s) against q = sigma((y_t + bias) / temperature) (CD, Lee et al., ICDM'19).
+
+    Computed from the logits: no logarithm of a rounded sigmoid.
+
+    Args:
+        student, teacher: (n, k) scores of the same items.
+        temperature: tau of the teacher's probabilities, above 0.
+        bias: b, added to the teacher's scores.
+        mask: (n, k) bool, False where an entry is missing; None: all exist.
+
+    Returns:
+        Scalar: the mean over items. Entry: an item.
+    """
+    teacher = teacher.detach()
+    if mask is not None:
+        student, teacher = student.masked_fill(~mask, 0), teacher.masked_fill(~mask, 0)
+    target = torch.sigmoid((teacher + bias) / temperature)
+    return _mean(binary_cross_entropy_with_logits(student, target, reduction="none"), mask)
+
+
+def pairwise_loss(better: Tensor, worse: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """-log sigma(y(better) - y(worse)) (UnKD, Chen et al., WSDM'23).
+
+    Args:
+        better, worse: (n, k) the student's scores of the two items of each pair.
+        mask: (n, k) bool, False where a pair is missing; None: all exist.
+
+    Returns:
+        Scalar: the mean over pairs. Entry: a pair.
+    """
+    margin = better - worse
+    if mask is not None:
+        margin = margin.masked_fill(~mask, 0)
+    return _mean(-logsigmoid(margin), mask)
+
+
+def softmax_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy of softmax(y_s / tau) against softmax(y_t / tau), times tau^2 (KD, Hinton et al., 2015).
+
+    Args:
+        student, teacher: (n, K) scores of the same items.
+        temperature: tau, above 0.
+
+    Returns:
+        Scalar: the mean over users. Entry: a user.
+    """
+    target = softmax(teacher.detach() / temperature, dim=1)
+    return _mean(-(target * log_softmax(student / temperature, dim=1)).sum(dim=1)) * temperature**2
+
+
+def _mean(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """Mean over the entries that exist; 0, still on the graph, where there is none."""
+    if mask is None:
+        return values.sum() / max(values.numel(), 1)
+    return values.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+
+
+class _Listwise(torch.autograd.Function):
+    """Per-user loss of :func:`listwise_loss` with its gradient in closed form; -inf marks a missing entry.
+
+    With z_k = log(sum_{m>=k} exp r_m + sum_l exp r_l), the gradient is exp(r_j) sum_{k<=j} exp(-z_k) - 1 for an
+    interesting item and exp(r_l) sum_{k<=K} exp(-z_k) for an uninteresting one. The sums are kept as logarithms:
+    r_j <= z_k for every k <= j, so that no exponential overflows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, interesting: Tensor, uninteresting: Tensor) -> Tensor:
+        rest = uninteresting.logsumexp(dim=1, keepdim=True)
+        normaliser = _log_cumsum_exp(torch.cat([rest, interesting.flip(1)], dim=1))[:, 1:].flip(1)
+        ctx.save_for_backward(interesting, uninteresting, normaliser)
+        return (normaliser - interesting).masked_fill(interesting == -torch.inf, 0).sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        interesting, uninteresting, normaliser = ctx.saved_tensors
+        missing = interesting == -torch.inf
+        shares = _log_cumsum_exp((-normaliser).masked_fill(missing, -torch.inf))
+        of_interesting = ((interesting + shares).exp() - 1).masked_fill(missing, 0)
+        of_uninteresting = (uninteresting + shares[:, -1:]).exp()
+        return of_interesting * gradient.unsqueeze(1), of_uninteresting * gradient.unsqueeze(1)
+
+
+def _log_cumsum_exp(values: Tensor) -> Tensor:
+    """log of the cumulative sums of exp(values) along each row, (n, k).
+
+    torch.logcumsumexp takes twenty times as long as the exponentials of the values less their maximum, which are exact
+    unless the first of them, the smallest sum, underflows.
+    """
+    top = values.amax(dim=1, keepdim=True)
+    sums = (values - top).exp_().cumsum(dim=1)
+    # Not `sums < limit`: a row without any entry gives NaN, and belongs to the slow way too.
+    if sums.numel() and not bool((sums[:, 0] > 1e-30).all()):
+        return torch.logcumsumexp(values, dim=1)
+    return sums.log_().add_(top)
