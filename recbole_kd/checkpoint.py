@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
+import pickle
 import random
+import re
 import secrets
 import struct
+import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, ClassVar, Union
 
 import numpy as np
 import torch
+from recbole.utils.enum_type import EvaluatorType, InputType, ModelType
+from scipy.sparse import csc_matrix, csr_matrix
 from torch import Tensor
 
 from recbole_kd.errors import UserError
@@ -45,26 +53,27 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     """
     path = Path(path)
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    disk_error: OSError | None = None
+    raw: _RawFile | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        raw = _RawFile(temporary, "x")
+        with io.BufferedWriter(raw) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
+    except Exception as error:
+        # torch.save hides the file's error behind one of its own.
+        refused = error if isinstance(error, OSError) else raw.error if raw else None
+        if refused is None:
+            raise
+        raise UserError(
+            f"Cannot write '{path}': {refused.strerror or refused}; make room or permit it, or choose another folder "
+            "with --checkpoint_dir=FOLDER."
+        ) from refused
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        # torch.save raises an error of its own from the one that the file raised.
-        disk_error = error if isinstance(error, OSError) else _cause(error)
-        if disk_error is None:
-            raise
-    if disk_error is not None:
-        raise UserError(
-            f"Cannot write '{path}': {disk_error.strerror or disk_error}; make room or permit it, or choose another "
-            "folder with --checkpoint_dir=FOLDER."
-        ) from disk_error
     # The name is durable only with its folder. Some file systems cannot; the file is whole there all the same.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
@@ -74,12 +83,17 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
             os.close(folder)
 
 
-def _cause(error: BaseException) -> OSError | None:
-    """The OSError that `error` was raised from or while handling, if any."""
-    seen = error.__cause__ or error.__context__
-    while seen is not None and not isinstance(seen, OSError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+class _RawFile(io.FileIO):
+    """A file that remembers why it could not be written."""
+
+    error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def save_checkpoint(state: Mapping[str, Any], path: PathLike) -> None:
@@ -119,9 +133,10 @@ def _plain(value: Any, where: str) -> Any:
         return _plain_tensor(value, where)
     if isinstance(value, np.ndarray):
         try:
-            return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
         except TypeError:
             raise UserError(f"Cannot save {where}: no tensor holds an array of {value.dtype}.") from None
+        return _plain_tensor(value, where)
     if isinstance(value, torch.device):
         return str(value)
     if isinstance(value, Mapping):
@@ -139,7 +154,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _plain_tensor(value: Tensor, where: str) -> Tensor:
-    if value.layout != torch.strided or value.is_quantized:
+    if value.layout != torch.strided or value.dtype not in _DTYPES.values():
         raise UserError(f"Cannot save {where}: it is a {value.layout} tensor of {value.dtype}; expected a dense one.")
     value = value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
     # torch.save writes the whole storage under a view. Tensors that share one whole storage stay shared.
@@ -171,23 +186,60 @@ def load_checkpoint(path: PathLike, device: torch.device | str = "cpu") -> dict[
     Raises:
         UserError: no such file, not a checkpoint of ours, not whole, or of another format version.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no checkpoint '{path}'; give the file of an earlier run.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-        if any(name.endswith("/constants.pkl") for name in members):
-            raise ValueError("a TorchScript archive")
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"'{path}' is not a whole checkpoint ({reason}); give another file.") from None
-    if not isinstance(state, dict) or "format" not in state:
-        raise UserError(f"'{path}' is not a checkpoint of recbole-kd; give another file.")
-    if state["format"] != FORMAT:
-        raise UserError(f"'{path}' has format {state['format']!r}; this version of recbole-kd reads {FORMAT!r}.")
+    kind, state = load_any(path, device)
+    if kind != "recbole-kd":
+        raise UserError(f"'{path}' is a checkpoint of RecBole itself; expected one of recbole-kd.")
     return state
+
+
+def load_recbole_checkpoint(path: PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint that RecBole's own Trainer wrote, as plain values, with tensors on `device`.
+
+    Nothing in the file is executed. ``config`` is the dict of the final settings, in which enums are their names
+    (``MODEL_TYPE`` is "GENERAL") and the device is a string. ``other_parameter`` is what the model's
+    ``load_other_parameter`` takes: tensors, numpy arrays and scipy's csr, csc and lil matrices.
+
+    Raises:
+        UserError: no such file, not a checkpoint of RecBole, not whole, or one that names a class or function that
+            such files do not need.
+    """
+    kind, state = load_any(path, device)
+    if kind != "recbole":
+        raise UserError(f"'{path}' is a checkpoint of recbole-kd; expected one of RecBole itself.")
+    return state
+
+
+def load_any(path: PathLike, device: torch.device | str = "cpu") -> tuple[str, dict[str, Any]]:
+    """("recbole-kd", state) of :func:`load_checkpoint` or ("recbole", state) of :func:`load_recbole_checkpoint`.
+
+    Raises:
+        UserError: as these two.
+    """
+    try:
+        with open(path, "rb") as file:
+            archive = _Archive(file, torch.device(device))
+            tree = archive.tree()
+            if isinstance(tree, dict) and tree.get("format") == FORMAT:
+                return "recbole-kd", archive.value(tree)
+            if isinstance(tree, dict) and isinstance(tree.get("config"), _Call) and "state_dict" in tree:
+                return "recbole", archive.value(tree)
+            version = tree.get("format") if isinstance(tree, dict) else None
+    except FileNotFoundError:
+        raise UserError(f"There is no checkpoint '{path}'; give the file of an earlier run.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read the checkpoint '{path}': {error.strerror or error}.") from None
+    except _Refused as error:
+        raise UserError(
+            f"'{path}' names {error}, which no checkpoint needs; nothing in it was executed; give a file that RecBole "
+            "or recbole-kd wrote."
+        ) from None
+    except _Malformed as error:
+        raise UserError(f"'{path}' is not a whole checkpoint: {error}; give another file.") from None
+    except Exception:  # bytes that someone else chose can fail in any of the parsers' ways
+        raise UserError(f"'{path}' is not a whole checkpoint: it is cut short or damaged; give another file.") from None
+    if isinstance(version, str) and version.startswith(FORMAT.split("/")[0]):
+        raise UserError(f"'{path}' has the format '{version}'; this version of recbole-kd reads '{FORMAT}'.")
+    raise UserError(f"'{path}' is a checkpoint of neither recbole-kd nor RecBole; give another file.")
 
 
 def digest(*parts: Any) -> str:
@@ -282,3 +334,327 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         raise UserError(
             f"The checkpoint's random states cannot be restored ({error}); resume from another checkpoint."
         ) from None
+
+
+# Reading. torch.load(weights_only=True) reads our files too, but is not what reads them here: before torch 2.6 it hands
+# some archives to TorchScript, which executes them, and it refuses what RecBole pickles. Below, the pickle machine calls
+# nothing: a call that a file asks for is noted, and the few kinds of notes that real files hold are then turned into
+# values, each by code that checks it.
+
+
+class _Refused(Exception):
+    """A class or function, by its full name, that no checkpoint needs."""
+
+
+class _Malformed(Exception):
+    """What is wrong with a file, as a clause."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Global:
+    """The name of a class or function, never looked up."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call that a pickle asks for, never made, and the state that it asks to put into the result."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Storage:
+    """A tensor's elements: a member of the archive."""
+
+    dtype: torch.dtype
+    key: str
+    length: int
+
+
+#: The storages that are read, and so the types of tensors that are saved.
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+_STORAGE = re.compile(rf"torch\.(?:cuda\.)?({'|'.join(_DTYPES)})")
+
+_ENUMS = {f"recbole.utils.enum_type.{enum.__name__}": enum for enum in (ModelType, InputType, EvaluatorType)}
+
+#: Names that stand in files without being called: the model's class and the YAML loader in RecBole's Config, and the
+#: classes that are arguments of numpy's functions.
+_LABEL = re.compile(r"recbole(_kd)?\.model(\.\w+)+|yaml\.loader\.FullLoader|numpy\.(ndarray|matrix)")
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard library's pickle machine with the opcodes that torch.save writes; it makes notes in place of calls.
+
+    It is the one written in Python, whose memory is bounded by the file (the one in C allocates what a file declares).
+    """
+
+    stack: list[Any]
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in _BUILDERS or full == "collections.OrderedDict" or _STORAGE.fullmatch(full) or _LABEL.fullmatch(full):
+            return _Global(full)
+        raise _Refused(full)
+
+    def persistent_load(self, pid: Any) -> Any:
+        tag, storage, key, _, length = pid
+        name = _STORAGE.fullmatch(storage.name) if isinstance(storage, _Global) else None
+        if tag != "storage" or name is None or type(key) is not str or type(length) is not int:
+            raise _Malformed("it refers to something that is no tensor's storage")
+        return _Storage(_DTYPES[name[1]], key, length)
+
+    def _reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not isinstance(function, _Global) or type(arguments) is not tuple:
+            raise _Malformed("it calls something that is no function")
+        if function.name == "collections.OrderedDict" and not arguments:
+            self.stack.append({})
+        elif function.name in _BUILDERS:
+            self.stack.append(_Call(function.name, arguments))
+        else:
+            raise _Refused(function.name)
+
+    def _build(self) -> None:
+        state, instance = self.stack.pop(), self.stack[-1]
+        if isinstance(instance, _Call) and instance.state is None:
+            instance.state = state
+        elif type(instance) is not dict:  # the attributes of an OrderedDict (a module's versions) are left out
+            raise _Malformed("it sets the state of something that has none")
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]]
+        for code in (
+            *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
+            *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT),
+            *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
+            *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS, pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS),
+            *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+            *(pickle.BINGET, pickle.LONG_BINGET, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
+            *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID),
+        )
+    }
+    dispatch |= {pickle.REDUCE[0]: _reduce, pickle.NEWOBJ[0]: _reduce, pickle.BUILD[0]: _build}
+
+
+class _Archive:
+    """The zip file of a checkpoint, read in place: members are neither unpacked nor larger than the file."""
+
+    _MEMBER = re.compile(r"data\.pkl|data/\d+|byteorder|version|\.format_version|\.storage_alignment|\.data/\w+")
+
+    def __init__(self, file: BinaryIO, device: torch.device) -> None:
+        self.device = device
+        start = file.read(4)
+        if not start:
+            raise _Malformed("it is empty")
+        if start != b"PK\x03\x04":
+            old = start[:1] == b"\x80" or tarfile.is_tarfile(file)
+            raise _Malformed("it is in the format of PyTorch before 1.6" if old else "it is no PyTorch file")
+        self.zip = zipfile.ZipFile(file)
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        roots = set()
+        for member in self.zip.infolist():
+            root, _, name = member.filename.partition("/")
+            roots.add(root)
+            if not self._MEMBER.fullmatch(name) or root in (".", "..") or name in self.members or len(roots) > 1:
+                raise _Malformed(f"it holds a member {member.filename!r}")
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                raise _Malformed(f"its member {member.filename!r} is compressed")
+            self.members[name] = member
+        if sum(member.file_size for member in self.members.values()) > file.seek(0, os.SEEK_END):
+            raise _Malformed("its members are larger than itself")
+        if "byteorder" in self.members and self.zip.read(self.members["byteorder"]).decode() != sys.byteorder:
+            raise _Malformed("it comes from a machine of another byte order")
+        self._storages: dict[str, Tensor] = {}
+        self._values: dict[int, Any] = {}
+
+    def tree(self) -> Any:
+        """What is pickled: plain values and notes."""
+        if "data.pkl" not in self.members:
+            raise _Malformed("it holds no data.pkl")
+        self._tree = _Unpickler(io.BytesIO(self.zip.read(self.members["data.pkl"]))).load()
+        return self._tree
+
+    def value(self, node: Any) -> Any:
+        """A node of :meth:`tree` with every note turned into its value; what was shared stays shared."""
+        if node is None or type(node) in (bool, int, float, str):
+            return node
+        if isinstance(node, _Global):
+            return node.name
+        if id(node) not in self._values:
+            self._values[id(node)] = _UNFINISHED
+            self._values[id(node)] = self._build(node)
+        value = self._values[id(node)]
+        if value is _UNFINISHED:
+            raise _Malformed("it refers to itself")
+        return value
+
+    def _build(self, node: Any) -> Any:
+        if isinstance(node, _Call):
+            return _BUILDERS[node.name](self, node)
+        if isinstance(node, dict):
+            return {self._key(key): self.value(element) for key, element in node.items()}
+        if isinstance(node, (list, tuple)):
+            return type(node)([self.value(element) for element in node])
+        raise _Malformed(f"it holds {type(node).__name__} where a value should be")
+
+    def _key(self, node: Any) -> Any:
+        key = self.value(node)
+        if key is not None and type(key) not in (bool, int, float, str):
+            raise _Malformed(f"a key is a {type(key).__name__}")
+        return key
+
+    def storage(self, storage: _Storage) -> Tensor:
+        """(length,) the elements of a storage."""
+        if storage.key not in self._storages:
+            member = self.members[f"data/{storage.key}"]
+            length, rest = divmod(member.file_size, torch.empty(0, dtype=storage.dtype).element_size())
+            if rest:
+                raise _Malformed(f"its member {member.filename!r} holds a part of an element")
+            elements = torch.empty(length, dtype=storage.dtype)
+            view = elements.view(torch.uint8).numpy()
+            position = 0
+            with self.zip.open(member) as content:
+                # Reading to the end is what checks the member's checksum.
+                while chunk := content.read(1 << 22):
+                    view[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                    position += len(chunk)
+            self._storages[storage.key] = elements.to(self.device)
+        elements = self._storages[storage.key]
+        if elements.dtype != storage.dtype or elements.numel() != storage.length:
+            raise _Malformed(f"its storage {storage.key} is not of {storage.length} elements of {storage.dtype}")
+        return elements
+
+
+_UNFINISHED = object()
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise _Malformed(f"{what} does not fit together")
+
+
+def _sizes(sizes: Any) -> bool:
+    """Whether `sizes` is a tuple of whole numbers from 0 on."""
+    return type(sizes) is tuple and all(type(size) is int and 0 <= size < 2**63 for size in sizes)
+
+
+def _build_tensor(archive: _Archive, call: _Call) -> Tensor:
+    storage, offset, size, stride = call.arguments[:4]
+    _check(isinstance(storage, _Storage) and call.state is None, "a tensor")
+    _check(_sizes((offset,)) and _sizes(size) and _sizes(stride) and len(size) == len(stride), "a tensor")
+    elements = archive.storage(storage)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride))
+    # No more elements than the file holds: a stride of 0 declares any number of them.
+    _check(0 in size or (last < elements.numel() and math.prod(size) <= elements.numel()), "a tensor")
+    return elements.as_strided(size, stride, offset)
+
+
+def _build_enum(archive: _Archive, call: _Call) -> str:
+    (value,) = call.arguments
+    return _ENUMS[call.name](value).name
+
+
+def _build_enum_by_name(archive: _Archive, call: _Call) -> str:
+    # Python 3.11.0 to 3.11.3 pickle a member of an enum as getattr(enum, name).
+    enum, name = call.arguments
+    if not isinstance(enum, _Global) or enum.name not in _ENUMS:
+        raise _Refused(call.name)
+    return _ENUMS[enum.name][name].name
+
+
+def _build_config(archive: _Archive, call: _Call) -> Any:
+    return archive.value(call.state["final_config_dict"])
+
+
+def _build_device(archive: _Archive, call: _Call) -> str:
+    return ":".join(str(archive.value(part)) for part in call.arguments)
+
+
+def _dtype(node: Any) -> np.dtype[Any]:
+    """The dtype that a call of numpy.dtype stands for; of objects, only to be filled with lists."""
+    _check(isinstance(node, _Call) and node.name == "numpy.dtype", "an array's dtype")
+    code, order = node.arguments[0], node.state[1]
+    _check(type(code) is str and re.fullmatch(r"[biufc]\d+|O8", code) is not None, "an array's dtype")
+    _check(order in ("<", ">", "=", "|"), "an array's dtype")
+    return np.dtype(code).newbyteorder(order)
+
+
+def _build_scalar(archive: _Archive, call: _Call) -> Any:
+    dtype, content = _dtype(call.arguments[0]), call.arguments[1]
+    _check(type(content) is bytes and len(content) == dtype.itemsize and dtype.kind != "O", "a number")
+    return np.frombuffer(content, dtype)[0].item()
+
+
+def _build_array(archive: _Archive, call: _Call) -> np.ndarray[Any, Any]:
+    kind = call.arguments[0]
+    _check(isinstance(kind, _Global) and kind.name in ("numpy.ndarray", "numpy.matrix"), "an array")
+    _, shape, described, columns_first, content = call.state
+    dtype = _dtype(described)
+    _check(_sizes(shape), "an array")
+    if dtype.kind == "O":
+        _check(type(content) is list and shape == (len(content),), "an array")
+        array = np.empty(shape, dtype=object)
+        for index, element in enumerate(content):
+            array[index] = archive.value(element)
+        return array
+    _check(type(content) is bytes and len(content) == math.prod(shape) * dtype.itemsize, "an array")
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if columns_first else "C").copy(order="K")
+    return np.asmatrix(array) if kind.name == "numpy.matrix" else array
+
+
+def _build_compressed(archive: _Archive, call: _Call) -> Any:
+    kind = csr_matrix if call.name.endswith("csr_matrix") else csc_matrix
+    content, indices, offsets = (archive.value(call.state[name]) for name in ("data", "indices", "indptr"))
+    _check(all(type(part) is np.ndarray and part.ndim == 1 for part in (content, indices, offsets)), "a sparse matrix")
+    _check(indices.dtype.kind == offsets.dtype.kind == "i" and content.dtype.kind in "biufc", "a sparse matrix")
+    _check(_sizes(call.state["_shape"]), "a sparse matrix")
+    matrix = kind((content, indices, offsets), shape=call.state["_shape"])
+    matrix.check_format(full_check=True)
+    return matrix
+
+
+def _build_rows(archive: _Archive, call: _Call) -> Any:
+    rows, contents = (archive.value(call.state[name]) for name in ("rows", "data"))
+    shape, dtype = call.state["_shape"], _dtype(call.state["dtype"])
+    _check(_sizes(shape) and shape[0] == len(rows) == len(contents) and dtype.kind in "biufc", "a sparse matrix")
+    _check(all(type(row) is list for row in (*rows, *contents)), "a sparse matrix")
+    _check([len(row) for row in rows] == [len(row) for row in contents], "a sparse matrix")
+    offsets = np.cumsum([0, *(len(row) for row in rows)])
+    indices = np.array([index for row in rows for index in row], dtype=np.int64)
+    content = np.array([element for row in contents for element in row], dtype=dtype)
+    matrix = csr_matrix((content, indices, offsets), shape=shape)
+    matrix.check_format(full_check=True)
+    return matrix.tolil()
+
+
+#: Every call that is found in such files, with what stands for it here.
+_BUILDERS: dict[str, Callable[[_Archive, _Call], Any]] = {
+    "torch._utils._rebuild_tensor_v2": _build_tensor,
+    "torch.device": _build_device,
+    "recbole.config.configurator.Config": _build_config,
+    **dict.fromkeys(_ENUMS, _build_enum),
+    "builtins.getattr": _build_enum_by_name,
+    "numpy.dtype": lambda archive, call: _dtype(call),
+    **{f"numpy.{core}.multiarray.scalar": _build_scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray._reconstruct": _build_array for core in ("core", "_core")},
+    **{f"scipy.sparse.{module}.csr_matrix": _build_compressed for module in ("csr", "_csr")},
+    **{f"scipy.sparse.{module}.csc_matrix": _build_compressed for module in ("csc", "_csc")},
+    **{f"scipy.sparse.{module}.lil_matrix": _build_rows for module in ("lil", "_lil")},
+}
