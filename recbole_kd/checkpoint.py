@@ -222,7 +222,9 @@ def load_any(path: PathLike, device: torch.device | str = "cpu") -> tuple[str, d
             if isinstance(tree, dict) and tree.get("format") == FORMAT:
                 return "recbole-kd", archive.value(tree)
             if isinstance(tree, dict) and isinstance(tree.get("config"), _Call) and "state_dict" in tree:
-                return "recbole", archive.value(tree)
+                state = archive.value(tree)
+                _check(isinstance(state["config"], dict) and isinstance(state["state_dict"], dict), "its content")
+                return "recbole", state
             version = tree.get("format") if isinstance(tree, dict) else None
     except FileNotFoundError:
         raise UserError(f"There is no checkpoint '{path}'; give the file of an earlier run.") from None
@@ -230,7 +232,7 @@ def load_any(path: PathLike, device: torch.device | str = "cpu") -> tuple[str, d
         raise UserError(f"Cannot read the checkpoint '{path}': {error.strerror or error}.") from None
     except _Refused as error:
         raise UserError(
-            f"'{path}' names {error}, which no checkpoint needs; nothing in it was executed; give a file that RecBole "
+            f"'{path}' names {_shown(str(error))}, which no checkpoint needs; nothing in it was executed; give a file that RecBole "
             "or recbole-kd wrote."
         ) from None
     except _Malformed as error:
@@ -238,7 +240,7 @@ def load_any(path: PathLike, device: torch.device | str = "cpu") -> tuple[str, d
     except Exception:  # bytes that someone else chose can fail in any of the parsers' ways
         raise UserError(f"'{path}' is not a whole checkpoint: it is cut short or damaged; give another file.") from None
     if isinstance(version, str) and version.startswith(FORMAT.split("/")[0]):
-        raise UserError(f"'{path}' has the format '{version}'; this version of recbole-kd reads '{FORMAT}'.")
+        raise UserError(f"'{path}' has the format {_shown(version)}; this version of recbole-kd reads '{FORMAT}'.")
     raise UserError(f"'{path}' is a checkpoint of neither recbole-kd nor RecBole; give another file.")
 
 
@@ -337,9 +339,9 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 # Reading. torch.load(weights_only=True) reads our files too, but is not what reads them here: before torch 2.6 it hands
-# some archives to TorchScript, which executes them, and it refuses what RecBole pickles. Below, the pickle machine calls
-# nothing: a call that a file asks for is noted, and the few kinds of notes that real files hold are then turned into
-# values, each by code that checks it.
+# some archives to TorchScript, which executes them, and it refuses what RecBole pickles. Below, the pickle machine
+# calls nothing: a call that a file asks for is noted, and the few kinds of notes that real files hold are then turned
+# into values, each by code that checks it.
 
 
 class _Refused(Exception):
@@ -348,6 +350,11 @@ class _Refused(Exception):
 
 class _Malformed(Exception):
     """What is wrong with a file, as a clause."""
+
+
+def _shown(text: str) -> str:
+    """`text` from a file as a part of one line: the file may have put anything into it."""
+    return text[:200] if text.isprintable() else ascii(text[:200])
 
 
 @dataclass(frozen=True, eq=False)
@@ -473,9 +480,9 @@ class _Archive:
             root, _, name = member.filename.partition("/")
             roots.add(root)
             if not self._MEMBER.fullmatch(name) or root in (".", "..") or name in self.members or len(roots) > 1:
-                raise _Malformed(f"it holds a member {member.filename!r}")
+                raise _Malformed(f"it holds a member {_shown(member.filename)}")
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-                raise _Malformed(f"its member {member.filename!r} is compressed")
+                raise _Malformed(f"its member {_shown(member.filename)} is compressed")
             self.members[name] = member
         if sum(member.file_size for member in self.members.values()) > file.seek(0, os.SEEK_END):
             raise _Malformed("its members are larger than itself")
@@ -526,7 +533,7 @@ class _Archive:
             member = self.members[f"data/{storage.key}"]
             length, rest = divmod(member.file_size, torch.empty(0, dtype=storage.dtype).element_size())
             if rest:
-                raise _Malformed(f"its member {member.filename!r} holds a part of an element")
+                raise _Malformed(f"its member {_shown(member.filename)} holds a part of an element")
             elements = torch.empty(length, dtype=storage.dtype)
             view = elements.view(torch.uint8).numpy()
             position = 0
