@@ -58,7 +58,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "recbole-kd: interrupted. A student goes on with --resume=FILE-last.pth, a teacher when the run is repeated.",
+            "recbole-kd: interrupted. A student goes on with --resume=FILE-last.pth, a teacher when repeated.",
             file=sys.stderr,
         )
         return 130

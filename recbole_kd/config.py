@@ -49,6 +49,7 @@ _RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
     "temperature": (1e-12, None, False),
 }
 _DROPOUT = (0, 1, False)
+_SCHEDULES = ("constant", "cosine")
 
 
 def parse_value(text: str) -> Any:
@@ -294,6 +295,12 @@ class KDConfig(Config):
 
     def _check_values(self) -> None:
         final = self.final_config_dict
+        schedule = final["learning_rate_schedule"]
+        if schedule not in _SCHEDULES:
+            raise UserError(
+                f"--{self.prefix}learning_rate_schedule={schedule!r} is not one of {', '.join(_SCHEDULES)}."
+                f"{closest(str(schedule), _SCHEDULES)}"
+            )
         for key, value in final.items():
             self._check_range(key, value)
             default = self.internal_config_dict.get(key)

@@ -18,7 +18,7 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
     Raises:
         UserError: an empty validation or test split, or a user for whom no negative item is left.
     """
-    parts = (splits.train, splits.valid, splits.test)
+    parts = [splits.train, splits.valid, splits.test]
     for phase, part in zip(("validation", "test"), parts[1:]):
         if len(part) == 0:
             raise UserError(

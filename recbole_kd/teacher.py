@@ -339,6 +339,7 @@ class FrozenTeacher:
     def score_block(self, users: Tensor) -> Tensor:
         """Scores of users (n,) with every item, (n, I), in the student's ids."""
         self.forward_passes += 1
+        users = users.to(self.trained.config["device"])
         theirs = users if self._maps is None else self._maps[0][users]
         model: Any = self.model
         try:

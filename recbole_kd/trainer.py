@@ -8,6 +8,7 @@ so that a teacher which needs a trainer of its own (RaCT, RecVAE, NCL, the close
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -111,6 +112,7 @@ class KDMixin:
         if self.config["save_last"] and epoch_idx > self.start_epoch:
             self._save_state(self.last_file, epoch_idx - 1)
         self._epoch = epoch_idx
+        self._schedule_learning_rate(epoch_idx)
         if len(self.distillers):
             self.distillers.train()
             for distiller in self.distillers.values():
@@ -127,6 +129,13 @@ class KDMixin:
             self._bar = None
         self.epoch_seconds.append(time.perf_counter() - start)
         return losses
+
+    def _schedule_learning_rate(self, epoch: int) -> None:
+        if self.config["learning_rate_schedule"] == "cosine":
+            # A function of the epoch alone, so that a resumed run needs no state of it.
+            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.config["epochs"]))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config["learning_rate"] * factor
 
     def _joint_loss(self, base_loss: Callable[[Any], Any]) -> Callable[[Any], tuple[Tensor, ...]]:
         """The base loss and every distiller's, as the tuple that RecBole sums."""

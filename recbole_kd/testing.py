@@ -1,0 +1,225 @@
+"""Tests that any distiller can run on itself: a data set with a known answer, and a conformance suite.
+
+A distiller of ours or of another package is tested in three lines (see CONTRIBUTING.md)::
+
+    class TestMine(DistillerConformance):
+        distiller = MyDistiller
+        options = {"weight": 0.1}
+
+The suite needs pytest; nothing else in the package imports this module.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Optional
+
+import pytest
+import torch
+from recbole.utils import init_seed
+from torch import Tensor
+
+from recbole_kd.config import KDConfig
+from recbole_kd.contracts import Batch, DataView, Distiller
+from recbole_kd.data.splits import Splits
+from recbole_kd.representation import ModelStudent
+from recbole_kd.teacher import FrozenTeacher, Trained, build_model
+
+USERS, ITEMS, TASTES = 48, 40, 4
+
+
+def write_known_answer(folder: Path, name: str = "known-answer", seed: int = 0) -> Path:
+    """Writes a data set whose answer is known: user u likes exactly the items i with i % 4 == u % 4.
+
+    Four fifths of the liked pairs are observed in training, the rest is split between validation and test, so that a
+    model which learned anything ranks held-out items first (recall@10 near 1), and one which did not at about 10 / 40.
+
+    Args:
+        folder: gets ``name/name.{train,valid,test}.inter``.
+
+    Returns:
+        The data path to give as ``data_path``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, list[tuple[int, int]]] = {"train": [], "valid": [], "test": []}
+    for user in range(USERS):
+        liked = [item for item in range(ITEMS) if item % TASTES == user % TASTES]
+        order = torch.randperm(len(liked), generator=generator).tolist()
+        for place, index in enumerate(order):
+            part = "train" if place < 8 else "valid" if place == 8 else "test"
+            parts[part].append((user, liked[index]))
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    for part, pairs in parts.items():
+        lines = ["user_id:token\titem_id:token", *(f"u{user}\ti{item}" for user, item in pairs)]
+        (target / f"{name}.{part}.inter").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def known_answer_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
+    """Settings of a quick, quiet run on :func:`write_known_answer`'s data."""
+    return {
+        "data_path": str(data_path),
+        "benchmark_filename": ["train", "valid", "test"],
+        "load_col": {"inter": ["user_id", "item_id"]},
+        "checkpoint_dir": str(data_path / "saved"),
+        "show_progress": False,
+        "use_gpu": False,
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+        "train_batch_size": 128,
+        "epochs": 3,
+        **settings,
+    }
+
+
+class Bench:
+    """A student and a frozen teacher on the known-answer data, without files written for either."""
+
+    def __init__(self, data_path: Path, student: str, teacher: str, size: int = 8, teacher_size: int = 8) -> None:
+        settings = known_answer_settings(data_path)
+        self.config = KDConfig(
+            student, "known-answer", config_dict={**settings, **_sized(student, size), "distill": []}
+        )
+        init_seed(0, True)
+        self.splits = Splits(self.config)
+        config = KDConfig(
+            teacher, "known-answer", config_dict={**settings, **_sized(teacher, teacher_size), "distill": []}
+        )
+        model = build_model(config, self.splits.train)
+        with torch.no_grad():
+            for parameter in model.parameters():  # a teacher with opinions, though untrained
+                parameter.mul_(3.0)
+        trained = Trained(config, model, "none", False, {"test_result": {}})
+        self.teacher = FrozenTeacher(trained, self.splits, str(data_path / "ranks"))
+        self.model = build_model(self.config, self.splits.train)
+        self.student = ModelStudent(self.model)
+        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=torch.device("cpu"))
+
+    def batch(self, size: int = 64) -> Batch:
+        """The first `size` training pairs, with negatives."""
+        users, items = self.splits.pairs(self.splits.train)
+        negatives = torch.randint(
+            1, self.splits.train.item_num, (len(users),), generator=torch.Generator().manual_seed(2)
+        )
+        return Batch(users[:size], items[:size], negatives[:size])
+
+
+def _sized(model: str, size: int) -> dict[str, Any]:
+    if model == "NeuMF":
+        return {"mf_embedding_size": size, "mlp_embedding_size": size, "mlp_hidden_size": [2 * size, size]}
+    return {"embedding_size": size}
+
+
+class DistillerConformance:
+    """What every distiller must do, on every backbone that it says it supports.
+
+    Set :attr:`distiller`; :attr:`options` where the defaults do not fit 48 users and 40 items; :attr:`backbones` and
+    :attr:`teacher` where BPR, LightGCN and SimRecStudent or a SimRecTeacher do not fit.
+    """
+
+    distiller: ClassVar[type[Distiller]]
+    options: ClassVar[Mapping[str, Any]] = {}
+    backbones: ClassVar[Sequence[str]] = ("BPR", "LightGCN", "SimRecStudent")
+    teacher: ClassVar[str] = "SimRecTeacher"
+
+    @pytest.fixture(scope="class")
+    def data_path(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return write_known_answer(tmp_path_factory.mktemp("conformance"))
+
+    @pytest.fixture
+    def bench(self, request: pytest.FixtureRequest, data_path: Path) -> Bench:
+        return Bench(data_path, request.param, self.teacher)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "bench" in metafunc.fixturenames:
+            metafunc.parametrize("bench", self.backbones, indirect=True)
+
+    def build(self, bench: Bench, options: Optional[Mapping[str, Any]] = None) -> Distiller:
+        """The distiller over the bench's student and teacher, in its first epoch."""
+        parsed = self.distiller.options_class.parse(
+            self.distiller.name, dict(self.options if options is None else options)
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            built = self.distiller(parsed, bench.student, bench.teacher, bench.data)
+        built.begin_epoch(0)
+        return built
+
+    def losses(self, bench: Bench, distiller: Distiller, batch: Batch) -> dict[str, Tensor]:
+        """The losses of one step, as the trainer computes them."""
+        with bench.student.step():
+            return distiller(batch)
+
+    def test_it_declares_what_it_needs(self, bench: Bench) -> None:
+        options = self.build(bench).options
+        assert self.distiller.student_needs(options) <= bench.student.capabilities
+        assert self.distiller.teacher_needs(options) <= bench.teacher.capabilities
+
+    def test_losses_are_finite_scalars(self, bench: Bench) -> None:
+        losses = self.losses(bench, self.build(bench), bench.batch())
+        assert losses
+        for name, loss in losses.items():
+            assert loss.dim() == 0, name
+            assert torch.isfinite(loss), name
+
+    def test_the_loss_falls_on_data_with_a_known_answer(self, bench: Bench) -> None:
+        distiller, batch = self.build(bench), bench.batch(256)
+        optimizer = torch.optim.Adam([*bench.model.parameters(), *distiller.parameters()], lr=0.02)
+        values = []
+        for _ in range(60):
+            optimizer.zero_grad()
+            total = torch.stack(list(self.losses(bench, distiller, batch).values())).sum()
+            total.backward()
+            optimizer.step()
+            values.append(float(total))
+        assert sum(values[-10:]) < sum(values[:10])
+
+    def test_the_teacher_is_unchanged_to_the_bit(self, bench: Bench) -> None:
+        before = copy.deepcopy(bench.teacher.model.state_dict())
+        distiller = self.build(bench)
+        torch.stack(list(self.losses(bench, distiller, bench.batch()).values())).sum().backward()
+        for name, value in bench.teacher.model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        assert all(parameter.grad is None for parameter in bench.teacher.model.parameters())
+        assert not bench.teacher.model.training
+
+    def test_gradients_reach_the_student_and_the_distiller_alone(self, bench: Bench) -> None:
+        distiller = self.build(bench)
+        torch.stack(list(self.losses(bench, distiller, bench.batch()).values())).sum().backward()
+        reached = [parameter.grad for parameter in bench.model.parameters() if parameter.grad is not None]
+        assert any(bool(gradient.abs().sum() > 0) for gradient in reached)
+        mine = {id(parameter) for parameter in distiller.parameters()}
+        assert not mine & {id(parameter) for parameter in bench.model.parameters()}
+        assert not mine & {id(parameter) for parameter in bench.teacher.model.parameters()}
+
+    def test_duplicating_the_batch_leaves_the_loss_unchanged(self, bench: Bench) -> None:
+        batch = bench.batch()
+        negatives = batch.negatives
+        assert negatives is not None
+        double = Batch(batch.users.repeat(2), batch.items.repeat(2), negatives.repeat(2))
+        distiller = self.build(bench)
+        state = distiller.get_extra_state()
+        once = self.losses(bench, distiller, batch)
+        distiller.set_extra_state(state)
+        torch.manual_seed(0)
+        twice = self.losses(bench, distiller, double)
+        for name, loss in once.items():
+            torch.testing.assert_close(twice[name], loss, rtol=1e-4, atol=1e-6)
+
+    def test_its_samples_are_seeded(self, bench: Bench) -> None:
+        first = self.losses(bench, self.build(bench), bench.batch())
+        second = self.losses(bench, self.build(bench), bench.batch())
+        for name, loss in first.items():
+            torch.testing.assert_close(second[name], loss)
+
+    def test_its_state_is_restored(self, bench: Bench) -> None:
+        distiller = self.build(bench)
+        self.losses(bench, distiller, bench.batch())
+        other = self.build(bench)
+        other.load_state_dict(distiller.state_dict())
+        for name, value in distiller.state_dict().items():
+            if isinstance(value, Tensor):
+                assert torch.equal(other.state_dict()[name], value), name
