@@ -527,6 +527,26 @@ def test_too_large_downloads(tmp_path: Path, server: Server, entry: Any) -> None
     assert files_of(tmp_path / "out") == set()
 
 
+def test_an_endless_download_is_left_at_the_limit(tmp_path: Path, server: Server, entry: Any) -> None:
+    entry(download_limit=2000)
+    sent, left = [], threading.Event()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        try:
+            for _ in range(200):
+                request.wfile.write(bytes(1 << 20))
+                sent.append(1)
+        except OSError:
+            left.set()
+
+    server.answer = answer  # type: ignore[method-assign]
+    refused(tmp_path, server.url, "is longer; expected a download of at most 2,000 bytes")
+    assert left.wait(10)
+    assert len(sent) < 200
+
+
 def test_a_gzip_bomb(tmp_path: Path, entry: Any) -> None:
     entry(raw_limit=5_000_000)
     bomb = tmp_path / "bomb.gz"
