@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Rows of similarities that are finished together, per precision. More of them spread the pass over the keys' gradient
-#: wider, fewer stay nearer to the processor; measured by ``tests/benchmarks/simrec_step.py --blocks``.
-ROWS = {"fp32": 64, "bf16": 128}
-#: Similarities held at once. Catalogues of more than BLOCK / ROWS keys are worked in blocks of columns as well.
-BLOCK = 16 * 2**20
+PRECISIONS = ("fp32", "bf16")
+#: Similarities held at once, at most, by a block of rows over the whole catalogue.
+HELD = 16 * 2**20
 #: Scores within ±40 need no maximum subtracted: even a sum of 1e9 such exponentials, and its inverse, fit fp32.
 SAFE_SCORE = 40.0
 _TINY = 1e-12
@@ -37,15 +36,14 @@ def catalogue_logsumexp(
     query_gradient: Optional[Tensor] = None,
     key_gradient: Optional[Tensor] = None,
     precision: str = "fp32",
-    rows: Optional[int] = None,
-    block: int = BLOCK,
+    blocks: Optional[tuple[int, int]] = None,
 ) -> Tensor:
     """log sum_n exp(q_r·k_n / tau) of every query over every key; on the way, the gradients of its weighted sum.
 
     Works by blocks of rows whose sums are finished before the block's two gradient products are taken, so that nothing
-    is computed twice. Where a block of rows over all keys would hold more than `block` similarities, the keys are
-    worked by blocks too, in two sweeps (running maximum and sum first; the exponentials again for the gradients).
-    Exact for scores whose exponential overflows.
+    is computed twice. Where a block of rows over all keys would be too large, the keys are worked by blocks too, in two
+    sweeps: running maximum and sum first, the exponentials again for the gradients. Memory is that of one block. Exact
+    for scores whose exponential overflows.
 
     Args:
         queries: (Q, d).
@@ -54,10 +52,10 @@ def catalogue_logsumexp(
         weights: (Q,) w_r of the sum_r w_r values_r that is differentiated; None is 1.
         query_gradient: (Q, d), to which the gradient with respect to the queries is added; None: it is not computed.
         key_gradient: (N, d), to which the gradient with respect to the keys is added; None: it is not computed.
-        precision: "fp32": products in the tensors' own type (float64 stays float64). "bf16": products of bfloat16
-            operands, sums in the tensors' own type.
-        rows: queries in a block; None is the measured best.
-        block: similarities held at once.
+        precision: "fp32": products in the tensors' own type. "bf16": products of float32 tensors round their operands
+            to bfloat16 and sum in float32, on processors that multiply bfloat16 (torch's float32 matmul precision
+            "medium"; others compute as with "fp32").
+        blocks: (rows, columns) of similarities held at once; None is what :func:`block_shape` gives.
 
     Returns:
         (Q,) the values, without autograd.
@@ -69,47 +67,55 @@ def catalogue_logsumexp(
         raise ValueError("keys is empty; expected at least one row.")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature!r}; expected a number above 0.")
-    if precision not in ROWS:
-        raise ValueError(f"precision={precision!r}; expected one of {', '.join(ROWS)}.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}; expected one of {', '.join(PRECISIONS)}.")
     queries, keys = queries.detach() / temperature, keys.detach()
-    rows = max(1, min(rows or ROWS[precision], len(queries), block))
-    columns = max(1, min(len(keys), block // rows))
-    product = torch.bfloat16 if precision == "bf16" else queries.dtype
-    few, many = queries.to(product), keys.to(product)
-    bounded = _largest_norm(queries) * _largest_norm(keys) <= SAFE_SCORE
-    buffer = torch.empty(rows * columns, dtype=product, device=queries.device)
+    rows, columns = blocks or block_shape(len(keys), precision)
+    rows, columns = min(rows, len(queries)), min(columns, len(keys))
+    buffer = queries.new_empty(rows * columns)
     values = queries.new_empty(len(queries))
-
-    for start, stop in _spans(len(queries), rows):
-        query = few[start:stop]
-        top = queries.new_full((len(query), 1), 0.0 if bounded else -math.inf)
-        total = queries.new_zeros(len(query), 1)
-        for first, last in _spans(len(keys), columns):
-            scores = _scores(query, many[first:last], buffer)
-            if not bounded:
-                higher = torch.maximum(top, scores.amax(1, keepdim=True))
-                total *= torch.exp(top - higher)
-                top = higher
-                scores -= top
-            total += scores.exp_().sum(1, keepdim=True, dtype=total.dtype)
-        values[start:stop] = (total.log() + top).squeeze(1)
-
-        # d value_r / d score_rn = exp(score_rn - top_r) / total_r; the row's factors go to the thin side of a product.
-        factor = 1 / total if weights is None else weights[start:stop, None] / total
-        weighted = (queries[start:stop] * factor).to(product)
-        for first, last in _spans(len(keys), columns):
-            if query_gradient is None and key_gradient is None:
-                break
-            if columns < len(keys):
-                scores = _scores(query, many[first:last], buffer)
+    bounded = _largest_norm(queries) * _largest_norm(keys) <= SAFE_SCORE
+    with _float32_products(precision):
+        for start, stop in _spans(len(queries), rows):
+            query = queries[start:stop]
+            top = query.new_full((len(query), 1), 0.0 if bounded else -math.inf)
+            total = query.new_zeros(len(query), 1)
+            for first, last in _spans(len(keys), columns):
+                scores = _scores(query, keys[first:last], buffer)
                 if not bounded:
+                    higher = torch.maximum(top, scores.amax(1, keepdim=True))
+                    total *= torch.exp(top - higher)
+                    top = higher
                     scores -= top
-                scores.exp_()
-            if key_gradient is not None:
-                _add_product(key_gradient[first:last], scores.t(), weighted)
-            if query_gradient is not None:
-                query_gradient[start:stop] += (scores @ many[first:last]) * (factor / temperature)
+                total += scores.exp_().sum(1, keepdim=True)
+            values[start:stop] = (total.log() + top).squeeze(1)
+            if query_gradient is None and key_gradient is None:
+                continue
+
+            # d value_r / d score_rn = exp(score_rn - top_r) / total_r: the row's factors go to the product's thin side.
+            factor = 1 / total if weights is None else weights[start:stop, None] / total
+            weighted = query * factor
+            for first, last in _spans(len(keys), columns):
+                if columns < len(keys):
+                    scores = _scores(query, keys[first:last], buffer)
+                    if not bounded:
+                        scores -= top
+                    scores.exp_()
+                if key_gradient is not None:
+                    key_gradient[first:last].addmm_(scores.t(), weighted)
+                if query_gradient is not None:
+                    query_gradient[start:stop] += (scores @ keys[first:last]) * (factor / temperature)
     return values
+
+
+def block_shape(keys: int, precision: str = "fp32") -> tuple[int, int]:
+    """(rows, columns) of the blocks of similarities with a catalogue of `keys`.
+
+    Whole rows as long as some tens of them can be held, since they are computed once; then blocks that stay in the
+    processor's cache between the two sweeps. Measured by ``tests/benchmarks/simrec_step.py --blocks``.
+    """
+    rows = 128 if precision == "bf16" else 64
+    return (rows, keys) if rows * keys <= HELD else (256, 8192)
 
 
 def cosine_infonce(
@@ -259,12 +265,16 @@ def _scores(query: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:
     return torch.mm(query, keys.t(), out=out)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, also where the product is of a narrower type."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+@contextmanager
+def _float32_products(precision: str) -> Iterator[None]:
+    """Lets float32 products round their operands to bfloat16 inside the block, if `precision` says so."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "bf16":
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _spans(length: int, step: int) -> Iterator[tuple[int, int]]:
