@@ -1,0 +1,153 @@
+"""The rank bank: each user's best unobserved items in a teacher's eyes, computed in blocks and kept on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_kd.data.observed import Observed
+from recbole_kd.errors import UserError
+
+#: Bytes of scores held at a time: freed blocks beyond 32 MiB go back to the system, and each new one is paged in anew.
+_BLOCK_BYTES = 16 << 20
+
+
+@torch.no_grad()
+def build_rank_bank(
+    score_block: Callable[[Tensor], Tensor],
+    observed: Observed,
+    k: int,
+    block_users: Optional[int] = None,
+    show_progress: bool = False,
+) -> Tensor:
+    """The k best unobserved items of every user, best first.
+
+    The same function ranks users for items (IR-RRD): give `observed.transposed()` and a `score_block` of items.
+
+    Args:
+        score_block: users (n,) -> their scores of every item, (n, I), padding included. The block is overwritten.
+        observed: the training split.
+        k: K', length of the lists.
+        block_users: users scored at a time; by default as many as make a block of 16 MiB.
+        show_progress: whether to show a progress bar.
+
+    Returns:
+        (U, k) int32 on the CPU, filled with 0 where a user has fewer than k unobserved items. Row 0 is all 0.
+    """
+    if block_users is None:
+        block_users = max(1, _BLOCK_BYTES // (4 * observed.items))
+    longest = min(k, observed.items)
+    bank = torch.zeros(observed.users, k, dtype=torch.int32)
+    starts = range(1, observed.users, block_users)
+    for start in tqdm(starts, desc="Ranking unobserved items", disable=not show_progress):
+        stop = min(start + block_users, observed.users)
+        scores = score_block(torch.arange(start, stop))
+        pairs = slice(int(observed.offsets[start]), int(observed.offsets[stop]))
+        rows, items = observed.user_ids[pairs] - start, observed.indices[pairs]
+        scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
+        scores[:, 0] = -torch.inf
+        best, ranked = scores.topk(longest, dim=1)
+        bank[start:stop, :longest] = ranked.masked_fill_(best == -torch.inf, 0)
+    return bank
+
+
+def require_unobserved(observed: Observed, setting: str, count: int, below: int = 0, pool: str = "") -> None:
+    """Checks that every user has `count` unobserved items, below the top `below` of them.
+
+    Args:
+        observed: the training split.
+        setting: the option that asks for `count`, such as ``rrd.uninteresting``.
+        count: items asked for.
+        below: length of a ranked list that comes first.
+        pool: the option that sets `below`.
+
+    Raises:
+        UserError: some user has fewer; it says how many users, and what to set.
+    """
+    unobserved = observed.items - 1 - observed.counts[1:]
+    short = int((unobserved < below + count).sum())
+    if not short:
+        return
+    catalogue, least = observed.items - 1, int(unobserved.min())
+    where = f" below the {below:,} of {pool}" if below else ""
+    lower = f"{setting} or {pool}" if below else setting
+    if below + count > catalogue:
+        raise UserError(f"{setting}={count:,}{where} is more than the catalogue's {catalogue:,} items; lower {lower}.")
+    if least == 0:
+        everything = int((unobserved == 0).sum())
+        raise UserError(
+            f"{setting}={count:,}: {everything:,} users have observed all {catalogue:,} items, which leaves none to "
+            f'rank; leave such users out with --user_inter_num_interval="[0,{catalogue})".'
+        )
+    least_left = max(least - below, 0)
+    raise UserError(
+        f"{setting}={count:,}{where}: {short:,} of {observed.users - 1:,} users have fewer unobserved items, the least "
+        f"{least_left:,}; lower {lower}."
+    )
+
+
+class RankBankCache:
+    """Rank banks on disk, each under a digest of what it was computed from.
+
+    Files are plain arrays, written under a temporary name and renamed, and read as memory maps; nothing is unpickled.
+    """
+
+    def __init__(self, folder: str) -> None:
+        """
+        Args:
+            folder: made when the first bank is saved.
+        """
+        self.folder = folder
+
+    def load(self, digest: str, k: int) -> Optional[Tensor]:
+        """The bank (U, k) int32 under `digest`, cut from a longer one where there is one; None where none is found."""
+        pattern = re.compile(re.escape(digest) + r"-(\d+)\.npy")
+        found = (pattern.fullmatch(name) for name in (os.listdir(self.folder) if os.path.isdir(self.folder) else ()))
+        for length in sorted(int(match[1]) for match in found if match):
+            bank = self._read(self._path(digest, length)) if length >= k else None
+            if bank is not None and bank.shape[1] == length:
+                return bank[:, :k]
+        return None
+
+    def save(self, digest: str, bank: Tensor) -> None:
+        """Keeps `bank` (U, k) int32 under `digest`.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
+                try:
+                    np.save(file, bank.cpu().numpy(), allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(file.name, self._path(digest, bank.shape[1]))
+                except BaseException:
+                    os.remove(file.name)
+                    raise
+        except OSError as error:
+            raise UserError(
+                f"Ranked lists cannot be kept in '{self.folder}' ({error.strerror}); set --checkpoint_dir to a folder "
+                "that can be written."
+            ) from None
+
+    def _path(self, digest: str, k: int) -> str:
+        return os.path.join(self.folder, f"{digest}-{k}.npy")
+
+    @staticmethod
+    def _read(path: str) -> Optional[Tensor]:
+        try:
+            # Copy on write: torch accepts no read-only array.
+            array = np.load(path, mmap_mode="c", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None  # cut short or foreign: the bank is computed again and replaces it
+        return torch.from_numpy(array) if array.dtype == np.int32 and array.ndim == 2 else None

@@ -1,0 +1,167 @@
+"""The rank bank: what it holds, what it never holds, and how it is kept on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recbole_kd.data.observed import Observed
+from recbole_kd.data.ranks import RankBankCache, build_rank_bank, require_unobserved
+from recbole_kd.errors import UserError
+
+
+def split(users: int, items: int, share: float = 0.4, seed: int = 0) -> Observed:
+    generator = torch.Generator().manual_seed(seed)
+    user_ids, item_ids = (torch.rand(users - 1, items - 1, generator=generator) < share).nonzero().add(1).unbind(1)
+    return Observed(user_ids, item_ids, users, items)
+
+
+def ranked_by_sorting(scores: Tensor, observed: Observed, k: int) -> list[list[int]]:
+    """The definition: a user's unobserved items by falling score."""
+    bank = [[0] * k]
+    for user in range(1, observed.users):
+        own = set(observed.indices[observed.offsets[user] : observed.offsets[user + 1]].tolist())
+        unobserved = [item for item in range(1, observed.items) if item not in own]
+        best = sorted(unobserved, key=lambda item: -float(scores[user, item]))[:k]
+        bank.append(best + [0] * (k - len(best)))
+    return bank
+
+
+@given(
+    users=st.integers(2, 8),
+    items=st.integers(2, 12),
+    k=st.integers(1, 14),
+    share=st.floats(0, 1),
+    block_users=st.integers(1, 9),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_bank_is_what_sorting_gives_whatever_the_block(
+    users: int, items: int, k: int, share: float, block_users: int, seed: int
+) -> None:
+    observed = split(users, items, share, seed)
+    scores = torch.randn(users, items, generator=torch.Generator().manual_seed(seed))
+    bank = build_rank_bank(lambda block: scores[block], observed, k, block_users)
+    assert bank.dtype == torch.int32
+    assert bank.tolist() == ranked_by_sorting(scores, observed, k)
+
+
+def test_padding_is_in_no_list_even_with_the_best_score() -> None:
+    observed = split(5, 9)
+    scores = torch.zeros(5, 9)
+    scores[:, 0] = torch.inf
+    bank = build_rank_bank(lambda users: scores[users].clone(), observed, 3)
+    assert (bank[1:] > 0).all()
+    assert not bank[0].any()
+
+
+def test_users_are_ranked_for_items_by_exchanging_the_roles() -> None:
+    observed = split(6, 8)
+    scores = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    bank = build_rank_bank(lambda items: scores.t()[items], observed.transposed(), 4)
+    assert bank.tolist() == ranked_by_sorting(scores.t(), observed.transposed(), 4)
+
+
+# Lists that cannot be filled
+
+
+def test_enough_unobserved_items_raise_nothing() -> None:
+    require_unobserved(Observed(torch.tensor([1]), torch.tensor([1]), 3, 5), "rrd.pool", 3)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "count", "below", "message"),
+    [
+        ([(1, 1)], 5, 0, r"rrd\.pool=5 is more than the catalogue's 4 items; lower rrd\.pool\."),
+        ([(1, 1), (1, 2)], 3, 0, r"1 of 2 users have fewer unobserved items, the least 2; lower rrd\.pool\."),
+        ([(1, 1)], 2, 2, r"below the 2 of other: 1 of 2 users .* the least 1; lower rrd\.pool or other\."),
+        ([(2, item) for item in (1, 2, 3, 4)], 2, 0, r"1 users have observed all 4 items.*user_inter_num_interval"),
+    ],
+)
+def test_too_few_unobserved_items_are_refused_with_the_count_and_the_setting(
+    pairs: list[tuple[int, int]], count: int, below: int, message: str
+) -> None:
+    users, items = torch.tensor(pairs).unbind(1)
+    with pytest.raises(UserError, match=message):
+        require_unobserved(Observed(users, items, 3, 5), "rrd.pool", count, below, "other")
+
+
+# On disk
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> RankBankCache:
+    return RankBankCache(str(tmp_path / "ranks"))
+
+
+def bank_of(k: int) -> Tensor:
+    return torch.arange(4 * k, dtype=torch.int32).view(4, k)
+
+
+def test_a_bank_comes_back_as_it_was_kept(cache: RankBankCache) -> None:
+    cache.save("abc", bank_of(5))
+    loaded = cache.load("abc", 5)
+    assert loaded is not None
+    assert loaded.dtype == torch.int32
+    assert torch.equal(loaded, bank_of(5))
+
+
+def test_a_longer_bank_serves_a_shorter_one(cache: RankBankCache) -> None:
+    cache.save("abc", bank_of(5))
+    shorter = cache.load("abc", 3)
+    assert shorter is not None
+    assert torch.equal(shorter, bank_of(5)[:, :3])
+    assert cache.load("abc", 6) is None
+
+
+def test_another_digest_finds_nothing(cache: RankBankCache) -> None:
+    assert cache.load("abc", 5) is None
+    cache.save("abc", bank_of(5))
+    assert cache.load("abd", 5) is None
+    assert cache.load("ab", 5) is None
+    assert cache.load("ab.", 5) is None
+
+
+def test_what_is_done_to_a_loaded_bank_stays_off_the_disk(cache: RankBankCache) -> None:
+    cache.save("abc", bank_of(5))
+    loaded = cache.load("abc", 5)
+    assert loaded is not None
+    loaded.zero_()
+    again = cache.load("abc", 5)
+    assert again is not None
+    assert torch.equal(again, bank_of(5))
+
+
+def test_only_whole_files_are_left_in_the_folder(cache: RankBankCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    cache.save("abc", bank_of(5))
+    monkeypatch.setattr(np, "save", full_disk)
+    with pytest.raises(UserError, match=r"No space left on device.*checkpoint_dir"):
+        cache.save("abd", bank_of(5))
+    assert os.listdir(cache.folder) == ["abc-5.npy"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle", "float"])
+def test_a_damaged_or_foreign_file_counts_as_missing(cache: RankBankCache, damage: str) -> None:
+    cache.save("abc", bank_of(5))
+    path = os.path.join(cache.folder, "abc-5.npy")
+    if damage == "cut":
+        os.truncate(path, os.path.getsize(path) - 7)
+    elif damage == "empty":
+        os.truncate(path, 0)
+    elif damage == "text":
+        Path(path).write_text("not an array")
+    elif damage == "pickle":
+        np.save(path, np.array([{"not": "an array"}], dtype=object), allow_pickle=True)
+    else:
+        np.save(path, np.zeros((4, 5)))
+    assert cache.load("abc", 5) is None
