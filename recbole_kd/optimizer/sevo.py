@@ -100,11 +100,13 @@ class NeumannSmoother:
             self.adjacency = self.adjacency.to(device=updates.device, dtype=updates.dtype)
         if self.is_identity:
             return updates
-        # Horner's scheme: one fused product per layer, x <- share * updates + beta * Ã x.
-        share = 1 - self.beta if self.iterative else (1 - self.beta) / (1 - self.beta ** (self.layers + 1))
-        smoothed = updates if self.iterative else share * updates
+        # Horner's scheme, x <- Delta + beta Ã x: one product for each layer, the sum fused into it.
+        own = 1 - self.beta if self.iterative else 1.0
+        smoothed = updates
         for _ in range(self.layers):
-            smoothed = torch.addmm(updates, self.adjacency, smoothed, beta=share, alpha=self.beta)
+            smoothed = torch.addmm(updates, self.adjacency, smoothed, beta=own, alpha=self.beta)
+        if not self.iterative:
+            smoothed.mul_((1 - self.beta) / (1 - self.beta ** (self.layers + 1)))
         return smoothed
 
     def __repr__(self) -> str:
@@ -302,7 +304,7 @@ class SEvoAdam(SEvoOptimizer):
         # (m / c1) / (sqrt(v / c2) + eps) with the corrections of both moments folded into the denominator.
         correction1, correction2 = 1 - beta1**step, 1 - beta2**step
         denominator = second.sqrt().mul_(correction1 / math.sqrt(correction2)).add_(correction1 * group["eps"])
-        return first / denominator
+        return torch.div(first, denominator, out=denominator)
 
     def _decayed(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         """Applies weight decay; returns the gradient of which the moments are taken."""
