@@ -93,20 +93,19 @@ def start_logging(config: KDConfig) -> None:
 def load_splits(config: KDConfig) -> Splits:
     """The dataset of a run, fetched and prepared where it is missing and can be, loaded and split once."""
     folder, name = Path(config["data_path"]), config["dataset"]
+    if can_prepare(name) and not config["benchmark_filename"] and not (folder / f"{name}.inter").is_file():
+        prepare(name, config.data_root, show_progress=config["show_progress"])
     if not folder.is_dir():
-        if can_prepare(name):
-            prepare(name, config.data_root, show_progress=config["show_progress"])
-        elif name in dataset_names(config.data_root):
+        if name in dataset_names(config.data_root):
             raise UserError(
                 f"There is no dataset folder '{folder}'. RecBole offers {name} for download: fetch it from "
                 "https://recbole.io/dataset_list.html into that folder, or set --data_path to the folder above it."
             )
-        else:
-            names = dataset_names(config.data_root)
-            raise UserError(
-                f"Unknown dataset '{name}': there is no folder '{folder}'.{closest(name, names)} "
-                "Set --data_path to the folder above the dataset's, or see 'recbole-kd list'."
-            )
+        names = dataset_names(config.data_root)
+        raise UserError(
+            f"Unknown dataset '{name}': there is no folder '{folder}'.{closest(name, names)} "
+            "Set --data_path to the folder above the dataset's, or see 'recbole-kd list'."
+        )
     init_seed(config["seed"], config["reproducibility"])
     splits = Splits(config)
     if not config["eval_batch_size_given"]:

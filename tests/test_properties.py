@@ -1,4 +1,4 @@
-"""A YAML key and an option field are the same set, with the same default: the files under properties/ document the code."""
+"""A YAML key and an option field are the same set, with the same default: properties/ documents the code."""
 
 from __future__ import annotations
 

@@ -1,0 +1,184 @@
+"""Settings: layers of sources, sections, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_kd.config import KDConfig, nest, parse_value
+from recbole_kd.errors import UserError
+from recbole_kd.testing import known_answer_settings
+
+
+def config(model: str = "SimRecStudent", **settings: Any) -> KDConfig:
+    return KDConfig(model, "ml-100k", config_dict=settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("[10,20]", [10, 20]),
+        ("[Recall,NDCG]", ["Recall", "NDCG"]),
+        ("{'split':{'RS':[8,1,1]}}", {"split": {"RS": [8, 1, 1]}}),
+        ("None", None),
+        ("~", None),
+        ("true", True),
+        ("False", False),
+        ("BPR", "BPR"),
+        ("__import__('os').system('true')", "__import__('os').system('true')"),
+        ("!!python/object/apply:os.system ['true']", "!!python/object/apply:os.system ['true']"),
+        ("(" * 300, "(" * 300),
+    ],
+)
+def test_values_are_literals_and_nothing_is_evaluated(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+def test_dotted_names_reach_into_sections() -> None:
+    assert nest({"teacher.epochs": 3, "teacher": "LightGCN", "simrec.epsilon": 0.1, "distill": "a, b"}) == {
+        "teacher": {"epochs": 3, "model": "LightGCN"},
+        "simrec": {"epsilon": 0.1},
+        "distill": ["a", "b"],
+    }
+    assert nest({"a.b.c": 1}) == {"a": {"b": {"c": 1}}}
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning_rate: 1e-2\nsimrec: {epsilon: 0.4, triplets: 7}\nteacher: {epochs: 5}\n")
+    found = KDConfig("SimRecStudent", "ml-100k", [str(file)], {"simrec.epsilon": 0.3, "teacher.n_layers": 4})
+    assert found["learning_rate"] == 0.01
+    assert found["simrec"]["epsilon"] == 0.3
+    assert found["simrec"]["triplets"] == 7
+    assert found["simrec"]["adaptive"] is True, "what nobody names keeps its default"
+    teacher = found.teacher_config()
+    assert (teacher["epochs"], teacher["n_layers"], teacher["model"]) == (5, 4, "SimRecTeacher")
+
+
+def test_the_command_line_of_the_process_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pytest", "--embedding_size=7", "--epochs=1", "--nonsense=1"])
+    found = config()
+    assert found["embedding_size"] == 32
+    assert found.teacher_config()["embedding_size"] == 32
+
+
+def test_the_students_settings_do_not_resize_the_teacher() -> None:
+    given = config(
+        embedding_size=8, learning_rate=0.5, epochs=2, train_batch_size=64, seed=3, topk=[5], valid_metric="NDCG@5"
+    )
+    teacher = given.teacher_config()
+    plain = KDConfig("SimRecTeacher", "ml-100k")
+    for key in ("embedding_size", "learning_rate", "epochs", "train_batch_size"):
+        assert teacher[key] == plain[key], key
+    assert (teacher["seed"], teacher["topk"], teacher["valid_metric"]) == (3, [5], "NDCG@5")
+
+
+def test_the_baseline_is_of_the_students_size() -> None:
+    baseline = config(embedding_size=8, epochs=2).baseline_config("BPR")
+    assert (baseline["model"], baseline["embedding_size"], baseline["epochs"]) == ("BPR", 8, 2)
+    assert baseline.distillers == []
+
+
+def test_a_models_file_has_presets_for_a_dataset(known_answer: Path) -> None:
+    settings = {"data_path": "elsewhere"}
+    plain = KDConfig("SimRecStudent", "gowalla", config_dict=settings)
+    preset = KDConfig("SimRecStudent", "yelp-simrec", config_dict=settings)
+    assert preset["benchmark_filename"] == ["train", "valid", "test"]
+    assert preset["simrec"] != plain["simrec"]
+    own = KDConfig("SimRecStudent", "yelp-simrec", config_dict={**settings, "simrec.prediction_weight": 9.0})
+    assert own["simrec"]["prediction_weight"] == 9.0
+
+
+def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
+    first = KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer))
+    categories = {name: list(keys) for name, keys in first.parameters.items()}
+    KDConfig("BPR", "ml-100k")
+    assert first.parameters == categories
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"embeding_size": 8},
+            "Unknown setting 'embeding_size': no part of the program reads it. Did you mean 'embedding_size'?",
+        ),
+        ({"simrec.tripelts": 8}, "Unknown option 'simrec.tripelts'. Did you mean 'triplets'?"),
+        ({"simrec.prediction_temperature": -1}, "simrec.prediction_temperature=-1 is out of range; expected above 0."),
+        ({"simrec": 3}, "Section 'simrec' is 3"),
+        ({"distill": "simrce"}, "Unknown distiller 'simrce'. Did you mean 'simrec'?"),
+        ({"distill": 3}, "--distill=3 is no list of distillers"),
+        ({"distill": [], "simrec.epsilon": 0.1}, "Section 'simrec' is set but not used: --distill is empty"),
+        ({"learning_rate": "fast"}, "--learning_rate='fast'; expected a number"),
+        ({"learning_rate": -0.1}, "--learning_rate=-0.1; expected a number of at least"),
+        ({"embedding_size": 0}, "--embedding_size=0; expected a whole number of at least 1"),
+        ({"embedding_size": 2.5}, "--embedding_size=2.5; expected a whole number"),
+        ({"epochs": -1}, "--epochs=-1; expected a whole number of at least 0"),
+        ({"seed": -1}, "--seed=-1"),
+        ({"topk": [0]}, "--topk=[0]"),
+        ({"topk": "ten"}, "--topk='ten'"),
+        ({"metrics": ["Recal"]}, "Unknown metric 'Recal' in --metrics. Did you mean 'recall'?"),
+        ({"valid_metric": "NDCG@7"}, "--valid_metric=NDCG@7 is not computed"),
+        (
+            {"learning_rate_schedule": "cosin"},
+            "learning_rate_schedule='cosin' is not one of constant, cosine. Did you mean",
+        ),
+        ({"shuffle": "perhaps"}, "--shuffle='perhaps' is of another type than its default True"),
+        ({"eval_args": 3}, "--eval_args=3 is of another type"),
+        ({"eval_args": {"mode": "partial"}}, "RecBole refuses the settings"),
+        ({"save_dataset": True}, "--save_dataset is not supported: RecBole keeps datasets as pickles"),
+        ({"student": "BPR"}, "--student=BPR changes the backbone of a recipe, and SimRecStudent is no recipe"),
+        ({".x": 1}, "has an empty part"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        config(**settings)
+    assert message in str(raised.value)
+
+
+def test_a_wrong_setting_of_the_teacher_is_named_as_the_teachers() -> None:
+    with pytest.raises(UserError, match=r"Unknown setting 'teacher.n_layer'.*Did you mean 'teacher.n_layers'"):
+        config(**{"teacher.n_layer": 2}).teacher_config()
+    with pytest.raises(UserError, match=r"Unknown model 'LihgtGCN'. Did you mean 'LightGCN'.*--teacher.model"):
+        config(teacher="LihgtGCN").teacher_config()
+    with pytest.raises(UserError, match=r"--teacher.epochs=-3; expected"):
+        config(**{"teacher.epochs": -3}).teacher_config()
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "message"),
+    [
+        ("SimRecStudnet", "ml-100k", "Unknown model 'SimRecStudnet'. Did you mean 'SimRecStudent'?"),
+        (None, "ml-100k", "No model is given; set --model=NAME"),
+        ("BPR", None, "No dataset is given; set --dataset=NAME"),
+        ("BPR", "../etc", "--dataset=../etc is not a name"),
+    ],
+)
+def test_model_and_dataset_are_needed(model: Any, dataset: Any, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        KDConfig(model, dataset)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!python/object/apply:os.system ['true']", "not plain YAML (line 1)"),
+        ("a: [1", "not plain YAML"),
+        ("- 1", "holds no settings by name"),
+    ],
+)
+def test_a_settings_file_is_plain_yaml(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as raised:
+        KDConfig("BPR", "ml-100k", [str(file)])
+    assert message in str(raised.value)
+    with pytest.raises(UserError, match="Cannot read the configuration file"):
+        KDConfig("BPR", "ml-100k", [str(tmp_path / "none.yaml")])
