@@ -1,0 +1,85 @@
+"""DE: distillation experts (Kang et al., "DE-RRD", CIKM'20, eq. 4-7).
+
+    E_m: d_s -> (d_s + d_t) / 2 -> d_t with a ReLU between, M experts per side (users, items)
+    alpha = softmax(S(e_t)), S linear, d_t -> M, on the teacher's representation                          (eq. 4)
+    s = softmax((log alpha + g) / tau), g Gumbel noise                                                   (eq. 5-6)
+    loss = mean over the batch's distinct users and items of ||e_t - sum_m s_m E_m(e_s)||^2              (eq. 7)
+
+Entry: a node. The temperature falls with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10, so
+that s goes from nearly uniform to exactly one expert. Deviations:
+
+- The paper's norm is not squared; the authors' code squares it (``squared``, the default).
+- Paper and code sum over the batch's nodes; here it is a mean. With a base loss that is a mean over a batch of B pairs,
+  the published lambda corresponds to a weight of lambda times (distinct nodes / B), about two or three lambda.
+- The code adds 1e-10 to alpha before its logarithm; here the logarithm of the softmax is never rounded. It counts
+  positives and negatives as two sets of half the weight; here I_B is one set.
+
+Ablations of table 4: ``selection: softmax`` is attention, ``experts: 1`` one expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.distiller.projectors import SelectedExperts, annealed
+from recbole_kd.distiller.representations import RepresentationDistiller
+from recbole_kd.loss.regression import mean_over_nodes
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class DEOptions(Options):
+    """Options of the section ``de``."""
+
+    weight: float = option(0.01, "lambda, weight of the loss", minimum=0)
+    experts: int = option(30, "M, experts for users and as many for items", minimum=1)
+    squared: bool = option(True, "whether the norm is squared, as in the authors' code; the paper's is not")
+    selection: str = option(
+        "gumbel", "gumbel: annealed to one expert a node; softmax: attention over all", choices=("gumbel", "softmax")
+    )
+    temperature: float = option(1.0, "tau0, temperature of the selection in the first epoch", above=0)
+    end_temperature: float = option(1e-10, "tauP, temperature that the annealing ends at", above=0)
+    anneal_epochs: Optional[int] = option(None, "P, epochs of annealing; by default all epochs of training", minimum=1)
+
+
+class DEDistiller(RepresentationDistiller):
+    """Regression of the teacher's representations by experts that the teacher's representation selects."""
+
+    name = "de"
+    options_class = DEOptions
+    options: DEOptions
+
+    def __init__(self, options: DEOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        self.users, self.items = (
+            SelectedExperts(
+                options.experts,
+                self.student_dimension,
+                self.teacher_dimension,
+                options.selection,
+                self.generator,
+                self.dtype,
+            )
+            for _ in ("users", "items")
+        )
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the temperature of the epoch."""
+        options = self.options
+        epochs = options.anneal_epochs or self.data.epochs
+        for side in (self.users, self.items):
+            side.selection.temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"de": the weighted mean over the batch's nodes}."""
+        users, items = self.sides(batch)
+        totals = [
+            experts(side.student, side.teacher, side.nodes, self.options.squared)[0]
+            for experts, side in ((self.users, users), (self.items, items))
+        ]
+        return {self.name: self.options.weight * mean_over_nodes(totals, len(users.nodes) + len(items.nodes))}

@@ -1,0 +1,68 @@
+"""What the feature-based and relation-based distillers share: the representations of a batch's nodes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.options import Options
+
+__all__ = ["RepresentationDistiller", "Side"]
+
+
+class Side(NamedTuple):
+    """The distinct users, or the distinct items, of a batch.
+
+    Attributes:
+        nodes: (n,) their ids, ascending.
+        student: (n, d_s) their rows, through which alone gradients reach the student.
+        teacher: (N, d_t) the teacher's representations of all users (items).
+    """
+
+    nodes: Tensor
+    student: Tensor
+    teacher: Tensor
+
+    def targets(self) -> Tensor:
+        """(n, d_t) the teacher's representations of the nodes, in the student's type."""
+        return self.teacher.index_select(0, self.nodes).to(self.student)
+
+
+class RepresentationDistiller(Distiller):
+    """Base of the distillers that read representations of the batch's distinct users and items.
+
+    Attributes:
+        student_dimension, teacher_dimension: d_s, d_t.
+        dtype: of the teacher's representations, and so of the projectors.
+    """
+
+    def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        assert student.dimension is not None, "student_needs was checked"
+        self.student_dimension = student.dimension
+        self.teacher_dimension = teacher.user_embeddings().shape[1]
+        self.dtype: torch.dtype = teacher.user_embeddings().dtype
+
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"representations"})
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"representations"})
+
+    def sides(self, batch: Batch) -> tuple[Side, Side]:
+        """(users, items) of a batch; a graph student is read once."""
+        users, items = batch.distinct_users, batch.distinct_items
+        return (
+            Side(users, self.student.user_embeddings().index_select(0, users), self.teacher.user_embeddings()),
+            Side(items, self.student.item_embeddings().index_select(0, items), self.teacher.item_embeddings()),
+        )
+
+    def together(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(n, d_s), (n, d_t): student and teacher of the batch's users, then of its items."""
+        sides = self.sides(batch)
+        return torch.cat([side.student for side in sides]), torch.cat([side.targets() for side in sides])

@@ -1,0 +1,95 @@
+"""FitNet: a linear projector per side, squared distances, the mean over the batch's distinct nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from recbole_kd.contracts import Batch
+from recbole_kd.distiller.fitnet import FitNetDistiller, FitNetOptions
+from recbole_kd.errors import UserError
+from tests.distiller.fakes import FakeStudent, FakeTeacher, batch_of, data_view
+
+USERS, ITEMS = 9, 12
+DATA = data_view(USERS, ITEMS)
+
+
+def build(weight: float = 0.5) -> tuple[FitNetDistiller, FakeStudent, FakeTeacher]:
+    student, teacher = FakeStudent(USERS, ITEMS, 3, poisoned=True), FakeTeacher(USERS, ITEMS, 5, poisoned=True)
+    return FitNetDistiller(FitNetOptions(weight=weight), student, teacher, DATA), student, teacher
+
+
+def test_loss_is_the_mean_squared_distance_over_distinct_nodes() -> None:
+    distiller, student, teacher = build()
+    batch = batch_of(DATA, 6, negatives=True)
+    errors = []
+    for user in sorted(set(batch.users.tolist())):
+        error = distiller.user_projector(student.user_table[user]) - teacher.user_embeddings()[user]
+        errors.append((error**2).sum())
+    assert batch.negatives is not None
+    for item in sorted({*batch.items.tolist(), *batch.negatives.tolist()}):
+        error = distiller.item_projector(student.item_table[item]) - teacher.item_embeddings()[item]
+        errors.append((error**2).sum())
+    expected = 0.5 * sum(errors) / len(errors)
+    found = distiller(batch)["fitnet"]
+    torch.testing.assert_close(found, expected)
+    inputs = [student.user_table, student.item_table, *distiller.parameters()]
+    for one, other in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs)):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_batch_twice_over_has_the_same_loss() -> None:
+    distiller, _, _ = build()
+    batch = batch_of(DATA, 6, negatives=True)
+    twice = Batch(*(torch.cat([ids, ids]) for ids in (batch.users, batch.items, batch.negatives) if ids is not None))
+    assert distiller(twice)["fitnet"].item() == pytest.approx(distiller(batch)["fitnet"].item())
+
+
+def test_gradients_reach_the_rows_of_the_batch_and_the_projectors_alone() -> None:
+    distiller, student, teacher = build()
+    batch = Batch(torch.tensor([2, 2]), torch.tensor([4, 7]))
+    distiller(batch)["fitnet"].backward()
+    assert student.user_table.grad is not None
+    assert student.item_table.grad is not None
+    assert student.user_table.grad.abs().sum(1).nonzero().flatten().tolist() == [2]
+    assert student.item_table.grad.abs().sum(1).nonzero().flatten().tolist() == [4, 7]
+    assert not teacher.user_embeddings().requires_grad
+    assert all(parameter.grad is not None for parameter in distiller.parameters())
+
+
+def test_projectors_are_drawn_from_the_distillers_own_stream() -> None:
+    """Adding a distiller must not change what the base model draws; the same seed gives the same projector."""
+    before = torch.get_rng_state()
+    first, second = build()[0], build()[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.user_projector.weight, second.user_projector.weight)
+    assert not torch.equal(first.user_projector.weight, first.item_projector.weight)
+    other = dataclasses.replace(DATA, seed=1)
+    third = FitNetDistiller(FitNetOptions(), FakeStudent(USERS, ITEMS, 3), FakeTeacher(USERS, ITEMS, 5), other)
+    assert not torch.equal(first.user_projector.weight, third.user_projector.weight)
+
+
+def test_it_asks_both_models_for_representations() -> None:
+    assert FitNetDistiller.student_needs(FitNetOptions()) == {"representations"}
+    assert FitNetDistiller.teacher_needs(FitNetOptions()) == {"representations"}
+
+
+def test_training_brings_the_student_to_a_teacher_it_can_reach() -> None:
+    student = FakeStudent(USERS, ITEMS, 3, seed=3)
+    teacher = FakeTeacher(USERS, ITEMS, 3)
+    distiller = FitNetDistiller(FitNetOptions(weight=1.0), student, teacher, DATA)
+    batch = Batch(torch.arange(1, USERS).repeat(2)[: ITEMS - 1], torch.arange(1, ITEMS))
+    optimizer = torch.optim.Adam([*student.parameters(), *distiller.parameters()], lr=0.05)
+    first = distiller(batch)["fitnet"].item()
+    for _ in range(300):
+        optimizer.zero_grad()
+        distiller(batch)["fitnet"].backward()
+        optimizer.step()
+    assert distiller(batch)["fitnet"].item() < 0.01 * first
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(UserError, match=r"fitnet\.weight"):
+        FitNetOptions.parse("fitnet", {"weight": -1})
