@@ -5,13 +5,9 @@ from __future__ import annotations
 import copy
 import errno
 import functools
-import hashlib
-import importlib
-import io
 import json
 import logging
 import multiprocessing
-import operator
 import os
 import pickle
 import random
@@ -19,7 +15,6 @@ import resource
 import signal
 import struct
 import sys
-import tarfile
 import time
 import tracemalloc
 import zipfile
@@ -38,12 +33,10 @@ from torch import Tensor, nn
 from recbole_kd import checkpoint
 from recbole_kd.checkpoint import (
     FORMAT,
-    digest,
     load_any,
     load_checkpoint,
     load_recbole_checkpoint,
     random_state,
-    restore_random_state,
     save_checkpoint,
     save_json,
     write_atomic,
@@ -397,17 +390,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
     folder = tmp_path_factory.mktemp("recbole")
     settings = {
-        **{"val_interval": {"timestamp": "[892500000,inf)"}, "item_inter_num_interval": "[4,inf)"},
-        **{"epochs": 1, "train_batch_size": 512, "eval_batch_size": 100_000, "checkpoint_dir": str(folder)},
-        **{"embedding_size": 4, "mlp_embedding_size": 4, "mlp_hidden_size": [8], "latent_dimension": 4},
-        **{"use_gpu": False, "gpu_id": "", "state": "CRITICAL", "show_progress": False},
+        "val_interval": {"timestamp": "[892500000,inf)"},
+        "item_inter_num_interval": "[4,inf)",
+        "epochs": 1,
+        "train_batch_size": 512,
+        "eval_batch_size": 100_000,
+        "checkpoint_dir": str(folder),
+        "embedding_size": 4,
+        "mlp_embedding_size": 4,
+        "mlp_hidden_size": [8],
+        "latent_dimension": 4,
+        "use_gpu": False,
+        "gpu_id": "",
+        "state": "CRITICAL",
+        "show_progress": False,
     }
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def dataset() -> Any:
         return create_dataset(Config("BPR", "ml-100k", config_dict=dict(settings)))
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def train(name: str) -> tuple[Any, Any, Path]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["pytest"])
@@ -465,8 +468,11 @@ def test_a_checkpoint_of_recbole_is_read_whole(name: str, trained: Callable[[str
 def test_the_enums_of_early_python_311_are_read(tmp_path: Path) -> None:
     # Python 3.11.0 to 3.11.3 pickle ModelType.GENERAL as getattr(ModelType, "GENERAL"), later ones as ModelType(1).
     enum = "recbole.utils.enum_type.ModelType"
-    config = {"early": call("builtins.getattr", name(enum), "GENERAL"), "later": call(enum, 1)}
-    state = {"config": call("recbole.config.configurator.Config", state={"final_config_dict": config}), "state_dict": {}}
+    config = {"early": call("builtins.getattr", named(enum), "GENERAL"), "later": call(enum, 1)}
+    state = {
+        "config": call("recbole.config.configurator.Config", state={"final_config_dict": config}),
+        "state_dict": {},
+    }
     assert load_recbole_checkpoint(archive(tmp_path, state))["config"] == {"early": "GENERAL", "later": "GENERAL"}
 
 
@@ -483,33 +489,36 @@ def code(value: Any) -> Code:
     if isinstance(value, Code):
         return value
     if isinstance(value, (tuple, list)):
-        end = pickle.TUPLE if isinstance(value, tuple) else pickle.LIST
-        return Code(pickle.MARK + b"".join(map(code, value)) + end)
+        start, end = (b"", pickle.TUPLE) if isinstance(value, tuple) else (pickle.EMPTY_LIST, pickle.APPENDS)
+        return Code(start + pickle.MARK + b"".join(map(code, value)) + end)
     if isinstance(value, dict):
-        return Code(pickle.MARK + b"".join(code(part) for item in value.items() for part in item) + pickle.DICT)
+        content = b"".join(code(part) for item in value.items() for part in item)
+        return Code(pickle.EMPTY_DICT + pickle.MARK + content + pickle.SETITEMS)
     return Code(pickle.dumps(value, 3)[2:-1])
 
 
-def name(full: str) -> Code:
+def named(full: str) -> Code:
     """The class or function of that name."""
     module, _, attribute = full.rpartition(".")
     return Code(pickle.GLOBAL + f"{module}\n{attribute}\n".encode())
 
 
-def stack_name(module: str, attribute: str) -> Code:
+def stack_named(module: str, attribute: str) -> Code:
     """The same in the form of protocol 4, which also goes through attributes."""
     return Code(code(module) + code(attribute) + pickle.STACK_GLOBAL)
 
 
 def call(function: str | Code, *arguments: Any, state: Any = None) -> Code:
     """A call of a function or class, and then the state that is put into its result."""
-    function = name(function) if isinstance(function, str) else function
+    function = named(function) if isinstance(function, str) else function
     made = function + code(arguments) + pickle.REDUCE
     return Code(made if state is None else made + code(state) + pickle.BUILD)
 
 
 def storage(key: str = "0", length: Any = 4, kind: Any = "torch.FloatStorage") -> Code:
-    return Code(code(("storage", name(kind) if isinstance(kind, str) else kind, key, "cpu", length)) + pickle.BINPERSID)
+    return Code(
+        code(("storage", named(kind) if isinstance(kind, str) else kind, key, "cpu", length)) + pickle.BINPERSID
+    )
 
 
 def tensor(stored: Code, size: Any = (4,), stride: Any = (1,), offset: Any = 0) -> Code:
@@ -529,3 +538,46 @@ def archive(folder: Path, value: Any, **members: bytes) -> Path:
         for member, content in members.items():
             file.writestr(member, content)
     return path
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    """A file that each sample would make, if anything in it were executed."""
+    return tmp_path / "canary"
+
+
+def assert_refused(path: Path, reason: str, canary: Path) -> None:
+    """All readers refuse the file, in one line that says why, and execute and allocate nothing."""
+    for load in (load_any, load_checkpoint, load_recbole_checkpoint):
+        tracemalloc.start()
+        with pytest.raises(UserError, match=reason) as refused:
+            load(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(str(refused.value).splitlines()) == 1
+        assert peak < 10_000_000
+    assert not canary.exists()
+
+
+def wrapped(hostile: Any) -> list[dict[str, Any]]:
+    """The places where a reader could come upon a value."""
+    config = call("recbole.config.configurator.Config", state={"final_config_dict": {"seed": hostile}})
+    return [
+        {"format": FORMAT, "state": hostile},
+        {"config": config, "state_dict": {}},
+        {"config": call("recbole.config.configurator.Config", state=hostile), "state_dict": {}},
+        {"format": FORMAT, "weights": tensor(storage(kind=hostile))},
+        {"format": FORMAT, "array": call("numpy.core.multiarray._reconstruct", hostile, (0,), b"b")},
+    ]
+
+
+#: Pickles that do harm where they are trusted (the test makes sure of it), and the name by which they are refused.
+#: CANARY stands for Python code that makes the canary.
+EXECUTING: dict[str, Callable[[str], Any]] = {
+    "builtins.eval": lambda code_: call("builtins.eval", code_),
+    "builtins.exec": lambda code_: call("builtins.exec", code_),
+    "os.system": lambda code_: call("os.system", f'{sys.executable} -S -c "{code_}"'),
+    "subprocess.check_call": lambda code_: call("subprocess.check_call", [sys.executable, "-S", "-c", code_]),
+    "functools.partial": lambda code_: call(call("functools.partial", named("builtins.eval"), code_)),
+    "builtins.getattr": lambda code_: call(call("builtins.getattr", named("os"), "system"), "true"),
+}

@@ -79,10 +79,10 @@ def test_enough_unobserved_items_raise_nothing() -> None:
 @pytest.mark.parametrize(
     ("pairs", "count", "below", "message"),
     [
-        ([(1, 1)], 5, 0, r"rrd\.pool=5 is more than the catalogue's 4 items; lower rrd\.pool\."),
+        ([(1, 1)], 5, 0, r"rrd\.pool=5 is more than the 4 items there are; lower rrd\.pool\."),
         ([(1, 1), (1, 2)], 3, 0, r"1 of 2 users have fewer unobserved items, the least 2; lower rrd\.pool\."),
         ([(1, 1)], 2, 2, r"below the 2 of other: 1 of 2 users .* the least 1; lower rrd\.pool or other\."),
-        ([(2, item) for item in (1, 2, 3, 4)], 2, 0, r"1 users have observed all 4 items.*user_inter_num_interval"),
+        ([(2, item) for item in (1, 2, 3, 4)], 2, 0, r"1 users are observed with all 4 items.*user_inter_num_interval"),
     ],
 )
 def test_too_few_unobserved_items_are_refused_with_the_count_and_the_setting(
@@ -91,6 +91,12 @@ def test_too_few_unobserved_items_are_refused_with_the_count_and_the_setting(
     users, items = torch.tensor(pairs).unbind(1)
     with pytest.raises(UserError, match=message):
         require_unobserved(Observed(users, items, 3, 5), "rrd.pool", count, below, "other")
+
+
+def test_the_message_speaks_of_items_where_users_are_ranked() -> None:
+    observed = Observed(torch.tensor([1, 2, 3]), torch.tensor([1, 1, 2]), 4, 3).transposed()
+    with pytest.raises(UserError, match=r"1 of 2 items have fewer unobserved users, the least 1; lower ir_rrd\.pool\."):
+        require_unobserved(observed, "ir_rrd.pool", 2, roles=("items", "users"))
 
 
 # On disk

@@ -1,0 +1,190 @@
+"""Cost of the feature-based and relation-based distillers, as the ratio of a distilled epoch to a plain one.
+
+    python tests/benchmarks/feature_epoch.py --data_path=DATASETS [--methods fitnet freqd] [--threads 2]
+
+Measured: milliseconds of a training step (BPR, d 20, batch 2,048, Gowalla's graph, Adam; teacher d 300, random), plain
+and with one distiller, the two interleaved in one run; medians. The plain step here is only a loop over two embedding
+tables: RecBole's own has a data loader besides, so these ratios are upper bounds of those of a whole RecBole epoch.
+Set-up is what building the distiller takes.
+
+The floor of DE and HTD is printed with them: the matrix products alone that their experts need, forward and backward,
+at the beginning (every node through every expert) and once each node has one expert.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Callable, Optional
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_kd.contracts import CAPABILITIES, Batch, DataView, Distiller
+from recbole_kd.data.observed import Observed
+from recbole_kd.distiller.de import DEDistiller
+from recbole_kd.distiller.fitnet import FitNetDistiller
+from recbole_kd.distiller.freqd import FreqDDistiller
+from recbole_kd.distiller.ftd import FTDDistiller
+from recbole_kd.distiller.htd import HTDDistiller
+from recbole_kd.distiller.phr import PHRDistiller
+from recbole_kd.distiller.rkd import RKDDistiller
+
+STUDENT, TEACHER, BATCH, EPOCHS = 20, 300, 2048, 100
+
+#: label -> (class, options, epoch of the annealing)
+CASES: dict[str, tuple[type[Distiller], dict[str, object], int]] = {
+    "fitnet": (FitNetDistiller, {}, 0),
+    "freqd": (FreqDDistiller, {}, 0),
+    "freqd quadratic": (FreqDDistiller, {"filter": [1.0, -0.8, 0.16]}, 0),
+    "freqd knn": (FreqDDistiller, {"graph": "knn"}, 0),
+    "phr": (PHRDistiller, {}, 0),
+    "ftd": (FTDDistiller, {}, 0),
+    "rkd": (RKDDistiller, {}, 0),
+    "de 30, one-hot": (DEDistiller, {"experts": 30}, EPOCHS),
+    "de 5, one-hot": (DEDistiller, {"experts": 5}, EPOCHS),
+    "htd 30, one-hot": (HTDDistiller, {"experts": 30}, EPOCHS),
+    "htd 30 first, one-hot": (HTDDistiller, {"experts": 30, "variant": "first"}, EPOCHS),
+    "de 30, epoch 25%": (DEDistiller, {"experts": 30}, EPOCHS // 4),
+    "de 30, epoch 0": (DEDistiller, {"experts": 30}, 0),
+}
+
+
+class Tables:
+    """A student or teacher that is two embedding tables."""
+
+    name = "Tables"
+    capabilities = frozenset(CAPABILITIES)
+
+    def __init__(self, users: int, items: int, dimension: int, trained: bool) -> None:
+        self.dimension: Optional[int] = dimension
+        self.users = nn.Embedding(users, dimension)
+        self.items = nn.Embedding(items, dimension)
+        for table in (self.users, self.items):
+            nn.init.xavier_normal_(table.weight)
+            table.requires_grad_(trained)
+
+    def user_embeddings(self) -> Tensor:
+        return self.users.weight
+
+    def item_embeddings(self) -> Tensor:
+        return self.items.weight
+
+
+def gowalla(data_path: Path) -> Observed:
+    """Four fifths of the interactions of Gowalla, drawn at random."""
+    pairs = np.loadtxt(data_path / "gowalla" / "gowalla.inter", skiprows=1, usecols=(0, 1), dtype=np.int64)
+    pairs = pairs[np.random.default_rng(0).random(len(pairs)) < 0.8]
+    users, items = (torch.from_numpy(np.unique(column, return_inverse=True)[1] + 1) for column in pairs.T)
+    return Observed(users, items, int(users.max()) + 1, int(items.max()) + 1)
+
+
+class Training:
+    """A training loop: student, optimiser and, where there is one, a distiller."""
+
+    def __init__(self, observed: Observed, student: Tables, distiller: Optional[Distiller]) -> None:
+        self.observed, self.student, self.distiller = observed, student, distiller
+        parameters = [*student.users.parameters(), *student.items.parameters()]
+        if distiller is not None:
+            parameters += list(distiller.parameters())
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-3)
+
+    def step(self) -> float:
+        """Milliseconds of one step."""
+        start = time.perf_counter()
+        drawn = torch.randint(len(self.observed), (BATCH,))
+        users, items = self.observed.user_ids[drawn], self.observed.indices[drawn]
+        negatives = torch.randint(1, self.observed.items, (BATCH,))
+        of_users = self.student.users(users)
+        difference = (of_users * (self.student.items(items) - self.student.items(negatives))).sum(1)
+        loss = -functional.logsigmoid(difference).mean()
+        if self.distiller is not None:
+            loss = loss + sum(self.distiller(Batch(users, items, negatives)).values())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return (time.perf_counter() - start) * 1e3
+
+
+def products(rows: int, inputs: int, outputs: int, count: int = 1) -> float:
+    """Milliseconds of a linear layer's three matrix products, `count` layers in a row; the median of five."""
+    nodes, weight, gradient = torch.randn(rows, inputs), torch.randn(inputs, outputs), torch.randn(rows, outputs)
+
+    def once() -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            nodes @ weight, gradient @ weight.t(), nodes.t() @ gradient
+        return (time.perf_counter() - start) * 1e3
+
+    return statistics.median(once() for _ in range(5))
+
+
+def floor(label: str, sizes: tuple[int, ...], experts: int, epoch: int) -> float:
+    """Milliseconds of the matrix products of both sides' experts."""
+    hidden = (STUDENT + TEACHER) // 2
+    total = 0.0
+    for nodes in sizes:
+        if epoch == 0:
+            total += products(nodes, STUDENT, hidden * experts) + products(nodes, hidden * experts, TEACHER)
+        else:
+            rows = nodes // experts
+            total += products(rows, STUDENT, hidden, experts) + products(rows, hidden, TEACHER, experts)
+    return total
+
+
+def timed(build: Callable[[], Distiller]) -> tuple[Distiller, float]:
+    start = time.perf_counter()
+    built = build()
+    return built, time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder that holds gowalla/")
+    parser.add_argument("--methods", nargs="*", default=list(CASES), help="beginnings of the cases to run")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each kind")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+
+    observed = gowalla(arguments.data_path)
+    data = DataView(observed=observed, epochs=EPOCHS, seed=0, device=torch.device("cpu"))
+    teacher = Tables(observed.users, observed.items, TEACHER, trained=False)
+    student = Tables(observed.users, observed.items, STUDENT, trained=True)
+    plain = Training(observed, student, None)
+    drawn = torch.randint(len(observed), (BATCH,))
+    batch = Batch(observed.user_ids[drawn], observed.indices[drawn], torch.randint(1, observed.items, (BATCH,)))
+    sizes = (len(batch.distinct_users), len(batch.distinct_items))
+    steps = -(-len(observed) // BATCH)
+    print(f"{len(observed)} interactions, {steps} steps an epoch, {sizes} distinct nodes, {arguments.threads} threads")
+    print(
+        f"{'case':24}{'plain ms':>10}{'step ms':>10}{'ratio':>8}{'added s/epoch':>15}{'set-up s':>10}{'floor ms':>10}"
+    )
+
+    for label, (kind, values, epoch) in CASES.items():
+        if not any(label.startswith(method) for method in arguments.methods):
+            continue
+        options = kind.options_class.parse(kind.name, values)
+        distiller, setup = timed(lambda kind=kind, options=options: kind(options, student, teacher, data))  # type: ignore[misc]
+        distiller.begin_epoch(epoch)
+        distilled = Training(observed, student, distiller)
+        count = 6 if label.endswith("epoch 0") else arguments.steps
+        for training in (plain, distilled, plain, distilled):
+            training.step()
+        times = [(plain.step(), distilled.step()) for _ in range(count)]
+        before, after = (statistics.median(column) for column in zip(*times))
+        experts = values.get("experts")
+        bound = f"{floor(label, sizes, experts, epoch):.1f}" if isinstance(experts, int) else ""
+        print(
+            f"{label:24}{before:10.2f}{after:10.2f}{after / before:8.2f}{(after - before) * steps / 1e3:15.2f}"
+            f"{setup:10.2f}{bound:>10}"
+        )
+
+
+if __name__ == "__main__":
+    main()
