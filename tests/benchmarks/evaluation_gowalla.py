@@ -5,12 +5,12 @@ evaluated on the test users of a random 8:1:1 split, by default of Gowalla, 29,8
 
     python tests/benchmarks/evaluation_gowalla.py --data_path=PATH_TO_DATASETS
 
-Every contestant runs RecBole's `Trainer.evaluate` and RecBole's Evaluator. The floor is the product of the user and item
-vectors in blocks of the same size as this package's, and nothing else. Seconds are the least wall time of `--repeats`
-runs; processor seconds, all threads together, stand beside them for machines that are shared.
+Every contestant runs RecBole's `Trainer.evaluate` and RecBole's Evaluator. The floor is the product of the user and
+item vectors in blocks of the same size as this package's, and nothing else. Seconds are the least wall time of
+`--repeats` runs; processor seconds, all threads together, stand beside them for machines that are shared.
 
-Asserted: the metrics as RecBole prints them are equal among all. With blocks of the same size the scores are equal to the
-bit (the product of one user rounds otherwise than that of many), and there the metrics are equal to twelve decimals.
+Asserted: the metrics as RecBole prints them are equal among all. With blocks of the same size the scores are equal to
+the bit (the product of one user rounds otherwise than that of many): there the metrics are equal to twelve decimals.
 """
 
 from __future__ import annotations
