@@ -59,7 +59,14 @@ def build_rank_bank(
     return bank
 
 
-def require_unobserved(observed: Observed, setting: str, count: int, below: int = 0, pool: str = "") -> None:
+def require_unobserved(
+    observed: Observed,
+    setting: str,
+    count: int,
+    below: int = 0,
+    pool: str = "",
+    roles: tuple[str, str] = ("users", "items"),
+) -> None:
     """Checks that every user has `count` unobserved items, below the top `below` of them.
 
     Args:
@@ -68,6 +75,7 @@ def require_unobserved(observed: Observed, setting: str, count: int, below: int 
         count: items asked for.
         below: length of a ranked list that comes first.
         pool: the option that sets `below`.
+        roles: what the rows and columns of `observed` are; the other way round for a transposed split.
 
     Raises:
         UserError: some user has fewer; it says how many users, and what to set.
@@ -77,20 +85,23 @@ def require_unobserved(observed: Observed, setting: str, count: int, below: int 
     if not short:
         return
     catalogue, least = observed.items - 1, int(unobserved.min())
+    rows, columns = roles
     where = f" below the {below:,} of {pool}" if below else ""
     lower = f"{setting} or {pool}" if below else setting
     if below + count > catalogue:
-        raise UserError(f"{setting}={count:,}{where} is more than the catalogue's {catalogue:,} items; lower {lower}.")
+        raise UserError(
+            f"{setting}={count:,}{where} is more than the {catalogue:,} {columns} there are; lower {lower}."
+        )
     if least == 0:
         everything = int((unobserved == 0).sum())
         raise UserError(
-            f"{setting}={count:,}: {everything:,} users have observed all {catalogue:,} items, which leaves none to "
-            f'rank; leave such users out with --user_inter_num_interval="[0,{catalogue})".'
+            f"{setting}={count:,}: {everything:,} {rows} are observed with all {catalogue:,} {columns}, "
+            f'which leaves none to rank; leave them out with --{rows[:-1]}_inter_num_interval="[0,{catalogue})".'
         )
     least_left = max(least - below, 0)
     raise UserError(
-        f"{setting}={count:,}{where}: {short:,} of {observed.users - 1:,} users have fewer unobserved items, the least "
-        f"{least_left:,}; lower {lower}."
+        f"{setting}={count:,}{where}: {short:,} of {observed.users - 1:,} {rows} have fewer unobserved {columns}, the "
+        f"least {least_left:,}; lower {lower}."
     )
 
 

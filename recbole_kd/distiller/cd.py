@@ -1,0 +1,93 @@
+"""CD: collaborative distillation for top-N recommendation (Lee et al., ICDM'19; DE-RRD eq. 3).
+
+    loss = mean over drawn items of the binary cross-entropy of sigma(y_s) against q = sigma((y_t + bias) / temperature)
+
+For each user n items are drawn, before each epoch, from the top K' unobserved items of the guide: the teacher, or the
+student as it then is. p_k ∝ exp(-k / (K' T)) for rank k; the items of a user are different ones. Entry: a drawn item of
+a distinct user of the batch.
+
+Where published code differs: it draws two ranks and keeps the better (``better_of_two``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.data.ranks import require_unobserved
+from recbole_kd.data.samplers import better_of_two, draw_without_replacement, exponential_log_weights, items_at
+from recbole_kd.distiller.lists import guided_ranking, list_scores
+from recbole_kd.errors import UserError
+from recbole_kd.loss.ranking import soft_target_loss
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class CDOptions(Options):
+    """Options of the section ``cd``."""
+
+    weight: float = option(0.1, "weight of the loss", minimum=0)
+    samples: int = option(10, "n, items drawn for each user", minimum=1)
+    pool: int = option(100, "K', length of the guide's ranked list", minimum=1)
+    emphasis: float = option(0.1, "T, as a share of the pool: how far down the list items are drawn", above=0)
+    temperature: float = option(2.0, "tau, of the teacher's probabilities", above=0)
+    bias: float = option(0.0, "b, added to the teacher's scores")
+    guide: str = option("teacher", "whose list items are drawn from", choices=("teacher", "student"))
+    better_of_two: bool = option(False, "whether each draw keeps the better of two ranks")
+
+    def check(self, section: str) -> None:
+        if self.samples > self.pool:
+            raise UserError(
+                f"{section}.samples={self.samples} items cannot be drawn from a list of {section}.pool={self.pool}; "
+                "lower the one or raise the other."
+            )
+
+
+class CDDistiller(Distiller):
+    """Collaborative distillation: the teacher's scores as soft targets of items that rank high."""
+
+    name = "cd"
+    options_class = CDOptions
+    options: CDOptions
+
+    def __init__(self, options: CDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        """
+        Raises:
+            UserError: a user has fewer unobserved items than the pool.
+        """
+        super().__init__(options, student, teacher, data)
+        require_unobserved(data.observed, f"{self.name}.pool", options.pool)
+        self._weights = exponential_log_weights(options.pool, options.emphasis * options.pool)
+        if options.better_of_two:
+            self._weights = better_of_two(self._weights)
+        self._ranked = self._rank() if options.guide == "teacher" else None
+        self._items = self._targets = torch.empty(0)
+
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"scores"})
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        assert isinstance(options, CDOptions)
+        return frozenset({"ranks", "scores"} if options.guide == "teacher" else {"scores"})
+
+    def _rank(self) -> Tensor:
+        return guided_ranking(self.options.guide, self.student, self.teacher, self.data, self.options.pool)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draws every user's items anew and asks the teacher for their scores."""
+        ranked = self._rank() if self._ranked is None else self._ranked
+        drawn = draw_without_replacement(self._weights, len(ranked), self.options.samples, self.generator)
+        self._items = items_at(ranked, drawn).to(self.data.device)
+        self._targets = list_scores(self.teacher, self._items, self.data)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"cd": the weighted mean over the items drawn for the batch's distinct users}."""
+        users = batch.distinct_users
+        scores = self.student.scores(users, self._items[users].long())
+        loss = soft_target_loss(scores, self._targets[users], self.options.temperature, self.options.bias)
+        return {self.name: self.options.weight * loss}

@@ -1,0 +1,96 @@
+"""DCD: dual correction strategy for ranking distillation (Lee & Kim, CIKM'21).
+
+Before each epoch the teacher's list of K' unobserved items is ranked by the student. Of each user, K items that the
+student under-ranks and L items that it over-ranks are drawn without replacement, p ∝ tanh(max(0, gap) / T), gap being
+how many ranks too low (too high) the student places an item. The loss is RRD's (DE-RRD eq. 9) with the under-ranked
+items, in the teacher's order, as interesting and the over-ranked ones as uninteresting. Entry: a distinct user of the
+batch.
+
+Both ranks are taken within the teacher's list, where every rank too low is met by one too high; the paper ranks all
+items by the student. A user with fewer than K (L) such items gives those there are; one without any under-ranked item
+is in no mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.data.ranks import require_unobserved
+from recbole_kd.data.samplers import discrepancy_log_weights, draw_without_replacement, items_at, rank_gaps
+from recbole_kd.distiller.lists import list_scores
+from recbole_kd.errors import UserError
+from recbole_kd.loss.ranking import listwise_loss
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class DCDOptions(Options):
+    """Options of the section ``dcd``."""
+
+    weight: float = option(1e-3, "weight of the loss", minimum=0)
+    interesting: int = option(40, "K, under-ranked items of each user", minimum=1)
+    uninteresting: int = option(40, "L, over-ranked items of each user", minimum=1)
+    pool: int = option(100, "K', length of the teacher's ranked list", minimum=2)
+    emphasis: float = option(10.0, "T, in ranks: gaps well above it count alike", above=0)
+
+    def check(self, section: str) -> None:
+        for name in ("interesting", "uninteresting"):
+            if getattr(self, name) > self.pool:
+                raise UserError(
+                    f"{section}.{name}={getattr(self, name)} items cannot be drawn from a list of "
+                    f"{section}.pool={self.pool}; lower the one or raise the other."
+                )
+
+
+class DCDDistiller(Distiller):
+    """Dual correction: what the student ranks too low above what it ranks too high."""
+
+    name = "dcd"
+    options_class = DCDOptions
+    options: DCDOptions
+
+    def __init__(self, options: DCDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        """
+        Raises:
+            UserError: a user has fewer unobserved items than the pool.
+        """
+        super().__init__(options, student, teacher, data)
+        require_unobserved(data.observed, f"{self.name}.pool", options.pool)
+        self._ranked = teacher.ranked_items(options.pool).cpu()
+        self._drawn = torch.empty(0)
+
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"scores"})
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"ranks"})
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Ranks the teacher's lists by the student as it is now, and draws every user's items."""
+        options = self.options
+        gaps = rank_gaps(list_scores(self.student, self._ranked, self.data)).cpu()
+        drawn = [
+            items_at(
+                self._ranked,
+                draw_without_replacement(
+                    discrepancy_log_weights(towards, options.emphasis), len(gaps), samples, self.generator
+                ),
+            )
+            for towards, samples in ((gaps, options.interesting), (-gaps, options.uninteresting))
+        ]
+        self._drawn = torch.cat(drawn, dim=1).to(self.data.device)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"dcd": the weighted mean over the batch's distinct users}."""
+        users, k = batch.distinct_users, self.options.interesting
+        items = self._drawn[users].long()
+        # A missing item is scored as if it were item 1 and left out: padding is never looked at.
+        scores, exists = self.student.scores(users, items.clamp(min=1)), items > 0
+        loss = listwise_loss(scores[:, :k], scores[:, k:], exists[:, :k], exists[:, k:])
+        return {self.name: self.options.weight * loss}

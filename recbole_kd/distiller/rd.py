@@ -1,0 +1,87 @@
+"""RD: ranking distillation (Tang & Wang, KDD'18; DE-RRD eq. 2).
+
+    loss = -mean over users of sum_{k<=K} w_k log sigma(y_s(u, pi_k))
+
+pi is the teacher's ranking of the user's unobserved items. w_k = a_k b_k with a_k ∝ exp(-k / T); from epoch
+``start_epoch`` on, b_k = max(0, tanh(mu (r_k - k))), where r_k, the student's rank of pi_k, is approximated from
+``dynamic_samples`` random unobserved items: floor((I - 1) * share of them that score above) + 1, I counting no padding.
+Before, b_k = 1. The weights of a user sum to 1 (``renormalise``), or to 0 where the student ranks every item well
+enough; no gradient flows through them. Entry: a distinct user of the batch.
+
+The random items of a user are different ones and are drawn anew before each epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.data.ranks import require_unobserved
+from recbole_kd.data.samplers import Complement
+from recbole_kd.loss.ranking import discrepancy_weights, position_weights, weighted_positive_loss
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class RDOptions(Options):
+    """Options of the section ``rd``. Defaults: the published ones."""
+
+    weight: float = option(0.1, "weight of the loss", minimum=0)
+    interesting: int = option(10, "K, the teacher's best items taken as positives", minimum=1)
+    emphasis: float = option(1.0, "T, in ranks: how slowly weights fall with the rank", above=0)
+    mu: float = option(0.1, "how sharply the student's rank counts against the teacher's", above=0)
+    start_epoch: int = option(10, "epoch (0 is the first) from which the student's ranks count", minimum=0)
+    dynamic_samples: int = option(100, "random items that the student's ranks are approximated from", minimum=1)
+    renormalise: bool = option(True, "whether a user's weights sum to 1")
+
+
+class RDDistiller(Distiller):
+    """Ranking distillation: the teacher's top items as positives, weighted by rank and by the student's discrepancy."""
+
+    name = "rd"
+    options_class = RDOptions
+    options: RDOptions
+
+    def __init__(self, options: RDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        """
+        Raises:
+            UserError: a user has fewer unobserved items than ``interesting`` or ``dynamic_samples``.
+        """
+        super().__init__(options, student, teacher, data)
+        require_unobserved(data.observed, f"{self.name}.interesting", options.interesting)
+        require_unobserved(data.observed, f"{self.name}.dynamic_samples", options.dynamic_samples)
+        self._ranked = teacher.ranked_items(options.interesting).to(data.device)
+        self._unobserved = Complement(data.observed, self._ranked.cpu()[:, :0])
+        self._sampled = torch.empty(0)
+        self._dynamic = False
+
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"scores"})
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"ranks"})
+
+    def begin_epoch(self, epoch: int) -> None:
+        """From ``start_epoch`` on, draws the items that the student's ranks are approximated from."""
+        self._dynamic = epoch >= self.options.start_epoch
+        if self._dynamic:
+            drawn = self._unobserved.draw(self.options.dynamic_samples, self.generator)
+            self._sampled = drawn.to(self.data.device)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"rd": the weighted mean over the batch's distinct users}."""
+        options, users = self.options, batch.distinct_users
+        scores = self.student.scores(users, self._ranked[users].long())
+        weights = position_weights(options.interesting, options.emphasis, like=scores)
+        if self._dynamic:
+            with torch.no_grad():
+                sampled = self.student.scores(users, self._sampled[users].long())
+            weights = weights * discrepancy_weights(scores.detach(), sampled, self.data.items - 1, options.mu)
+            if options.renormalise:
+                weights = torch.nn.functional.normalize(weights, p=1, dim=1)
+        return {self.name: options.weight * weighted_positive_loss(scores, weights)}

@@ -1,0 +1,90 @@
+"""UnKD: unbiased knowledge distillation for recommendation (Chen et al., WSDM'23).
+
+    loss = -mean over pairs of log sigma(y_s(i+) - y_s(i-))
+
+Items are split into G groups of equal popularity mass. For each user and group, pairs of different unobserved items of
+that group are drawn before each epoch, the better-ranked one as i+: the first item with p ∝ exp(-rank / T), the second
+likewise among the others, rank being the rank within the group. Entry: a pair of a distinct user of the batch.
+
+``pairs`` counts a user's pairs over all groups, which share them evenly, as equal popularity mass makes them do in the
+published code. Ranks within a group are those of its items in the teacher's top K' (``pool``); a user with fewer than
+two of them has no pair of that group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.data.ranks import require_unobserved
+from recbole_kd.data.samplers import GroupPairs, popularity_groups
+from recbole_kd.errors import UserError
+from recbole_kd.loss.ranking import pairwise_loss
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class UnKDOptions(Options):
+    """Options of the section ``unkd``. Defaults: the published ones."""
+
+    weight: float = option(1.0, "weight of the loss", minimum=0)
+    pairs: int = option(30, "pairs of each user, over all groups", minimum=1)
+    groups: int = option(4, "G, groups of equal popularity mass", minimum=1)
+    emphasis: float = option(20.0, "T, in ranks within a group: how far down items are drawn", above=0)
+    pool: int = option(500, "K', length of the teacher's ranked list, over all groups", minimum=2)
+
+    def check(self, section: str) -> None:
+        if self.pairs < self.groups:
+            raise UserError(
+                f"{section}.pairs={self.pairs} leaves some of the {section}.groups={self.groups} without a pair; "
+                "raise the one or lower the other."
+            )
+
+
+class UnKDDistiller(Distiller):
+    """Unbiased distillation: the teacher's order among items of like popularity."""
+
+    name = "unkd"
+    options_class = UnKDOptions
+    options: UnKDOptions
+
+    def __init__(self, options: UnKDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        """
+        Raises:
+            UserError: a user has fewer unobserved items than the pool, or a group has no two items.
+        """
+        super().__init__(options, student, teacher, data)
+        require_unobserved(data.observed, f"{self.name}.pool", options.pool)
+        group_of = popularity_groups(data.observed.popularity, options.groups)
+        sizes = torch.bincount(group_of[1:], minlength=options.groups)
+        if int(sizes.min()) < 2:
+            raise UserError(
+                f"{self.name}.groups={options.groups}: group {int(sizes.argmin()) + 1} of them holds "
+                f"{int(sizes.min())} items, and a pair takes two; lower {self.name}.groups."
+            )
+        self._pairs = GroupPairs(teacher.ranked_items(options.pool).cpu(), group_of, options.groups)
+        self._drawn = torch.empty(0)
+
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"scores"})
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"ranks"})
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draws every user's pairs anew."""
+        drawn = self._pairs.draw(self.options.pairs, self.options.emphasis, self.generator)
+        self._drawn = torch.cat(drawn, dim=1).to(self.data.device)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"unkd": the weighted mean over the pairs of the batch's distinct users}."""
+        users = batch.distinct_users
+        items = self._drawn[users].long()
+        # A missing pair is scored as if of item 1 and left out: padding is never looked at.
+        better, worse = self.student.scores(users, items.clamp(min=1)).chunk(2, dim=1)
+        return {self.name: self.options.weight * pairwise_loss(better, worse, items[:, : self.options.pairs] > 0)}
