@@ -12,7 +12,6 @@ from recbole_kd.errors import UserError
 from recbole_kd.testing import DistillerConformance
 from tests.distiller.response import Bench, assert_learns, bench
 
-
 SIZES = {"items": 5}
 
 
