@@ -179,6 +179,7 @@ def test_all_ranking_metrics_equal_recboles_in_all_digits(bench: Bench, name: st
     assert bench.evaluate(model, loader, ours) == expected
     # RecBole's own loader does as well, and a second evaluation starts from nothing.
     assert bench.evaluate(model, bench.test, ours) == expected
+    assert len(ours.per_user()[0]) == len(loader.uid_list)
 
 
 def test_what_the_evaluator_gets_is_recboles_tensor_for_tensor(bench: Bench) -> None:
