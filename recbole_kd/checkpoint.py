@@ -17,7 +17,6 @@ import re
 import secrets
 import struct
 import sys
-import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -155,7 +154,10 @@ def _plain(value: Any, where: str) -> Any:
 
 def _plain_tensor(value: Tensor, where: str) -> Tensor:
     if value.layout != torch.strided or value.dtype not in _DTYPES.values():
-        raise UserError(f"Cannot save {where}: it is a {value.layout} tensor of {value.dtype}; expected a dense one.")
+        raise UserError(
+            f"Cannot save {where}: it is a {value.layout} tensor of {value.dtype}; a file holds dense tensors of "
+            f"{', '.join(str(dtype).replace('torch.', '') for dtype in _DTYPES.values())}."
+        )
     value = value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
     # torch.save writes the whole storage under a view. Tensors that share one whole storage stay shared.
     if value.untyped_storage().nbytes() != value.numel() * value.element_size():
@@ -232,8 +234,8 @@ def load_any(path: PathLike, device: torch.device | str = "cpu") -> tuple[str, d
         raise UserError(f"Cannot read the checkpoint '{path}': {error.strerror or error}.") from None
     except _Refused as error:
         raise UserError(
-            f"'{path}' names {_shown(str(error))}, which no checkpoint needs; nothing in it was executed; give a file that RecBole "
-            "or recbole-kd wrote."
+            f"'{path}' names {_shown(str(error))}, which no checkpoint needs; nothing in it was executed; give a file "
+            "that RecBole or recbole-kd wrote."
         ) from None
     except _Malformed as error:
         raise UserError(f"'{path}' is not a whole checkpoint: {error}; give another file.") from None
@@ -263,7 +265,7 @@ def _feed(hasher: hashlib._Hash, value: Any) -> None:
     """Feeds `value` as tag, length and content, so that no two different values give the same bytes."""
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or type(value) in (bool, int):
         _feed_bytes(hasher, type(value).__name__, repr(value).encode())
     elif isinstance(value, float):
         _feed_bytes(hasher, "float", struct.pack("<d", value))
@@ -271,7 +273,7 @@ def _feed(hasher: hashlib._Hash, value: Any) -> None:
         _feed_bytes(hasher, "str", value.encode("utf-8", "surrogatepass"))
     elif isinstance(value, (bytes, bytearray)):
         _feed_bytes(hasher, "bytes", value)
-    elif isinstance(value, Tensor):
+    elif isinstance(value, Tensor) and value.layout == torch.strided:
         flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
         name = str(value.dtype).replace("torch.", "")
         _feed_bytes(hasher, f"tensor {name} {tuple(value.shape)}", flat.view(torch.uint8).numpy())
@@ -429,6 +431,8 @@ class _Unpickler(pickle._Unpickler):
 
     def _reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
+        if isinstance(function, _Call):
+            raise _Refused(function.name)
         if not isinstance(function, _Global) or type(arguments) is not tuple:
             raise _Malformed("it calls something that is no function")
         if function.name == "collections.OrderedDict" and not arguments:
@@ -471,7 +475,8 @@ class _Archive:
         if not start:
             raise _Malformed("it is empty")
         if start != b"PK\x03\x04":
-            old = start[:1] == b"\x80" or tarfile.is_tarfile(file)
+            file.seek(257)
+            old = start[:1] == b"\x80" or file.read(5) == b"ustar"
             raise _Malformed("it is in the format of PyTorch before 1.6" if old else "it is no PyTorch file")
         self.zip = zipfile.ZipFile(file)
         self.members: dict[str, zipfile.ZipInfo] = {}
