@@ -18,10 +18,11 @@ from recbole.utils import dataset_arguments, evaluation_arguments, general_argum
 
 from recbole_kd.errors import UserError, closest
 from recbole_kd.properties_files import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
-from recbole_kd.registry import DISTILLERS, Resolved, distiller_class, lookup, recipes, resolve_model
+from recbole_kd.registry import Resolved, distiller_class, distiller_name, distillers, recipes, resolve_model
 
-#: RecBole's settings that are mappings of which a user names a part: given keys replace, the others stay.
-_MERGED = ("eval_args", "train_neg_sample_args")
+#: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
+#: train_neg_sample_args) the given keys replace and the others stay.
+_RECBOLE_MAPPINGS = frozenset(set(dataset_arguments) | {"clip_grad_norm", "split"})
 #: Keys of a model file that say when its settings apply, rather than being settings.
 _CONDITIONAL = ("for_dataset", "for_student")
 _SCALAR_OR_LIST = ("metrics", "topk", "distill")
@@ -96,11 +97,11 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`; the sections of units and RecBole's partial mappings are merged key by key."""
+    """`high` over `low`; mappings are merged key by key, except those that RecBole takes as a whole."""
     merged = dict(low)
     for key, value in high.items():
-        sectional = key in _MERGED or key == "teacher" or key in DISTILLERS
-        if sectional and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+        whole = key in _RECBOLE_MAPPINGS
+        if not whole and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)
         else:
             merged[key] = dict(value) if isinstance(value, Mapping) else value
@@ -206,10 +207,12 @@ class KDConfig(Config):
         names = self.external_config_dict.get("distill", settings.get("distill")) or []
         if not isinstance(names, (list, tuple)):
             raise UserError(f"--distill={names!r} is no list of distillers; expected names, such as --distill=simrec.")
+        names = [distiller_name(str(name)) for name in names]
+        if "distill" in self.external_config_dict:
+            self.external_config_dict["distill"] = names
         for name in names:
-            lookup("distiller", str(name), DISTILLERS, "distill")
             settings[name] = {**read_properties("distiller", name), **settings.get(name, {})}
-        for name in DISTILLERS:
+        for name in distillers():
             if name not in names:
                 settings.pop(name, None)
         self.internal_config_dict = settings
@@ -247,7 +250,7 @@ class KDConfig(Config):
                 )
         names = given.get("distill", self.internal_config_dict.get("distill")) or []
         for key in given:
-            if key in DISTILLERS and key not in names:
+            if key in distillers() and key not in names:
                 raise UserError(
                     f"Section '{key}' is set but not used: --distill is {', '.join(names) or 'empty'}. "
                     f"Add {key} to --distill or leave it out."

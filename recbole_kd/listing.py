@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from recbole_kd.config import dataset_names
 from recbole_kd.data.prepare import PREPARABLE
-from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, recipes
+from recbole_kd.registry import distiller_class, distillers, models, recipes
 
 
 def listing(kinds: Sequence[str], data_path: str) -> str:
@@ -28,19 +28,19 @@ def _lines(rows: dict[str, str]) -> str:
 
 
 def _students() -> dict[str, str]:
-    return {name: entry.summary for name, entry in MODELS.items() if entry.gradient}
+    return {name: entry.summary for name, entry in models().items() if entry.gradient}
 
 
 def _teachers() -> dict[str, str]:
     return {
         name: entry.summary + ("" if entry.gradient else " (closed form: teaches, does not learn)")
-        for name, entry in MODELS.items()
+        for name, entry in models().items()
     }
 
 
 def _distillers() -> dict[str, str]:
     rows = {}
-    for name in DISTILLERS:
+    for name in distillers():
         kind = distiller_class(name)
         options = kind.options_class()
         needs = [

@@ -26,7 +26,7 @@ from recbole_kd.data.splits import Splits, cold_users
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.full_sort import sized_eval_batch
 from recbole_kd.loaders import make_loaders
-from recbole_kd.registry import DISTILLERS, MODELS, distiller_class
+from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.representation import ModelStudent
 from recbole_kd.teacher import FrozenTeacher, Trained, build_model, facts, obtain_teacher, train_or_fetch
 from recbole_kd.trainer import make_trainer
@@ -156,7 +156,7 @@ def check_needs(name: str, options: Any, student: ModelStudent, teacher: FrozenT
         for need in sorted(needs - view.capabilities):
             able = [
                 other
-                for other in DISTILLERS
+                for other in distillers()
                 if need not in distiller_class(other).teacher_needs(distiller_class(other).options_class())
             ]
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
@@ -361,4 +361,4 @@ _DATA_SETTINGS = (
     "filter_inter_by_user_or_item",
 )
 
-__all__ = ["MODELS", "evaluate_checkpoint", "run_recbole_kd", "table"]
+__all__ = ["evaluate_checkpoint", "run_recbole_kd", "table"]

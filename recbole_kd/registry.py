@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Optional
 
 from recbole_kd.contracts import Distiller
@@ -72,10 +73,56 @@ MODELS: dict[str, ModelEntry] = {
     "SpectralCF": _recbole("SpectralCF", "spectral graph convolutions"),
 }
 
-#: name -> "module:Class" of the distillers; a distiller's name is its section in the configuration.
+#: name -> "module:Class" of our distillers; a distiller's name is its section in the configuration.
 DISTILLERS: dict[str, str] = {
     "simrec": "recbole_kd.distiller.simrec:SimRecDistiller",
 }
+
+
+#: Distillers of other packages that were named as "module:Class" in this process, by their names.
+_NAMED_BY_PATH: dict[str, str] = {}
+
+
+def _offered(group: str) -> dict[str, str]:
+    """name -> "module:Class" of what installed packages offer under an entry point group."""
+    points: Any = metadata.entry_points()
+    chosen = points.select(group=group) if hasattr(points, "select") else points.get(group, [])
+    return {point.name: point.value for point in chosen}
+
+
+def distillers() -> dict[str, str]:
+    """name -> "module:Class" of every distiller: ours, those of installed packages, those named by their path."""
+    return {**_offered("recbole_kd.distillers"), **_NAMED_BY_PATH, **DISTILLERS}
+
+
+def models() -> dict[str, ModelEntry]:
+    """Name -> entry of every architecture: ours, RecBole's, those of installed packages."""
+    offered = {
+        name: ModelEntry(path, f"from {path.partition(':')[0]}") for name, path in _offered("recbole_kd.models").items()
+    }
+    return {**offered, **MODELS}
+
+
+def distiller_name(given: str) -> str:
+    """The name under which a distiller is known: `given` itself, or that of the class at "module:Class".
+
+    Raises:
+        UserError: no such name or class, or a class that is no distiller, or one whose name is taken.
+    """
+    if ":" not in given:
+        return lookup("distiller", given, distillers(), "distill")
+    try:
+        kind = load_class(given)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"There is no distiller at '{given}' ({error}); expected --distill=package.module:Class of what is installed."
+        ) from None
+    if not (isinstance(kind, type) and issubclass(kind, Distiller)):
+        raise UserError(f"'{given}' is no distiller; expected a subclass of recbole_kd.contracts.Distiller.")
+    if distillers().get(kind.name, given) != given:
+        raise UserError(f"'{given}' calls itself '{kind.name}', and there is a distiller of that name; rename it.")
+    _NAMED_BY_PATH[kind.name] = given
+    return kind.name
 
 
 @dataclass(frozen=True)
@@ -133,18 +180,19 @@ def resolve_model(name: str, student: Optional[str] = None, setting: str = "mode
         setting: the setting to name in an error.
     """
     known_recipes = recipes()
-    lookup("model", name, [*MODELS, *known_recipes], setting)
+    architectures = models()
+    lookup("model", name, [*architectures, *known_recipes], setting)
     if name in known_recipes:
         recipe = known_recipes[name]
-        backbone = lookup("student", student or recipe["student"], MODELS, "student")
-        model_class = type(name, (load_class(MODELS[backbone].path),), {"__module__": __name__})
+        backbone = lookup("student", student or recipe["student"], architectures, "student")
+        model_class = type(name, (load_class(architectures[backbone].path),), {"__module__": __name__})
         return Resolved(name, backbone, model_class, recipe)
     if student is not None and student != name:
         raise UserError(
             f"--student={student} changes the backbone of a recipe, and {name} is no recipe but an architecture; "
             f"set --model={student}."
         )
-    return Resolved(name, name, load_class(MODELS[name].path), {})
+    return Resolved(name, name, load_class(architectures[name].path), {})
 
 
 def distiller_class(name: str) -> type[Distiller]:
@@ -153,4 +201,4 @@ def distiller_class(name: str) -> type[Distiller]:
     Raises:
         UserError: no such distiller.
     """
-    return load_class(DISTILLERS[lookup("distiller", name, DISTILLERS, "distill")])
+    return load_class(distillers()[lookup("distiller", name, distillers(), "distill")])

@@ -153,13 +153,13 @@ def test_more_neighbours_than_items_are_refused() -> None:
 TRAINING = {"a": "12345678", "b": "3175", "c": "24", "d": "8642"}
 
 
-def split(folder, held_out: dict[str, str], model: str = "GRU4Rec", **settings: object):
+def split(folder, held_out: dict[str, str], model: str = "GRU4Rec", one_time: bool = False, **settings: object):
     """The training split of users' sequences, the last two items of each being validation and test."""
     name = "tiny"
     (folder / name).mkdir(exist_ok=True)
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
     for user, items in TRAINING.items():
-        lines += [f"{user}\t{item}\t{place}" for place, item in enumerate(items + held_out[user])]
+        lines += [f"{user}\t{item}\t{0 if one_time else place}" for place, item in enumerate(items + held_out[user])]
     (folder / name / f"{name}.inter").write_text("\n".join(lines) + "\n")
     kinds = [f"{item}\t{'odd' if item % 2 else 'even'}{' big' * (item > 5)}\t{item}.5" for item in range(1, 9)]
     (folder / name / f"{name}.item").write_text(
@@ -192,16 +192,28 @@ def observed_pairs(train) -> Observed:
     return Observed(train.inter_feat["user_id"], train.inter_feat["item_id"], train.user_num, train.item_num)
 
 
-@pytest.mark.parametrize("longest", [50, 3])
-@pytest.mark.parametrize("model", ["GRU4Rec", "BPR"])
-def test_training_sequences_are_the_users_items_in_time(tmp_path, model: str, longest: int) -> None:
-    train = split(tmp_path, HELD_OUT, model, MAX_ITEM_LIST_LENGTH=longest)
+def sequences_of(train) -> dict[str, str]:
+    """Original items of each original user, as training_sequences orders them."""
     found: dict[str, str] = {}
     users, items, places = training_sequences(train)
     for row in torch.argsort(places):
         user, item = train.id2token("user_id", users[row]), train.id2token("item_id", items[row])
         found[user] = found.get(user, "") + str(item)
-    assert found == TRAINING
+    return found
+
+
+@pytest.mark.parametrize("longest", [50, 3])
+@pytest.mark.parametrize("model", ["GRU4Rec", "BPR"])
+def test_training_sequences_are_the_users_items_in_time(tmp_path, model: str, longest: int) -> None:
+    train = split(tmp_path, HELD_OUT, model, MAX_ITEM_LIST_LENGTH=longest)
+    assert sequences_of(train) == TRAINING
+
+
+def test_items_of_one_time_are_ordered_by_their_histories(tmp_path) -> None:
+    """However the rows lie: a loader may have shuffled them."""
+    train = split(tmp_path, HELD_OUT, one_time=True)
+    train.inter_feat = train.inter_feat[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
+    assert sequences_of(train) == TRAINING
 
 
 @pytest.mark.parametrize("model", ["GRU4Rec", "BPR"])
