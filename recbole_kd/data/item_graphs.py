@@ -122,7 +122,6 @@ def category_adjacency(item_ids: Tensor, category_ids: Tensor, nodes: int) -> Te
     items, categories = item_ids[real].cpu().numpy(), category_ids[real].cpu().numpy()
     shape = (nodes, int(categories.max(initial=0)) + 1)
     member = scipy.sparse.csr_matrix((np.ones(len(items), dtype=np.float32), (items, categories)), shape=shape)
-    member.data[:] = 1
     pairs = float(np.square(np.asarray(member.sum(axis=0), dtype=np.float64)).sum())
     if pairs > MOST_PAIRS:
         raise UserError(
