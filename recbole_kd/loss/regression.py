@@ -43,10 +43,11 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
     input_gradient, weight_gradient = torch.empty_like(vectors), torch.zeros_like(matrix)
     for block in _blocks(len(vectors), BLOCK):
         difference = torch.mm(vectors[block], matrix.t()).sub_(_targets(table, rows[block], vectors))
-        total += _error_(difference, squared=True)
+        flat = difference.flatten()
+        total += torch.dot(flat, flat)
         torch.mm(difference, matrix, out=input_gradient[block])
         weight_gradient.addmm_(difference.t(), vectors[block])
-    return with_gradient(total, [inputs, weight], [input_gradient, weight_gradient])
+    return with_gradient(total, [inputs, weight], [input_gradient.mul_(2), weight_gradient.mul_(2)])
 
 
 def expert_error(

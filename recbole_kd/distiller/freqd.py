@@ -1,0 +1,131 @@
+"""FreqD: graph-filtered feature distillation ("frequency-aware", eq. 7-10).
+
+    L = I - D^(-1/2) A D^(-1/2) of the bipartite training graph, users and items being its nodes
+    H = h(L), by default h(x) = 1 - alpha x, 0 <= alpha <= 0.5, so H = (1 - alpha) I + alpha Ã         (eq. 9-10)
+    loss = mean over the batch's distinct users and items of ||(H proj(E_s) - H E_t)[node]||^2         (eq. 8)
+
+Entry: a node. proj is linear, one for users and items alike, as both are nodes of one graph. Over all nodes this is the
+feature loss whose part at frequency x is weighted by h(x)^2 (eq. 3; theorem 2): a decreasing filter distils low
+frequencies more. A filter whose weight increases anywhere on [0, 2] is refused (``monotone: false`` admits it, for
+table 1, where bands are removed).
+
+H E_t is computed once. A step takes only the batch's rows of the filter, on the student's own dimension, because a
+linear projector commutes with it: H proj(E_s) = (H E_s) W + (H 1) b.
+
+Deviations: the paper sums over the batch's nodes, here it is a mean. The authors' later code filters user-user and
+item-item 5-NN co-occurrence graphs and uses a cosine loss, with a projector for each side: ``graph: knn``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_decreasing, neighbour_adjacency
+from recbole_kd.distiller.projectors import linear
+from recbole_kd.distiller.representations import RepresentationDistiller
+from recbole_kd.errors import UserError
+from recbole_kd.loss.regression import cosine_distances, linear_error, mean_over_nodes
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class FreqDOptions(Options):
+    """Options of the section ``freqd``."""
+
+    weight: float = option(0.1, "weight of the loss", minimum=0)
+    alpha: float = option(0.4, "of the linear filter h(x) = 1 - alpha x", minimum=0, maximum=0.5)
+    filter: Optional[tuple[float, ...]] = option(
+        None, "theta of any polynomial h(x) = theta_0 + theta_1 x + ..., instead of alpha: a list, lowest power first"
+    )
+    monotone: bool = option(True, "refuse a filter whose weight h(x)^2 increases somewhere on [0, 2]")
+    graph: str = option(
+        "bipartite",
+        "bipartite: the user-item graph, squared error; knn: user-user and item-item graphs, cosine loss",
+        choices=("bipartite", "knn"),
+    )
+    neighbours: int = option(5, "neighbours by co-occurrence that each node of `graph: knn` chooses", minimum=1)
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """theta."""
+        return (1.0, -self.alpha) if self.filter is None else self.filter
+
+    def check(self, section: str) -> None:
+        """
+        Raises:
+            UserError: the filter has no coefficient that is not 0, or its weight increases on [0, 2].
+        """
+        if not any(self.coefficients):
+            raise UserError(
+                f"{section}.filter={list(self.coefficients)} removes every frequency; expected a coefficient that is "
+                f"not 0, such as --{section}.filter=[1,-0.5]."
+            )
+        if self.monotone:
+            check_decreasing(self.coefficients, f"{section}.filter")
+
+
+class FreqDDistiller(RepresentationDistiller):
+    """Regression of the teacher's filtered representations from the student's."""
+
+    name = "freqd"
+    options_class = FreqDOptions
+    options: FreqDOptions
+
+    def __init__(self, options: FreqDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        users, items = teacher.user_embeddings(), teacher.item_embeddings()
+        if options.graph == "bipartite":
+            graphs = [
+                _FilteredGraph(bipartite_adjacency(data.observed), options.coefficients, torch.cat([users, items]))
+            ]
+        else:
+            pairs = (data.observed, users), (data.observed.transposed(), items)
+            graphs = [
+                _FilteredGraph(neighbour_adjacency(observed, options.neighbours), options.coefficients, targets)
+                for observed, targets in pairs
+            ]
+        self.graphs = nn.ModuleList(graphs)
+        self.projectors = nn.ModuleList(
+            linear(self.student_dimension, self.teacher_dimension, self.generator, self.dtype) for _ in graphs
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"freqd": the weighted mean over the batch's nodes}."""
+        nodes = [batch.distinct_users, batch.distinct_items]
+        signals = [self.student.user_embeddings(), self.student.item_embeddings()]
+        count = len(nodes[0]) + len(nodes[1])
+        if self.options.graph == "bipartite":
+            nodes = [torch.cat([nodes[0], nodes[1] + self.data.users])]
+            signals = [torch.cat(signals)]
+        totals = [
+            self._error(graph, projector, signal, chosen)  # type: ignore[arg-type]
+            for graph, projector, signal, chosen in zip(self.graphs, self.projectors, signals, nodes)
+        ]
+        return {self.name: self.options.weight * mean_over_nodes(totals, count)}
+
+    def _error(self, graph: _FilteredGraph, projector: nn.Linear, signal: Tensor, nodes: Tensor) -> Tensor:
+        """The sum over nodes of the distances between H proj(E_s) and H E_t."""
+        matrix = torch.cat([projector.weight, projector.bias.unsqueeze(1)], dim=1)
+        filtered = torch.cat([graph.smooth(signal, nodes), graph.ones.index_select(0, nodes)], dim=1)
+        if self.options.graph == "bipartite":
+            return linear_error(filtered, matrix, graph.targets, nodes)
+        return cosine_distances(functional.linear(filtered, matrix), graph.targets.index_select(0, nodes)).sum()
+
+
+class _FilteredGraph(nn.Module):
+    """A graph's filter and what it makes of the constants: H E_t, (N, d_t), and H 1, (N, 1)."""
+
+    targets: Tensor
+    ones: Tensor
+
+    def __init__(self, adjacency: Tensor, coefficients: tuple[float, ...], teacher: Tensor) -> None:
+        super().__init__()
+        self.smooth = PolynomialFilter(adjacency.to(teacher), coefficients)
+        self.register_buffer("targets", self.smooth.constant(teacher), persistent=False)
+        self.register_buffer("ones", self.smooth.constant(teacher.new_ones(len(teacher), 1)), persistent=False)

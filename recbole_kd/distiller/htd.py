@@ -1,0 +1,107 @@
+"""HTD: hierarchical topology distillation (Kang et al., KDD'21, eq. 4-9).
+
+Groups: a selection network on e_t for each side (users, items), Gumbel-softmax annealed as DE's, puts every node of
+the batch into the group of its largest entry. A group has one expert f_k; the groups of users and of items are apart.
+
+- ``assignment``: DE's reconstruction, mean over nodes of ||e_t - sum_k z_k f_k(e_s)||^2. Entry: a node.
+- ``topology``: mean over pairs of nodes of one group whose teacher's cosine is positive of
+  (cos(e_s(a), e_s(b)) - cos(e_t(a), e_t(b)))^2, entry: a pair; plus the same difference between the groups' prototypes
+  (``variant: first``) or between prototypes and nodes (``second``), entry: such a pair. A prototype is the mean of its
+  group's nodes in the batch.
+
+    loss = alpha * topology + (1 - alpha) * assignment
+
+Groups and prototypes carry no gradient; so the prototype pairs of ``first`` are part of the loss's value alone, as in
+the authors' code. Deviations: paper and code sum over the batch's entries, here each term is a mean. The code's
+temperature is 0.1 throughout; here it is annealed as DE's (``temperature``, ``end_temperature``). The code takes the
+groups of the topology without the Gumbel noise; here, as in the paper, both terms share one assignment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.distiller.projectors import SelectedExperts, annealed
+from recbole_kd.distiller.representations import RepresentationDistiller
+from recbole_kd.loss.regression import mean_over_nodes
+from recbole_kd.loss.topology import all_pairs, group_means, group_pairs, prototype_nodes, unit
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class HTDOptions(Options):
+    """Options of the section ``htd``."""
+
+    weight: float = option(0.01, "weight of both terms", minimum=0)
+    alpha: float = option(0.5, "share of the topology term; the rest is the assignment's", minimum=0, maximum=1)
+    experts: int = option(30, "groups of users and as many of items, each with an expert", minimum=1)
+    variant: str = option(
+        "second",
+        "group level: first, between prototypes; second, between prototypes and nodes",
+        choices=("first", "second"),
+    )
+    temperature: float = option(1.0, "temperature of the group assignment in the first epoch", above=0)
+    end_temperature: float = option(1e-10, "temperature that the annealing ends at", above=0)
+    anneal_epochs: Optional[int] = option(None, "epochs of annealing; by default all epochs of training", minimum=1)
+
+
+class HTDDistiller(RepresentationDistiller):
+    """The topology inside and between groups of nodes that the teacher's representations form."""
+
+    name = "htd"
+    options_class = HTDOptions
+    options: HTDOptions
+
+    def __init__(self, options: HTDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        dimensions = (self.student_dimension, self.teacher_dimension)
+        self.users, self.items = (
+            SelectedExperts(options.experts, *dimensions, "gumbel", self.generator, self.dtype) for _ in range(2)
+        )
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the temperature of the epoch."""
+        options = self.options
+        epochs = options.anneal_epochs or self.data.epochs
+        for side in (self.users, self.items):
+            side.selection.temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"topology": ..., "assignment": ...}, each weighted and multiplied by its share."""
+        options = self.options
+        totals, students, teachers, sizes = [], [], [], []
+        sides = self.sides(batch)
+        for experts, side in zip((self.users, self.items), sides):
+            total, weights = experts(side.student, side.teacher, side.nodes)
+            totals.append(total)
+            order, counts = _by_group(weights)
+            sizes += counts
+            students.append(side.student.index_select(0, order))
+            teachers.append(side.teacher.index_select(0, side.nodes.index_select(0, order)).to(side.student))
+        assignment = mean_over_nodes(totals, sum(len(side.nodes) for side in sides))
+        topology = self._topology(torch.cat(students), torch.cat(teachers), sizes)
+        return {
+            "topology": options.weight * options.alpha * topology,
+            "assignment": options.weight * (1 - options.alpha) * assignment,
+        }
+
+    def _topology(self, student: Tensor, teacher: Tensor, sizes: list[int]) -> Tensor:
+        """Both levels of the topology among nodes (n, d_s), (n, d_t), group after group."""
+        prototypes = group_means(student, sizes), group_means(teacher, sizes)
+        student, teacher = unit(student), unit(teacher)
+        inside = group_pairs(student, teacher, sizes)
+        if self.options.variant == "first":
+            return inside + all_pairs(*prototypes)
+        return inside + prototype_nodes(student, teacher, unit(prototypes[0]), unit(prototypes[1]))
+
+
+def _by_group(weights: Tensor) -> tuple[Tensor, list[int]]:
+    """The order that puts nodes of weights (n, K) group after group, and each group's size."""
+    groups = weights.detach().argmax(1)
+    return groups.argsort(), torch.bincount(groups, minlength=weights.shape[1]).tolist()

@@ -1,0 +1,72 @@
+"""PHR: personalised hint regression (Kang et al., "Personalized knowledge distillation", KBS'22).
+
+    loss = mean over the batch's distinct users and items of ||W(e_t) e_s - e_t||^2,    entry: a node
+
+where a personalisation network on the teacher's representation generates each node's own projector, in place of DE's M
+experts, without groups to choose a number for. The network is g = relu(G e_t + c), (rank,), and the projector
+
+    W(e_t) = W_0 + sum_r g_r W_r
+
+one network and one set of W per side. Written as one linear map of the products of g and e_s, so that no node's matrix
+is formed. Only the matrix is generated: a generated bias could restore e_t without any student. The paper generates
+its projector by a network of more layers; the form above, linear in the last of them, is this project's reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.distiller.projectors import linear
+from recbole_kd.distiller.representations import RepresentationDistiller, Side
+from recbole_kd.loss.regression import linear_error, mean_over_nodes
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class PHROptions(Options):
+    """Options of the section ``phr``."""
+
+    weight: float = option(0.01, "weight of the loss", minimum=0)
+    rank: int = option(10, "matrices that a node's own projector is a combination of", minimum=1)
+
+
+class PHRDistiller(RepresentationDistiller):
+    """Regression of the teacher's representations by projectors that those representations generate."""
+
+    name = "phr"
+    options_class = PHROptions
+    options: PHROptions
+
+    def __init__(self, options: PHROptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        self.users, self.items = (
+            _PersonalProjector(self.student_dimension, self.teacher_dimension, options.rank, self.generator, self.dtype)
+            for _ in range(2)
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"phr": the weighted mean over the batch's nodes}."""
+        users, items = self.sides(batch)
+        totals = [self.users(users), self.items(items)]
+        return {self.name: self.options.weight * mean_over_nodes(totals, len(users.nodes) + len(items.nodes))}
+
+
+class _PersonalProjector(nn.Module):
+    """W_0, ..., W_rank of one side side by side, (d_t, (1 + rank) d_s), and the network that combines them."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int, generator: torch.Generator, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.personalisation = linear(outputs, rank, generator, dtype)
+        self.matrices = linear((1 + rank) * inputs, outputs, generator, dtype)
+
+    def forward(self, side: Side) -> Tensor:
+        """sum over nodes of ||W(e_t) e_s - e_t||^2. The bias of the map is shared by all nodes."""
+        shares = functional.pad(self.personalisation(side.targets()).relu(), (1, 0), value=1.0)
+        products = (shares.unsqueeze(2) * side.student.unsqueeze(1)).flatten(1)
+        matrix = torch.cat([self.matrices.weight, self.matrices.bias.unsqueeze(1)], dim=1)
+        return linear_error(functional.pad(products, (0, 1), value=1.0), matrix, side.teacher, side.nodes)

@@ -1,0 +1,50 @@
+"""RKD: relational knowledge distillation (Park et al., CVPR'19, eq. 5-9).
+
+    distance: mean over pairs of Huber(d_s / mean d_s, d_t / mean d_t), d = ||e(a) - e(b)||            entry: a pair
+    angle: mean over triplets of Huber(cos_s, cos_t), the cosine of the angle at b of (a, b, c)        entry: a triplet
+    loss = distance + 2 angle
+
+Users and items are taken together. The paper forms all pairs and triplets of a batch, which for the thousands of nodes
+of a recommender's batch would be billions: here ``nodes`` of them are drawn anew for each batch, uniformly and without
+replacement, which leaves the expectation of the terms as it is but for the mean distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recbole_kd.contracts import Batch
+from recbole_kd.distiller.representations import RepresentationDistiller
+from recbole_kd.loss.topology import angles, distances
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class RKDOptions(Options):
+    """Options of the section ``rkd``."""
+
+    weight: float = option(1.0, "weight of both terms", minimum=0)
+    distance: float = option(1.0, "weight of the distance term within the loss", minimum=0)
+    angle: float = option(2.0, "weight of the angle term within the loss", minimum=0)
+    nodes: int = option(128, "nodes of a batch whose relations are compared: their cube is held", minimum=3)
+
+
+class RKDDistiller(RepresentationDistiller):
+    """The distances and the angles among a sample of a batch's nodes."""
+
+    name = "rkd"
+    options_class = RKDOptions
+    options: RKDOptions
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"distance": ..., "angle": ...}, each weighted."""
+        student, teacher = self.together(batch)
+        drawn = torch.randperm(len(student), generator=self.generator)[: self.options.nodes].to(student.device)
+        student, teacher = student.index_select(0, drawn), teacher.index_select(0, drawn)
+        terms = {"distance": (self.options.distance, distances), "angle": (self.options.angle, angles)}
+        return {
+            name: self.options.weight * share * loss(student, teacher) for name, (share, loss) in terms.items() if share
+        }

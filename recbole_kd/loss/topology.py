@@ -1,0 +1,131 @@
+"""How the relations among a student's vectors differ from those among a teacher's: pairs and triplets of nodes.
+
+Vectors are (n, d_s) of the student, through which gradient flows, and (n, d_t) of the teacher, constants. Rows are
+distinct nodes. A vector of zeros has cosine 0 with everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_kd.loss.contrastive import with_gradient
+
+__all__ = ["all_pairs", "angles", "distances", "group_means", "group_pairs", "prototype_nodes", "unit"]
+
+#: Rows of a group whose pairs are formed at a time: bounds memory to (BLOCK, nodes of the group) cosines.
+BLOCK = 512
+
+
+def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over ordered pairs a != b of (cos(s_a, s_b) - cos(t_a, t_b))^2 (FTD). Entry: a pair.
+
+    No pair is formed. With S and T the normalised rows, the sum over all pairs of (SS' - TT')^2 is
+    ||S'S||^2 - 2 ||S'T||^2 + ||T'T||^2, whose matrices are as small as the dimensions: time grows with n, not n^2. The
+    three are of the size of a mean squared cosine, so a loss below 1e-7 is rounding, in float32, and may be negative.
+    """
+    _same_length(student, teacher)
+    s, t = unit(student), unit(teacher.detach())
+    loops = (s.square().sum(1) - t.square().sum(1)).square().sum()
+    total = (s.t() @ s).square().sum() - 2 * (s.t() @ t).square().sum() + (t.t() @ t).square().sum() - loops
+    return total / max(1, len(s) * (len(s) - 1))
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors along the last dimension divided by their norms; those of length 0 stay as they are, gradient and all."""
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norms.masked_fill(norms == 0, 1.0)
+
+
+def group_pairs(student: Tensor, teacher: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Mean of (cos(s_a, s_b) - cos(t_a, t_b))^2 over ordered pairs of a group (HTD). Entry: a pair.
+
+    Pairs are those a != b of one group whose teacher's cosine is positive; 0 where there is none. The gradient is taken
+    with the value, a block of rows at a time. Differentiable once.
+
+    Args:
+        student, teacher: (n, d_s), (n, d_t) unit vectors, group after group.
+        sizes: nodes of each group, n in all.
+    """
+    _same_length(student, teacher)
+    s, t = student.detach(), teacher.detach()
+    gradient, total, pairs = torch.empty_like(s), s.new_zeros(()), 0
+    end = 0
+    for size in sizes:
+        start, end = end, end + size
+        for first in range(start, end, BLOCK):
+            block, group = slice(first, min(first + BLOCK, end)), slice(start, end)
+            cosines = t[block] @ t[group].t()
+            kept = cosines > 0
+            kept.diagonal(first - start).fill_(False)
+            difference = torch.addmm(cosines, s[block], s[group].t(), beta=-1).mul_(kept)
+            flat = difference.flatten()
+            total += torch.dot(flat, flat)
+            pairs += int(torch.count_nonzero(kept))
+            # A pair is met from both of its ends, each time with half of the gradient.
+            torch.mm(difference, s[group], out=gradient[block])
+    return with_gradient(total, [student], [gradient.mul_(4)]) / max(1, pairs)
+
+
+def group_means(vectors: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The mean of each group that has nodes, without gradient: (n, d), group after group -> (groups with nodes, d)."""
+    return torch.stack([group.mean(0) for group in vectors.detach().split(list(sizes)) if len(group)])
+
+
+def prototype_nodes(student: Tensor, teacher: Tensor, student_prototypes: Tensor, teacher_prototypes: Tensor) -> Tensor:
+    """Mean of (cos(s_a, p_s) - cos(t_a, p_t))^2 over nodes and prototypes (HTD, second variant). Entry: such a pair.
+
+    Args:
+        student, teacher: (n, d_s), (n, d_t) unit vectors.
+        student_prototypes, teacher_prototypes: (K, d_s), (K, d_t) unit vectors, constants.
+    """
+    _same_length(student, teacher)
+    targets = teacher.detach() @ teacher_prototypes.t()
+    return functional.mse_loss(student @ student_prototypes.detach().t(), targets)
+
+
+def distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD-D (eq. 5-7): Huber loss between distances divided by their mean, mean over ordered pairs. Entry: a pair.
+
+    Args:
+        student, teacher: (n, d_s), (n, d_t). Forms (n, n) distances.
+    """
+    _same_length(student, teacher)
+    of_student, of_teacher = _relative_distances(student), _relative_distances(teacher.detach())
+    return functional.smooth_l1_loss(of_student, of_teacher, reduction="sum") / max(1, len(of_student))
+
+
+def angles(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD-A (eq. 8-9): Huber loss between the cosines of angles, mean over ordered triplets. Entry: a triplet.
+
+    The angle of three different nodes (a, b, c) is the one at b; where b is the same point as another, its cosine is 0.
+
+    Args:
+        student, teacher: (n, d_s), (n, d_t). Forms (n, n, n) cosines and (n, n, d) directions.
+    """
+    _same_length(student, teacher)
+    # Where two of the nodes are the same one, both cosines are 0, or both 1: no part of the sum.
+    total = functional.smooth_l1_loss(_angle_cosines(student), _angle_cosines(teacher.detach()), reduction="sum")
+    nodes = len(student)
+    return total / max(1, nodes * (nodes - 1) * (nodes - 2))
+
+
+def _relative_distances(vectors: Tensor) -> Tensor:
+    """(n (n - 1) / 2,) distances of the pairs divided by their mean; each stands for both orders of its pair."""
+    between = functional.pdist(vectors)
+    mean = between.sum() / max(1, len(between))
+    return between / mean.masked_fill(mean == 0, 1.0)
+
+
+def _angle_cosines(vectors: Tensor) -> Tensor:
+    """(n, n, n): entry (b, a, c) is the cosine of the angle at b between the directions to a and to c."""
+    directions = unit(vectors.unsqueeze(0) - vectors.unsqueeze(1))
+    return directions @ directions.transpose(1, 2)
+
+
+def _same_length(student: Tensor, teacher: Tensor) -> None:
+    if len(student) != len(teacher):
+        raise ValueError(f"the student has {len(student)} vectors and the teacher {len(teacher)}")

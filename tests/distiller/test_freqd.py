@@ -1,0 +1,150 @@
+"""FreqD: filtered features, by the batch's rows alone, and their equivalence to a loss weighted by frequency."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_kd.contracts import Batch, DataView
+from recbole_kd.data.graphs import neighbour_adjacency
+from recbole_kd.distiller.freqd import FreqDDistiller, FreqDOptions
+from recbole_kd.errors import UserError
+from tests.distiller.fakes import FakeStudent, FakeTeacher, batch_of, data_view
+
+USERS, ITEMS = 8, 11
+DATA = data_view(USERS, ITEMS)
+# Every node but padding; users repeat so that there are as many of them as items.
+EVERYTHING = Batch(torch.arange(1, USERS).repeat(2)[: ITEMS - 1], torch.arange(1, ITEMS))
+
+
+def build(data: DataView = DATA, **values: Any) -> tuple[FreqDDistiller, FakeStudent, FakeTeacher]:
+    student, teacher = FakeStudent(USERS, ITEMS, 3), FakeTeacher(USERS, ITEMS, 5)
+    return FreqDDistiller(FreqDOptions(**{"weight": 1.0, **values}), student, teacher, data), student, teacher
+
+
+def laplacian(data: DataView) -> Tensor:
+    """I - D^(-1/2) A D^(-1/2) of the user-item graph, dense."""
+    adjacency = torch.zeros(USERS + ITEMS, USERS + ITEMS, dtype=torch.float64)
+    users, items = data.observed.user_ids, data.observed.indices + USERS
+    adjacency[users, items] = adjacency[items, users] = 1.0
+    scale = adjacency.sum(1).clamp(min=1).rsqrt()
+    return torch.eye(USERS + ITEMS, dtype=torch.float64) - scale[:, None] * adjacency * scale
+
+
+def difference(distiller: FreqDDistiller, student: FakeStudent, teacher: FakeTeacher) -> Tensor:
+    """proj(E_s) - E_t of all nodes, users first."""
+    own = torch.cat([student.user_embeddings(), student.item_embeddings()])
+    taught = torch.cat([teacher.user_embeddings(), teacher.item_embeddings()])
+    return distiller.projectors[0](own) - taught
+
+
+def nodes_of(batch: Batch) -> Tensor:
+    return torch.cat([batch.distinct_users, USERS + batch.distinct_items])
+
+
+@pytest.mark.parametrize("values", [{"alpha": 0.4}, {"alpha": 0.0}, {"filter": (1.0, -0.8, 0.16)}, {"filter": (0.5,)}])
+def test_loss_is_the_filtered_squared_error_of_the_batchs_nodes(values: dict[str, Any]) -> None:
+    distiller, student, teacher = build(weight=0.5, **values)
+    batch = batch_of(DATA, 4, negatives=True)
+    theta = FreqDOptions(**values).coefficients
+    matrix = sum(value * torch.matrix_power(laplacian(DATA), power) for power, value in enumerate(theta))
+    filtered = (matrix @ difference(distiller, student, teacher))[nodes_of(batch)]
+    expected = 0.5 * (filtered**2).sum(1).mean()
+    found = distiller(batch)["freqd"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    inputs = [student.user_table, student.item_table, *distiller.parameters()]
+    for one, other in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs)):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("theta", [(1.0, -0.4), (1.0, -0.5), (1.0, -0.8, 0.16)])
+def test_theorem_2_the_loss_over_all_nodes_weighs_each_frequency_by_its_filter(theta: tuple[float, ...]) -> None:
+    distiller, student, teacher = build(filter=theta)
+    frequencies, basis = torch.linalg.eigh(laplacian(DATA))
+    spectrum = basis.T @ difference(distiller, student, teacher)
+    weights = sum(value * frequencies**power for power, value in enumerate(theta)) ** 2
+    # Padding is a node of the matrix, alone and so of frequency 1, but of no batch: its part is taken off.
+    alone = difference(distiller, student, teacher)[[0, USERS]]
+    padding = sum(theta) ** 2 * (alone**2).sum()
+    expected = ((weights * (spectrum**2).sum(1)).sum() - padding) / (USERS - 1 + ITEMS - 1)
+    torch.testing.assert_close(distiller(EVERYTHING)["freqd"], expected, rtol=1e-5, atol=1e-8)
+    assert weights.diff().max() <= 1e-12  # eigenvalues ascend: low frequencies weigh most
+
+
+def test_without_a_filter_it_is_feature_distillation() -> None:
+    distiller, student, teacher = build(alpha=0.0)
+    batch = batch_of(DATA, 5)
+    expected = (difference(distiller, student, teacher)[nodes_of(batch)] ** 2).sum(1).mean()
+    torch.testing.assert_close(distiller(batch)["freqd"], expected)
+
+
+@pytest.mark.parametrize("graph", ["bipartite", "knn"])
+def test_nodes_without_an_edge_are_no_nan(graph: str) -> None:
+    data = data_view(USERS, ITEMS, [(1, 1), (1, 2), (2, 1)])  # users from 3 on have nothing in the training split
+    distiller, student, _ = build(data, graph=graph)
+    loss = distiller(EVERYTHING)["freqd"]
+    assert torch.isfinite(loss)
+    loss.backward()
+    assert student.user_table.grad is not None
+    assert torch.isfinite(student.user_table.grad).all()
+
+
+@pytest.mark.parametrize("graph", ["bipartite", "knn"])
+def test_padding_touches_nothing(graph: str) -> None:
+    distiller, student, _ = build(graph=graph)
+    before = distiller(EVERYTHING)["freqd"].item()
+    with torch.no_grad():
+        student.user_table[0] = student.item_table[0] = 1e6
+    assert distiller(EVERYTHING)["freqd"].item() == before
+
+
+def test_neighbour_graphs_smooth_each_side_and_compare_directions() -> None:
+    distiller, student, teacher = build(graph="knn", neighbours=2, alpha=0.3)
+    batch = batch_of(DATA, 4)
+    sides = [
+        (DATA.observed, student.user_embeddings(), teacher.user_embeddings(), batch.distinct_users),
+        (DATA.observed.transposed(), student.item_embeddings(), teacher.item_embeddings(), batch.distinct_items),
+    ]
+    errors = []
+    for projector, (observed, own, taught, nodes) in zip(distiller.projectors, sides):
+        smooth = 0.7 * torch.eye(len(own)).double() + 0.3 * neighbour_adjacency(observed, 2).to_dense().double()
+        cosines = functional.cosine_similarity((smooth @ projector(own))[nodes], (smooth @ taught)[nodes])
+        errors.append(1 - cosines)
+    torch.testing.assert_close(distiller(batch)["freqd"], torch.cat(errors).mean(), rtol=1e-5, atol=1e-8)
+
+
+def test_a_batch_twice_over_has_the_same_loss() -> None:
+    distiller, _, _ = build()
+    batch = batch_of(DATA, 6)
+    twice = Batch(batch.users.repeat(2), batch.items.repeat(2))
+    torch.testing.assert_close(distiller(twice)["freqd"], distiller(batch)["freqd"])
+
+
+def test_the_filtered_teacher_stays_out_of_checkpoints() -> None:
+    distiller, _, _ = build()
+    assert set(distiller.state_dict()) == {"projectors.0.weight", "projectors.0.bias", "_extra_state"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"alpha": 0.6}, r"freqd\.alpha=0\.6 is out of range"),
+        ({"filter": [1.0, 0.5]}, r"freqd\.filter=\[1\.0, 0\.5\] .* increases near frequency x=2"),
+        ({"filter": [0.0, 0.0]}, r"freqd\.filter=\[0\.0, 0\.0\] removes every frequency"),
+        ({"filter": []}, r"freqd\.filter=\[\] removes every frequency"),
+        ({"filter": ["a"]}, r"freqd\.filter='a' is not a number"),
+        ({"graph": "cat"}, r"freqd\.graph='cat' is not one of bipartite, knn"),
+        ({"neighbours": 0}, r"freqd\.neighbours=0 is out of range"),
+    ],
+)
+def test_wrong_options_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FreqDOptions.parse("freqd", values)
+
+
+def test_the_ablation_of_table_1_may_keep_high_frequencies() -> None:
+    assert FreqDOptions.parse("freqd", {"filter": [0.0, 0.5], "monotone": False}).coefficients == (0.0, 0.5)
