@@ -346,15 +346,28 @@ class KDConfig(Config):
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
         return self._derived(model, settings)
 
-    def baseline_config(self, model: str) -> KDConfig:
-        """A plain model at the student's size: the student's training settings, without teacher or distillers."""
+    def baseline_config(self) -> KDConfig:
+        """The plain model to stand beside the student, of its size and number of epochs.
+
+        ``baseline: student`` is the student's own backbone with all of its settings, less teacher and distillers.
+        """
+        name = str(self["baseline"])
+        backbone = self.resolved.backbone
+        model = backbone if name == "student" else name
+        if model == backbone:
+            keys = {*training_arguments, "learning_rate_schedule", *self._model_keys()}
+            return self._derived(model, {key: self[key] for key in keys if key in self}, prefix="")
         settings = {key: self[key] for key in ("epochs", "stopping_step", "eval_step")}
-        size = self["embedding_size"]
         probe = self._derived(model, {}, prefix="")
         for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size"):
-            if key in probe and size is not None:
-                settings[key] = size
+            if key in probe and self["embedding_size"] is not None:
+                settings[key] = self["embedding_size"]
         return self._derived(model, settings, prefix="")
+
+    def _model_keys(self) -> set[str]:
+        """Settings that belong to the backbone itself."""
+        keys = set(self.internal_config_dict) - _shared_keys() - set(overall_properties()) - set(distillers())
+        return {key for key in keys if key not in ("model", "dataset", "MODEL_TYPE")}
 
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
         inherited = {key: self[key] for key in _shared_keys() - set(_PICKLES) if key in self}

@@ -186,7 +186,7 @@ def train_baseline(config: KDConfig, splits: Splits) -> Optional[Trained]:
     name = config["baseline"]
     if name is None or str(name).lower() == "none" or not active_distillers(config):
         return None
-    return train_or_fetch(config.baseline_config(str(name)), splits, "baseline")
+    return train_or_fetch(config.baseline_config(), splits, "baseline")
 
 
 def summarise(

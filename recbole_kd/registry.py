@@ -76,6 +76,15 @@ MODELS: dict[str, ModelEntry] = {
 #: name -> "module:Class" of our distillers; a distiller's name is its section in the configuration.
 DISTILLERS: dict[str, str] = {
     "simrec": "recbole_kd.distiller.simrec:SimRecDistiller",
+    "rd": "recbole_kd.distiller.rd:RDDistiller",
+    "cd": "recbole_kd.distiller.cd:CDDistiller",
+    "rrd": "recbole_kd.distiller.rrd:RRDDistiller",
+    "ir_rrd": "recbole_kd.distiller.rrd:IRRRDDistiller",
+    "unkd": "recbole_kd.distiller.unkd:UnKDDistiller",
+    "kd": "recbole_kd.distiller.kd:KDDistiller",
+    "dcd": "recbole_kd.distiller.dcd:DCDDistiller",
+    "fitnet": "recbole_kd.distiller.fitnet:FitNetDistiller",
+    "de": "recbole_kd.distiller.de:DEDistiller",
 }
 
 

@@ -109,7 +109,8 @@ class Bench:
 
 def _sized(model: str, size: int) -> dict[str, Any]:
     if model == "NeuMF":
-        return {"mf_embedding_size": size, "mlp_embedding_size": size, "mlp_hidden_size": [2 * size, size]}
+        sizes = {"mf_embedding_size": size, "mlp_embedding_size": size, "mlp_hidden_size": [2 * size, size]}
+        return {**sizes, "dropout_prob": 0.0}  # what is compared must not differ by dropout
     return {"embedding_size": size}
 
 

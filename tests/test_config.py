@@ -78,7 +78,7 @@ def test_the_students_settings_do_not_resize_the_teacher() -> None:
 
 
 def test_the_baseline_is_of_the_students_size() -> None:
-    baseline = config(embedding_size=8, epochs=2).baseline_config("BPR")
+    baseline = config(embedding_size=8, epochs=2).baseline_config()
     assert (baseline["model"], baseline["embedding_size"], baseline["epochs"]) == ("BPR", 8, 2)
     assert baseline.distillers == []
 

@@ -118,8 +118,9 @@ class SimRecTeacher(_TwoTables):
         """BPR loss plus the penalty: a scalar, means over the batch."""
         user, positive, negative = (interaction[key] for key in (self.USER_ID, self.ITEM_ID, self.NEG_ITEM_ID))
         users, items = self.forward()
-        anchor = users[user]
-        loss: Tensor = self.bpr_loss((anchor * items[positive]).sum(1), (anchor * items[negative]).sum(1))
+        # F.embedding rather than an index: its backward pass adds rows up several times faster on a CPU.
+        anchor, liked, other = F.embedding(user, users), F.embedding(positive, items), F.embedding(negative, items)
+        loss: Tensor = self.bpr_loss((anchor * liked).sum(1), (anchor * other).sum(1))
         rows = (self.user_embedding(user), self.item_embedding(positive), self.item_embedding(negative))
         penalty = torch.stack([row.square().sum(dim=1).mean() for row in rows]).sum()
         return loss + self.reg_weight * penalty
@@ -156,4 +157,5 @@ class SimRecStudent(_TwoTables):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """L_rec: the negated mean score of the batch's observed pairs, a scalar."""
         users, items = self.forward()
-        return -(users[interaction[self.USER_ID]] * items[interaction[self.ITEM_ID]]).sum(dim=1).mean()
+        pairs = F.embedding(interaction[self.USER_ID], users) * F.embedding(interaction[self.ITEM_ID], items)
+        return -pairs.sum(dim=1).mean()

@@ -21,10 +21,6 @@ from typing import Callable, Optional
 
 import numpy as np
 import torch
-from recbole_kd.distiller.ftd import FTDDistiller
-from recbole_kd.distiller.htd import HTDDistiller
-from recbole_kd.distiller.phr import PHRDistiller
-from recbole_kd.distiller.rkd import RKDDistiller
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,6 +29,10 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.distiller.de import DEDistiller
 from recbole_kd.distiller.fitnet import FitNetDistiller
 from recbole_kd.distiller.freqd import FreqDDistiller
+from recbole_kd.distiller.ftd import FTDDistiller
+from recbole_kd.distiller.htd import HTDDistiller
+from recbole_kd.distiller.phr import PHRDistiller
+from recbole_kd.distiller.rkd import RKDDistiller
 
 STUDENT, TEACHER, BATCH, EPOCHS = 20, 300, 2048, 100
 

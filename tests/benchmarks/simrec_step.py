@@ -240,7 +240,8 @@ def streamed_sum(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def shapes(arguments: argparse.Namespace) -> None:
-    """ns per similarity of one log-sum-exp with both gradients, for shapes of blocks."""
+    """ns per similarity of one log-sum-exp with both gradients, for shapes of blocks; of processor time on one thread."""
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
     keys = torch.randn(int(arguments.items), DIMENSION) * arguments.scale
     queries = keys[:1024].clone()
     query_gradient, key_gradient = torch.zeros_like(queries), torch.zeros_like(keys)
@@ -262,7 +263,7 @@ def shapes(arguments: argparse.Namespace) -> None:
                     )
 
                 once()
-                seconds = min(_timed(once) for _ in range(arguments.steps))
+                seconds = min(_timed(once, clock) for _ in range(arguments.steps))
                 chosen = " <- block_shape" if (rows, columns) == block_shape(len(keys), precision) else ""
                 print(f"{precision} {rows:5} x {columns:9,} {seconds / len(queries) / len(keys) * 1e9:6.2f} ns{chosen}")
 

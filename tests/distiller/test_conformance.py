@@ -2,20 +2,84 @@
 
 from __future__ import annotations
 
+from recbole_kd.distiller.cd import CDDistiller
+from recbole_kd.distiller.dcd import DCDDistiller
+from recbole_kd.distiller.de import DEDistiller
+from recbole_kd.distiller.fitnet import FitNetDistiller
+from recbole_kd.distiller.kd import KDDistiller
+from recbole_kd.distiller.rd import RDDistiller
+from recbole_kd.distiller.rrd import IRRRDDistiller, RRDDistiller
 from recbole_kd.distiller.simrec import SimRecDistiller
+from recbole_kd.distiller.unkd import UnKDDistiller
 from recbole_kd.testing import DistillerConformance
 
-#: Sizes that fit 48 users and 40 items.
-FEW = {"triplets": 200}
+# Sizes that fit 48 users and 40 items, of which a user has observed 8.
+BY_SCORE = ("BPR", "LightGCN", "SimpleX", "NeuMF", "SimRecStudent")
+BY_VECTOR = ("BPR", "LightGCN", "SimpleX", "SimRecStudent")
 
 
 class TestSimRec(DistillerConformance):
     distiller = SimRecDistiller
-    options = FEW
-
-    # L1's triplets are drawn for each batch; the same draw is made for the doubled one.
+    options = {"triplets": 200}
 
 
 class TestSimRecAuthorsReading(DistillerConformance):
     distiller = SimRecDistiller
-    options = {**FEW, "space": "input", "gradient_similarity": "cosine"}
+    options = {"triplets": 200, "space": "input", "gradient_similarity": "cosine"}
+
+
+class TestRD(DistillerConformance):
+    distiller = RDDistiller
+    backbones = BY_SCORE
+    options = {"dynamic_samples": 20, "start_epoch": 0}
+
+
+class TestCD(DistillerConformance):
+    distiller = CDDistiller
+    backbones = BY_SCORE
+    options = {"pool": 20}
+
+
+class TestCDWithTheStudentsGuide(DistillerConformance):
+    distiller = CDDistiller
+    options = {"pool": 20, "guide": "student"}
+
+
+class TestRRD(DistillerConformance):
+    distiller = RRDDistiller
+    backbones = BY_SCORE
+    options = {"weight": 1.0, "pool": 10, "interesting": 5, "uninteresting": 5}
+
+
+class TestIRRRD(DistillerConformance):
+    distiller = IRRRDDistiller
+    backbones = BY_SCORE
+    options = {"weight": 1.0, "item_weight": 1.0, "pool": 10, "interesting": 5, "uninteresting": 5}
+
+
+class TestUnKD(DistillerConformance):
+    distiller = UnKDDistiller
+    backbones = BY_SCORE
+    options = {"pool": 30, "groups": 2, "pairs": 4}
+
+
+class TestKD(DistillerConformance):
+    distiller = KDDistiller
+    backbones = BY_SCORE
+
+
+class TestDCD(DistillerConformance):
+    distiller = DCDDistiller
+    backbones = BY_SCORE
+    options = {"weight": 1.0, "pool": 20, "interesting": 5, "uninteresting": 5}
+
+
+class TestFitNet(DistillerConformance):
+    distiller = FitNetDistiller
+    backbones = BY_VECTOR
+
+
+class TestDE(DistillerConformance):
+    distiller = DEDistiller
+    backbones = BY_VECTOR
+    options = {"experts": 3}

@@ -63,6 +63,19 @@ def test_one_expanded_row_of_items_stands_for_all_users() -> None:
     torch.testing.assert_close(scores, (user_embeddings @ item_embeddings.t())[users])
 
 
+def test_items_repeated_in_a_row_are_scored_as_users_of_items() -> None:
+    user_embeddings, item_embeddings = tables(5, 7, 3)
+    users, items = torch.tensor([4, 1, 0, 1, 2, 3]), torch.tensor([6, 6, 2, 2, 5, 5])
+    scores = gathered_dot(user_embeddings, item_embeddings, users, items)
+    expected = by_indexing(user_embeddings, item_embeddings, users, items)
+    torch.testing.assert_close(scores, expected)
+    for actual, wanted in zip(
+        torch.autograd.grad((scores**2).sum(), [user_embeddings, item_embeddings]),
+        torch.autograd.grad((expected**2).sum(), [user_embeddings, item_embeddings]),
+    ):
+        torch.testing.assert_close(actual, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_type_of_the_tables_is_kept(dtype: torch.dtype) -> None:
     user_embeddings, item_embeddings = tables(5, 7, 3, dtype)
