@@ -1,9 +1,8 @@
 """How far mapped vectors are from their targets, summed over nodes, with the gradients computed on the way.
 
-Autograd would keep every (n, outputs) intermediate of a batch and pass over each several times. The sums here take the
-nodes a few hundred at a time, so that a block's vectors are mapped, compared and differentiated while they are in
-cache, and hold nothing larger than the parameters and their gradients. Targets are constants, given as a table and the
-rows of it that are wanted.
+Autograd would keep every (n, outputs) intermediate of a batch and pass over each several times. The sums here take a
+block of nodes, or an expert's nodes, at a time, so that vectors are mapped, compared and differentiated while they are
+in cache. Targets are constants, given as a table and the rows of it that are wanted.
 
 Each sum divided by the number of nodes is a mean over nodes; :func:`mean_over_nodes` does it for several sides.
 """
@@ -20,8 +19,8 @@ from recbole_kd.loss.contrastive import with_gradient
 
 __all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes", "mixture_error"]
 
-#: Nodes of a block: of a linear layer or a single expert, and of all experts at once.
-BLOCK = 512
+#: Nodes of a block: of a linear layer, and of all experts at once.
+BLOCK = 1024
 MIXTURE_BLOCK = 256
 
 
@@ -79,33 +78,29 @@ def expert_error(
     """
     _check(inputs, first.shape[1], second.shape[2], table, rows)
     parameters = (first, first_bias, second, second_bias)
-    # An expert's first block overwrites its large gradients, which saves filling them with zeros before.
-    gradients = [torch.empty_like(first), torch.zeros_like(first_bias)]
-    gradients += [torch.empty_like(second), torch.zeros_like(second_bias)]
     order = choice.argsort()
-    vectors, rows = inputs.detach().index_select(0, order), rows.index_select(0, order)
-    total, input_gradient = vectors.new_zeros(()), torch.empty_like(vectors)
-    end = 0
-    counts = torch.bincount(choice, minlength=len(first)).tolist()
-    for count, *expert in zip(counts, *(parameter.detach() for parameter in parameters), *gradients):
-        w1, b1, w2, b2, w1_gradient, b1_gradient, w2_gradient, b2_gradient = expert
-        kept = 0.0
-        for block in _blocks(count, BLOCK, start=end):
-            x = vectors[block]
-            hidden = torch.addmm(b1, x, w1).relu_()
-            difference = torch.addmm(b2, hidden, w2).sub_(_targets(table, rows[block], x))
-            total += _error_(difference, squared)
-            w2_gradient.addmm_(hidden.t(), difference, beta=kept)
-            b2_gradient.add_(difference.sum(0))
-            back = _through_relu(torch.mm(difference, w2.t()), hidden)
-            w1_gradient.addmm_(x.t(), back, beta=kept)
-            b1_gradient.add_(back.sum(0))
-            torch.mm(back, w1.t(), out=input_gradient[block])
-            kept = 1.0
-        if count == 0:
-            w1_gradient.zero_()
-            w2_gradient.zero_()
-        end += count
+    sizes = torch.bincount(choice, minlength=len(first)).tolist()
+    x = inputs.detach().index_select(0, order)
+    difference = second_bias.detach().index_select(0, choice.index_select(0, order))
+    difference -= _targets(table, rows.index_select(0, order), x)
+    hidden, input_gradient = x.new_empty(len(x), first.shape[2]), torch.empty_like(x)
+    gradients = [torch.empty_like(parameter) for parameter in parameters]
+    # One tuple of views for each expert: its nodes' rows, its parameters, their gradients.
+    by_node = list(zip(*(rows_of.split(sizes) for rows_of in (x, hidden, difference, input_gradient))))
+    by_expert = list(zip(*(parameter.detach().unbind() for parameter in parameters)))
+    for (x_m, hidden_m, difference_m, _), (w1, b1, w2, _) in zip(by_node, by_expert):
+        torch.addmm(b1, x_m, w1, out=hidden_m).relu_()
+        difference_m.addmm_(hidden_m, w2)
+    total = _error_(difference, squared)
+    by_gradient = zip(*(gradient.unbind() for gradient in gradients))
+    for nodes, (w1, _, w2, _), (to_w1, to_b1, to_w2, to_b2) in zip(by_node, by_expert, by_gradient):
+        x_m, hidden_m, difference_m, to_x = nodes
+        torch.mm(hidden_m.t(), difference_m, out=to_w2)
+        torch.sum(difference_m, 0, out=to_b2)
+        back = _through_relu(torch.mm(difference_m, w2.t()), hidden_m)
+        torch.mm(x_m.t(), back, out=to_w1)
+        torch.sum(back, 0, out=to_b1)
+        torch.mm(back, w1.t(), out=to_x)
     in_place = torch.empty_like(input_gradient).index_copy_(0, order, input_gradient)
     return with_gradient(total, [inputs, *parameters], [in_place, *gradients])
 
