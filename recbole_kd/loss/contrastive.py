@@ -148,8 +148,7 @@ def cosine_infonce(
     value = (sums - similarity / temperature).mean()
     gradient[positives] -= anchors / (temperature * len(anchors))
     # Only the part across the direction changes a cosine.
-    gradient -= directions * (gradient * directions).sum(1, keepdim=True)
-    gradient /= lengths
+    gradient.addcmul_(directions, (gradient * directions).sum(1, keepdim=True), value=-1).div_(lengths)
     return value, gradient
 
 
@@ -249,13 +248,13 @@ def with_gradient(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: tuple[Optional[Tensor], ...], *tensors: Tensor) -> Tensor:
-        ctx.gradients = gradients
+        ctx.save_for_backward(*gradients)
         return value.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Optional[Tensor], ...]:
         (grad,) = incoming
-        handed = (None if gradient is None else gradient * grad for gradient in ctx.gradients)
+        handed = (None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)
         return (None, None, *handed)
 
 
