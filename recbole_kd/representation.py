@@ -14,6 +14,8 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
+from recbole_kd.loss.gather import gathered_dot
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -120,8 +122,7 @@ def pair_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
 
 def embedding_scores(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
     """Dot products of users (n,) with items (n,) or (n, k), shaped like `items`."""
-    block = items if items.dim() == 2 else items[:, None]
-    return (vectors[0][users][:, None] * vectors[1][block]).sum(dim=-1).view(items.shape)
+    return gathered_dot(vectors[0], vectors[1], users, items)
 
 
 def expanded_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:

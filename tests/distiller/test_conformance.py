@@ -31,7 +31,7 @@ class TestSimRecAuthorsReading(DistillerConformance):
 class TestRD(DistillerConformance):
     distiller = RDDistiller
     backbones = BY_SCORE
-    options = {"dynamic_samples": 20, "start_epoch": 0}
+    options = {"dynamic_samples": 15, "start_epoch": 0}
 
 
 class TestCD(DistillerConformance):
