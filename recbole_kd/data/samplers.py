@@ -6,6 +6,8 @@ Users are taken in blocks, so that what is held on the way does not grow with th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -132,25 +134,32 @@ class Complement:
             observed: the training split.
             ranked: (U, k) items to exclude as well, 0 where there is none.
         """
-        users, items = observed.users, observed.items
-        keys = torch.cat(
-            [
-                observed.user_ids * items + observed.indices,
-                (torch.arange(users).unsqueeze(1) * items + ranked)[ranked > 0],
-            ]
-        )
-        # NumPy sorts whole numbers ten times as fast as torch.
-        keys = torch.from_numpy(np.unique(keys.numpy()))
-        of_user = keys // items
-        excluded = torch.bincount(of_user, minlength=users)
+        items = observed.items
+        # 32-bit keys are half the memory, and serve a block of users unless the catalogue has millions of items.
+        kind = torch.int32 if _BLOCK * items < 2**31 else torch.int64
         self._items = items
-        self._offsets = torch.zeros(users + 1, dtype=torch.long)
-        self._offsets[1:] = excluded.cumsum(0)
-        before = torch.arange(len(keys)) - self._offsets[of_user]
-        # Key of the i-th exclusion x of a user: x - 1 - i items that are not excluded come before it.
-        self._keys = keys - 1 - before
-        self.counts = (items - 1 - excluded).int()
-        self.counts[0] = 0
+        self._keys: list[Tensor] = []
+        self._before = torch.zeros(observed.users, dtype=torch.int32)
+        self.counts = torch.zeros(observed.users, dtype=torch.int32)
+        for start, stop in _blocks(observed.users):
+            pairs = slice(int(observed.offsets[start]), int(observed.offsets[stop]))
+            listed = ranked[start:stop]
+            rows = torch.arange(stop - start)
+            keys = torch.cat(
+                [
+                    (observed.user_ids[pairs] - start) * items + observed.indices[pairs],
+                    (rows.unsqueeze(1) * items + listed)[listed > 0],
+                ]
+            )
+            # NumPy sorts whole numbers ten times as fast as torch.
+            keys = torch.from_numpy(np.unique(keys.numpy()))
+            of_row = keys // items
+            excluded = torch.bincount(of_row, minlength=len(rows))
+            before = excluded.cumsum(0) - excluded
+            # Key of a user's i-th exclusion x: x - 1 - i items that are not excluded come before it.
+            self._keys.append((keys - 1 - (torch.arange(len(keys)) - before[of_row])).to(kind))
+            self._before[start:stop] = before
+            self.counts[start:stop] = items - 1 - excluded
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
         """(U, samples) int32 distinct items of each user's complement, ascending; row 0 is all 0.
@@ -158,15 +167,17 @@ class Complement:
         Every user's complement must have `samples` items.
         """
         drawn = torch.zeros(len(self.counts), samples, dtype=torch.int32)
-        for start in range(1, len(self.counts), _BLOCK):
-            users = torch.arange(start, min(start + _BLOCK, len(self.counts))).unsqueeze(1)
-            numbers = _draw_distinct_block(self.counts[users.squeeze(1)], samples, generator)
-            # Searched among the block's own exclusions: fewer steps, and they stay in the cache.
-            keys = self._keys[self._offsets[start] : self._offsets[start + len(users)]]
-            excluded = torch.searchsorted(keys, users * self._items + numbers, right=True)
-            excluded -= self._offsets[users] - self._offsets[start]
-            drawn[start : start + _BLOCK] = excluded.add_(numbers).add_(1)
+        for keys, (start, stop) in zip(self._keys, _blocks(len(self.counts))):
+            numbers = _draw_distinct_block(self.counts[start:stop], samples, generator)
+            rows = torch.arange(stop - start, dtype=keys.dtype).unsqueeze(1)
+            excluded = torch.searchsorted(keys, rows * self._items + numbers, right=True, out_int32=True)
+            drawn[start:stop] = excluded.sub_(self._before[start:stop].unsqueeze(1)).add_(numbers).add_(1)
         return drawn
+
+
+def _blocks(users: int) -> Iterator[tuple[int, int]]:
+    """Bounds of blocks of users, padding left out."""
+    return ((start, min(start + _BLOCK, users)) for start in range(1, users, _BLOCK))
 
 
 def popularity_groups(popularity: Tensor, groups: int) -> Tensor:

@@ -21,8 +21,9 @@ def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor
         user_embeddings: (U, d).
         item_embeddings: (I, d).
         users: (n,) ids, duplicates allowed.
-        items: (n,) or (n, k) ids, duplicates allowed. A row that was `expand`ed over all users is recognised and
-            becomes one matrix product, so that the scores of a whole catalogue are asked for in the same way.
+        items: (n,) or (n, k) ids, duplicates allowed. Two patterns are recognised and cost less: one row `expand`ed
+            over all users, which is a matrix product, so that a whole catalogue is asked for in the same way; and
+            (n,) items each repeated alike in a row, which is (n / k, k) users of items.
 
     Returns:
         A tensor shaped like `items`.
@@ -32,6 +33,11 @@ def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor
     """
     if items.dim() == 2 and items.stride(0) == 0 and len(items) > 1:
         return user_embeddings[users] @ item_embeddings[items[0]].t()
+    if items.dim() == 1:
+        distinct, runs = items.unique_consecutive(return_counts=True)
+        if 0 < len(distinct) < len(items) and bool((runs == runs[0]).all()):
+            grouped = users.reshape(len(distinct), -1)
+            return gathered_dot(item_embeddings, user_embeddings, distinct, grouped).view(-1)
     for ids, table, name in ((users, user_embeddings, "user"), (items, item_embeddings, "item")):
         # Sparse products read the tables unchecked.
         if ids.numel() == 0:

@@ -67,9 +67,12 @@ def discrepancy_weights(scores: Tensor, sampled: Tensor, items: int, mu: float) 
         (n, K) in [0, 1), constant: no gradient flows through them.
     """
     with torch.no_grad():
-        above = (sampled.unsqueeze(1) > scores.unsqueeze(2)).sum(dim=2)
-        # Whole numbers throughout: a rounded share would lose a rank now and then.
-        rank = (items - 1) * above // sampled.shape[1] + 1
+        # Comparisons that are written as floats add up seven times as fast as booleans.
+        shape = (*scores.shape, sampled.shape[1])
+        above = torch.empty(shape, dtype=torch.float32, device=scores.device)
+        torch.gt(sampled.unsqueeze(1), scores.unsqueeze(2), out=above)
+        # Whole numbers from here on: a rounded share would lose a rank now and then.
+        rank = (items - 1) * above.sum(dim=2).long() // sampled.shape[1] + 1
         teacher_rank = torch.arange(1, scores.shape[1] + 1, device=scores.device)
         return torch.tanh(mu * (rank - teacher_rank).to(scores.dtype)).clamp_(min=0)
 
