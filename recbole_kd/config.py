@@ -16,6 +16,7 @@ from recbole.config import Config
 from recbole.evaluator import metric_types
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
+from recbole_kd.data.item_graphs import SEvoOptions
 from recbole_kd.errors import UserError, closest
 from recbole_kd.properties_files import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
 from recbole_kd.registry import Resolved, distiller_class, distiller_name, distillers, recipes, resolve_model
@@ -204,6 +205,15 @@ class KDConfig(Config):
             for layer in (own, for_student, for_dataset):
                 settings = merge(settings, layer)
         settings["student"] = backbone
+        learner = str(self.external_config_dict.get("learner", settings["learner"])).lower()
+        section = settings.pop("sevo", None) or {}
+        if learner.startswith("sevo_"):
+            settings["sevo"] = {**read_properties("optimizer", "sevo"), **section}
+        elif "sevo" in self.external_config_dict:
+            raise UserError(
+                f"Section 'sevo' is set but not used: --{self.prefix}learner is {learner}. "
+                f"Set --{self.prefix}learner=sevo_adamw or leave it out."
+            )
         names = self.external_config_dict.get("distill", settings.get("distill")) or []
         if not isinstance(names, (list, tuple)):
             raise UserError(f"--distill={names!r} is no list of distillers; expected names, such as --distill=simrec.")
@@ -263,6 +273,8 @@ class KDConfig(Config):
                     f"Unknown setting '{self.prefix}{key}': no part of the program reads it."
                     f"{closest(self.prefix + key, known)}"
                 )
+        if "sevo" in self.internal_config_dict:
+            SEvoOptions.parse("sevo", merge(self.internal_config_dict, given)["sevo"])
         for name in names:
             distiller_class(str(name)).options_class.parse(
                 str(name), merge(self.internal_config_dict, given).get(str(name))
@@ -356,6 +368,8 @@ class KDConfig(Config):
         model = backbone if name == "student" else name
         if model == backbone:
             keys = {*training_arguments, "learning_rate_schedule", *self._model_keys()}
+            if self["sevo"] is not None:
+                keys.add("sevo")
             return self._derived(model, {key: self[key] for key in keys if key in self}, prefix="")
         settings = {key: self[key] for key in ("epochs", "stopping_step", "eval_step")}
         probe = self._derived(model, {}, prefix="")

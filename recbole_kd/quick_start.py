@@ -25,6 +25,7 @@ from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits, cold_users
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.full_sort import sized_eval_batch
+from recbole_kd.learner import optimizer_factory, reads_a_teacher
 from recbole_kd.loaders import make_loaders
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.representation import ModelStudent
@@ -60,7 +61,7 @@ def run_recbole_kd(
     config = KDConfig(model, dataset, config_file_list, config_dict)
     start_logging(config)
     splits = load_splits(config)
-    teacher = obtain_teacher(config, splits) if active_distillers(config) else None
+    teacher = obtain_teacher(config, splits) if active_distillers(config) or reads_a_teacher(config) else None
     student, trainer, loaders = build_student(config, splits, teacher)
     best_score, best_result = train(config, trainer, loaders, saved)
     test_result, evaluate_seconds = evaluate(trainer, loaders[2])
@@ -142,7 +143,14 @@ def build_student(config: KDConfig, splits: Splits, teacher: Optional[FrozenTeac
             for name, options in active_distillers(config).items():
                 check_needs(name, options, view, teacher)
                 distillers[name] = distiller_class(name)(options, view, teacher, data)
-    trainer = make_trainer(config, model, distillers=distillers, step_context=view.step, facts=facts(config, splits))
+    trainer = make_trainer(
+        config,
+        model,
+        distillers=distillers,
+        step_context=view.step,
+        facts=facts(config, splits),
+        optimizer_factory=optimizer_factory(config, splits, model, teacher),
+    )
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     return model, trainer, loaders

@@ -124,7 +124,7 @@ def distiller_name(given: str) -> str:
         kind = load_class(given)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"There is no distiller at '{given}' ({error}); expected --distill=package.module:Class of what is installed."
+            f"There is no distiller at '{given}' ({error}); expected --distill=package.module:Class, installed."
         ) from None
     if not (isinstance(kind, type) and issubclass(kind, Distiller)):
         raise UserError(f"'{given}' is no distiller; expected a subclass of recbole_kd.contracts.Distiller.")

@@ -104,6 +104,12 @@ def layers(model: nn.Module) -> Optional[list[Pair]]:
     return None if reader is None else reader(model)
 
 
+def embedding_tables(model: nn.Module) -> Optional[Pair]:
+    """The embedding tables (users (U, d), items (I, d)) under the representations; None where none are known."""
+    reader = _reader(_TABLES, model)
+    return None if reader is None else reader(model)
+
+
 def capabilities(model: nn.Module) -> frozenset[str]:
     """What of :data:`recbole_kd.contracts.CAPABILITIES` the model offers."""
     tables: dict[str, dict[str, Any]] = {"representations": _REPRESENTATIONS, "tables": _TABLES, "layers": _LAYERS}
@@ -204,8 +210,7 @@ class ModelStudent:
 
     def tables(self) -> Pair:
         """The embedding tables: users (U, d), items (I, d)."""
-        reader = _reader(_TABLES, self.model)
-        if reader is None:
+        tables = embedding_tables(self.model)
+        if tables is None:
             raise TypeError(f"{self.name} has no embedding tables")
-        tables: Pair = reader(self.model)
         return tables

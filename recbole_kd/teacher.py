@@ -20,6 +20,7 @@ from recbole_kd.contracts import CAPABILITIES
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank
 from recbole_kd.data.splits import Splits, token_map
 from recbole_kd.errors import UserError
+from recbole_kd.learner import optimizer_factory
 from recbole_kd.loaders import make_loaders
 from recbole_kd.representation import (
     capabilities,
@@ -148,7 +149,13 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     train, valid, test = make_loaders(config, splits)
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
-    trainer = make_trainer(config, model, facts=facts(config, splits), file_name=f"{folder}-training.pth")
+    trainer = make_trainer(
+        config,
+        model,
+        facts=facts(config, splits),
+        file_name=f"{folder}-training.pth",
+        optimizer_factory=optimizer_factory(config, splits, model),
+    )
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.isfile(trainer.last_file):
         trainer.resume_checkpoint(trainer.last_file)
@@ -180,8 +187,8 @@ def obtain_teacher(config: KDConfig, splits: Splits) -> FrozenTeacher:
         return _from_checkpoint(config, splits, str(section["checkpoint"]))
     if not section.get("model"):
         raise UserError(
-            f"Distillation ({', '.join(config.distillers)}) needs a teacher; set --teacher=NAME, such as LightGCN, "
-            "or --teacher.checkpoint=FILE."
+            f"Distillation ({', '.join(config.distillers) or 'sevo'}) needs a teacher; "
+            "set --teacher=NAME, such as LightGCN, or --teacher.checkpoint=FILE."
         )
     trained = train_or_fetch(config.teacher_config(), splits, "teacher")
     return FrozenTeacher(trained, splits, os.path.join(config["checkpoint_dir"], "ranks"))

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Optional
@@ -30,6 +30,7 @@ from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.full_sort import PAIRS_PER_CALL, FullSortCollector
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+_SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
 #: Name of the base model's own loss in logs and TensorBoard.
 BASE_LOSS = "rec"
 
@@ -56,11 +57,13 @@ class KDMixin:
         step_context: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Optional[Mapping[str, Any]] = None,
         file_name: Optional[str] = None,
+        optimizer_factory: Optional[Callable[[Iterable[Tensor], float, float], torch.optim.Optimizer]] = None,
     ) -> None:
         # All of this before RecBole's constructor, which already builds the optimiser.
         self.distillers = nn.ModuleDict(dict(distillers or {})).to(config["device"])
         self.step_context = step_context
         self.facts = dict(facts or {})
+        self.optimizer_factory = optimizer_factory
         self.loss_names: tuple[str, ...] = (BASE_LOSS,)
         self.loss_history: dict[int, dict[str, float]] = {}
         self.valid_history: list[dict[str, float]] = []
@@ -82,13 +85,16 @@ class KDMixin:
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         learner = str(kwargs.get("learner", self.config["learner"])).lower()
+        parameters = itertools.chain(self.model.parameters(), self.distillers.parameters())
+        if self.optimizer_factory is not None and "params" not in kwargs:
+            return self.optimizer_factory(parameters, self.config["learning_rate"], self.config["weight_decay"])
         if learner not in _LEARNERS:
             raise UserError(
-                f"Unknown learner '{learner}'.{closest(learner, _LEARNERS)} "
-                f"Set --learner to one of {', '.join(_LEARNERS)}."
+                f"Unknown learner '{learner}'.{closest(learner, _LEARNERS + _SEVO)} "
+                f"Set --learner to one of {', '.join(_LEARNERS + _SEVO)}."
             )
         if len(self.distillers) and "params" not in kwargs:
-            kwargs["params"] = itertools.chain(self.model.parameters(), self.distillers.parameters())
+            kwargs["params"] = parameters
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
         return optimizer
 

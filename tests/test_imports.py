@@ -24,9 +24,10 @@ ALLOWED = {
     "evaluation": {"data"},
     "representation": {"loss"},
     "trainer": {"contracts", "evaluation", "optimizer"},
-    "teacher": {"config", "contracts", "data", "loaders", "model", "representation", "trainer"},
+    "teacher": {"config", "contracts", "data", "learner", "loaders", "representation", "trainer"},
     "registry": {"contracts"},
-    "config": {"registry"},
+    "config": {"data", "registry"},
+    "learner": {"config", "contracts", "data", "optimizer", "representation"},
     "loaders": {"data", "evaluation"},
     "listing": {"config", "data", "registry"},
 }

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from recbole_kd.data.item_graphs import SEvoOptions
 from recbole_kd.properties_files import PROPERTIES, model_names, read_properties
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, recipes
 
@@ -28,3 +29,10 @@ def test_every_option_is_explained_in_the_file(name: str) -> None:
 def test_no_file_is_left_over() -> None:
     assert {path.stem for path in (PROPERTIES / "distiller").glob("*.yaml")} == set(DISTILLERS)
     assert set(model_names()) <= {*MODELS, *recipes()}
+
+
+def test_sevos_file_holds_exactly_its_options() -> None:
+    options = SEvoOptions()
+    defaults = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    written = read_properties("optimizer", "sevo")
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()} == written
