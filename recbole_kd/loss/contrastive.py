@@ -24,6 +24,9 @@ PRECISIONS = ("fp32", "bf16")
 HELD = 16 * 2**20
 #: Scores within ±40 need no maximum subtracted: even a sum of 1e9 such exponentials, and its inverse, fit fp32.
 SAFE_SCORE = 40.0
+#: Scores this far below their row's maximum add nothing that float64 could show, and their exponentials are still
+#: ordinary numbers: below the smallest of those, arithmetic is more than ten times slower.
+FAINT = -60.0
 _TINY = 1e-12
 
 
@@ -86,7 +89,7 @@ def catalogue_logsumexp(
                     higher = torch.maximum(top, scores.amax(1, keepdim=True))
                     total *= torch.exp(top - higher)
                     top = higher
-                    scores -= top
+                    scores.sub_(top).clamp_(min=FAINT)
                 total += scores.exp_().sum(1, keepdim=True)
             values[start:stop] = (total.log() + top).squeeze(1)
             if query_gradient is None and key_gradient is None:
@@ -99,7 +102,7 @@ def catalogue_logsumexp(
                 if columns < len(keys):
                     scores = _scores(query, keys[first:last], buffer)
                     if not bounded:
-                        scores -= top
+                        scores.sub_(top).clamp_(min=FAINT)
                     scores.exp_()
                 if key_gradient is not None:
                     key_gradient[first:last].addmm_(scores.t(), weighted)
