@@ -76,7 +76,7 @@ class SimRecTeacher(_TwoTables):
 
     H_0 is the embedding table, H_{l+1} = D^(-1/2) (A + I) D^(-1/2) H_l with D the degree of A + I, and the final
     embedding H = sum_{l=0..L} H_l: a sum and with self-loops, where LightGCN has a mean and none. Trained with the BPR
-    loss (eq. 11) plus ``reg_weight`` times the squared norm of the batch's rows of H_0, as a mean over the batch.
+    loss (eq. 11), a mean over pairs, plus ``reg_weight`` times ||H_0||^2, the squared norm of the whole tables.
 
     Settings: ``embedding_size`` (d), ``n_layers`` (L), ``reg_weight``.
     """
@@ -115,14 +115,13 @@ class SimRecTeacher(_TwoTables):
         return users, items
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """BPR loss plus the penalty: a scalar, means over the batch."""
+        """BPR loss, a mean over the batch, plus the penalty: a scalar."""
         user, positive, negative = (interaction[key] for key in (self.USER_ID, self.ITEM_ID, self.NEG_ITEM_ID))
         users, items = self.forward()
         # F.embedding rather than an index: its backward pass adds rows up several times faster on a CPU.
         anchor, liked, other = F.embedding(user, users), F.embedding(positive, items), F.embedding(negative, items)
         loss: Tensor = self.bpr_loss((anchor * liked).sum(1), (anchor * other).sum(1))
-        rows = (self.user_embedding(user), self.item_embedding(positive), self.item_embedding(negative))
-        penalty = torch.stack([row.square().sum(dim=1).mean() for row in rows]).sum()
+        penalty = self.user_embedding.weight.square().sum() + self.item_embedding.weight.square().sum()
         return loss + self.reg_weight * penalty
 
 
