@@ -534,23 +534,22 @@ class _Archive:
 
     def storage(self, storage: _Storage) -> Tensor:
         """(length,) the elements of a storage."""
+        member = self.members[f"data/{storage.key}"]
+        if member.file_size != storage.length * torch.empty(0, dtype=storage.dtype).element_size():
+            raise _Malformed(f"its member {_shown(member.filename)} is not of {storage.length} {storage.dtype}")
         if storage.key not in self._storages:
-            member = self.members[f"data/{storage.key}"]
-            length, rest = divmod(member.file_size, torch.empty(0, dtype=storage.dtype).element_size())
-            if rest:
-                raise _Malformed(f"its member {_shown(member.filename)} holds a part of an element")
-            elements = torch.empty(length, dtype=storage.dtype)
-            view = elements.view(torch.uint8).numpy()
+            elements = torch.empty(storage.length, dtype=storage.dtype)
+            content = elements.view(torch.uint8).numpy()
             position = 0
-            with self.zip.open(member) as content:
+            with self.zip.open(member) as file:
                 # Reading to the end is what checks the member's checksum.
-                while chunk := content.read(1 << 22):
-                    view[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
+                while chunk := file.read(1 << 22):
+                    content[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
                     position += len(chunk)
             self._storages[storage.key] = elements.to(self.device)
         elements = self._storages[storage.key]
-        if elements.dtype != storage.dtype or elements.numel() != storage.length:
-            raise _Malformed(f"its storage {storage.key} is not of {storage.length} elements of {storage.dtype}")
+        if elements.dtype != storage.dtype:
+            raise _Malformed(f"its member {_shown(member.filename)} is of two types")
         return elements
 
 

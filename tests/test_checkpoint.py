@@ -130,9 +130,14 @@ def test_torch_reads_the_file_with_weights_only(tmp_path: Path) -> None:
     assert_same(load_checkpoint(tmp_path / "x.pth"), torch.load(tmp_path / "x.pth", weights_only=True))
 
 
+class Marked(Tensor):
+    """A kind of tensor that only this file knows."""
+
+
 def test_values_that_have_a_plain_form_are_saved_in_it(tmp_path: Path) -> None:
     state = {
         "parameter": nn.Parameter(torch.arange(3.0)),
+        "marked": torch.arange(2.0).as_subclass(Marked),
         "array": np.arange(6, dtype=">i4").reshape(2, 3).T,
         "point": np.array(2.5),
         "score": np.float64(0.25),
@@ -145,6 +150,7 @@ def test_values_that_have_a_plain_form_are_saved_in_it(tmp_path: Path) -> None:
     save_checkpoint(state, tmp_path / "x.pth")
     expected = {
         "parameter": torch.arange(3.0),
+        "marked": torch.arange(2.0),
         "array": torch.tensor([[0, 3], [1, 4], [2, 5]], dtype=torch.int32),
         "point": torch.tensor(2.5, dtype=torch.float64),
         "score": 0.25,
@@ -156,6 +162,8 @@ def test_values_that_have_a_plain_form_are_saved_in_it(tmp_path: Path) -> None:
         "format": FORMAT,
     }
     assert_same(load_checkpoint(tmp_path / "x.pth"), expected)
+    assert_same(torch.load(tmp_path / "x.pth", weights_only=True), expected)
+    assert not torch.load(tmp_path / "x.pth", weights_only=True)["parameter"].requires_grad
 
 
 def test_shared_tensors_stay_shared_and_a_view_does_not_drag_its_table_along(tmp_path: Path) -> None:
@@ -676,22 +684,23 @@ def test_getattr_is_for_the_members_of_enums_alone(canary: Path, tmp_path: Path)
 
 def test_a_hostile_name_stays_on_one_line(canary: Path, tmp_path: Path) -> None:
     state = {"format": FORMAT, "epoch": stack_named("os\n\x1b[2Jall is well", "x" * 10_000)}
-    path = archive(tmp_path, state)
-    assert_refused(path, r"names 'os\\n\\x1b\[2Jall is well", canary)
-    with pytest.raises(UserError) as refused:
-        load_any(path)
-    assert len(str(refused.value)) < 1000
+    assert_refused(archive(tmp_path, state), r"names 'os\\n\\x1b\[2Jall is well", canary)
+    for hostile in (stack_named("os\n", "x" * 10_000), stack_named("os", "x" * 10_000)):
+        with pytest.raises(UserError) as refused:
+            load_any(archive(tmp_path, {"format": FORMAT, "epoch": hostile}))
+        assert len(str(refused.value)) < 1000
 
 
 FLOATS = call("numpy.dtype", "f8", False, True, state=(3, "<", None, None, None, -1, -1, 0))
+SWAPPED = call("numpy.dtype", "f8", False, True, state=(3, ">", None, None, None, -1, -1, 0))
 INTEGERS = call("numpy.dtype", "i4", False, True, state=(3, "<", None, None, None, -1, -1, 0))
 OBJECTS = call("numpy.dtype", "O8", False, True, state=(3, "|", None, None, None, -1, -1, 63))
 
 
-def array(content: Any, described: Code = FLOATS, shape: Any = None) -> Code:
+def array(content: Any, described: Code = FLOATS, shape: Any = None, columns_first: bool = False) -> Code:
     shape = (len(content) if isinstance(content, list) else len(content) // 8,) if shape is None else shape
     start = call("numpy.core.multiarray._reconstruct", named("numpy.ndarray"), (0,), b"b")
-    return Code(start + code((1, shape, described, False, content)) + pickle.BUILD)
+    return Code(start + code((1, shape, described, columns_first, content)) + pickle.BUILD)
 
 
 def csr(indices: tuple[int, ...], offsets: tuple[int, ...], shape: Any) -> Code:
@@ -719,6 +728,8 @@ def test_the_samples_below_are_read_where_they_are_sound(tmp_path: Path) -> None
         "format": FORMAT,
         "tensor": tensor(storage(), (2, 2), (1, 2)),
         "array": array(struct.pack("<2d", 1, 2)),
+        "columns": array(struct.pack("<4d", 1, 2, 3, 4), shape=(2, 2), columns_first=True),
+        "swapped": array(struct.pack(">2d", 1, 2), SWAPPED),
         "score": call("numpy.core.multiarray.scalar", FLOATS, struct.pack("<d", 0.5)),
         "csr": csr((0, 2), (0, 1, 2), (2, 3)),
         "lil": lil([[0, 2], []], [[1.0, 2.0], []], (2, 3)),
@@ -726,6 +737,8 @@ def test_the_samples_below_are_read_where_they_are_sound(tmp_path: Path) -> None
     found = load_checkpoint(archive(tmp_path, state))
     assert found["tensor"].tolist() == [[1, 3], [2, 4]]
     assert found["array"].tolist() == [1, 2]
+    assert found["columns"].tolist() == [[1, 3], [2, 4]]
+    assert found["swapped"].tolist() == [1, 2]
     assert found["score"] == 0.5
     assert found["csr"].toarray().tolist() == [[1, 0, 0], [0, 0, 2]]
     assert found["lil"].toarray().tolist() == [[1, 0, 2], [0, 0, 0]]
@@ -746,9 +759,15 @@ UNSOUND: dict[str, Any] = {
     "tensor with a state": Code(tensor(storage()) + code({"__class__": 1}) + pickle.BUILD),
     "storage that is larger than its member": tensor(storage(length=2**40)),
     "storage of another type than its member": tensor(storage(kind="torch.DoubleStorage")),
+    "storage of two types": [tensor(storage()), tensor(storage(kind="torch.IntStorage"))],
+    "storage of a negative length": tensor(storage(length=-4)),
+    "storage of a part of its member": tensor(storage(length=3), (3,)),
     "storage without a member": tensor(storage(key="7")),
     "storage outside of the data": tensor(storage(key="../data.pkl")),
     "storage of a class that is none": tensor(storage(kind="torch.device")),
+    "persistent id of another kind": Code(
+        code(("module", named("torch.FloatStorage"), "0", "cpu", 4)) + pickle.BINPERSID
+    ),
     "persistent id that is none": Code(code("0") + pickle.BINPERSID),
     "persistent id as text": Code(pickle.PERSID + b"0\n"),
     "array that is larger than its bytes": array(bytes(8), shape=(2**40,)),
@@ -759,6 +778,7 @@ UNSOUND: dict[str, Any] = {
     "array of addresses": array(bytes(8), OBJECTS, (1,)),
     "array of no class": call("numpy.core.multiarray._reconstruct", "numpy.ndarray", (0,), b"b"),
     "number of too few bytes": call("numpy.core.multiarray.scalar", FLOATS, b"1234"),
+    "number of too many bytes": call("numpy.core.multiarray.scalar", FLOATS, bytes(16)),
     "number that is an address": call("numpy.core.multiarray.scalar", OBJECTS, bytes(8)),
     "matrix with a column too far": csr((0, 3), (0, 1, 2), (2, 3)),
     "matrix with a negative column": csr((0, -1), (0, 1, 2), (2, 3)),
@@ -766,6 +786,7 @@ UNSOUND: dict[str, Any] = {
     "matrix of 2^40 rows": csr((0, 1), (0, 1, 2), (2**40, 3)),
     "matrix of lists with a column too far": lil([[7]], [[1.0]], (1, 3)),
     "matrix of lists of other lengths": lil([[0, 1]], [[1.0]], (1, 3)),
+    "matrix of lists that shift a value": lil([[0, 1], []], [[1.0], [2.0]], (2, 3)),
     "matrix of lists of too few rows": lil([[0]], [[1.0]], (2**40, 3)),
     "matrix of no lists": lil([(0,)], [(1.0,)], (1, 3)),
     "enum of no such value": call("recbole.utils.enum_type.ModelType", 99),
@@ -798,6 +819,15 @@ UNSOUND: dict[str, Any] = {
 def test_what_does_not_fit_together_is_refused(sample: str, canary: Path, tmp_path: Path) -> None:
     path = archive(tmp_path, {"format": FORMAT, "x": UNSOUND[sample]})
     assert_refused(path, "is not a whole checkpoint", canary)
+
+
+@pytest.mark.parametrize("part", ["config", "state_dict"])
+def test_a_checkpoint_of_recbole_has_settings_and_weights(part: str, canary: Path, tmp_path: Path) -> None:
+    settings = call("recbole.config.configurator.Config", state={"final_config_dict": {"seed": 1}})
+    state: dict[str, Any] = {"config": settings, "state_dict": {"weight": tensor(storage())}}
+    assert load_any(archive(tmp_path, state))[0] == "recbole"
+    state[part] = call("torch.device", "cpu")
+    assert_refused(archive(tmp_path, state), "its content does not fit together", canary)
 
 
 def test_a_place_far_out_in_the_memory_of_the_machine_costs_nothing(canary: Path, tmp_path: Path) -> None:
