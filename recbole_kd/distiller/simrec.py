@@ -77,7 +77,7 @@ class SimRecOptions(Options):
     high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
     precision: str = option(
         "fp32",
-        "arithmetic of the sums over the catalogue: fp32, or bf16 products with fp32 sums",
+        "products of the sums over the catalogue: fp32, or bf16 with fp32 sums where the processor has it",
         choices=("fp32", "bf16"),
     )
 
@@ -90,7 +90,8 @@ class SimRecDistiller(Distiller):
 
     With ``space: output``, g1, g2 and g_rec are gradients with respect to the student's final embeddings h, and L2
     compares g_u with h_u. With ``space: input``, L2 compares g_u with the row of the embedding table, and the gradients
-    are taken with respect to the table: those of L1 and L_rec are carried there by the student's own backward pass.
+    are taken with respect to the table: those of L1 and L_rec are carried there by the student's own backward pass, one
+    more each. g_rec is the gradient of SimRec's L_rec, in closed form, whatever the student's own loss is.
     """
 
     name = "simrec"
@@ -107,7 +108,8 @@ class SimRecDistiller(Distiller):
         super().__init__(options, student, teacher, data)
         if options.embedding_weight:
             user_anchors, item_anchors = _anchors(teacher, options.high_order)
-            found, expected = user_anchors.shape[1], student.dimension
+            found = user_anchors.shape[1]
+            expected = student.tables()[0].shape[1] if options.space == "input" else student.dimension
             if found != expected:
                 raise UserError(
                     f"SimRec's embedding term compares the teacher's embeddings ({found} dimensions) with the "

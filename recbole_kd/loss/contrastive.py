@@ -270,9 +270,11 @@ def _scores(query: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:
 @contextmanager
 def _float32_products(precision: str) -> Iterator[None]:
     """Lets float32 products round their operands to bfloat16 inside the block, if `precision` says so."""
+    if precision != "bf16":
+        yield
+        return
     before = torch.get_float32_matmul_precision()
-    if precision == "bf16":
-        torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:

@@ -273,6 +273,17 @@ def test_a_teacher_of_another_size_is_refused_with_both_sizes_and_the_setting():
     assert set(losses) == {"prediction", "regularization", "decay"}
 
 
+def test_before_the_mlp_it_is_the_tables_that_must_fit_the_teacher():
+    widened = nn.Linear(DIMENSION, 7, bias=False)
+    student = FakeStudent(USERS, ITEMS, DIMENSION, network=widened)
+    student.dimension = 7
+    data = data_view(USERS, ITEMS)
+    losses = SimRecDistiller(options(space="input"), student, FakeTeacher(USERS, ITEMS, DIMENSION), data)(batch())
+    assert all(loss.isfinite() for loss in losses.values())
+    with pytest.raises(UserError, match=r"\(4\)"):
+        SimRecDistiller(options(space="input"), student, FakeTeacher(USERS, ITEMS, 7), data)
+
+
 def test_needs_follow_the_terms_that_are_on():
     assert SimRecDistiller.student_needs(options()) == {"representations", "tables"}
     assert SimRecDistiller.student_needs(options(decay_weight=0.0)) == {"representations"}

@@ -115,6 +115,15 @@ def test_bf16_products_stay_near_float64(scale, blocks):
         assert (found - expected).norm() < 2**-8 * max(2, largest) * expected.norm()
 
 
+def test_bf16_leaves_the_precision_of_other_products_as_it_was():
+    torch.set_float32_matmul_precision("high")
+    try:
+        catalogue_logsumexp(drawn(4, 3), drawn(6, 3, seed=1), 1.0, precision="bf16")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_float64_stays_float64():
     q, k = drawn(4, 3), drawn(6, 3, seed=1)
     assert catalogue_logsumexp(q, k, 1.0).dtype == torch.float64
