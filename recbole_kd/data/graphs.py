@@ -196,7 +196,11 @@ class PolynomialFilter(nn.Module):
     @torch.no_grad()
     def constant(self, signal: Tensor) -> Tensor:
         """H signal, (N, d), without gradient, a few columns at a time: only the result is as large as `signal`."""
-        return torch.cat([self(columns) for columns in signal.split(COLUMNS, dim=1)], dim=1)
+        filtered = torch.empty_like(signal)
+        for first in range(0, signal.shape[1], COLUMNS):
+            columns = slice(first, first + COLUMNS)
+            filtered[:, columns] = self(signal[:, columns].contiguous())
+        return filtered
 
     def _product(self, signal: Tensor, nodes: Optional[Tensor]) -> Tensor:
         size = len(self.offsets) - 1

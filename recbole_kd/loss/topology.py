@@ -59,12 +59,13 @@ def group_pairs(student: Tensor, teacher: Tensor, sizes: Sequence[int]) -> Tenso
         for first in range(start, end, BLOCK):
             block, group = slice(first, min(first + BLOCK, end)), slice(start, end)
             cosines = t[block] @ t[group].t()
-            kept = cosines > 0
-            kept.diagonal(first - start).fill_(False)
-            difference = torch.addmm(cosines, s[block], s[group].t(), beta=-1).mul_(kept)
+            cosines.diagonal(first - start).zero_()
+            difference = torch.addmm(cosines, s[block], s[group].t(), beta=-1)
+            # Kept where the teacher's cosine is positive: the one pass that relu's derivative is.
+            difference = torch.ops.aten.threshold_backward(difference, cosines, 0)
             flat = difference.flatten()
             total += torch.dot(flat, flat)
-            pairs += int(torch.count_nonzero(kept))
+            pairs += int(torch.count_nonzero(cosines > 0))
             # A pair is met from both of its ends, each time with half of the gradient.
             torch.mm(difference, s[group], out=gradient[block])
     return with_gradient(total, [student], [gradient.mul_(4)]) / max(1, pairs)
