@@ -765,8 +765,8 @@ UNSOUND: dict[str, Any] = {
     "storage without a member": tensor(storage(key="7")),
     "storage outside of the data": tensor(storage(key="../data.pkl")),
     "storage of a class that is none": tensor(storage(kind="torch.device")),
-    "persistent id of another kind": Code(
-        code(("module", named("torch.FloatStorage"), "0", "cpu", 4)) + pickle.BINPERSID
+    "persistent id of another kind": tensor(
+        Code(code(("module", named("torch.FloatStorage"), "0", "cpu", 4)) + pickle.BINPERSID)
     ),
     "persistent id that is none": Code(code("0") + pickle.BINPERSID),
     "persistent id as text": Code(pickle.PERSID + b"0\n"),
