@@ -89,7 +89,7 @@ def test_temperature_falls_geometrically_from_tau0_to_tauP() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [1.0, 1e-3, 1e-6, 1e-10])
 def test_selection_is_finite_for_any_logits(dtype: torch.dtype, temperature: float) -> None:
-    for scale in (0.0, 1.0, 1e4, 1e30):
+    for scale in (0.0, 1.0, 1e4, 1e35):
         logits = (scale * torch.randn(50, 7, dtype=dtype)).requires_grad_()
         weights = gumbel_softmax(logits, torch.zeros_like(logits), temperature)
         torch.testing.assert_close(weights.sum(1), torch.ones(50, dtype=dtype))
