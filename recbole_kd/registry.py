@@ -85,6 +85,11 @@ DISTILLERS: dict[str, str] = {
     "dcd": "recbole_kd.distiller.dcd:DCDDistiller",
     "fitnet": "recbole_kd.distiller.fitnet:FitNetDistiller",
     "de": "recbole_kd.distiller.de:DEDistiller",
+    "freqd": "recbole_kd.distiller.freqd:FreqDDistiller",
+    "phr": "recbole_kd.distiller.phr:PHRDistiller",
+    "ftd": "recbole_kd.distiller.ftd:FTDDistiller",
+    "htd": "recbole_kd.distiller.htd:HTDDistiller",
+    "rkd": "recbole_kd.distiller.rkd:RKDDistiller",
 }
 
 

@@ -151,7 +151,9 @@ def shared_propagation(model: nn.Module) -> Iterator[None]:
         if arguments or named:
             return forward(*arguments, **named)
         if not outputs:
-            outputs.append(forward())
+            # With gradient even where the first to ask wants none: those who come later do.
+            with torch.enable_grad():
+                outputs.append(forward())
         return outputs[0]
 
     model.forward = once
@@ -187,7 +189,8 @@ class ModelStudent:
     def _representations(self) -> Pair:
         if self._vectors is not None:
             return self._vectors
-        vectors = representations(self.model)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self._in_step):
+            vectors = representations(self.model)
         if vectors is None:
             raise TypeError(f"{self.name} has no representations")
         if self._in_step:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
@@ -94,9 +95,16 @@ class KDMixin:
                 f"Set --learner to one of {', '.join(_LEARNERS + _SEVO)}."
             )
         if len(self.distillers) and "params" not in kwargs:
-            kwargs["params"] = parameters
+            kwargs["params"] = self._groups(learner, parameters)
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
         return optimizer
+
+    def _groups(self, learner: str, parameters: Iterable[Tensor]) -> list[Any]:
+        """The student's parameters as RecBole would step them, the distillers' by torch's fused kernel where it is."""
+        own = list(self.distillers.parameters())
+        if learner not in ("adam", "adamw") or not own or not _fused_adam():
+            return list(parameters)
+        return [{"params": list(self.model.parameters())}, {"params": own, "fused": True}]
 
     # One epoch
 
@@ -121,8 +129,9 @@ class KDMixin:
         self._schedule_learning_rate(epoch_idx)
         if len(self.distillers):
             self.distillers.train()
-            for distiller in self.distillers.values():
-                distiller.begin_epoch(epoch_idx)  # type: ignore[operator]
+            with self.step_context():  # a student that is asked for scores in blocks is propagated once
+                for distiller in self.distillers.values():
+                    distiller.begin_epoch(epoch_idx)  # type: ignore[operator]
             loss_func = self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[arg-type]
         batches = train_data
         if show_progress:
@@ -301,6 +310,19 @@ class KDMixin:
             state = load_checkpoint(self.saved_model_file, self.config["device"])
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
+
+
+@cache
+def _fused_adam() -> bool:
+    """Whether this torch has a fused Adam on a CPU (since 2.4)."""
+    parameter = torch.zeros(1, requires_grad=True)
+    try:
+        optimizer = torch.optim.Adam([parameter], fused=True)
+        parameter.grad = torch.zeros(1)
+        optimizer.step()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Bar(tqdm):

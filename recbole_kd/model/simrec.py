@@ -53,11 +53,15 @@ class _TwoTables(GeneralRecommender):
         return super().train(mode)
 
     def _evaluated(self) -> tuple[Tensor, Tensor]:
-        """The final embeddings, computed once per evaluation."""
-        if self.training or torch.is_grad_enabled():
+        """The final embeddings; in eval mode without gradient, and computed once until the mode changes.
+
+        RecBole also scores candidates of dynamic negative sampling this way, before each training step.
+        """
+        if self.training:
             return self.forward()
         if self._final is None:
-            self._final = self.forward()
+            with torch.no_grad():
+                self._final = self.forward()
         return self._final
 
     def predict(self, interaction: Any) -> Tensor:

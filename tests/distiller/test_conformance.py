@@ -6,8 +6,13 @@ from recbole_kd.distiller.cd import CDDistiller
 from recbole_kd.distiller.dcd import DCDDistiller
 from recbole_kd.distiller.de import DEDistiller
 from recbole_kd.distiller.fitnet import FitNetDistiller
+from recbole_kd.distiller.freqd import FreqDDistiller
+from recbole_kd.distiller.ftd import FTDDistiller
+from recbole_kd.distiller.htd import HTDDistiller
 from recbole_kd.distiller.kd import KDDistiller
+from recbole_kd.distiller.phr import PHRDistiller
 from recbole_kd.distiller.rd import RDDistiller
+from recbole_kd.distiller.rkd import RKDDistiller
 from recbole_kd.distiller.rrd import IRRRDDistiller, RRDDistiller
 from recbole_kd.distiller.simrec import SimRecDistiller
 from recbole_kd.distiller.unkd import UnKDDistiller
@@ -83,3 +88,34 @@ class TestDE(DistillerConformance):
     distiller = DEDistiller
     backbones = BY_VECTOR
     options = {"experts": 3}
+
+
+class TestFreqD(DistillerConformance):
+    distiller = FreqDDistiller
+    backbones = BY_VECTOR
+
+
+class TestFreqDOnNeighbourGraphs(DistillerConformance):
+    distiller = FreqDDistiller
+    options = {"graph": "knn"}
+
+
+class TestPHR(DistillerConformance):
+    distiller = PHRDistiller
+    backbones = BY_VECTOR
+
+
+class TestFTD(DistillerConformance):
+    distiller = FTDDistiller
+    backbones = BY_VECTOR
+
+
+class TestHTD(DistillerConformance):
+    distiller = HTDDistiller
+    backbones = BY_VECTOR
+    options = {"experts": 3}
+
+
+class TestRKD(DistillerConformance):
+    distiller = RKDDistiller
+    backbones = BY_VECTOR
