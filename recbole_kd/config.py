@@ -359,9 +359,11 @@ class KDConfig(Config):
         return self._derived(model, settings)
 
     def baseline_config(self) -> KDConfig:
-        """The plain model to stand beside the student, of its size and number of epochs.
+        """The plain model to stand beside the student, of its size.
 
-        ``baseline: student`` is the student's own backbone with all of its settings, less teacher and distillers.
+        ``baseline: student`` is the student's own backbone with all of its settings, less teacher and distillers. Another
+        model trains as it would alone, with RecBole's defaults; of the run's settings it takes those that were given for
+        the length of training.
         """
         name = str(self["baseline"])
         backbone = self.resolved.backbone
@@ -371,7 +373,8 @@ class KDConfig(Config):
             if self["sevo"] is not None:
                 keys.add("sevo")
             return self._derived(model, {key: self[key] for key in keys if key in self}, prefix="")
-        settings = {key: self[key] for key in ("epochs", "stopping_step", "eval_step")}
+        lengths = ("epochs", "stopping_step", "eval_step")
+        settings = {key: self[key] for key in lengths if key in self.external_config_dict}
         probe = self._derived(model, {}, prefix="")
         for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size"):
             if key in probe and self["embedding_size"] is not None:
