@@ -235,21 +235,25 @@ def assert_untouched(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name], "a temporary file was left behind"
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """The kernel refuses to write past a size, as it does on a full disk, in the middle of a file."""
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """The kernel refuses to write past a size, as it does on a full disk, in the middle of a file.
+
+    It holds for every file of the process: pytest's own output must not fall under it.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("size", [0, 100, 10_000, 390_000])
-def test_the_disk_ends_in_the_middle_of_a_file(
-    size: int, previous: Path, file_size_limit: Callable[[int], None]
-) -> None:
-    file_size_limit(size)
-    with pytest.raises(UserError, match=r"Cannot write '.*model.pth': File too large.*--checkpoint_dir"):
-        save_checkpoint(NEW, previous)
+def test_the_disk_ends_in_the_middle_of_a_file(size: int, previous: Path) -> None:
+    with pytest.raises(UserError, match=r"Cannot write '.*model.pth': File too large.*--checkpoint_dir"):  # noqa: SIM117
+        with file_size_limit(size):
+            save_checkpoint(NEW, previous)
     assert_untouched(previous)
 
 
