@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Optional
 
+import torch
+
 from recbole_kd.contracts import Distiller
 from recbole_kd.errors import UserError, closest
 from recbole_kd.properties_files import model_names, read_properties
@@ -181,7 +183,10 @@ def lookup(kind: str, name: str, choices: Iterable[str], setting: str) -> str:
 def load_class(path: str) -> type[Any]:
     """The class at "module:Class"."""
     module, _, name = path.partition(":")
+    anomalies = torch.is_anomaly_enabled()
     loaded: type[Any] = getattr(importlib.import_module(module), name)
+    # RecBole's sine.py switches torch's slow anomaly detection on for the whole process when it is imported.
+    torch.autograd.set_detect_anomaly(anomalies)
     return loaded
 
 

@@ -17,6 +17,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _no_anomaly_detection() -> None:
+    """RecBole's sine.py switches it on for the whole process when a test makes RecBole import it."""
+    torch.autograd.set_detect_anomaly(False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """Small tensors: more threads only get in each other's way."""

@@ -129,7 +129,9 @@ def check_decreasing(coefficients: Sequence[float], setting: str) -> None:
     Raises:
         UserError: h^2 increases on [0, 2]; the message says where.
     """
-    weight = Polynomial(np.asarray(coefficients, dtype=np.float64)) ** 2
+    theta = np.asarray(coefficients, dtype=np.float64)
+    # Coefficients that no frequency can make count only break the search for roots.
+    weight = Polynomial(np.where(np.abs(theta) > 1e-15 * np.abs(theta).max(initial=0.0), theta, 0.0)).trim() ** 2
     slope = weight.deriv()
     turning = [root.real for root in slope.deriv().roots() if abs(root.imag) < 1e-9 and 0 < root.real < 2]
     steepest = max([0.0, 2.0, *turning], key=lambda x: float(slope(x)))
