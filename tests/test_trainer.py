@@ -216,3 +216,13 @@ def test_early_stopping_is_recboles(known_answer: Path) -> None:
     result = run(known_answer, epochs=30, stopping_step=2, learning_rate=0.05)
     assert result["epochs_trained"] < 30
     assert result["best_epoch"] == result["epochs_trained"] - 1 - 3
+
+
+def test_the_progress_bar_shows_each_loss(
+    known_answer: Path, pull: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recbole_kd.trainer._Bar.due", lambda self: True)
+    run(known_answer, distill="pull", epochs=1, show_progress=True)
+    text = capsys.readouterr().err
+    for shown in ("Train", "rec=", "pull=", "pull.push="):
+        assert shown in text
