@@ -37,7 +37,7 @@ FORMAT = "recbole-kd/1"
 PathLike = Union[str, "os.PathLike[str]"]
 
 
-def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: str = "checkpoint_dir") -> None:
     """Writes a file so that `path` holds either what it held before or all of what `write` wrote, even across a crash.
 
     The bytes go to a hidden temporary file (``.*.tmp``) in the same folder, which is made where it does not exist, then
@@ -46,6 +46,7 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
     Args:
         path: the file.
         write: called once with the open temporary file.
+        setting: the one that an error says to change.
 
     Raises:
         UserError: the file system refused (full disk, read-only folder, `path` is a folder).
@@ -67,8 +68,8 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
         if refused is None:
             raise
         raise UserError(
-            f"Cannot write '{path}': {refused.strerror or refused}; make room or permit it, or choose another folder "
-            "with --checkpoint_dir=FOLDER."
+            f"Cannot write '{path}': {refused.strerror or refused}; make room or permit it, or choose another place "
+            f"with --{setting}."
         ) from refused
     finally:
         with contextlib.suppress(OSError):
@@ -112,14 +113,14 @@ def save_checkpoint(state: Mapping[str, Any], path: PathLike) -> None:
     write_atomic(path, lambda file: torch.save(plain, file))
 
 
-def save_json(value: Any, path: PathLike) -> None:
+def save_json(value: Any, path: PathLike, setting: str = "checkpoint_dir") -> None:
     """Writes plain values (numpy's scalars too) atomically as JSON; a number that is not finite becomes null.
 
     Raises:
         UserError: a value that is not plain, named by its path of keys; or as :func:`write_atomic`.
     """
     text = json.dumps(_finite(_plain(value, "value")), indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(text.encode()), setting)
 
 
 def _plain(value: Any, where: str) -> Any:

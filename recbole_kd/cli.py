@@ -156,7 +156,7 @@ def _evaluate(settings: dict[str, Any]) -> None:
     if result_file:
         from recbole_kd.checkpoint import save_json
 
-        save_json(result, str(result_file))
+        save_json(result, str(result_file), "result_file")
     print(json.dumps(result, indent=2))
 
 

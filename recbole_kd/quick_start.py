@@ -278,7 +278,7 @@ def write_result(config: KDConfig, trainer: Any, result: Mapping[str, Any]) -> N
     """The result as JSON beside the checkpoint, and to ``--result_file``."""
     save_json(result, str(Path(trainer.saved_model_file).with_suffix(".json")))
     if config["result_file"]:
-        save_json(result, str(config["result_file"]))
+        save_json(result, str(config["result_file"]), "result_file")
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -181,6 +181,12 @@ def test_an_output_folder_that_cannot_be_written(known_answer: Path, capsys: pyt
     assert "checkpoint_dir" in capsys.readouterr().err
 
 
+def test_a_result_file_that_cannot_be_written(known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (known_answer / "taken").write_text("a file where the folder should be")
+    assert main(quick(known_answer, model="BPR", result_file=known_answer / "taken" / "result.json")) == 2
+    assert "--result_file" in capsys.readouterr().err
+
+
 def test_a_loss_that_explodes(known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(quick(known_answer, model="SimRecStudent", **{"teacher.epochs": 1, "learning_rate": 1e30, "epochs": 9}))
