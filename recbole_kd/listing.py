@@ -48,7 +48,8 @@ def _distillers() -> dict[str, str]:
             for role, wanted in (("student", kind.student_needs(options)), ("teacher", kind.teacher_needs(options)))
             if wanted
         ]
-        summary = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n")[0].rstrip(".")
+        paragraph = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n\n")[0]
+        summary = " ".join(paragraph.split()).rstrip(".")
         rows[name] = f"{summary} [needs {'; '.join(needs) or 'nothing'}]"
     return rows
 
