@@ -29,7 +29,15 @@ from recbole_kd.learner import optimizer_factory, reads_a_teacher
 from recbole_kd.loaders import make_loaders
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.representation import ModelStudent
-from recbole_kd.teacher import FrozenTeacher, Trained, build_model, facts, obtain_teacher, train_or_fetch
+from recbole_kd.teacher import (
+    FrozenTeacher,
+    Trained,
+    build_model,
+    facts,
+    load_weights,
+    obtain_teacher,
+    train_or_fetch,
+)
 from recbole_kd.trainer import make_trainer
 
 _VERSIONED = ("recbole-kd", "recbole", "torch", "numpy", "scipy")
@@ -310,8 +318,8 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-def evaluate_checkpoint(path: str, config_dict: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
-    """Full ranking of a saved student, teacher or baseline on its dataset's validation and test split.
+def load_trained(path: str, config_dict: Optional[Mapping[str, Any]] = None) -> tuple[Trained, Splits]:
+    """A saved student, teacher or baseline, and its dataset, read again and compared with what it was trained on.
 
     Args:
         path: a checkpoint of recbole-kd.
@@ -333,27 +341,32 @@ def evaluate_checkpoint(path: str, config_dict: Optional[Mapping[str, Any]] = No
     splits = load_splits(config)
     if state["split"] != splits.training_digest:
         raise UserError(
-            f"'{path}' was trained on another split of {dataset}: its test interactions may be known to it; "
-            "evaluate it with the data and split settings that it was trained with."
+            f"'{path}' was trained on another split of {dataset}: interactions that it should not know may be known "
+            "to it; use the data and split settings that it was trained with."
         )
     if state["user_tokens"] != splits.user_tokens or state["item_tokens"] != splits.item_tokens:
         raise UserError(
             f"'{path}' numbers the users and items of {dataset} in another order; use the files it was trained on."
         )
     model = build_model(config, splits.train)
-    try:
-        model.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
-        raise UserError(
-            f"The weights in '{path}' do not fit {backbone}: {' '.join(str(error).split())[:200]}."
-        ) from None
+    load_weights(model, state, path)
+    return Trained(config, model, path, False, state), splits
+
+
+def evaluate_checkpoint(path: str, config_dict: Optional[Mapping[str, Any]] = None) -> dict[str, Any]:
+    """Full ranking of a saved student, teacher or baseline on its dataset's validation and test split.
+
+    Args and errors are those of :func:`load_trained`.
+    """
+    trained, splits = load_trained(path, config_dict)
+    config = trained.config
     _, valid, test = make_loaders(config, splits)
-    trainer = make_trainer(config, model)
+    trainer = make_trainer(config, trained.model)
     results = {}
     for name, data in (("valid_result", valid), ("test_result", test)):
         outcome = trainer.evaluate(data, load_best_model=False, show_progress=config["show_progress"])
         results[name] = {metric: float(value) for metric, value in outcome.items()}
-    return {"model": state["model"], "dataset": dataset, "checkpoint": path, **results}
+    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **results}
 
 
 #: Settings that say which data a checkpoint was trained on.
@@ -369,4 +382,4 @@ _DATA_SETTINGS = (
     "filter_inter_by_user_or_item",
 )
 
-__all__ = ["evaluate_checkpoint", "run_recbole_kd", "table"]
+__all__ = ["evaluate_checkpoint", "load_trained", "run_recbole_kd", "table"]

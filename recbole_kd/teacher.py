@@ -138,7 +138,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         if state.get("key") == key:
             logger.info(f"The {role} {config['model']} comes from the cache: {path}")
             model = build_model(config, splits.train)
-            _load_weights(model, state, path)
+            load_weights(model, state, path)
             if state["evaluated"] != evaluated:
                 _, _, test = make_loaders(config, splits)
                 trainer = make_trainer(config, model)
@@ -232,7 +232,7 @@ def _from_checkpoint(config: KDConfig, splits: Splits, path: str) -> FrozenTeach
         )
     dataset = splits.train if aligned else splits.in_order_of(user_tokens, item_tokens)
     model = build_model(teacher_config, dataset)
-    _load_weights(model, state, path)
+    load_weights(model, state, path)
     maps = None if aligned else (token_map(splits.user_tokens, user_tokens), token_map(splits.item_tokens, item_tokens))
     state.setdefault("test_result", {})
     trained = Trained(teacher_config, model, path, False, state)
@@ -260,14 +260,19 @@ def _comparable(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
-def _load_weights(model: Any, state: dict[str, Any], path: str) -> None:
+def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
+    """Puts what a checkpoint holds, `state`, into a model that was built on its dataset.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
     try:
         model.load_state_dict(state["state_dict"])
         model.load_other_parameter(restored(state.get("other_parameter") or {}))
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"The weights in '{path}' do not fit {type(model).__name__} on this dataset: "
-            f"{' '.join(str(error).split())[:200]}; give a teacher of the same architecture, size and dataset."
+            f"{' '.join(str(error).split())[:200]}; give a checkpoint of the same architecture, size and dataset."
         ) from None
 
 
@@ -353,7 +358,9 @@ class FrozenTeacher:
             scores = model.full_sort_predict(Interaction({model.USER_ID: theirs})).view(len(users), -1)
         except NotImplementedError:
             items = torch.arange(model.n_items, device=users.device).expand(len(users), -1)
-            scores = expanded_scores(model, theirs, items)
+            rows = max(1, _PAIRS_AT_ONCE // model.n_items)
+            parts = zip(theirs.split(rows), items.split(rows))
+            scores = torch.cat([expanded_scores(model, user, item) for user, item in parts])
         return scores if self._maps is None else scores[:, self._maps[1]]
 
     def ranked_items(self, k: int) -> Tensor:

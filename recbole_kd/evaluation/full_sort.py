@@ -267,7 +267,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
             return super().collate_fn(index)
         user_df = self.user_df[np.asarray(index)]
         users = user_df[self.uid_field]
-        return (user_df, _rows_and_items(self._history, users), *_rows_and_items(self._positive, users))
+        return (user_df, rows_and_items(self._history, users), *rows_and_items(self._positive, users))
 
 
 def _difference(used_ids: NDArray[Any], positive: Observed) -> Observed:
@@ -279,7 +279,7 @@ def _difference(used_ids: NDArray[Any], positive: Observed) -> Observed:
     return Observed(users[kept], items[kept], positive.users, positive.items)
 
 
-def _rows_and_items(pairs: Observed, users: Tensor) -> tuple[Tensor, Tensor]:
+def rows_and_items(pairs: Observed, users: Tensor) -> tuple[Tensor, Tensor]:
     """Row in `users` and item of every pair of these users: two tensors (pairs,)."""
     first = pairs.offsets[users]
     counts = pairs.offsets[users + 1] - first
