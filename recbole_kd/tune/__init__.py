@@ -1,0 +1,6 @@
+"""Search for a model's settings on the validation split, by Ray Tune. The only part of the package that imports Ray."""
+
+from recbole_kd.tune.search import evaluate_winner, search
+from recbole_kd.tune.space import Domain, parse_space, read_space
+
+__all__ = ["Domain", "evaluate_winner", "parse_space", "read_space", "search"]
