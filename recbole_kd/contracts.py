@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Optional, Protocol
+from typing import ClassVar, NamedTuple, Optional, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,26 @@ from recbole_kd.options import Options
 CAPABILITIES: dict[str, str] = {
     "scores": "scores of single users and items",
     "ranks": "a ranking of a user's unobserved items",
+    "listed_scores": "scores of the items in the ranked lists",
     "representations": "a vector for each user and each item",
+    "pair_representations": "a vector for each user and each item, or for each pair of them",
     "tables": "embedding tables of users and of items",
     "layers": "the output of each layer of its graph",
+    "sequences": "scores of the next item after a sequence",
+    "sequence_vectors": "a vector for each sequence and each item",
 }
+
+
+class Sequences(NamedTuple):
+    """What sequential models score: the items that users had so far, oldest first.
+
+    Attributes:
+        items: (n, L) item ids, filled with 0 at the end.
+        lengths: (n,) how many of them there are, at least 1.
+    """
+
+    items: Tensor
+    lengths: Tensor
 
 
 class StudentView(Protocol):
@@ -47,8 +63,17 @@ class StudentView(Protocol):
     def item_embeddings(self) -> Tensor:
         """e_s of every item, (I, d_s)."""
 
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        """The vectors that scores of the pairs of users (n,) and items (n,) are linear maps of, (n, d)."""
+
     def tables(self) -> tuple[Tensor, Tensor]:
         """The parameters under the representations: user table (U, d), item table (I, d)."""
+
+    def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
+        """y_s of the next item after each of n sequences: (n, k) for items (n, k), (n, I) for every item."""
+
+    def sequence_embeddings(self, sequences: Sequences) -> Tensor:
+        """e_s of n sequences, (n, d_s)."""
 
 
 class TeacherView(Protocol):
@@ -59,7 +84,10 @@ class TeacherView(Protocol):
     dimension: Optional[int]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """y_t of users (n,) with items (n,) or (n, k): a tensor shaped like `items`."""
+        """y_t of users (n,) with items (n,) or (n, k): a tensor shaped like `items`.
+
+        A teacher with `listed_scores` but not `scores` knows the items of its own ranked lists; others score NaN.
+        """
 
     def user_embeddings(self) -> Tensor:
         """e_t of every user, (U, d_t)."""
@@ -67,11 +95,20 @@ class TeacherView(Protocol):
     def item_embeddings(self) -> Tensor:
         """e_t of every item, (I, d_t)."""
 
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        """The vectors that scores of the pairs of users (n,) and items (n,) are linear maps of, (n, d)."""
+
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(users (U, d_t), items (I, d_t)) of each layer of the graph, the embedding tables first."""
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where a user has fewer."""
+
+    def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
+        """y_t of the next item after each of n sequences: (n, k) for items (n, k), (n, I) for every item."""
+
+    def sequence_embeddings(self, sequences: Sequences) -> Tensor:
+        """e_t of n sequences, (n, d_t)."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +133,15 @@ class DataView:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch: observed pairs, and the base loss's negatives where it draws some."""
+    """One training batch: observed pairs, and the base loss's negatives where it draws some.
+
+    In a batch of a sequential model each pair is a sequence of the user's and the item that comes next.
+    """
 
     users: Tensor
     items: Tensor
     negatives: Optional[Tensor] = None
+    sequences: Optional[Sequences] = None
 
     @cached_property
     def distinct_users(self) -> Tensor:
@@ -149,6 +190,14 @@ class Distiller(nn.Module):
     def teacher_needs(cls, options: Options) -> frozenset[str]:
         """Keys of :data:`CAPABILITIES` that these options ask of the teacher."""
         return frozenset()
+
+    @classmethod
+    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
+        """Keys of :data:`CAPABILITIES` that these options ask of a sequential student and of its teacher.
+
+        None where the distiller has no meaning for next-item prediction. One that has reads ``batch.sequences``.
+        """
+        return None
 
     @classmethod
     def is_off(cls, options: Options) -> bool:

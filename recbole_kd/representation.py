@@ -12,8 +12,11 @@ from typing import Any, Optional
 
 import torch
 from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from recbole_kd.contracts import Sequences
 from recbole_kd.loss.gather import gathered_dot
 
 Pair = tuple[Tensor, Tensor]
@@ -49,6 +52,7 @@ _REPRESENTATIONS: dict[str, Callable[[Any], Pair]] = {
     "SimRecStudent": _forward,
     "SimRecTeacher": _forward,
     "BPR": _tables("user_embedding", "item_embedding"),
+    "LINE": _tables("user_embedding", "item_embedding"),
     "LightGCN": _forward,
     "NGCF": _forward,
     "DGCF": _forward,
@@ -85,6 +89,53 @@ _LAYERS: dict[str, Callable[[Any], list[Pair]]] = {
 #: Architecture -> scores of pairs that carry gradient and are no probabilities, where `predict` gives those.
 _PAIR_SCORES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "NeuMF": lambda model, users, items: model.forward(users, items),
+    "NNCF": lambda model, users, items: model.forward(users, items),
+}
+
+
+def _catalogue(model: Any, users: Tensor) -> Tensor:
+    scores: Tensor = model.full_sort_predict(Interaction({model.USER_ID: users}))
+    return scores.view(len(users), -1)
+
+
+#: Architecture that scores all items of a user at once, from the user's history -> scores of users (n,), (n, I). Asked
+#: for single pairs, RecBole's `predict` computes such a row for each of them.
+_ROW_SCORES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    **dict.fromkeys(("MultiDAE", "MultiVAE", "MacridVAE", "RecVAE", "RaCT", "DiffRec", "LDiffRec"), _catalogue),
+    **dict.fromkeys(("EASE", "ADMMSLIM", "SLIMElastic", "ItemKNN", "AsymKNN"), _catalogue),
+    "CDAE": lambda model, users: model.forward(model.get_rating_matrix(users), users),
+}
+_CELLS_AT_ONCE = 1 << 25
+
+#: Architecture -> its last layer, a linear map of a pair's vector to the pair's score.
+_LAST_LAYERS: dict[str, str] = {"NeuMF": "predict_layer", "NNCF": "out_layer", "ConvNCF": "predict_layers"}
+
+
+
+def _sequence_output(model: Any, sequences: Sequences) -> Tensor:
+    output: Tensor = model.forward(sequences.items, sequences.lengths)
+    return output
+
+
+def _bert4rec(model: Any, sequences: Sequences) -> Tensor:
+    """The output at a mask that follows the last item, as BERT4Rec predicts."""
+    last = sequences.lengths.unsqueeze(1)
+    masked = nn.functional.pad(sequences.items, (0, 1)).scatter(1, last, model.mask_token)[:, 1:]
+    output: Tensor = model.gather_indexes(model.forward(masked), sequences.lengths - 1)
+    return output
+
+
+#: Sequential architecture -> vectors (n, d) of sequences.
+_SEQUENCE_VECTORS: dict[str, Callable[[Any, Sequences], Tensor]] = {
+    "GRU4Rec": _sequence_output,
+    "SASRec": _sequence_output,
+    "SRGNN": _sequence_output,
+    "BERT4Rec": _bert4rec,
+}
+
+#: Sequential architecture -> item tables, the rows of each in the order of the ids.
+_ITEM_TABLES: dict[str, Callable[[Any], list[Tensor]]] = {
+    **dict.fromkeys(_SEQUENCE_VECTORS, lambda model: [model.item_embedding.weight]),
 }
 
 
@@ -110,10 +161,65 @@ def embedding_tables(model: nn.Module) -> Optional[Pair]:
     return None if reader is None else reader(model)
 
 
+def item_tables(model: nn.Module) -> Optional[list[Tensor]]:
+    """The parameters with a row for each item, in the order of the ids; None where none are known.
+
+    A sequential model may have a row more (BERT4Rec's mask).
+    """
+    reader = _reader(_ITEM_TABLES, model)
+    if reader is not None:
+        tables: list[Tensor] = reader(model)
+        return tables
+    pair = embedding_tables(model)
+    return None if pair is None else [pair[1]]
+
+
+def is_sequential(model: Any) -> bool:
+    """Whether the model predicts the next item of a sequence."""
+    return getattr(model, "type", None) == ModelType.SEQUENTIAL
+
+
+def sequence_vectors(model: nn.Module, sequences: Sequences) -> Tensor:
+    """(n, d) vectors of sequences; their products with :func:`item_vectors` are the scores, up to an item's bias."""
+    reader = _reader(_SEQUENCE_VECTORS, model)
+    if reader is None:
+        raise TypeError(f"{type(model).__name__} has no known vectors of sequences")
+    vectors: Tensor = reader(model, sequences)
+    return vectors
+
+
+def item_vectors(model: Any) -> Tensor:
+    """(I, d) vectors of a sequential model's items."""
+    table: Tensor = model.item_embedding.weight
+    return table[: model.n_items]
+
+
+def next_item_scores(model: Any, vectors: Tensor, items: Optional[Tensor] = None) -> Tensor:
+    """Scores of items after sequences: (n, k) for items (n, k), (n, I) for every item.
+
+    Args:
+        vectors: (n, d) of :func:`sequence_vectors`.
+    """
+    table, bias = item_vectors(model), getattr(model, "output_bias", None)
+    if items is None:
+        scores = vectors @ table.t()
+        return scores if bias is None else scores + bias
+    scores = torch.bmm(table[items], vectors.unsqueeze(2)).squeeze(2)
+    return scores if bias is None else scores + bias[items]
+
+
 def capabilities(model: nn.Module) -> frozenset[str]:
     """What of :data:`recbole_kd.contracts.CAPABILITIES` the model offers."""
-    tables: dict[str, dict[str, Any]] = {"representations": _REPRESENTATIONS, "tables": _TABLES, "layers": _LAYERS}
-    return frozenset({"scores", "ranks", *(name for name, table in tables.items() if _reader(table, model))})
+    if is_sequential(model):
+        return frozenset({"sequences", "sequence_vectors"} if _reader(_SEQUENCE_VECTORS, model) else ())
+    tables: dict[str, Mapping[str, Any]] = {
+        "representations": _REPRESENTATIONS,
+        "tables": _TABLES,
+        "layers": _LAYERS,
+        "pair_representations": {**_REPRESENTATIONS, **_LAST_LAYERS},
+    }
+    found = (name for name, table in tables.items() if _reader(table, model))
+    return frozenset({"scores", "listed_scores", "ranks", *found})
 
 
 def pair_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
@@ -133,21 +239,87 @@ def embedding_scores(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
 
 def expanded_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
     """`pair_scores` of users (n,) with items (n,) or (n, k), shaped like `items`."""
+    rows = _reader(_ROW_SCORES, model)
+    if rows is not None:
+        return _from_rows(rows, model, users, items)
     if items.dim() == 2:
         users = users[:, None].expand_as(items)
     return pair_scores(model, users.reshape(-1), items.reshape(-1)).view(items.shape)
+
+
+def _from_rows(rows: Callable[[Any, Tensor], Tensor], model: Any, users: Tensor, items: Tensor) -> Tensor:
+    """Scores of users (n,) with items (n,) or (n, k) out of one row of the catalogue for each distinct user.
+
+    Rows are computed in blocks. Where gradient is wanted and there are several, each is computed again on the way
+    back, so that no more than one block is ever held.
+    """
+    distinct, position = torch.unique(users, return_inverse=True)
+    columns = items if items.dim() == 2 else items.unsqueeze(1)
+    order = position.argsort()
+    blocks = distinct.split(max(1, _CELLS_AT_ONCE // model.n_items))
+    counts = torch.bincount(position, minlength=len(distinct)).split([len(block) for block in blocks])
+
+    def gathered(block: Tensor, chosen: Tensor, first: int) -> Tensor:
+        scores = rows(model, block)
+        flat = (position[chosen] - first).unsqueeze(1) * scores.shape[1] + columns[chosen]
+        return scores.reshape(-1).gather(0, flat.reshape(-1)).view(flat.shape)
+
+    parts, first, start = [], 0, 0
+    for block, count in zip(blocks, counts):
+        chosen = order[start : start + int(count.sum())]
+        if len(blocks) > 1 and torch.is_grad_enabled():
+            parts.append(checkpoint(gathered, block, chosen, first, use_reentrant=False))
+        else:
+            parts.append(gathered(block, chosen, first))
+        first, start = first + len(block), start + len(chosen)
+    return torch.cat(parts)[order.argsort()].view(items.shape)
+
+
+def pair_representations(model: Any, users: Tensor, items: Tensor) -> Optional[Tensor]:
+    """Vectors (n, d) of the pairs of users (n,) and items (n,), of which the score is a linear map; None without any.
+
+    What enters the last layer of a model that encodes both together (NeuMF); for a model whose score is a dot product,
+    the elementwise product of its two vectors, whose sum is the score.
+    """
+    vectors = representations(model)
+    if vectors is not None:
+        return pair_products(vectors, users, items)
+    last = _reader(_LAST_LAYERS, model)
+    if last is None:
+        return None
+    entered: list[Tensor] = []
+    hook = getattr(model, last).register_forward_pre_hook(lambda layer, inputs: entered.append(inputs[0]))
+    try:
+        model.forward(users, items)
+    finally:
+        hook.remove()
+    return entered[0]
+
+
+def pair_products(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
+    """The elementwise products of the vectors of users (n,) and items (n,): (n, d)."""
+    return vectors[0].index_select(0, users) * vectors[1].index_select(0, items)
 
 
 @contextmanager
 def shared_propagation(model: nn.Module) -> Iterator[None]:
     """Within the block, `model.forward()` without arguments is computed once, whoever calls it.
 
-    A graph recommender propagates in `forward()`; its own loss and every distiller of a step share that one pass.
+    A graph recommender propagates in `forward()`; its own loss and every distiller of a step share that one pass. So
+    they do with a sequential model's pass over the batch's sequences: over the same tensors, not over equal ones.
     """
     forward = model.forward
     outputs: list[Any] = []
+    passes: list[tuple[tuple[Any, ...], Any]] = []
+    sequential = is_sequential(model)
 
     def once(*arguments: Any, **named: Any) -> Any:
+        if sequential and not named:
+            for known, output in passes:
+                if len(known) == len(arguments) and all(one is other for one, other in zip(known, arguments)):
+                    return output
+            passes.append((arguments, forward(*arguments)))
+            return passes[-1][1]
         if arguments or named:
             return forward(*arguments, **named)
         if not outputs:
@@ -172,9 +344,12 @@ class ModelStudent:
         self.capabilities = capabilities(model)
         self._in_step = False
         self._vectors: Optional[Pair] = None
+        self._outputs: Optional[tuple[Sequences, Tensor]] = None
         with torch.no_grad():
-            vectors = representations(model)
-        self.dimension = None if vectors is None else vectors[0].shape[1]
+            vectors = item_vectors(model) if "sequence_vectors" in self.capabilities else representations(model)
+        if isinstance(vectors, tuple):
+            vectors = vectors[1]
+        self.dimension = None if vectors is None else vectors.shape[1]
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -184,7 +359,7 @@ class ModelStudent:
             with shared_propagation(self.model):
                 yield
         finally:
-            self._in_step, self._vectors = False, None
+            self._in_step, self._vectors, self._outputs = False, None, None
 
     def _representations(self) -> Pair:
         if self._vectors is not None:
@@ -209,7 +384,31 @@ class ModelStudent:
 
     def item_embeddings(self) -> Tensor:
         """e_s of every item, (I, d_s)."""
+        if "sequence_vectors" in self.capabilities:
+            return item_vectors(self.model)
         return self._representations()[1]
+
+    def sequence_embeddings(self, sequences: Sequences) -> Tensor:
+        """e_s of n sequences, (n, d_s)."""
+        if self._outputs is not None and self._outputs[0] is sequences:
+            return self._outputs[1]
+        vectors = sequence_vectors(self.model, sequences)
+        if self._in_step:
+            self._outputs = sequences, vectors
+        return vectors
+
+    def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
+        """y_s of the next item after each sequence: (n, k) for items (n, k), (n, I) for every item."""
+        return next_item_scores(self.model, self.sequence_embeddings(sequences), items)
+
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        """Vectors of the pairs of users (n,) and items (n,), (n, d_s)."""
+        if "representations" in self.capabilities:
+            return pair_products(self._representations(), users, items)
+        vectors = pair_representations(self.model, users, items)
+        if vectors is None:
+            raise TypeError(f"{self.name} has no pair representations")
+        return vectors
 
     def tables(self) -> Pair:
         """The embedding tables: users (U, d), items (I, d)."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recbole_kd.checkpoint import FORMAT, digest, load_any, load_checkpoint, save_checkpoint
 from recbole_kd.config import KDConfig
-from recbole_kd.contracts import CAPABILITIES
+from recbole_kd.contracts import CAPABILITIES, Sequences
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank
 from recbole_kd.data.splits import Splits, token_map
 from recbole_kd.errors import UserError
@@ -26,8 +26,13 @@ from recbole_kd.representation import (
     capabilities,
     embedding_scores,
     expanded_scores,
+    item_vectors,
     layers,
+    next_item_scores,
+    pair_products,
+    pair_representations,
     representations,
+    sequence_vectors,
 )
 from recbole_kd.trainer import make_trainer, restored
 
@@ -62,6 +67,7 @@ _WITHOUT_EFFECT = frozenset(
         "metric_decimal_place",
         "local_rank",
         "single_spec",
+        "split_seed",  # the split itself is part of the key
     ]
 )
 _PAIRS_AT_ONCE = 1 << 20
@@ -183,6 +189,8 @@ def obtain_teacher(config: KDConfig, splits: Splits) -> FrozenTeacher:
         UserError: no teacher is named, or the checkpoint cannot teach on this dataset.
     """
     section = config["teacher"] or {}
+    if section.get("model"):
+        require_same_task(config, config.teacher_config(), "teacher")
     if section.get("checkpoint"):
         return _from_checkpoint(config, splits, str(section["checkpoint"]))
     if not section.get("model"):
@@ -192,6 +200,22 @@ def obtain_teacher(config: KDConfig, splits: Splits) -> FrozenTeacher:
         )
     trained = train_or_fetch(config.teacher_config(), splits, "teacher")
     return FrozenTeacher(trained, splits, os.path.join(config["checkpoint_dir"], "ranks"))
+
+
+def require_same_task(config: KDConfig, other: KDConfig, role: str) -> None:
+    """Refuses a model of next items beside one of users, whose training and ranking are not the same task.
+
+    Raises:
+        UserError: one of the two models is sequential and the other is not.
+    """
+    kinds = {True: "a sequential model", False: "no sequential model"}
+    ours, theirs = config.sequential, other.sequential
+    if ours != theirs:
+        raise UserError(
+            f"{config.resolved.backbone} is {kinds[ours]} and the {role} {other.resolved.backbone} is {kinds[theirs]}: "
+            f"one ranks items after a sequence, the other for a user. Set --{role} to {kinds[ours]}; "
+            "'recbole-kd list' shows them."
+        )
 
 
 def _from_checkpoint(config: KDConfig, splits: Splits, path: str) -> FrozenTeacher:
@@ -205,10 +229,12 @@ def _from_checkpoint(config: KDConfig, splits: Splits, path: str) -> FrozenTeach
             f"'{path}' holds a {backbone}, and --teacher.model={named}; leave --teacher.model out or give another file."
         )
     teacher_config = config.checkpoint_config(backbone, stored)
+    require_same_task(config, teacher_config, "teacher")
     if kind == "recbole":
         user_tokens, item_tokens = _recbole_tokens(config, teacher_config, splits, stored)
-        data_keys = ("dataset", "seed", "eval_args", "benchmark_filename")
+        data_keys = ("dataset", "eval_args", "benchmark_filename")
         same_split = all(_comparable(stored.get(key)) == _comparable(config[key]) for key in data_keys)
+        same_split = same_split and stored.get("seed") == config.split_seed
     else:
         user_tokens, item_tokens = state["user_tokens"], state["item_tokens"]
         same_split = state.get("split") == splits.training_digest
@@ -307,10 +333,15 @@ class FrozenTeacher:
         self._observed = splits.observed
         self._ranks = RankBankCache(rank_folder)
         self._ranked: Optional[Tensor] = None
+        self._outputs: Optional[tuple[Sequences, Tensor]] = None
         with torch.no_grad():
             vectors = representations(self.model)
         self._vectors = None if vectors is None else self._aligned(vectors)
-        self.dimension = None if self._vectors is None else self._vectors[0].shape[1]
+        self._items = None if self._vectors is None else self._vectors[1]
+        if "sequence_vectors" in self.capabilities:
+            items = item_vectors(self.model).detach().clone()
+            self._items = items if self._maps is None else items[self._maps[1]]
+        self.dimension = None if self._items is None else self._items.shape[1]
 
     def _aligned(self, vectors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         users, items = (part.detach() for part in vectors)
@@ -322,7 +353,18 @@ class FrozenTeacher:
 
     def item_embeddings(self) -> Tensor:
         """e_t of every item, (I, d_t), constant."""
-        return self._need("representations", self._vectors)[1]
+        items: Tensor = self._need("representations", self._items)
+        return items
+
+    @torch.no_grad()
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        """Vectors of the pairs of users (n,) and items (n,), (n, d_t), constant."""
+        if self._vectors is not None:
+            return pair_products(self._vectors, users, items)
+        if self._maps is not None:
+            users, items = self._maps[0][users], self._maps[1][items]
+        vectors: Tensor = self._need("pair_representations", pair_representations(self.model, users, items))
+        return vectors
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(users (U, d_t), items (I, d_t)) of each layer of the graph, the embedding tables first, constant."""
@@ -362,6 +404,24 @@ class FrozenTeacher:
             parts = zip(theirs.split(rows), items.split(rows))
             scores = torch.cat([expanded_scores(model, user, item) for user, item in parts])
         return scores if self._maps is None else scores[:, self._maps[1]]
+
+    @torch.no_grad()
+    def sequence_embeddings(self, sequences: Sequences) -> Tensor:
+        """e_t of n sequences, (n, d_t), constant."""
+        if self._outputs is None or self._outputs[0] is not sequences:
+            self.forward_passes += 1
+            theirs = sequences if self._maps is None else sequences._replace(items=self._maps[1][sequences.items])
+            # The latest alone is kept: the distillers of a step read the same batch.
+            self._outputs = sequences, sequence_vectors(self.model, theirs)
+        return self._outputs[1]
+
+    @torch.no_grad()
+    def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
+        """y_t of the next item after each sequence, constant: (n, k) for items (n, k), (n, I) for every item."""
+        if items is not None and self._maps is not None:
+            items = self._maps[1][items]
+        scores = next_item_scores(self.model, self.sequence_embeddings(sequences), items)
+        return scores if items is not None or self._maps is None else scores[:, self._maps[1]]
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where a user has fewer.
