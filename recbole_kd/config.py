@@ -14,7 +14,7 @@ import recbole
 import yaml
 from recbole.config import Config
 from recbole.evaluator import metric_types
-from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
+from recbole.utils import ModelType, dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_kd.data.item_graphs import SEvoOptions
 from recbole_kd.errors import UserError, closest
@@ -41,9 +41,15 @@ _RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
     "embedding_size": (1, None, True),
     "mf_embedding_size": (1, None, True),
     "mlp_embedding_size": (1, None, True),
+    "hidden_size": (1, None, True),
+    "inner_size": (1, None, True),
+    "n_heads": (1, None, True),
+    "num_layers": (1, None, True),
+    "MAX_ITEM_LIST_LENGTH": (1, None, True),
     "n_layers": (0, None, True),
     "worker": (0, None, True),
     "seed": (0, 2**32 - 1, True),
+    "split_seed": (0, 2**32 - 1, True),
     "metric_decimal_place": (1, 16, True),
     "learning_rate": (1e-12, None, False),
     "weight_decay": (0, None, False),
@@ -236,8 +242,28 @@ class KDConfig(Config):
         # RecBole compares this with a number before a dataset is there; the flow sets it when the catalogue is known.
         final["eval_batch_size_given"] = final.get("eval_batch_size") is not None
         final["eval_batch_size"] = final.get("eval_batch_size") or 4096
+        if self.sequential:
+            self._set_next_item_training(final)
         self._check_metrics(final)
         return final
+
+    def _set_next_item_training(self, final: dict[str, Any]) -> None:
+        """Cross-entropy over all items (``loss_type: CE``) draws no negatives; RecBole leaves that to the user to say."""
+        negatives = final.get("train_neg_sample_args")
+        none = negatives is None or (isinstance(negatives, Mapping) and negatives.get("distribution") in (None, "none"))
+        given = self.external_config_dict.get("train_neg_sample_args") is not None and not none
+        if final.get("loss_type") == "CE":
+            if given:
+                raise UserError(
+                    f"--{self.prefix}train_neg_sample_args is set, and --{self.prefix}loss_type=CE compares with every "
+                    f"item and draws no negatives; leave it out, or set --{self.prefix}loss_type=BPR."
+                )
+            final["train_neg_sample_args"] = None
+        elif none and final.get("loss_type") == "BPR":
+            raise UserError(
+                f"--{self.prefix}loss_type=BPR compares with negatives, and --{self.prefix}train_neg_sample_args draws "
+                "none; leave it out."
+            )
 
     def _init_device(self) -> None:
         gpu = self.final_config_dict["gpu_id"]
@@ -326,7 +352,7 @@ class KDConfig(Config):
                 )
 
     def _check_range(self, key: str, value: Any) -> None:
-        least, most, whole = _RANGES.get(key, _DROPOUT if key.startswith("dropout") else (None, None, False))
+        least, most, whole = _RANGES.get(key, _DROPOUT if "dropout" in key else (None, None, False))
         if least is None or value is None or isinstance(value, (bool, list)):
             return
         bound = f"between {least:g} and {most:g}" if most is not None else f"of at least {least:g}"
@@ -336,6 +362,25 @@ class KDConfig(Config):
             raise UserError(f"--{self.prefix}{key}={value!r}; {expected}")
 
     # Views of the settings.
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the model predicts the next item of a sequence."""
+        return bool(self.resolved.model_class.type == ModelType.SEQUENTIAL)
+
+    def reads(self, key: str) -> bool:
+        """Whether a setting, by its dotted name or its section's, has a meaning for this run's model and distillers."""
+        section = key.partition(".")[0]
+        if section in distillers():
+            return section in self.distillers
+        if section in ("student", "teacher"):
+            return bool(self.resolved.recipe if section == "student" else self.distillers or self["sevo"])
+        return section in self.internal_config_dict or section in self._readable_keys()
+
+    @property
+    def split_seed(self) -> int:
+        """The seed of a random split: of the run, where none is given."""
+        return int(self["seed"] if self["split_seed"] is None else self["split_seed"])
 
     @property
     def distillers(self) -> list[str]:
@@ -369,7 +414,7 @@ class KDConfig(Config):
         backbone = self.resolved.backbone
         model = backbone if name == "student" else name
         if model == backbone:
-            keys = {*training_arguments, "learning_rate_schedule", *self._model_keys()}
+            keys = {*training_arguments, "learning_rate_schedule", *self.model_keys()}
             if self["sevo"] is not None:
                 keys.add("sevo")
             return self._derived(model, {key: self[key] for key in keys if key in self}, prefix="")
@@ -381,8 +426,8 @@ class KDConfig(Config):
                 settings[key] = self["embedding_size"]
         return self._derived(model, settings, prefix="")
 
-    def _model_keys(self) -> set[str]:
-        """Settings that belong to the backbone itself."""
+    def model_keys(self) -> set[str]:
+        """Settings that belong to the backbone itself, and those of its training."""
         keys = set(self.internal_config_dict) - _shared_keys() - set(overall_properties()) - set(distillers())
         return {key for key in keys if key not in ("model", "dataset", "MODEL_TYPE")}
 
@@ -404,7 +449,12 @@ class KDConfig(Config):
 
 def _shared_keys() -> set[str]:
     """Settings of data, evaluation and machine, which every model of a run shares."""
-    return set(general_arguments) | set(evaluation_arguments) | set(dataset_arguments) | {"worker", "save_last"}
+    return (
+        set(general_arguments)
+        | set(evaluation_arguments)
+        | set(dataset_arguments)
+        | {"worker", "save_last", "split_seed"}
+    )
 
 
 def _plain(value: Any) -> Any:

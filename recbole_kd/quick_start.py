@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -24,11 +23,12 @@ from recbole_kd.contracts import CAPABILITIES, DataView, Distiller
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits, cold_users
 from recbole_kd.errors import UserError, closest
+from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.evaluation.full_sort import sized_eval_batch
 from recbole_kd.learner import optimizer_factory, reads_a_teacher
 from recbole_kd.loaders import make_loaders
 from recbole_kd.registry import distiller_class, distillers
-from recbole_kd.representation import ModelStudent
+from recbole_kd.representation import ModelStudent, is_sequential
 from recbole_kd.teacher import (
     FrozenTeacher,
     Trained,
@@ -36,6 +36,7 @@ from recbole_kd.teacher import (
     facts,
     load_weights,
     obtain_teacher,
+    require_same_task,
     train_or_fetch,
 )
 from recbole_kd.trainer import make_trainer
@@ -115,10 +116,11 @@ def load_splits(config: KDConfig) -> Splits:
             f"Unknown dataset '{name}': there is no folder '{folder}'.{closest(name, names)} "
             "Set --data_path to the folder above the dataset's, or see 'recbole-kd list'."
         )
-    init_seed(config["seed"], config["reproducibility"])
+    init_seed(config.split_seed, config["reproducibility"])
     splits = Splits(config)
     if not config["eval_batch_size_given"]:
-        config["eval_batch_size"] = sized_eval_batch(splits.train.item_num)
+        # RecBole counts the batch of a sequential model in sequences, and that of others in scored pairs.
+        config["eval_batch_size"] = sized_eval_batch(splits.train.item_num, candidates=1 if config.sequential else None)
         config["eval_batch_size_given"] = True
     cold = cold_users(splits)
     if cold:
@@ -167,6 +169,9 @@ def build_student(config: KDConfig, splits: Splits, teacher: Optional[FrozenTeac
 def check_needs(name: str, options: Any, student: ModelStudent, teacher: FrozenTeacher) -> None:
     """Refuses a student or a teacher that lacks what a distiller reads, before anything is trained."""
     kind = distiller_class(name)
+    if is_sequential(student.model):
+        check_sequential_needs(name, options, student, teacher)
+        return
     sides = (("student", student, kind.student_needs(options)), ("teacher", teacher, kind.teacher_needs(options)))
     for role, view, needs in sides:
         for need in sorted(needs - view.capabilities):
@@ -179,6 +184,27 @@ def check_needs(name: str, options: Any, student: ModelStudent, teacher: FrozenT
             raise UserError(
                 f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. "
                 f"{advice} another {role} (--{role}=NAME)."
+            )
+
+
+def check_sequential_needs(name: str, options: Any, student: ModelStudent, teacher: FrozenTeacher) -> None:
+    """:func:`check_needs` for next-item prediction."""
+    needs = distiller_class(name).sequential_needs(options)
+    if needs is None:
+        able = [
+            other
+            for other in distillers()
+            if distiller_class(other).sequential_needs(distiller_class(other).options_class()) is not None
+        ]
+        raise UserError(
+            f"{name} distils scores or vectors of users, and {student.name} predicts the next item of a sequence; "
+            f"set --distill to one of {', '.join(able)}, or another --model."
+        )
+    for role, view in (("student", student), ("teacher", teacher)):
+        for need in sorted(needs - view.capabilities):
+            raise UserError(
+                f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. "
+                f"Use another {role} (--{role}=NAME) or distiller (--distill=NAME)."
             )
 
 
@@ -202,7 +228,9 @@ def train_baseline(config: KDConfig, splits: Splits) -> Optional[Trained]:
     name = config["baseline"]
     if name is None or str(name).lower() == "none" or not active_distillers(config):
         return None
-    return train_or_fetch(config.baseline_config(), splits, "baseline")
+    baseline = config.baseline_config()
+    require_same_task(config, baseline, "baseline")
+    return train_or_fetch(baseline, splits, "baseline")
 
 
 def summarise(
@@ -261,14 +289,6 @@ def _seconds(trained: Trained) -> float:
 
 def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def peak_memory() -> int:
-    """The most memory that the process has held, in bytes; on a GPU the most that tensors have held there."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def versions() -> dict[str, str]:
@@ -372,8 +392,10 @@ def evaluate_checkpoint(path: str, config_dict: Optional[Mapping[str, Any]] = No
 #: Settings that say which data a checkpoint was trained on.
 _DATA_SETTINGS = (
     "seed",
+    "split_seed",
     "eval_args",
     "benchmark_filename",
+    "MAX_ITEM_LIST_LENGTH",
     "load_col",
     "user_inter_num_interval",
     "item_inter_num_interval",
