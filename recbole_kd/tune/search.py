@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import fcntl
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional, Union
 
-from recbole_kd.tune.space import Domain
+import ray
+import torch
+from ray import air, tune
+from ray.air import session
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from recbole_kd.checkpoint import digest, save_json
+from recbole_kd.config import KDConfig, merge, nest
+from recbole_kd.errors import UserError
+from recbole_kd.properties_files import PROPERTIES
+from recbole_kd.quick_start import build_student, evaluate_checkpoint, load_splits, start_logging
+from recbole_kd.tune.report import write_report
+from recbole_kd.tune.space import Domain, draw_trials, read_space
+from recbole_kd.tune.worker import Task, teacher_of, train_trial, trial_config
+
+#: ASHA's: of the trials that reach a rung, one in so many goes on; a rung is as many times later than the one before.
+REDUCTION = 3
+#: Settings of the machine and of output, which do not make it another search.
+_WITHOUT_EFFECT = frozenset(
+    ["gpu_id", "use_gpu", "device", "state", "show_progress", "worker", "log_wandb", "wandb_project", "local_rank"]
+    + ["data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last", "baseline"]
+    + ["eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "single_spec"]
+)
+#: Settings that all trials of a search share, beside those of data, evaluation and machine.
+_FIXED = frozenset(
+    ["model", "student", "dataset", "teacher", "distill", "baseline", "resume", "result_file", "save_last", "worker"]
+    + ["config_files", "eval_step"]
+)
 
 
 def search(
@@ -14,9 +53,9 @@ def search(
     dataset: Optional[str] = None,
     config_file_list: Optional[Iterable[str]] = None,
     config_dict: Optional[Mapping[str, Any]] = None,
-    space: Union[None, str, Path, Mapping[str, Domain]] = None,
+    space: Union[str, Path, Mapping[str, Domain], None] = None,
     trials: int = 50,
-    folder: Union[None, str, Path] = None,
+    folder: Union[str, Path, None] = None,
     prune: bool = True,
     grace_epochs: Optional[int] = None,
     cpus: Optional[int] = None,
@@ -26,10 +65,13 @@ def search(
 ) -> dict[str, Any]:
     """Trains `trials` configurations and returns the one that is best on the validation split; test is never read.
 
+    The configurations are drawn from `space` with the run's seed; more trials begin with those of fewer. Repeated with
+    the same arguments, a search goes on where it stopped, and a finished one returns at once.
+
     Args:
         model, dataset, config_file_list, config_dict: the run that is tuned, as for `run_recbole_kd`.
         space: what is searched, a ``.hyper`` file or what `parse_space` gives; by default properties/tune/MODEL.hyper.
-        trials: configurations in all, those of an earlier, interrupted search in `folder` included.
+        trials: configurations in all, those of an earlier search in `folder` included.
         folder: gets trials.csv, trials.png, best.yaml, result.json and the winner's checkpoint; by default under
             ``checkpoint_dir``/tune, named by the content of the search.
         prune: whether ASHA stops trials that are behind; otherwise every trial is trained to its end.
@@ -37,11 +79,12 @@ def search(
         cpus: cores that trials may use together, where Ray is started here; by default all.
         cpus_per_trial, gpus_per_trial: what one trial occupies; fractions share a device. By default 1 core, and 1 GPU
             where the settings use one.
-        ray_address: of a running cluster to join, such as ``"auto"``.
+        ray_address: of a running cluster to join, such as ``"auto"``. A Ray session that this process already has is
+            used as it is.
 
     Returns:
-        ``model``, ``dataset``, ``seed``, ``valid_metric``, ``space``, ``trials`` (a record each), ``counts`` by status,
-        ``best`` with ``trial``, ``settings`` (by dotted name, to be merged over `config_dict`), ``score``,
+        ``model``, ``dataset``, ``seed``, ``valid_metric``, ``space`` (in words), ``trials`` (a record each), ``counts``
+        by status, ``best`` with ``trial``, ``settings`` (by dotted name, to be merged over `config_dict`), ``score``,
         ``best_epoch``, ``valid_result`` and ``checkpoint``; ``folder`` and ``config_file`` (best.yaml, for
         ``train --config_files=``).
 
@@ -49,9 +92,420 @@ def search(
         UserError: settings, a space or a folder that the user can mend; no trial that could be trained.
         KeyboardInterrupt: interrupted; it says how to go on.
     """
-    raise NotImplementedError
+    base = KDConfig(model, dataset, config_file_list, config_dict)
+    start_logging(base)
+    domains, source = _space(base, space)
+    _check_arguments(base, trials, grace_epochs, cpus, cpus_per_trial, gpus_per_trial)
+    grace = grace_epochs or max(base["eval_step"], math.ceil(base["epochs"] / REDUCTION**2))
+    words = {name: f"{domain.kind} {list(domain.values)}" for name, domain in domains.items()}
+    settings = {key: value for key, value in base.plain_values().items() if key not in _WITHOUT_EFFECT}
+    regime = [settings, words, f"ASHA {REDUCTION} {grace}" if prune else "random"]
+    name = f"{base['model']}-{base['dataset']}-{digest(regime)[:12]}"
+    place = Path(folder) if folder is not None else Path(base["checkpoint_dir"]) / "tune" / name
+    draws = draw_trials(domains, trials, base["seed"])
+    _check_space(base, domains, draws, source)
+    splits = load_splits(base)
+    task = Task(
+        key=digest(regime, splits.content()),
+        model=base["model"],
+        dataset=base["dataset"],
+        settings=_absolute(base),
+        draws=tuple(draws),
+        folder=str(place.absolute()),
+        threads=max(1, int(cpus_per_trial)),
+    )
+    with _claimed(place, task):
+        journal = Journal(task, base, domains)
+        if journal.pending:
+            teacher = teacher_of(base, splits)
+            # What the settings refuse is said here, and ranked lists are computed once, before any worker starts.
+            build_student(trial_config(task, {}), splits, teacher)
+            del splits, teacher
+            scheduler = _pruner(base, journal, grace) if prune else FIFOScheduler()
+            with _ray(ray_address, cpus):
+                _run(task, journal, scheduler, cpus_per_trial, _gpus(base, gpus_per_trial))
+        return journal.result()
 
 
-def evaluate_winner(result: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of the winner's checkpoint on the test split, which no trial has read."""
-    raise NotImplementedError
+def evaluate_winner(
+    result: Mapping[str, Any],
+    config_file_list: Optional[Iterable[str]] = None,
+    config_dict: Optional[Mapping[str, Any]] = None,
+) -> dict[str, float]:
+    """Metrics of the winner's checkpoint on the test split, which no trial has read.
+
+    Args:
+        result: what `search` returned.
+        config_file_list, config_dict: as they were given to it.
+    """
+    config = KDConfig(result["model"], result["dataset"], config_file_list, config_dict)
+    shared = {*general_arguments, *evaluation_arguments, *dataset_arguments} & set(config.final_config_dict)
+    settings = {key: config[key] for key in shared if config[key] is not None}
+    settings.update(data_path=config.data_root, show_progress=False)
+    test_result: dict[str, float] = evaluate_checkpoint(result["best"]["checkpoint"], settings)["test_result"]
+    return test_result
+
+
+# Before the search
+
+
+def _space(base: KDConfig, space: Union[str, Path, Mapping[str, Domain], None]) -> tuple[Mapping[str, Domain], str]:
+    """What is searched, and what to call it in messages."""
+    if isinstance(space, Mapping):
+        if not space:
+            raise UserError("The search space is empty; give a setting at least, as in a .hyper file.")
+        return space, "The search space"
+    if space is None:
+        space = PROPERTIES / "tune" / f"{base['model']}.hyper"
+        if not space.is_file():
+            known = sorted(path.stem for path in (PROPERTIES / "tune").glob("*.hyper"))
+            raise UserError(
+                f"There is no search space for {base['model']} among ours ({', '.join(known)}); "
+                "write one and set --params_file=FILE.hyper (docs/tune.md shows how)."
+            )
+    return read_space(Path(space)), str(space)
+
+
+def _check_arguments(
+    base: KDConfig,
+    trials: int,
+    grace_epochs: Optional[int],
+    cpus: Optional[int],
+    cpus_per_trial: float,
+    gpus_per_trial: Optional[float],
+) -> None:
+    for name, value, least in (("trials", trials, 1), ("grace_epochs", grace_epochs, 1), ("cpus", cpus, 1)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise UserError(f"--{name}={value!r}; expected a whole number of at least {least}.")
+    for name, amount, open_bound in (
+        ("cpus_per_trial", cpus_per_trial, True),
+        ("gpus_per_trial", gpus_per_trial, False),
+    ):
+        number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+        if amount is not None and (not number or not 0 <= amount < math.inf or (open_bound and amount == 0)):
+            raise UserError(f"--{name}={amount!r}; expected a number {'above' if open_bound else 'of at least'} 0.")
+    if not 0 < base["eval_step"] <= base["epochs"]:
+        raise UserError(
+            f"--eval_step={base['eval_step']} with --epochs={base['epochs']}: no trial would ever be evaluated on "
+            "validation; set --eval_step between 1 and --epochs."
+        )
+    if base["resume"]:
+        raise UserError("--resume is for one training; a search goes on by itself when the command is repeated.")
+
+
+def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Mapping[str, Any]], source: str) -> None:
+    """Refuses settings that all trials share, those that nothing reads, and values that are refused."""
+    fixed = _FIXED | set(general_arguments) | set(evaluation_arguments) | set(dataset_arguments)
+    for name in space:
+        if name.partition(".")[0] in fixed:
+            raise UserError(
+                f"{source} searches '{name}'; data, evaluation, seed, teacher and distillers are the same for all "
+                f"trials. Leave it out and give --{name}=VALUE."
+            )
+    for settings in draws:
+        given = merge(base.external_config_dict, nest(settings))
+        try:
+            config = KDConfig(base["model"], base["dataset"], config_dict=given)
+            if config["eval_step"] > config["epochs"]:
+                raise UserError(f"epochs={config['epochs']} is less than --eval_step={config['eval_step']}.")
+        except UserError as error:
+            raise UserError(f"{source} does not fit {base['model']}: {error}") from None
+
+
+def _absolute(base: KDConfig) -> dict[str, Any]:
+    """The settings that were given, with paths that hold in any folder; machine and output are the search's own."""
+    settings = {key: value for key, value in base.external_config_dict.items() if key not in ("model", "dataset")}
+    settings.pop("result_file", None)
+    settings["data_path"] = os.path.abspath(base.data_root)
+    settings["checkpoint_dir"] = os.path.abspath(base["checkpoint_dir"])
+    teacher = settings.get("teacher")
+    if isinstance(teacher, Mapping) and teacher.get("checkpoint"):
+        settings["teacher"] = {**teacher, "checkpoint": os.path.abspath(str(teacher["checkpoint"]))}
+    return {**settings, "show_progress": False, "save_last": True}
+
+
+@contextmanager
+def _claimed(folder: Path, task: Task) -> Iterator[None]:
+    """Holds the folder for this process, and sees that it is this search's."""
+    record = folder / "search.json"
+    if folder.is_dir() and not record.is_file() and any(folder.iterdir()):
+        raise UserError(f"--output={folder} holds other files; choose a folder that is new or a search's own.")
+    if record.is_file() and _read_json(record).get("key") != task.key:
+        raise UserError(
+            f"--output={folder} holds another search (other settings, space, seed or data); choose another folder."
+        )
+    save_json({"key": task.key, "model": task.model, "dataset": task.dataset}, record, "output")
+    with open(record) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process is searching in '{folder}'; wait for it, or set --output.") from None
+        yield
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# The search itself
+
+
+class Journal(tune.Callback):  # type: ignore[misc]
+    """What is known of the trials: read from the folder, and written there as each one ends.
+
+    Attributes:
+        records: by number, of trials that are over: ``trial``, ``settings``, ``status`` (finished, pruned or failed),
+            ``score``, ``best_epoch``, ``epochs``, ``seconds``, ``valid_result``, ``valid_history``, ``message``.
+        broken: by number, what ended trials that are to be tried again in another search: a lost worker, no memory.
+    """
+
+    def __init__(self, task: Task, base: KDConfig, space: Mapping[str, Domain]) -> None:
+        self.task = task
+        self.bigger = bool(base["valid_metric_bigger"])
+        self.facts = {
+            "model": task.model,
+            "dataset": task.dataset,
+            "seed": base["seed"],
+            "valid_metric": str(base["valid_metric"]).lower(),
+            "space": {name: str(domain) for name, domain in space.items()},
+        }
+        self.given = base.external_config_dict
+        self.shows_progress = bool(base["show_progress"])
+        self.records: dict[int, dict[str, Any]] = {}
+        self.broken: dict[int, str] = {}
+        for number, settings in enumerate(task.draws, 1):
+            record = _read_json(self._file(number))
+            if record.get("settings") == json.loads(json.dumps(settings)):
+                self.records[number] = record
+        best = self.best()
+        if best is not None and not os.path.isfile(task.checkpoint(best["trial"])):
+            del self.records[best["trial"]]  # its weights are gone: it is trained again
+        self._results: dict[int, dict[str, Any]] = {}
+        self._started = time.monotonic()
+        self._before = len(self.records)
+        self.bar: Any = None
+
+    @property
+    def pending(self) -> list[int]:
+        """Numbers of the trials that are still to be trained."""
+        return [number for number in range(1, len(self.task.draws) + 1) if number not in self.records]
+
+    def best(self) -> Optional[dict[str, Any]]:
+        """The record with the best score; of equal ones the first."""
+        scored = [record for _, record in sorted(self.records.items()) if record["score"] is not None]
+        if not scored:
+            return None
+        return (max if self.bigger else min)(scored, key=lambda record: record["score"])
+
+    def history(self, record: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
+        """(epochs trained, best score so far) after each evaluation of a trial."""
+        best = -math.inf if self.bigger else math.inf
+        for evaluation in record["valid_history"]:
+            best = (max if self.bigger else min)(best, evaluation[self.facts["valid_metric"]])
+            yield evaluation["epoch"] + 1, best
+
+    # What Ray Tune tells
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        number = trial.config["number"]
+        self._results[number] = result
+        if self.bar is not None and "score" in result:
+            self.bar.set_postfix_str(f"trial {number}, epoch {result['epoch']}: {result['score']:.4f}")
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        number = trial.config["number"]
+        result = self._results.get(number, {})
+        status = "failed" if "failed" in result else "finished" if "ended" in result else "pruned"
+        score = result.get("score")
+        record = {
+            "trial": number,
+            "settings": self.task.draws[number - 1],
+            "status": status,
+            "score": score if score is not None and math.isfinite(score) else None,
+            "best_epoch": result.get("best_epoch"),
+            "epochs": result.get("epoch", 0),
+            "seconds": result.get("seconds", 0.0),
+            "valid_result": result.get("valid_result", {}),
+            "valid_history": result.get("valid_history", []),
+            "message": result.get("failed"),
+        }
+        save_json(record, self._file(number), "output")
+        before = self.best()
+        self.records[number] = record
+        best = self.best()
+        self.task.last(number).unlink(missing_ok=True)
+        for loser in (before, record):  # of all trials' weights only the best ones are kept
+            if loser is not None and loser is not best:
+                self.task.checkpoint(loser["trial"]).unlink(missing_ok=True)
+        self._say(record)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        number = trial.config["number"]
+        text = "its worker process was lost, as when memory runs out"
+        with open(trial.error_file) if trial.error_file else nullcontext() as file:
+            lines = [line.strip() for line in (file or ()) if line.strip()]
+        self.broken[number] = lines[-1] if lines else text
+        logging.getLogger().warning(f"Trial {number} broke off: {self.broken[number]}")
+
+    def _say(self, record: Mapping[str, Any]) -> None:
+        total, over = len(self.task.draws), len(self.records)
+        left = (time.monotonic() - self._started) / max(1, over - self._before) * (total - over)
+        best = self.best()
+        parts = [f"Trial {record['trial']} {record['status']} after {record['epochs']} epochs"]
+        if record["score"] is not None:
+            parts.append(f"{self.facts['valid_metric']} {record['score']:.4f}")
+        if record["message"]:
+            parts.append(record["message"])
+        if best is not None:
+            parts.append(f"best {best['score']:.4f} (trial {best['trial']})")
+        parts.append(f"{over} of {total} over" + (f", about {duration(left)} left" if over < total else ""))
+        logging.getLogger().info("; ".join(parts))
+        if self.bar is not None:
+            self.bar.update()
+
+    # What is left
+
+    def result(self) -> dict[str, Any]:
+        """The search's result; trials.csv, trials.png, best.yaml and result.json are written with it.
+
+        Raises:
+            UserError: no trial has a score.
+        """
+        best = self.best()
+        if best is None:
+            messages = [record["message"] for record in self.records.values()] + list(self.broken.values())
+            raise UserError(f"None of {len(self.task.draws)} trials could be trained; the first: {messages[0]}")
+        records = [record for _, record in sorted(self.records.items())]
+        counts = {status: sum(r["status"] == status for r in records) for status in ("finished", "pruned", "failed")}
+        chosen = {key: best[key] for key in ("trial", "settings", "score", "best_epoch", "valid_result")}
+        result = {
+            **self.facts,
+            "trials": records,
+            "counts": {**counts, "broken": len(self.broken)},
+            "best": {**chosen, "checkpoint": str(self.task.checkpoint(best["trial"]))},
+            "folder": self.task.folder,
+            "config_file": str(Path(self.task.folder) / "best.yaml"),
+        }
+        write_report(result, {"model": self.task.model, "dataset": self.task.dataset, **self.given})
+        return result
+
+    def _file(self, number: int) -> Path:
+        return self.task.checkpoint(number).with_suffix(".json")
+
+
+def _pruner(base: KDConfig, journal: Journal, grace: int) -> ASHAScheduler:
+    """ASHA, told what the trials before an interruption had reached."""
+    longest = max([base["epochs"], *(draw.get("epochs", 0) for draw in journal.task.draws)])
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        metric="score",
+        mode="max" if journal.bigger else "min",
+        max_t=longest,
+        grace_period=min(grace, longest),
+        reduction_factor=REDUCTION,
+        stop_last_trials=False,  # a trial ends by itself, and then as finished
+    )
+    for number, record in sorted(journal.records.items()):
+        trial = SimpleNamespace(trial_id=f"before-{number}")
+        scheduler.on_trial_add(None, trial)
+        for epoch, score in journal.history(record):
+            scheduler.on_trial_result(None, trial, {"epoch": epoch, "score": score})
+    return scheduler
+
+
+def _gpus(base: KDConfig, gpus_per_trial: Optional[float]) -> float:
+    if gpus_per_trial is not None:
+        return gpus_per_trial
+    return 1 if base["use_gpu"] and torch.cuda.is_available() else 0
+
+
+@contextmanager
+def _ray(address: Optional[str], cpus: Optional[int]) -> Iterator[None]:
+    """Ray, started here and ended with the search, or joined; a session that there is already is left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = {} if address else {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 << 20}
+    try:
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"No Ray cluster answers at --ray_address={address} ({' '.join(str(error).split())[:120]}); start one with "
+            "'ray start --head', or leave --ray_address out."
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gpus_per_trial: float) -> None:
+    """Trains the trials that are pending.
+
+    Raises:
+        UserError: a trial asks for more than there is.
+        KeyboardInterrupt: interrupted; it says how to go on.
+    """
+    for kind, wanted in (("CPU", cpus_per_trial), ("GPU", gpus_per_trial)):
+        there = ray.cluster_resources().get(kind, 0)
+        if wanted > there:
+            raise UserError(f"--{kind.lower()}s_per_trial={wanted:g}, and Ray has {there:g}; lower it.")
+    # Ray Tune's own loggers, its handler of Ctrl-C (which would end as if all were done) and its demand for a score
+    # from trials that failed are in the way.
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_DISABLE_SIGINT_HANDLER="1",
+        TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
+    )
+    total, over = len(task.draws), len(journal.records)
+    logging.getLogger().info(f"Searching: {total} trials, {over} of them over; {task.folder}")
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as storage,
+        logging_redirect_tqdm(),
+        tqdm(total=total, initial=over, desc="Trials", unit="trial", disable=not journal.shows_progress) as journal.bar,
+    ):
+        trainable = tune.with_parameters(_trainable, task=task)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),
+            param_space={"number": tune.grid_search(journal.pending)},
+            tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
+            run_config=air.RunConfig(
+                name="search",
+                storage_path=storage,
+                verbose=0,
+                callbacks=[journal],
+                failure_config=air.FailureConfig(max_failures=1),
+            ),
+        )
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted after {len(journal.records)} of {total} trials; the same command goes on with the rest."
+            ) from None
+
+
+def _trainable(config: dict[str, Any], task: Task) -> None:
+    gpus = ray.get_gpu_ids()
+    train_trial(task, config["number"], session.report, gpus)
+
+
+def duration(seconds: float) -> str:
+    """In words of at most two units.
+
+    >>> duration(4210), duration(75), duration(8)
+    ('1 h 10 min', '1 min 15 s', '8 s')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+__all__ = ["Journal", "duration", "evaluate_winner", "search"]

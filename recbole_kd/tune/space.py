@@ -7,7 +7,7 @@ A line is a setting's name, one of four words, and its values::
     n_layers       choice      [1,2,3]
     rrd.pool       quniform    50,200,50      # multiples of 50; whole numbers where all three are written as such
 
-Unlike RecBole's reader, which skips short lines and evaluates the rest as Python, every line that is neither empty nor a
+RecBole's own reader skips short lines and evaluates the rest as Python. Here every line that is neither empty nor a
 comment must be understood, and nothing is evaluated.
 """
 
@@ -60,7 +60,9 @@ class Domain:
             count = generator.integers(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9), endpoint=True)
             return float(f"{count * step:.12g}") if isinstance(step, float) else int(count) * step
         value = float(generator.uniform(low, high))
-        return float(f"{math.exp(value) if self.kind == 'loguniform' else value:.4g}")
+        if self.kind == "loguniform":
+            low, high, value = math.exp(low), math.exp(high), math.exp(value)
+        return float(min(max(float(f"{value:.4g}"), low), high))
 
     def __str__(self) -> str:
         if self.kind == "choice":
@@ -174,8 +176,8 @@ def _bounds(kind: str, text: str) -> tuple[float, ...]:
             )
     if kind == "quniform":
         step = numbers[2]
-        if not 0 < step <= high - low or (high - low) / step > 1e9:
-            raise ValueError(f"the step of {_short(given)} does not divide the range into two values or more")
+        if not 0 < step <= high - low or max(abs(low), abs(high)) / step > 1e9:
+            raise ValueError(f"the step of {_short(given)} does not fit the range")
         if math.ceil(low / step - 1e-9) >= math.floor(high / step + 1e-9):
             raise ValueError(f"fewer than two multiples of the step lie within {_short(given)}")
     return numbers
