@@ -14,7 +14,7 @@ from recbole_kd.data.item_graphs import SEvoOptions, sevo_adjacency
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.optimizer.sevo import NeumannSmoother, sevo_optimizer, smoothed_groups
-from recbole_kd.representation import embedding_tables
+from recbole_kd.representation import embedding_tables, is_sequential, item_tables
 
 #: parameters, learning rate, weight decay -> optimiser
 OptimizerFactory = Callable[[Iterable[Tensor], float, float], Optimizer]
@@ -42,40 +42,74 @@ def optimizer_factory(
     if config["sevo"] is None:
         return None
     options = SEvoOptions.parse("sevo", config["sevo"])
-    tables = _tables(options, model)
+    tables = _tables(options, splits, model)
     teacher_items = None
     if options.graph == "teacher":
-        if teacher is None or "representations" not in teacher.capabilities:
+        if teacher is None or not teacher.capabilities & {"representations", "sequence_vectors"}:
             raise UserError(
                 "--sevo.graph=teacher reads a teacher's item vectors, and there is none; "
                 "set --teacher=NAME of a model with vectors, such as BPR, or another --sevo.graph."
             )
         teacher_items = teacher.item_embeddings()
-    adjacency = sevo_adjacency(options, splits.train, splits.observed, len(tables[-1]), teacher_items)
+    rows = len(tables[-1][-1])
+    adjacency = sevo_adjacency(options, splits.train, splits.observed, rows, teacher_items)
     smoother = NeumannSmoother(adjacency.to(config["device"]), options.beta, options.layers, options.iterative)
 
     def build(parameters: Iterable[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:
-        groups = smoothed_groups(parameters, tables, smoother)
+        *others, last = tables
+        elsewhere = {id(table) for group in others for table in group}
+        groups = [{"params": group, "smoother": smoother} for group in others]
+        groups += smoothed_groups([one for one in parameters if id(one) not in elsewhere], last, smoother)
         return sevo_optimizer(str(config["learner"]).lower(), groups, learning_rate, weight_decay)
 
     return build
 
 
-def _tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
-    """The smoothed parameters in the order of the graph's nodes."""
+def _tables(options: SEvoOptions, splits: Splits, model: nn.Module) -> list[list[Tensor]]:
+    """The smoothed parameters: lists of tables that are, one under the other, the graph's nodes.
+
+    Raises:
+        UserError: no such parameters, or of other sizes than the graph.
+    """
+    chosen = _named_tables(options, model) if options.tables else _found_tables(options, model)
+    joint = options.graph == "bipartite"
+    groups = [chosen] if joint else [[table] for table in chosen]
+    items = splits.train.item_num
+    for group in groups:
+        rows = [len(table) if table.dim() == 2 else 0 for table in group]
+        # A model's rows beyond the items (BERT4Rec's mask) have no neighbour.
+        fits = rows == [splits.train.user_num, items] if joint else items <= rows[0] == len(groups[0][0])
+        if not fits:
+            expected = f"users and items, {splits.train.user_num:,} and {items:,}" if joint else f"the {items:,} items"
+            raise UserError(
+                f"--sevo.graph={options.graph} has a node for each of {expected} (padding included), and the tables to "
+                f"smooth have {', '.join(f'{count:,}' for count in rows)} rows; "
+                "set --sevo.tables or another --sevo.graph."
+            )
+    return groups
+
+
+def _named_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
     named: dict[str, Any] = dict(model.named_parameters())
-    if options.tables:
-        for name in options.tables:
-            if name not in named:
-                raise UserError(
-                    f"sevo.tables names '{name}', and {type(model).__name__} has no such parameter; it has: "
-                    f"{', '.join(list(named)[:12])}."
-                )
-        return [named[name] for name in options.tables]
-    tables = embedding_tables(model)
+    for name in options.tables:
+        if name not in named:
+            raise UserError(
+                f"sevo.tables names '{name}', and {type(model).__name__} has no such parameter; it has: "
+                f"{', '.join(list(named)[:12])}."
+            )
+    return [named[name] for name in options.tables]
+
+
+def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
+    if options.graph == "bipartite" and is_sequential(model):
+        raise UserError(
+            f"--sevo.graph=bipartite ties users and items, and {type(model).__name__} has no table of users; "
+            "set --sevo.graph to consecutive, category or teacher."
+        )
+    tables = embedding_tables(model) if options.graph == "bipartite" else item_tables(model)
     if tables is None:
         raise UserError(
             f"SEvo smooths embedding tables, and none are known of {type(model).__name__}; "
             "name them with --sevo.tables, or choose another --learner."
         )
-    return list(tables) if options.graph == "bipartite" else [tables[1]]
+    return list(tables)

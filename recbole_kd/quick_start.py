@@ -368,6 +368,7 @@ def load_trained(path: str, config_dict: Optional[Mapping[str, Any]] = None) -> 
         raise UserError(
             f"'{path}' numbers the users and items of {dataset} in another order; use the files it was trained on."
         )
+    init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
     load_weights(model, state, path)
     return Trained(config, model, path, False, state), splits

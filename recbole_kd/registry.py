@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,15 +26,21 @@ class ModelEntry:
         path: "module:Class".
         summary: one line for ``recbole-kd list``.
         gradient: whether it is trained by gradient; a model that is not can teach but not learn by distillation.
+        requires: "module (pip name)" that RecBole imports only when such a model trains.
     """
 
     path: str
     summary: str
     gradient: bool = True
+    requires: str = ""
 
 
 def _recbole(name: str, summary: str, gradient: bool = True) -> ModelEntry:
     return ModelEntry(f"{_RECBOLE}:{name}", summary, gradient)
+
+
+def _sequential(name: str, summary: str) -> ModelEntry:
+    return ModelEntry(f"recbole.model.sequential_recommender:{name}", f"next item: {summary}")
 
 
 #: Architectures. RecBole's own are listed by name, so that a class of ours never shadows one of the host's.
@@ -63,7 +70,7 @@ MODELS: dict[str, ModelEntry] = {
     "MultiVAE": _recbole("MultiVAE", "variational autoencoder, multinomial likelihood"),
     "NAIS": _recbole("NAIS", "attentive item similarities"),
     "NCEPLRec": _recbole("NCEPLRec", "linear model with noise-contrastive embeddings", gradient=False),
-    "NCL": _recbole("NCL", "graph model with neighbourhood-enriched contrast"),
+    "NCL": ModelEntry(f"{_RECBOLE}:NCL", "graph model with neighbourhood-enriched contrast", requires="faiss (faiss-cpu)"),
     "NGCF": _recbole("NGCF", "non-linear graph convolutions"),
     "NNCF": _recbole("NNCF", "neighbourhood-based neural filtering"),
     "Pop": _recbole("Pop", "most popular items", gradient=False),
@@ -73,6 +80,10 @@ MODELS: dict[str, ModelEntry] = {
     "SGL": _recbole("SGL", "graph model with self-supervised contrast"),
     "SLIMElastic": _recbole("SLIMElastic", "sparse linear item model, elastic net", gradient=False),
     "SpectralCF": _recbole("SpectralCF", "spectral graph convolutions"),
+    "GRU4Rec": _sequential("GRU4Rec", "recurrent network"),
+    "SASRec": _sequential("SASRec", "self-attention over the past"),
+    "BERT4Rec": _sequential("BERT4Rec", "self-attention in both directions, over masked sequences"),
+    "SRGNN": _sequential("SRGNN", "gated graph network over a session's items"),
 }
 
 #: name -> "module:Class" of our distillers; a distiller's name is its section in the configuration.
@@ -204,6 +215,7 @@ def resolve_model(name: str, student: Optional[str] = None, setting: str = "mode
     if name in known_recipes:
         recipe = known_recipes[name]
         backbone = lookup("student", student or recipe["student"], architectures, "student")
+        _require_package(backbone, architectures[backbone].requires)
         model_class = type(name, (load_class(architectures[backbone].path),), {"__module__": __name__})
         return Resolved(name, backbone, model_class, recipe)
     if student is not None and student != name:
@@ -211,7 +223,14 @@ def resolve_model(name: str, student: Optional[str] = None, setting: str = "mode
             f"--student={student} changes the backbone of a recipe, and {name} is no recipe but an architecture; "
             f"set --model={student}."
         )
+    _require_package(name, architectures[name].requires)
     return Resolved(name, name, load_class(architectures[name].path), {})
+
+
+def _require_package(model: str, requires: str) -> None:
+    module, _, package = requires.partition(" ")
+    if module and importlib.util.find_spec(module) is None:
+        raise UserError(f"{model} needs the package {module}; run: pip install {package.strip('()')}.")
 
 
 def distiller_class(name: str) -> type[Distiller]:

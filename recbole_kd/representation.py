@@ -111,7 +111,6 @@ _CELLS_AT_ONCE = 1 << 25
 _LAST_LAYERS: dict[str, str] = {"NeuMF": "predict_layer", "NNCF": "out_layer", "ConvNCF": "predict_layers"}
 
 
-
 def _sequence_output(model: Any, sequences: Sequences) -> Tensor:
     output: Tensor = model.forward(sequences.items, sequences.lengths)
     return output

@@ -11,7 +11,7 @@ from typing import Any, Optional
 import recbole
 import torch
 from recbole.data.interaction import Interaction
-from recbole.utils import dataset_arguments, init_seed
+from recbole.utils import dataset_arguments, init_seed, training_arguments
 from torch import Tensor, nn
 
 from recbole_kd.checkpoint import FORMAT, digest, load_any, load_checkpoint, save_checkpoint
@@ -34,7 +34,7 @@ from recbole_kd.representation import (
     representations,
     sequence_vectors,
 )
-from recbole_kd.trainer import make_trainer, restored
+from recbole_kd.trainer import make_trainer, restored, storable
 
 #: Settings that change nothing in what is learned, so that a cached model serves whatever they are.
 _WITHOUT_EFFECT = frozenset(
@@ -92,11 +92,22 @@ class Trained:
 def build_model(config: KDConfig, dataset: Any) -> nn.Module:
     """The recommender of `config`, initialised from the global random state, on its device.
 
+    A model that is to get stored weights is built after `init_seed`, as the one that they are of was: some (NNCF)
+    draw constants when they are built, and keep them in no checkpoint.
+
     Raises:
         UserError: the model refuses its settings.
     """
+    clusters, fewest = config["num_clusters"], min(dataset.user_num, dataset.item_num) - 1
+    if clusters is not None and clusters > fewest:  # NCL finds out in its first epoch, and not in words
+        raise UserError(
+            f"--{config.prefix}num_clusters={clusters:,} is more than the users or items there are; set it to {fewest:,} "
+            "at most."
+        )
     try:
         model: nn.Module = config.resolved.model_class(config, dataset).to(config["device"])
+    except ImportError as error:
+        raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
     except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError) as error:
         raise UserError(
             f"{config['model']} refuses its settings: {' '.join(str(error).split()) or type(error).__name__}. "
@@ -143,6 +154,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         state = load_checkpoint(path, config["device"])
         if state.get("key") == key:
             logger.info(f"The {role} {config['model']} comes from the cache: {path}")
+            init_seed(config["seed"], config["reproducibility"])
             model = build_model(config, splits.train)
             load_weights(model, state, path)
             if state["evaluated"] != evaluated:
@@ -257,6 +269,7 @@ def _from_checkpoint(config: KDConfig, splits: Splits, path: str) -> FrozenTeach
             "this split, or accept it with --teacher.allow_other_split=true."
         )
     dataset = splits.train if aligned else splits.in_order_of(user_tokens, item_tokens)
+    init_seed(stored.get("seed", config["seed"]), config["reproducibility"])
     model = build_model(teacher_config, dataset)
     load_weights(model, state, path)
     maps = None if aligned else (token_map(splits.user_tokens, user_tokens), token_map(splits.item_tokens, item_tokens))
@@ -306,6 +319,17 @@ def _floats(result: Any) -> dict[str, float]:
     return {name: float(value) for name, value in result.items()}
 
 
+def _content(trained: Trained) -> str:
+    """Digest of what a teacher's answers follow from: weights, what it keeps beside them, its own settings."""
+    model: Any = trained.model
+    # Closed-form models have no weights but all of theirs beside; what starts with restore_ is a cache of the weights.
+    beside = {key: value for key, value in storable(model.other_parameter()).items() if value is not None}
+    settings = {key: trained.config.plain_values().get(key) for key in trained.config.model_keys()}
+    no_part = _WITHOUT_EFFECT | set(training_arguments)
+    architecture = {key: value for key, value in settings.items() if key not in no_part}
+    return digest(dict(model.state_dict()), beside, architecture, trained.config.resolved.backbone)
+
+
 class FrozenTeacher:
     """A trained model as constants, in the student's ids: the :class:`recbole_kd.contracts.TeacherView`.
 
@@ -327,7 +351,7 @@ class FrozenTeacher:
         self.model = trained.model.eval().requires_grad_(False)
         self.name = trained.config.resolved.backbone
         self.capabilities = capabilities(self.model)
-        self.digest = digest(dict(self.model.state_dict()), trained.config["model"])
+        self.digest = _content(trained)
         self.forward_passes = 0
         self._maps = None if maps is None else tuple(part.to(trained.config["device"]) for part in maps)
         self._observed = splits.observed

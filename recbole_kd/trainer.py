@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recbole_kd.checkpoint import FORMAT, load_checkpoint, random_state, restore_random_state, save_checkpoint
-from recbole_kd.contracts import Batch, Distiller
+from recbole_kd.contracts import Batch, Distiller, Sequences
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.full_sort import PAIRS_PER_CALL, FullSortCollector
 
@@ -179,6 +179,10 @@ class KDMixin:
         users, items = interaction[config["USER_ID_FIELD"]], interaction[config["ITEM_ID_FIELD"]]
         columns = interaction.columns
         negative, label = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"], config["LABEL_FIELD"]
+        history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+        if history in columns:
+            sequences = Sequences(interaction[history], interaction[config["ITEM_LIST_LENGTH_FIELD"]])
+            return Batch(users, items, interaction[negative] if negative in columns else None, sequences)
         if negative in columns:
             # With several negatives a pair RecBole repeats the positives, block by block.
             return Batch(users, items, interaction[negative])
@@ -243,7 +247,7 @@ class KDMixin:
             "best_valid_result": dict(self.best_valid_result or {}),
             "best_epoch": self.best_epoch,
             "state_dict": dict(self.model.state_dict()),
-            "other_parameter": _storable(self.model.other_parameter()),  # type: ignore[operator]
+            "other_parameter": storable(self.model.other_parameter()),  # type: ignore[operator]
             "loss_history": self.loss_history,
             "valid_history": self.valid_history,
             "epoch_seconds": self.epoch_seconds,
@@ -338,7 +342,7 @@ class _Bar(tqdm):
         return getattr(self.iterable, name)
 
 
-def _storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What a model keeps beside its weights (numpy arrays, sparse matrices) as tensors and plain values."""
     stored: dict[str, Any] = {}
     for key, value in parameters.items():
@@ -356,7 +360,7 @@ def _storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`_storable`."""
+    """The inverse of :func:`storable`."""
     values: dict[str, Any] = {}
     for key, value in parameters.items():
         if isinstance(value, Mapping) and value.get("kind") == "sparse":

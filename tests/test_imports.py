@@ -23,7 +23,7 @@ ALLOWED = {
     "distiller": {"loss", "data", "contracts"},
     "contracts": {"data"},
     "evaluation": {"data"},
-    "representation": {"loss"},
+    "representation": {"contracts", "loss"},
     "trainer": {"contracts", "evaluation", "optimizer"},
     "teacher": {"config", "contracts", "data", "learner", "loaders", "representation", "trainer"},
     "registry": {"contracts"},

@@ -36,6 +36,11 @@ class Splits:
             UserError: files, columns or interactions that are missing.
         """
         check_files(config)
+        if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and config["eval_args"]["order"] != "TO":
+            raise UserError(
+                f"--eval_args says order {config['eval_args']['order']}, and {config['model']} predicts the next item "
+                'in time; set order: TO, such as --eval_args="{split: {LS: valid_and_test}, order: TO}".'
+            )
         try:
             self.dataset = _dataset_class(config)(config)
             self.train, self.valid, self.test = self.dataset.build()
@@ -56,9 +61,32 @@ class Splits:
         users, items = self.pairs(self.train)
         return Observed(users, items, self.train.user_num, self.train.item_num)
 
+    @property
+    def sequential(self) -> bool:
+        """Whether a row is a sequence and its next item, as sequential models read it."""
+        return self._histories in self.train.inter_feat
+
+    @property
+    def _histories(self) -> str:
+        return str(self.train.iid_field + self.train.config["LIST_SUFFIX"])
+
+    def _interactions(self, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(users (n,), items (n,)) of a split. Those of sequences come, for each user, in the order of time.
+
+        A sequence's rows name each of its items as the next one but the first: that is the history of the row whose
+        history has one item, and it is an interaction of the training split if that row is.
+        """
+        rows = split.inter_feat
+        users, items = rows[split.uid_field], rows[split.iid_field]
+        if self.sequential and split is self.train:
+            first = rows[split.config["ITEM_LIST_LENGTH_FIELD"]] == 1
+            users = torch.cat([users[first], users])
+            items = torch.cat([rows[self._histories][first, 0], items])
+        return users, items
+
     def pairs(self, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(users (n,), items (n,)) of a split, as a user- and item-sorted copy: a loader may have reordered it."""
-        users, items = split.inter_feat[split.uid_field], split.inter_feat[split.iid_field]
+        users, items = self._interactions(split)
         order = torch.argsort(users * split.item_num + items)
         return users[order], items[order]
 
@@ -73,13 +101,18 @@ class Splits:
         return _tokens(self.train, self.train.iid_field)
 
     def content(self) -> list[Any]:
-        """What a teacher's training and selection depends on, for a digest: tokens, training and validation pairs."""
+        """What a teacher's training and selection depends on, for a digest: tokens, training and validation pairs.
+
+        Of sequences their order too.
+        """
         splits = [part for split in (self.train, self.valid) for part in self.pairs(split)]
+        if self.sequential:
+            splits += [split.inter_feat[self._histories] for split in (self.train, self.valid)]
         return [self.user_tokens, self.item_tokens, *splits]
 
     @cached_property
     def training_digest(self) -> str:
-        """Content of the training split, whatever the order of the internal ids."""
+        """Content of the training split, whatever the order of the internal ids; of sequences their order too."""
         ranks = []
         for tokens in (self.user_tokens, self.item_tokens):
             rank = torch.empty(len(tokens), dtype=torch.long)
@@ -87,7 +120,11 @@ class Splits:
             ranks.append(rank)
         users, items = self.pairs(self.train)
         pairs = torch.sort(ranks[0][users] * self.train.item_num + ranks[1][items]).values
-        return digest(sorted(self.user_tokens), sorted(self.item_tokens), pairs)
+        parts = [sorted(self.user_tokens), sorted(self.item_tokens), pairs]
+        if self.sequential:
+            users, items = (rank[ids] for rank, ids in zip(ranks, self._interactions(self.train)))
+            parts.append(items[torch.argsort(users, stable=True)])
+        return digest(*parts)
 
     def in_order_of(self, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> Any:
         """The training split as a model sees it whose internal ids follow other token lists of the same tokens.
@@ -99,7 +136,10 @@ class Splits:
         features = dict(self.train.inter_feat.interaction)
         dataset.field2id_token = dict(self.train.field2id_token)
         for field, tokens in ((self.train.uid_field, user_tokens), (self.train.iid_field, item_tokens)):
-            features[field] = token_map(_tokens(self.train, field), tokens)[features[field]]
+            there = token_map(_tokens(self.train, field), tokens)
+            features[field] = there[features[field]]
+            if field == self.train.iid_field and self.sequential:
+                features[self._histories] = there[features[self._histories]]
             dataset.field2id_token[field] = np.array(tokens)
         dataset.inter_feat = Interaction(features)
         return dataset
@@ -137,6 +177,19 @@ def check_files(config: Any) -> None:
     files = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
     wanted = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     columns = (config["load_col"] or {}).get("inter") if isinstance(config["load_col"], dict) else None
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if sequential and parts:
+        raise UserError(
+            f"{config['model']} reads sequences, which are cut after the file is read, and --benchmark_filename="
+            f"{list(parts)} gives splits that are cut already; leave it out and give one file {name}.inter."
+        )
+    if sequential and columns is not None and config["TIME_FIELD"] not in columns:
+        raise UserError(
+            f"{config['model']} reads sequences in the order of time, and --load_col loads {list(columns)} without "
+            f"'{config['TIME_FIELD']}'; add it to --load_col, or set --TIME_FIELD to the column of time."
+        )
+    if sequential:
+        wanted.append(config["TIME_FIELD"])
     for file in files:
         path = folder / file
         if not path.is_file():
@@ -157,7 +210,7 @@ def check_files(config: Any) -> None:
             if column not in names:
                 raise UserError(
                     f"'{path}' has no column '{column}'; it has {', '.join(names)}. "
-                    "Set --USER_ID_FIELD, --ITEM_ID_FIELD or --load_col."
+                    f"Set --USER_ID_FIELD, --ITEM_ID_FIELD{', --TIME_FIELD' if sequential else ''} or --load_col."
                 )
         if not row.strip():
             raise UserError(f"'{path}' has a header but no interactions; expected one per line.")
