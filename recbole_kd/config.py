@@ -248,7 +248,7 @@ class KDConfig(Config):
         return final
 
     def _set_next_item_training(self, final: dict[str, Any]) -> None:
-        """Cross-entropy over all items (``loss_type: CE``) draws no negatives; RecBole leaves it to the user to say so."""
+        """Cross-entropy over all items (``loss_type: CE``) draws no negatives; RecBole leaves the user to say so."""
         negatives = final.get("train_neg_sample_args")
         none = negatives is None or (isinstance(negatives, Mapping) and negatives.get("distribution") in (None, "none"))
         given = self.external_config_dict.get("train_neg_sample_args") is not None and not none
