@@ -111,7 +111,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
 
 _TEXTS = {
     *("model", "dataset", "teacher", "teacher.model", "student", "baseline"),
-    *("config_files", "data_path", "checkpoint_dir", "result_file", "source"),
+    *("config_files", "data_path", "checkpoint_dir", "result_file", "source", "results", "output"),
     *("checkpoint", "teacher.checkpoint", "resume"),
 }
 
@@ -176,6 +176,17 @@ def _prepare(settings: dict[str, Any]) -> None:
     print(prepare(dataset, data_path, source=source))
 
 
+def _report(settings: dict[str, Any]) -> None:
+    from recbole_kd.report import read_results, write_report
+
+    results, output = settings.pop("results", None), settings.pop("output", None)
+    _no_more(settings, "report", ("results", "output"))
+    if not results:
+        raise UserError("report needs the results of compare; set --results=DIR/results.json.")
+    for path in write_report(read_results(results), output or os.path.dirname(results) or "."):
+        print(path)
+
+
 def _no_more(settings: dict[str, Any], verb: str, known: Sequence[str]) -> None:
     if settings:
         key = next(iter(settings))
@@ -214,5 +225,11 @@ VERBS: dict[str, Verb] = {
         "  --data_path=DIR       the folder that gets DIR/gowalla/gowalla.inter (dataset/)\n"
         "  --source=FILE_OR_URL  the raw file, where it is already at hand or elsewhere",
         _prepare,
+    ),
+    "report": Verb(
+        "rewrite a comparison's tables, page and pictures from its results.json",
+        "  --results=FILE        the results.json that compare wrote\n"
+        "  --output=DIR          the folder that gets the report (the one of the results)",
+        _report,
     ),
 }

@@ -31,6 +31,7 @@ ALLOWED = {
     "learner": {"config", "contracts", "data", "optimizer", "representation"},
     "loaders": {"data", "evaluation"},
     "listing": {"config", "data", "registry"},
+    "report": set(),
 }
 #: Third-party packages that a part is limited to; others may use any.
 THIRD_PARTY = {

@@ -1,0 +1,350 @@
+"""The charts of the page, as plotly figures: plain dicts with ``data`` and ``layout``.
+
+A trace's ``meta`` is its model's name, by which the page shows and hides a model in every chart at once.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from recbole_kd.report.tables import figure, memory
+from recbole_kd.report.view import (
+    Comparison,
+    Curve,
+    Model,
+    ink_on,
+    log_ticks,
+    mean_curve,
+    metric_label,
+    p_text,
+    percent,
+    short,
+    smaller_is_better,
+    stars,
+    wrapped,
+)
+
+Chart = dict[str, Any]
+
+FONT = '-apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+INK, GRID, MUTED = "#222222", "#E4E7EB", "#667085"
+#: Colours of the matrix from "row is worse" to "row is better", in steps of significance; 0 is no difference.
+MATRIX_COLORS = ("#B35806", "#E08214", "#FDB863", "#F7F7F7", "#B2ABD2", "#8073AC", "#542788")
+#: The most models whose matrix has room for numbers in its cells.
+MOST_NUMBERED = 12
+
+
+def charts(comparison: Comparison) -> dict[str, dict[str, Chart]]:
+    """Chart id -> metric -> figure; a chart that is the same for every metric has the one key ``""``."""
+    found: dict[str, dict[str, Chart]] = {}
+    by_metric = {
+        "bars": bars,
+        "latency": latency,
+        "size": size,
+        "significance": significance,
+        "validation": validation,
+    }
+    for metric in comparison.metrics:
+        for name, make in by_metric.items():
+            chart = make(comparison, metric)
+            if chart is not None:
+                found.setdefault(name, {})[metric] = chart
+    for index, (title, curves) in enumerate(comparison.loss_panels().items()):
+        found[f"loss-{index}"] = {"": losses(title, curves)}
+    return found
+
+
+def bars(comparison: Comparison, metric: str) -> Optional[Chart]:
+    """Horizontal bars from zero with 95 % intervals; a line at the plain student."""
+    models = [model for model in comparison.models if model.mean(metric) is not None][::-1]
+    if not models:
+        return None
+    traces = []
+    for place, model in enumerate(models):
+        value = model.mean(metric) or 0.0
+        low, high = model.confidence(metric) or (value, value)
+        base = comparison.reference
+        gain = "" if base is None or model is base else f"<br>{percent(model.gain(metric))} over {_escaped(base.name)}"
+        traces.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "meta": model.name,
+                "y": [place],
+                "x": [_rounded(value)],
+                "text": [f"{value:.4f}"],
+                "textposition": "inside",
+                "insidetextanchor": "start",
+                "textfont": {"color": ink_on(model.style.color)},
+                "marker": {"color": model.style.color},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [_rounded(high - value)],
+                    "arrayminus": [_rounded(value - low)],
+                    "color": INK,
+                    "thickness": 1.4,
+                    "width": 4,
+                },
+                "hovertemplate": f"<b>{_escaped(model.name)}</b><br>{metric_label(metric)} {value:.4f}"
+                f"<br>95 % interval {low:.4f} to {high:.4f}{gain}<extra></extra>",
+            }
+        )
+    layout = _layout(height=70 + 34 * len(models) + 12 * max(len(wrapped(model.name)) - 1 for model in models))
+    layout["xaxis"].update(title={"text": metric_label(metric)}, rangemode="tozero")
+    layout["yaxis"].update(_named(models, 18), showgrid=False, ticklen=4, tickcolor="rgba(0,0,0,0)")
+    layout["bargap"] = 0.28
+    if comparison.reference is not None and comparison.reference.mean(metric) is not None:
+        layout["shapes"] = [
+            {
+                "type": "line",
+                "x0": comparison.reference.mean(metric),
+                "x1": comparison.reference.mean(metric),
+                "yref": "paper",
+                "y0": 0,
+                "y1": 1,
+                "line": {"color": MUTED, "width": 1.2, "dash": "dot"},
+            }
+        ]
+    return {"data": traces, "layout": layout}
+
+
+def latency(comparison: Comparison, metric: str) -> Optional[Chart]:
+    """Accuracy against the median latency of one user's recommendation."""
+    return _trade_off(comparison, metric, ("latency_ms", "batch_1", "p50"), "latency of one user, ms (median)")
+
+
+def size(comparison: Comparison, metric: str) -> Optional[Chart]:
+    """Accuracy against the number of parameters."""
+    return _trade_off(comparison, metric, ("parameters",), "parameters")
+
+
+def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title: str) -> Optional[Chart]:
+    """A point for each model, its 95 % interval, and the Pareto front as steps; a ring marks the points on it."""
+    models = [model for model in comparison.models if model.cost(*cost) and model.mean(metric) is not None]
+    if not models:
+        return None
+    front = comparison.front(metric, *cost)
+    traces: list[Chart] = []
+    if len(front) > 1:
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [model.cost(*cost) for model in front],
+                "y": [_rounded(model.mean(metric)) for model in front],
+                "line": {"shape": "hv", "color": "#98A2B3", "width": 1.5, "dash": "dash"},
+                "hoverinfo": "skip",
+            }
+        )
+    for model in models:
+        value = model.mean(metric) or 0.0
+        low, high = model.confidence(metric) or (value, value)
+        on_front = model in front
+        price = model.cost(*cost) or 0.0
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "meta": model.name,
+                "x": [price],
+                "y": [_rounded(value)],
+                "marker": {
+                    "color": model.style.color,
+                    "symbol": model.style.symbol[0],
+                    "size": 13,
+                    "line": {"color": INK if on_front else "white", "width": 2 if on_front else 1},
+                },
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [_rounded(high - value)],
+                    "arrayminus": [_rounded(value - low)],
+                    "color": model.style.color,
+                    "thickness": 1,
+                    "width": 0,
+                },
+                "hovertemplate": f"<b>{_escaped(model.name)}</b>{' (on the front)' if on_front else ''}"
+                f"<br>{metric_label(metric)} {value:.4f} ({low:.4f} to {high:.4f})"
+                f"<br>{figure(model.cost('latency_ms', 'batch_1', 'p50'), '.3g')} ms a user, "
+                f"{figure(model.cost('parameters'), ',.0f')} parameters"
+                f"<br>{memory(model.cost('peak_memory_bytes'))} peak memory in training<extra></extra>",
+            }
+        )
+    layout = _layout(height=400)
+    prices = [model.cost(*cost) or 0.0 for model in models]
+    low, high = min(prices) / 1.35, max(prices) * 1.35
+    ticks = log_ticks(low, high)
+    layout["xaxis"].update(
+        type="log",
+        title={"text": title},
+        tickvals=ticks,
+        ticktext=[short(tick) for tick in ticks],
+        range=[math.log10(low), math.log10(high)],
+    )
+    layout["yaxis"].update(title={"text": metric_label(metric)}, automargin=True)
+    return {"data": traces, "layout": layout}
+
+
+def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
+    """Each row's mean less each column's; the colour says which is better and how surely."""
+    if len(comparison.models) < 2 or not comparison.has_significance(metric):
+        return None
+    models = comparison.models
+    levels, texts, hovers = [], [], []
+    for row in models:
+        entries = [matrix_entry(comparison, metric, row, column) for column in models]
+        levels.append([level for level, _ in entries])
+        texts.append([text for _, text in entries])
+        hovers.append([_pair_text(comparison, metric, row, column) for column in models])
+    steps = len(MATRIX_COLORS)
+    scale = [[(index + end) / steps, color] for index, color in enumerate(MATRIX_COLORS) for end in (0, 1)]
+    places = list(range(len(models)))
+    crowded = len(models) > MOST_NUMBERED
+    annotations = [
+        {
+            "x": column,
+            "y": row,
+            "text": texts[row][column].replace("\n", "<br>"),
+            "showarrow": False,
+            "font": {"size": 11, "color": ink_on(MATRIX_COLORS[3 + (levels[row][column] or 0)])},
+        }
+        for row in places
+        for column in places
+        if not crowded and row != column
+    ]
+    layout = _layout(height=max(320, 120 + (26 if crowded else 46) * len(models)))
+    layout["xaxis"].update(_named(models, 14), side="top", showgrid=False)
+    layout["yaxis"].update(_named(models, 18), autorange="reversed", showgrid=False)
+    layout["annotations"] = annotations
+    trace = {
+        "type": "heatmap",
+        "x": places,
+        "y": places,
+        "z": levels,
+        "zmin": -3.5,
+        "zmax": 3.5,
+        "colorscale": scale,
+        "showscale": False,
+        "xgap": 2,
+        "ygap": 2,
+        "customdata": hovers,
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "hoverongaps": False,
+    }
+    return {"data": [trace], "layout": layout}
+
+
+def matrix_entry(comparison: Comparison, metric: str, row: Model, column: Model) -> tuple[Optional[int], str]:
+    """(level, text) of a cell: the level is the number of stars, positive where the row is better."""
+    difference = comparison.difference(metric, row.name, column.name)
+    p = comparison.p_value(metric, row.name, column.name)
+    if row is column or difference is None:
+        return None, ""
+    better = (difference < 0) == smaller_is_better(metric)
+    level = len(stars(p)) * (1 if better else -1)
+    return level, f"{difference:+.4f}\n{stars(p) or 'n.s.'}"
+
+
+def _pair_text(comparison: Comparison, metric: str, row: Model, column: Model) -> str:
+    if row is column:
+        return ""
+    difference = comparison.difference(metric, row.name, column.name)
+    users, seeds = (p_text(comparison.p_value(metric, row.name, column.name, unit)) for unit in ("users", "seeds"))
+    return (
+        f"<b>{_escaped(row.name)}</b> less <b>{_escaped(column.name)}</b><br>"
+        f"{metric_label(metric)} {figure(difference, '+.4f')}<br>over users: {users}; over seeds: {seeds} (Holm)"
+    )
+
+
+def validation(comparison: Comparison, metric: str) -> Optional[Chart]:
+    """The metric on the validation split by epoch."""
+    curves = [(model, model.validation_curves(metric)) for model in comparison.models]
+    traces = [trace for model, seeds in curves for trace in _curves(model, seeds)]
+    if not traces:
+        return None
+    layout = _layout(height=400)
+    layout["xaxis"].update(title={"text": "epoch"})
+    layout["yaxis"].update(title={"text": f"{metric_label(metric)}, validation"}, automargin=True)
+    return {"data": traces, "layout": layout}
+
+
+def losses(title: str, curves: Sequence[tuple[Model, list[Curve]]]) -> Chart:
+    """One named loss by epoch, of every model that has it."""
+    layout = _layout(height=250)
+    layout["title"] = {"text": _escaped(title), "x": 0.02, "y": 0.97, "font": {"size": 14}}
+    layout["margin"]["t"] = 34
+    layout["xaxis"].update(title={"text": "epoch", "standoff": 4})
+    layout["yaxis"].update(automargin=True, nticks=5, exponentformat="SI")
+    return {"data": [trace for model, seeds in curves for trace in _curves(model, seeds)], "layout": layout}
+
+
+def _curves(model: Model, seeds: list[Curve]) -> list[Chart]:
+    """A thin line for each seed and, where there are several, their mean."""
+    common: Chart = {"type": "scatter", "mode": "lines", "meta": model.name}
+    line = {"color": model.style.color, "dash": model.style.dash[0]}
+    named = f"<b>{_escaped(model.name)}</b><br>epoch %{{x}}: %{{y:.5~g}}<extra></extra>"
+    thin = [
+        {
+            **common,
+            "x": epochs,
+            "y": [_rounded(value) for value in values],
+            "line": {**line, "width": 1},
+            "opacity": 0.35,
+            "hoverinfo": "skip",
+        }
+        for epochs, values in seeds
+        if len(seeds) > 1
+    ]
+    epochs, values = mean_curve(seeds)
+    if not epochs:
+        return thin
+    mean = {
+        **common,
+        "x": epochs,
+        "y": [_rounded(value) for value in values],
+        "line": {**line, "width": 2.2},
+        "hovertemplate": named,
+    }
+    if len(epochs) == 1:
+        mean.update(mode="markers", marker={"color": model.style.color, "symbol": model.style.symbol[0], "size": 8})
+    return [*thin, mean]
+
+
+def _layout(height: int) -> Chart:
+    axis = {
+        "gridcolor": GRID,
+        "zeroline": False,
+        "linecolor": "#98A2B3",
+        "tickfont": {"size": 12},
+        "fixedrange": False,
+    }
+    return {
+        "height": height,
+        "margin": {"l": 60, "r": 16, "t": 14, "b": 50},
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "showlegend": False,
+        "hoverlabel": {"bgcolor": "white", "bordercolor": "#98A2B3", "font": {"color": INK}, "align": "left"},
+        "xaxis": {**axis},
+        "yaxis": {**axis},
+    }
+
+
+def _named(models: Sequence[Model], width: int) -> Chart:
+    """An axis on which model n stands at n, its name wrapped. (As categories, names that wrap alike would be one.)"""
+    names = ["<br>".join(map(_escaped, wrapped(model.name, width))) for model in models]
+    return {"tickvals": list(range(len(models))), "ticktext": names, "automargin": True}
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False)
+
+
+def _rounded(value: Optional[float]) -> Optional[float]:
+    """Six digits: what a chart can show, at a third of the page's size."""
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,227 @@
+"""The page: one HTML file with its charts, its tables and plotly's javascript inside; it asks nothing of a network."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any, Optional
+
+from plotly.offline import get_plotlyjs
+
+from recbole_kd.report.interactive import MATRIX_COLORS, charts
+from recbole_kd.report.tables import html_accuracy, html_costs
+from recbole_kd.report.view import Comparison, Model, metric_label, p_text
+
+
+def html_page(comparison: Comparison) -> str:
+    """The report as one HTML file."""
+    figures = charts(comparison)
+    title = f"{len(comparison.models)} recommenders on {comparison.results.get('dataset', 'a dataset')}"
+    sections = [
+        _headline(comparison),
+        _section(
+            "Accuracy",
+            f"{_escaped(comparison.marks_say())} Test split, full ranking.",
+            html_accuracy(comparison),
+            _chart(figures, "bars", "Bars with 95 % intervals (bootstrap over users). Dotted: the plain student."),
+        ),
+        _section(
+            "What accuracy costs",
+            "Up and to the left is better. The dashed line joins the models that no other beats in both (the Pareto "
+            "front); they have a dark ring. Vertical lines are 95 % intervals.",
+            '<div class="pair">',
+            _chart(figures, "latency", "Accuracy against latency"),
+            _chart(figures, "size", "Accuracy against size"),
+            "</div>",
+            html_costs(comparison),
+        ),
+        _section(
+            "Are the differences real?",
+            "Row less column. Paired test over users, Holm's correction over all pairs: *** p &lt; 0.001, "
+            f"** p &lt; 0.01, * p &lt; 0.05, n.s. not significant. {_key()}",
+            _chart(figures, "significance", ""),
+        )
+        if "significance" in figures
+        else "",
+        _section(
+            "Learning curves",
+            "Thick: mean over seeds, as far as every seed was trained; thin: each seed.",
+            _chart(figures, "validation", ""),
+            _losses(figures),
+        ),
+        _section("How it was measured", "", _settings(comparison), _environment(comparison)),
+    ]
+    data = {"primary": comparison.primary, "charts": figures}
+    return Template(_beside("page.html")).substitute(
+        title=_escaped(title),
+        style=_beside("page.css"),
+        subtitle=_subtitle(comparison),
+        toolbar=_toolbar(comparison),
+        sections="\n".join(section for section in sections if section),
+        plotly=get_plotlyjs(),
+        # In a script element only "</" and "<!--" could end or confuse it.
+        figures=json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        script=_beside("page.js"),
+    )
+
+
+def findings(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """(question, figure, explanation) for the head of a report; what is not known is left out."""
+    metric = comparison.primary
+    ranked = comparison.ranked(metric)
+    if not ranked:
+        return []
+    label, best, base, teacher = metric_label(metric), ranked[0], comparison.reference, comparison.teacher
+    interval = best.confidence(metric)
+    between = f", 95 % interval {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+    found = [("Best student", best.name, f"{label} {best.mean(metric):.4f}{between}")]
+    gain = best.gain(metric)
+    if base is best:
+        found.append(("Over the plain student", "none", f"no student is better than the plain {best.name}"))
+    elif base is not None and gain is not None:
+        p = comparison.p_value(metric, best.name, base.name)
+        found.append(
+            ("Over the plain student", f"{100 * gain:+.1f} %", f"{label}, {base.name}; over users {p_text(p)}")
+        )
+    closed = best.gap_closed(metric)
+    if teacher is not None and base is not best and closed is not None:
+        found.append(
+            ("Teacher gap closed", f"{100 * closed:.0f} %", f"of {label}, from {_plain(base)} to {teacher.name}")
+        )
+    cheaper = [
+        f"{ratio:.1f} × {what}"
+        for what, path in (("smaller", ("parameters",)), ("faster", ("latency_ms", "batch_1", "p50")))
+        if teacher is not None and (ratio := _ratio(teacher, best, *path)) is not None and ratio >= 1.05
+    ]
+    if teacher is not None and cheaper:
+        found.append(("Than the teacher", ", ".join(cheaper), f"{best.name} against {teacher.name}"))
+    return found
+
+
+def _plain(base: Optional[Model]) -> str:
+    return "the plain student" if base is None else base.name
+
+
+def _ratio(more: Model, less: Model, *cost: str) -> Optional[float]:
+    high, low = more.cost(*cost), less.cost(*cost)
+    return high / low if high is not None and low else None
+
+
+def _headline(comparison: Comparison) -> str:
+    cards = "".join(
+        f'<div class="card"><div class="question">{_escaped(question)}</div>'
+        f'<div class="figure">{_breakable(value)}</div><div class="explanation">{_escaped(text)}</div></div>'
+        for question, value, text in findings(comparison)
+    )
+    budget = (comparison.results.get("budget") or {}).get("sentence")
+    sentence = f'<p class="budget"><b>Equal budgets.</b> {_escaped(budget)}</p>' if budget else ""
+    return f'<section><div class="cards">{cards}</div>{sentence}</section>'
+
+
+def _subtitle(comparison: Comparison) -> str:
+    seeds = comparison.results.get("seeds") or []
+    parts = [f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"] if seeds else []
+    if comparison.results.get("split"):
+        parts.append(f"one split for all ({str(comparison.results['split'])[:12]})")
+    if comparison.results.get("valid_metric"):
+        parts.append(f"epochs chosen by {comparison.results['valid_metric']} on validation")
+    return _escaped(" · ".join(parts))
+
+
+def _toolbar(comparison: Comparison) -> str:
+    options = "".join(
+        f'<option value="{_escaped(metric)}"{" selected" if metric == comparison.primary else ""}>'
+        f"{_escaped(metric_label(metric))}</option>"
+        for metric in comparison.metrics
+    )
+    chips = "".join(
+        f'<button type="button" class="chip" aria-pressed="true" data-model="{_escaped(model.name)}">'
+        f'<span style="color:{model.style.color}">{model.style.symbol[2]}</span> {_escaped(model.name)}</button>'
+        for model in comparison.models
+    )
+    return f'<label>Metric <select id="metric">{options}</select></label><div class="chips">{chips}</div>'
+
+
+def _section(title: str, introduction: str, *content: str) -> str:
+    if not any(part for part in content if not part.startswith(('<div class="pair"', "</div>"))):
+        return ""
+    lead = f"<p>{introduction}</p>" if introduction else ""
+    return f"<section><h2>{title}</h2>{lead}{''.join(content)}</section>"
+
+
+def _chart(figures: Mapping[str, Any], name: str, caption: str) -> str:
+    if name not in figures:
+        return ""
+    height = max(figure["layout"]["height"] for figure in figures[name].values())
+    words = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure><div class="chart" id="{name}" style="min-height:{height}px"></div>{words}</figure>'
+
+
+def _losses(figures: Mapping[str, Any]) -> str:
+    panels = "".join(_chart(figures, name, "") for name in figures if name.startswith("loss-"))
+    if not panels:
+        return ""
+    return (
+        "<h3>Losses</h3><p>Weighted, summed over an epoch's batches as RecBole logs them; <code>rec</code> is a "
+        "model's own.</p>"
+        f'<div class="grid">{panels}</div>'
+    )
+
+
+def _key() -> str:
+    swatches = "".join(f'<i style="background:{color}"></i>' for color in MATRIX_COLORS)
+    return f'<span class="key">row is worse {swatches} row is better</span>'
+
+
+def _settings(comparison: Comparison) -> str:
+    rows = []
+    for model in comparison.models:
+        row = model.row
+        parts = [
+            f"{word} {_escaped(str(value))}"
+            for word, value in (
+                ("backbone", row.get("backbone")),
+                ("teacher", row.get("teacher")),
+                ("distilled by", ", ".join(row.get("distillers") or [])),
+            )
+            if value
+        ]
+        settings = ", ".join(f"{key}={value}" for key, value in (row.get("settings") or {}).items())
+        epochs = ", ".join(str(run.get("best_epoch")) for run in model.runs)
+        rows.append(
+            f'<tr><th scope="row">{_escaped(model.name)}</th><td class="text">{"; ".join(parts)}</td>'
+            f'<td class="text"><code>{_escaped(settings) or "–"}</code></td><td>{_escaped(epochs)}</td></tr>'
+        )
+    return (
+        '<h3>Models</h3><div class="scroll"><table><thead><tr><th>model</th><th class="text">what it is</th>'
+        f'<th class="text">settings</th><th>best epochs</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
+
+
+def _environment(comparison: Comparison) -> str:
+    environment = comparison.results.get("environment") or {}
+    facts = [("processor", environment.get("cpu")), ("threads", environment.get("threads"))]
+    facts += list((environment.get("versions") or {}).items())
+    facts += [("training split", comparison.results.get("split"))]
+    items = "".join(
+        f"<dt>{_escaped(str(name))}</dt><dd>{_escaped(str(value))}</dd>" for name, value in facts if value is not None
+    )
+    return f"<h3>Environment</h3><dl>{items}</dl>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(str(text))
+
+
+def _breakable(text: str) -> str:
+    """`text` that may be broken before an inner capital, so that a long name fits a narrow card."""
+    pieces = [f"<wbr>{_escaped(c)}" if c.isupper() and index else _escaped(c) for index, c in enumerate(text)]
+    return "".join(pieces)
+
+
+def _beside(name: str) -> str:
+    """A file of this folder: the page's frame, style and script."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -1,0 +1,262 @@
+"""The tables of a report: CSV, LaTeX, Markdown and HTML of the same rows, with the same marks."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import Optional
+
+from recbole_kd.report.view import Comparison, Model, metric_label, percent
+
+TEACHER_ROW = ' class="teacher"'
+#: One column of the table of costs: heading and the cell of a row.
+CostColumn = tuple[str, Callable[[Model], str]]
+
+
+def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional[tuple[str, str, int, bool]]:
+    """(mean, deviation, place, marked) of one cell, or None where the row lacks the metric.
+
+    The deviation is empty with one seed. The place is 1 for the best student, 2 for the second, 0 for the others.
+    """
+    mean, deviation = model.mean(metric), model.deviation(metric)
+    if mean is None:
+        return None
+    spread = f"{deviation:.4f}" if deviation and len(model.runs) > 1 else ""
+    return (
+        f"{mean:.4f}",
+        spread,
+        comparison.places(metric).get(model.name, 0),
+        comparison.significant(metric, model.name),
+    )
+
+
+def cost_columns(comparison: Comparison) -> list[CostColumn]:
+    """Headings and cells of the table of costs, in order."""
+    reference = comparison.reference.name if comparison.reference else "plain"
+    return [
+        ("s / epoch", lambda model: figure(model.cost("seconds_per_epoch"), ".2f")),
+        (f"× {reference}", lambda model: figure(model.cost("ratio_to_plain"), ".2f")),
+        ("peak memory", lambda model: memory(model.cost("peak_memory_bytes"))),
+        ("parameters", lambda model: figure(model.cost("parameters"), ",.0f")),
+        ("batch of 1, ms (p50 / p95)", lambda model: _latency(model, "batch_1")),
+        ("users / s", lambda model: figure(model.cost("users_per_second", "batch_1"), ",.0f")),
+        ("batch of 1,024, ms (p50 / p95)", lambda model: _latency(model, "batch_1024")),
+        ("users / s", lambda model: figure(model.cost("users_per_second", "batch_1024"), ",.0f")),
+    ]
+
+
+def figure(value: Optional[float], form: str) -> str:
+    """A number in a cell; "–" where it was not measured."""
+    return "–" if value is None else format(value, form)
+
+
+def memory(size: Optional[float]) -> str:
+    """Bytes for reading: MB below a thousand of them, GB above."""
+    if size is None:
+        return "–"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _latency(model: Model, batch: str) -> str:
+    values = [model.cost("latency_ms", batch, quantile) for quantile in ("p50", "p95")]
+    if values[0] is None:
+        return "–"
+    return " / ".join(figure(value, ".3g") for value in values)
+
+
+def csv_table(comparison: Comparison) -> str:
+    """A row for each model: each metric with deviation, interval, gain, share of the gap and p-value; the costs."""
+    fields = ["name", "role", "backbone", "teacher", "distillers", "seeds"]
+    for metric in comparison.metrics:
+        parts = ("", " deviation", " low", " high", " relative gain", " gap closed", " p")
+        fields += [metric + part for part in parts]
+    costs = {
+        "seconds per epoch": ("seconds_per_epoch",),
+        "ratio to plain": ("ratio_to_plain",),
+        "peak memory bytes": ("peak_memory_bytes",),
+        "parameters": ("parameters",),
+        **{
+            f"latency ms batch {size} {quantile}": ("latency_ms", f"batch_{size}", quantile)
+            for size in (1, 1024)
+            for quantile in ("p50", "p95")
+        },
+        **{f"users per second batch {size}": ("users_per_second", f"batch_{size}") for size in (1, 1024)},
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*fields, *costs])
+    for model in comparison.models:
+        row = model.row
+        line: list[object] = [model.name, row.get("role"), row.get("backbone"), row.get("teacher")]
+        line += [" ".join(row.get("distillers") or []), len(model.runs)]
+        for metric in comparison.metrics:
+            low, high = model.confidence(metric) or (None, None)
+            base = comparison.base(metric)
+            p = None if base is None else comparison.p_value(metric, model.name, base.name)
+            line += [model.mean(metric), model.deviation(metric), low, high]
+            line += [model.gain(metric), model.gap_closed(metric), p]
+        writer.writerow([*line, *(model.cost(*path) for path in costs.values())])
+    return text.getvalue()
+
+
+def latex_table(comparison: Comparison) -> str:
+    """Two floats for a paper, with booktabs: accuracy, and costs. Best bold, second underlined, marks raised."""
+    dataset = _latex(str(comparison.results.get("dataset", "")))
+    metrics = comparison.metrics
+    lines = [
+        r"% needs \usepackage{booktabs}; wide tables: \usepackage{graphicx} and \resizebox{\textwidth}{!}{...}",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{Test accuracy on {dataset}. {_latex(comparison.marks_say())}}}",
+        rf"\begin{{tabular}}{{l{'c' * len(metrics)}r}}",
+        r"\toprule",
+        _latex_row(["Model", *map(metric_label, metrics), f"Gain ({metric_label(comparison.primary)})"]),
+        r"\midrule",
+    ]
+    for index, model in enumerate(comparison.models):
+        if index and comparison.models[index - 1].is_teacher and not model.is_teacher:
+            lines.append(r"\midrule")
+        cells = [_latex(model.name)]
+        for metric in metrics:
+            cell = accuracy_cell(comparison, model, metric)
+            if cell is None:
+                cells.append("--")
+                continue
+            mean, spread, place, marked = cell
+            shown = {0: mean, 1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}[place]
+            cells.append(shown + ("$^{*}$" if marked else "") + (rf" {{\scriptsize $\pm$ {spread}}}" if spread else ""))
+        cells.append(_latex(percent(None if model is comparison.reference else model.gain(comparison.primary))))
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    columns = cost_columns(comparison)
+    lines += [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{Costs on {dataset}.}}",
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        r"\toprule",
+        _latex_row(["Model", *(heading for heading, _ in columns)]),
+        r"\midrule",
+        *(_latex_row([model.name, *(cell(model) for _, cell in columns)]) for model in comparison.models),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_latex, cells)) + r" \\"
+
+
+def markdown_accuracy(comparison: Comparison) -> str:
+    """The table of accuracy as Markdown."""
+    gain = f"gain ({metric_label(comparison.primary)})"
+    lines = [["model", *map(metric_label, comparison.metrics), gain, "gap closed"]]
+    for model in comparison.models:
+        cells = [_markdown(model.name) + (" (teacher)" if _unsaid_teacher(model) else "")]
+        for metric in comparison.metrics:
+            cell = accuracy_cell(comparison, model, metric)
+            if cell is None:
+                cells.append("–")
+                continue
+            mean, spread, place, marked = cell
+            shown = {0: mean, 1: f"**{mean}**", 2: f"<ins>{mean}</ins>"}[place]
+            cells.append(shown + (r"\*" if marked else "") + (f" ± {spread}" if spread else ""))
+        lines.append([*cells, *_gains(comparison, model)])
+    return _markdown_table(lines)
+
+
+def markdown_costs(comparison: Comparison) -> str:
+    """The table of costs as Markdown."""
+    columns = cost_columns(comparison)
+    lines = [["model", *(_markdown(heading) for heading, _ in columns)]]
+    lines += [[_markdown(model.name), *(cell(model) for _, cell in columns)] for model in comparison.models]
+    return _markdown_table(lines)
+
+
+def _markdown(text: str) -> str:
+    """`text` as plain words in Markdown: what would be markup is escaped."""
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in text)
+
+
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in lines[0][1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])) + "\n"
+
+
+def _unsaid_teacher(model: Model) -> bool:
+    return model.is_teacher and "teacher" not in model.name.lower()
+
+
+def _gains(comparison: Comparison, model: Model) -> tuple[str, str]:
+    """(relative gain, share of the gap closed) in the primary metric; "–" where a row is the bound itself."""
+    closed = None if model in (comparison.reference, comparison.teacher) else model.gap_closed(comparison.primary)
+    gain = None if model is comparison.reference else model.gain(comparison.primary)
+    return percent(gain), "–" if closed is None else f"{100 * closed:.0f} %"
+
+
+def html_accuracy(comparison: Comparison) -> str:
+    """The table of accuracy as HTML."""
+    headings = [metric_label(metric) for metric in comparison.metrics]
+    headings += [f"gain, {metric_label(comparison.primary)}", "gap closed"]
+    body = []
+    for model in comparison.models:
+        cells = [_name_cell(model)]
+        for metric in comparison.metrics:
+            cell = accuracy_cell(comparison, model, metric)
+            if cell is None:
+                cells.append("<td>–</td>")
+                continue
+            mean, spread, place, marked = cell
+            shown = {0: mean, 1: f"<b>{mean}</b>", 2: f"<u>{mean}</u>"}[place]
+            star = f'<span class="mark">{"*" if marked else ""}</span>'
+            spread = f"<small>± {spread}</small>" if spread else ""
+            cells.append(f"<td>{shown}{star}{spread}</td>")
+        cells += [f"<td>{value}</td>" for value in _gains(comparison, model)]
+        body.append((model, cells))
+    return _html_table(headings, body)
+
+
+def html_costs(comparison: Comparison) -> str:
+    """The table of costs as HTML."""
+    columns = cost_columns(comparison)
+    body = [
+        (model, [_name_cell(model), *(f"<td>{html.escape(cell(model))}</td>" for _, cell in columns)])
+        for model in comparison.models
+    ]
+    return _html_table([heading for heading, _ in columns], body)
+
+
+def _name_cell(model: Model) -> str:
+    role = '<span class="role">teacher</span>' if _unsaid_teacher(model) else ""
+    glyph = f'<span style="color:{model.style.color}">{model.style.symbol[2]}</span>'
+    return f'<th scope="row">{glyph} {html.escape(model.name)}{role}</th>'
+
+
+def _html_table(headings: Sequence[str], body: Sequence[tuple[Model, Sequence[str]]]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)
+    rows = "".join(f"<tr{TEACHER_ROW if model.is_teacher else ''}>{''.join(cells)}</tr>\n" for model, cells in body)
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col">model</th>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody></table></div>"
+    )
