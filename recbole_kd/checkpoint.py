@@ -6,6 +6,7 @@ Ours hold tensors and plain values only and load with ``torch.load(weights_only=
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -41,7 +42,8 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: s
     """Writes a file so that `path` holds either what it held before or all of what `write` wrote, even across a crash.
 
     The bytes go to a hidden temporary file (``.*.tmp``) in the same folder, which is made where it does not exist, then
-    reach the disk, then take the name. Only a killed process leaves a temporary file behind, and no reader looks at it.
+    reach the disk, then take the name. Only a killed process leaves a temporary file behind; no reader looks at it, and
+    the next write into the folder removes it.
 
     Args:
         path: the file.
@@ -56,12 +58,14 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: s
     raw: _RawFile | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        raw = _RawFile(temporary, "x")
+        sweep(path.parent)
+        raw = _claimed(temporary)
         with io.BufferedWriter(raw) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            # While the file is still open, and so locked: a sweep leaves it alone.
+            os.replace(temporary, path)
     except Exception as error:
         # torch.save hides the file's error behind one of its own.
         refused = error if isinstance(error, OSError) else raw.error if raw else None
@@ -81,6 +85,44 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: s
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+#: Names of temporary files: ours alone.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+
+
+def sweep(folder: PathLike) -> int:
+    """Removes the temporary files that killed processes left in `folder`; returns how many.
+
+    A file that is being written is locked by its process, and the system drops the lock when that process ends,
+    however it ends: a file that can be locked is nobody's. Where the file system has no locks, files are left.
+    """
+    swept = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not _TEMPORARY.fullmatch(entry.name):
+                continue
+            with contextlib.suppress(OSError):
+                descriptor = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(entry.path)
+                    swept += 1
+                finally:
+                    os.close(descriptor)
+    return swept
+
+
+def _claimed(path: Path) -> _RawFile:
+    """A new file, locked. A sweep that comes between its making and its lock removes it: then it is made again, once."""
+    raw = _RawFile(path, "x")
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(raw.fileno(), fcntl.LOCK_EX)
+        if not path.exists():
+            raw.close()
+            raw = _RawFile(path, "x")
+            fcntl.flock(raw.fileno(), fcntl.LOCK_EX)
+    return raw
 
 
 class _RawFile(io.FileIO):
