@@ -113,6 +113,7 @@ _TEXTS = {
     *("model", "dataset", "teacher", "teacher.model", "student", "baseline"),
     *("config_files", "data_path", "checkpoint_dir", "result_file", "source", "results", "output"),
     *("checkpoint", "teacher.checkpoint", "resume"),
+    *("users", "format", "output", "index"),
 }
 
 
@@ -158,6 +159,18 @@ def _evaluate(settings: dict[str, Any]) -> None:
 
         save_json(result, str(result_file), "result_file")
     print(json.dumps(result, indent=2))
+
+
+def _recommend(settings: dict[str, Any]) -> None:
+    from recbole_kd.recommend import run_recommend
+
+    keys = ("checkpoint", "users", "k", "format", "output", "exclude_seen")
+    given = {key: settings.pop(key) for key in keys if key in settings}
+    if "checkpoint" not in given:
+        raise UserError("recommend needs a checkpoint; set --checkpoint=FILE, such as saved/BPR-ml-100k-....pth.")
+    if "users" not in given:
+        raise UserError("recommend needs users; set --users=ID,ID,..., --users=@FILE or --users=all.")
+    run_recommend(**given, config_dict=settings)
 
 
 def _prepare(settings: dict[str, Any]) -> None:
@@ -231,5 +244,16 @@ VERBS: dict[str, Verb] = {
         "  --results=FILE        the results.json that compare wrote\n"
         "  --output=DIR          the folder that gets the report (the one of the results)",
         _report,
+    ),
+    "recommend": Verb(
+        "the best items of users, in original ids, as CSV or JSON lines",
+        "  --checkpoint=FILE     a student, teacher or baseline that recbole-kd saved\n"
+        "  --users=196,186       original ids; @FILE with an id a line (@- is standard input); all\n"
+        "  --k=20                items per user\n"
+        "  --format=csv|jsonl\n"
+        "  --output=FILE         instead of standard output\n"
+        "  --exclude_seen=true   true (train), train+valid, all (test too) or false: what is not recommended again\n"
+        "  --data_path=DIR       the folder above the dataset's",
+        _recommend,
     ),
 }

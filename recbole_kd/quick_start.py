@@ -350,7 +350,7 @@ def load_trained(path: str, config_dict: Optional[Mapping[str, Any]] = None) -> 
     """
     state = load_checkpoint(path)
     backbone = state["backbone"]
-    given = dict(config_dict or {})
+    given = {"show_progress": sys.stderr.isatty(), **(config_dict or {})}
     dataset = given.pop("dataset", state["dataset"])
     if dataset != state["dataset"]:
         raise UserError(f"'{path}' was trained on {state['dataset']}, and --dataset={dataset}; leave --dataset out.")

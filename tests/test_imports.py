@@ -31,6 +31,8 @@ ALLOWED = {
     "learner": {"config", "contracts", "data", "optimizer", "representation"},
     "loaders": {"data", "evaluation"},
     "listing": {"config", "data", "registry"},
+    "recommend": {"data", "evaluation", "quick_start", "teacher"},
+    "export": {"data", "quick_start", "recommend", "representation", "teacher"},
     "report": set(),
 }
 #: Third-party packages that a part is limited to; others may use any.
