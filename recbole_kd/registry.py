@@ -70,7 +70,9 @@ MODELS: dict[str, ModelEntry] = {
     "MultiVAE": _recbole("MultiVAE", "variational autoencoder, multinomial likelihood"),
     "NAIS": _recbole("NAIS", "attentive item similarities"),
     "NCEPLRec": _recbole("NCEPLRec", "linear model with noise-contrastive embeddings", gradient=False),
-    "NCL": ModelEntry(f"{_RECBOLE}:NCL", "graph model with neighbourhood-enriched contrast", requires="faiss (faiss-cpu)"),
+    "NCL": ModelEntry(
+        f"{_RECBOLE}:NCL", "graph model with neighbourhood-enriched contrast", requires="faiss (faiss-cpu)"
+    ),
     "NGCF": _recbole("NGCF", "non-linear graph convolutions"),
     "NNCF": _recbole("NNCF", "neighbourhood-based neural filtering"),
     "Pop": _recbole("Pop", "most popular items", gradient=False),

@@ -101,8 +101,7 @@ def build_model(config: KDConfig, dataset: Any) -> nn.Module:
     clusters, fewest = config["num_clusters"], min(dataset.user_num, dataset.item_num) - 1
     if clusters is not None and clusters > fewest:  # NCL finds out in its first epoch, and not in words
         raise UserError(
-            f"--{config.prefix}num_clusters={clusters:,} is more than the users or items there are; set it to {fewest:,} "
-            "at most."
+            f"--{config.prefix}num_clusters={clusters} is more than the {fewest:,} users or items there are; lower it."
         )
     try:
         model: nn.Module = config.resolved.model_class(config, dataset).to(config["device"])
@@ -370,6 +369,11 @@ class FrozenTeacher:
     def _aligned(self, vectors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         users, items = (part.detach() for part in vectors)
         return (users, items) if self._maps is None else (users[self._maps[0]], items[self._maps[1]])
+
+    @property
+    def reordered(self) -> bool:
+        """Whether its model has other internal ids than the student's data, so that only this view may be asked."""
+        return self._maps is not None
 
     def user_embeddings(self) -> Tensor:
         """e_t of every user, (U, d_t), constant."""

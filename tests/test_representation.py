@@ -35,7 +35,8 @@ WITHOUT_VECTORS = ["NeuMF", "DMF", "ConvNCF"]
 
 
 def build(model: str, data_path: Path, **settings: Any) -> Any:
-    given = known_answer_settings(data_path, distill=[], **settings)
+    clusters = {"num_clusters": 8} if model == "NCL" else {}
+    given = known_answer_settings(data_path, distill=[], **clusters, **settings)
     config = KDConfig(model, "known-answer", config_dict=given)
     init_seed(1, True)
     splits = Splits(config)
