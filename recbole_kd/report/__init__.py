@@ -100,7 +100,7 @@ def _markdown_report(comparison: Comparison, drawn: list[str]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in (environment.get("versions") or {}).items())
     budget = (results.get("budget") or {}).get("sentence")
     parts = [
-        f"# {len(comparison.models)} recommenders on {results.get('dataset', 'a dataset')}",
+        f"# {comparison.title}",
         "\n".join(f"- {question}: **{value}** ({text})" for question, value, text in findings(comparison)),
         budget or "",
         "## Accuracy",

@@ -93,9 +93,9 @@ def bars(comparison: Comparison, metric: str) -> Optional[Chart]:
                 f"<br>95 % interval {low:.4f} to {high:.4f}{gain}<extra></extra>",
             }
         )
-    layout = _layout(height=70 + 34 * len(models) + 12 * max(len(wrapped(model.name)) - 1 for model in models))
-    layout["xaxis"].update(title={"text": metric_label(metric)}, rangemode="tozero")
-    layout["yaxis"].update(_named(models, 18), showgrid=False, ticklen=4, tickcolor="rgba(0,0,0,0)")
+    layout = _layout(height=80 + 36 * len(models))
+    layout["xaxis"].update(title=_title(metric_label(metric)), rangemode="tozero")
+    layout["yaxis"].update(_named(models, 22, lines=2), showgrid=False, ticklen=4, tickcolor="rgba(0,0,0,0)")
     layout["bargap"] = 0.28
     if comparison.reference is not None and comparison.reference.mean(metric) is not None:
         layout["shapes"] = [
@@ -180,12 +180,12 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
     ticks = log_ticks(low, high)
     layout["xaxis"].update(
         type="log",
-        title={"text": title},
+        title=_title(title),
         tickvals=ticks,
         ticktext=[short(tick) for tick in ticks],
         range=[math.log10(low), math.log10(high)],
     )
-    layout["yaxis"].update(title={"text": metric_label(metric)}, automargin=True)
+    layout["yaxis"].update(title=_title(metric_label(metric)), automargin=True)
     return {"data": traces, "layout": layout}
 
 
@@ -217,8 +217,10 @@ def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
         if not crowded and row != column
     ]
     layout = _layout(height=max(320, 120 + (26 if crowded else 46) * len(models)))
-    layout["xaxis"].update(_named(models, 14), side="top", showgrid=False)
-    layout["yaxis"].update(_named(models, 18), autorange="reversed", showgrid=False)
+    names = {**_named(models, 24, lines=1), "tickangle": -90} if crowded else _named(models, 14, lines=3)
+    layout["xaxis"].update(names, side="top", showgrid=False)
+    layout["yaxis"].update(_named(models, 24, lines=1 if crowded else 2), autorange="reversed", showgrid=False)
+    layout["margin"]["b"] = 10
     layout["annotations"] = annotations
     trace = {
         "type": "heatmap",
@@ -267,8 +269,8 @@ def validation(comparison: Comparison, metric: str) -> Optional[Chart]:
     if not traces:
         return None
     layout = _layout(height=400)
-    layout["xaxis"].update(title={"text": "epoch"})
-    layout["yaxis"].update(title={"text": f"{metric_label(metric)}, validation"}, automargin=True)
+    layout["xaxis"].update(title=_title("epoch"))
+    layout["yaxis"].update(title=_title(f"{metric_label(metric)}, validation"), automargin=True)
     return {"data": traces, "layout": layout}
 
 
@@ -277,7 +279,7 @@ def losses(title: str, curves: Sequence[tuple[Model, list[Curve]]]) -> Chart:
     layout = _layout(height=250)
     layout["title"] = {"text": _escaped(title), "x": 0.02, "y": 0.97, "font": {"size": 14}}
     layout["margin"]["t"] = 34
-    layout["xaxis"].update(title={"text": "epoch", "standoff": 4})
+    layout["xaxis"].update(title=_title("epoch"))
     layout["yaxis"].update(automargin=True, nticks=5, exponentformat="SI")
     return {"data": [trace for model, seeds in curves for trace in _curves(model, seeds)], "layout": layout}
 
@@ -335,9 +337,13 @@ def _layout(height: int) -> Chart:
     }
 
 
-def _named(models: Sequence[Model], width: int) -> Chart:
+def _title(text: str) -> Chart:
+    return {"text": text, "font": {"size": 13}, "standoff": 6}
+
+
+def _named(models: Sequence[Model], width: int, lines: int) -> Chart:
     """An axis on which model n stands at n, its name wrapped. (As categories, names that wrap alike would be one.)"""
-    names = ["<br>".join(map(_escaped, wrapped(model.name, width))) for model in models]
+    names = ["<br>".join(map(_escaped, wrapped(model.name, width, lines))) for model in models]
     return {"tickvals": list(range(len(models))), "ticktext": names, "automargin": True}
 
 

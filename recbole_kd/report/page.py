@@ -11,15 +11,14 @@ from typing import Any, Optional
 
 from plotly.offline import get_plotlyjs
 
-from recbole_kd.report.interactive import MATRIX_COLORS, charts
-from recbole_kd.report.tables import html_accuracy, html_costs
+from recbole_kd.report.interactive import MATRIX_COLORS, MOST_NUMBERED, charts
+from recbole_kd.report.tables import breakable, html_accuracy, html_costs
 from recbole_kd.report.view import Comparison, Model, metric_label, p_text
 
 
 def html_page(comparison: Comparison) -> str:
     """The report as one HTML file."""
     figures = charts(comparison)
-    title = f"{len(comparison.models)} recommenders on {comparison.results.get('dataset', 'a dataset')}"
     sections = [
         _headline(comparison),
         _section(
@@ -42,7 +41,10 @@ def html_page(comparison: Comparison) -> str:
             "Are the differences real?",
             "Row less column. Paired test over users, Holm's correction over all pairs: *** p &lt; 0.001, "
             f"** p &lt; 0.01, * p &lt; 0.05, n.s. not significant. {_key()}",
+            # Narrower than this the numbers would run into each other: it scrolls, as the tables do.
+            f'<div class="scroll"><div style="min-width:{150 + 64 * min(len(comparison.models), MOST_NUMBERED)}px">',
             _chart(figures, "significance", ""),
+            "</div></div>",
         )
         if "significance" in figures
         else "",
@@ -56,7 +58,7 @@ def html_page(comparison: Comparison) -> str:
     ]
     data = {"primary": comparison.primary, "charts": figures}
     return Template(_beside("page.html")).substitute(
-        title=_escaped(title),
+        title=_escaped(comparison.title),
         style=_beside("page.css"),
         subtitle=_subtitle(comparison),
         toolbar=_toolbar(comparison),
@@ -79,9 +81,9 @@ def findings(comparison: Comparison) -> list[tuple[str, str, str]]:
     between = f", 95 % interval {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
     found = [("Best student", best.name, f"{label} {best.mean(metric):.4f}{between}")]
     gain = best.gain(metric)
-    if base is best:
+    if base is best and len(ranked) > 1:
         found.append(("Over the plain student", "none", f"no student is better than the plain {best.name}"))
-    elif base is not None and gain is not None:
+    elif base is not None and base is not best and gain is not None:
         p = comparison.p_value(metric, best.name, base.name)
         found.append(
             ("Over the plain student", f"{100 * gain:+.1f} %", f"{label}, {base.name}; over users {p_text(p)}")
@@ -92,7 +94,7 @@ def findings(comparison: Comparison) -> list[tuple[str, str, str]]:
             ("Teacher gap closed", f"{100 * closed:.0f} %", f"of {label}, from {_plain(base)} to {teacher.name}")
         )
     cheaper = [
-        f"{ratio:.1f} × {what}"
+        f"{ratio:.1f}× {what}"
         for what, path in (("smaller", ("parameters",)), ("faster", ("latency_ms", "batch_1", "p50")))
         if teacher is not None and (ratio := _ratio(teacher, best, *path)) is not None and ratio >= 1.05
     ]
@@ -113,7 +115,7 @@ def _ratio(more: Model, less: Model, *cost: str) -> Optional[float]:
 def _headline(comparison: Comparison) -> str:
     cards = "".join(
         f'<div class="card"><div class="question">{_escaped(question)}</div>'
-        f'<div class="figure">{_breakable(value)}</div><div class="explanation">{_escaped(text)}</div></div>'
+        f'<div class="figure">{breakable(value)}</div><div class="explanation">{_escaped(text)}</div></div>'
         for question, value, text in findings(comparison)
     )
     budget = (comparison.results.get("budget") or {}).get("sentence")
@@ -190,9 +192,9 @@ def _settings(comparison: Comparison) -> str:
             if value
         ]
         settings = ", ".join(f"{key}={value}" for key, value in (row.get("settings") or {}).items())
-        epochs = ", ".join(str(run.get("best_epoch")) for run in model.runs)
+        epochs = ", ".join(str(run.get("best_epoch", "–")) for run in model.runs)
         rows.append(
-            f'<tr><th scope="row">{_escaped(model.name)}</th><td class="text">{"; ".join(parts)}</td>'
+            f'<tr><th scope="row">{breakable(model.name)}</th><td class="text">{"; ".join(parts)}</td>'
             f'<td class="text"><code>{_escaped(settings) or "–"}</code></td><td>{_escaped(epochs)}</td></tr>'
         )
     return (
@@ -214,12 +216,6 @@ def _environment(comparison: Comparison) -> str:
 
 def _escaped(text: str) -> str:
     return html.escape(str(text))
-
-
-def _breakable(text: str) -> str:
-    """`text` that may be broken before an inner capital, so that a long name fits a narrow card."""
-    pieces = [f"<wbr>{_escaped(c)}" if c.isupper() and index else _escaped(c) for index, c in enumerate(text)]
-    return "".join(pieces)
 
 
 def _beside(name: str) -> str:

@@ -97,7 +97,7 @@ def _bars(comparison: Comparison) -> Optional[Figure]:
         axes.set_yticks(range(len(models)), names or [""] * len(models))
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
-        axes.invert_yaxis()
+        axes.set_ylim(len(models) - 0.4, -0.6)
         axes.set_title(metric_label(metric))
     figure.supxlabel("test split, 95 % intervals; dotted: the plain student", fontsize=9, color=MUTED)
     return figure
@@ -108,7 +108,7 @@ def _trade_off(comparison: Comparison, cost: tuple[str, ...], title: str) -> Opt
     models = [model for model in comparison.models if model.cost(*cost) and model.mean(metric) is not None]
     if not models:
         return None
-    figure = new_figure(6.5, 4.2 + 0.24 * math.ceil(len(models) / 3))
+    figure = new_figure(6.5, 4.2)
     axes = figure.subplots()
     front = comparison.front(metric, *cost)
     prices = {model.name: model.cost(*cost) or 0.0 for model in models}
@@ -157,14 +157,13 @@ def _significance(comparison: Comparison) -> Optional[Figure]:
                 color = ink_on(MATRIX_COLORS[3 + (level or 0)])
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color, linespacing=1.3)
     places = range(len(models))
-    axes.set_yticks(places, ["\n".join(wrapped(model.name, 20, lines=2)) for model in models])
-    crowded = len(models) > MOST_NUMBERED
-    axes.set_xticks(
-        places,
-        ["\n".join(wrapped(model.name, 24 if crowded else 12)) for model in models],
-        rotation=90 if crowded else 0,
-        fontsize=8,
-    )
+    if len(models) > MOST_NUMBERED:
+        names = [wrapped(model.name, 28, lines=1)[0] for model in models]
+        axes.set_yticks(places, names, fontsize=8)
+        axes.set_xticks(places, names, fontsize=8, rotation=90)
+    else:
+        axes.set_yticks(places, ["\n".join(wrapped(model.name, 20, lines=2)) for model in models])
+        axes.set_xticks(places, ["\n".join(wrapped(model.name, 13)) for model in models], fontsize=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.set_xticks([place - 0.5 for place in places][1:], minor=True)
@@ -188,7 +187,7 @@ def _validation(comparison: Comparison) -> Optional[Figure]:
     curves = [(model, seeds) for model, seeds in curves if seeds]
     if not curves:
         return None
-    figure = new_figure(7, 4 + 0.24 * math.ceil(len(curves) / 3))
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     _draw_curves(axes, curves)
     axes.set_xlabel("epoch")
@@ -223,11 +222,15 @@ def _draw_curves(axes: Any, curves: Iterable[tuple[Model, list[Curve]]]) -> None
 
 
 def _legend(figure: Figure, models: Sequence[Model], lines: bool = True) -> None:
+    """Names under the picture, which grows by their rows, in as many columns as the longest of them allows."""
     handles = [
         Line2D([], [], color=model.style.color, ls=model.style.dash[1], lw=2)
         if lines
         else Line2D([], [], color=model.style.color, marker=model.style.symbol[1], ls="", ms=8)
         for model in models
     ]
-    names = ["".join(wrapped(model.name, 30, lines=1)) for model in models]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(models)), fontsize=9)
+    names = [wrapped(model.name, 40, lines=1)[0] for model in models]
+    width, height = figure.get_size_inches()
+    columns = max(1, min(len(models), int(width / (0.7 + 0.085 * max(map(len, names))))))
+    figure.set_size_inches(width, height + 0.2 * math.ceil(len(models) / columns))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9)

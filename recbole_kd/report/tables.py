@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Optional
 
-from recbole_kd.report.view import Comparison, Model, metric_label, percent
+from recbole_kd.report.view import BREAKS, Comparison, Model, metric_label, percent
 
 TEACHER_ROW = ' class="teacher"'
 #: One column of the table of costs: heading and the cell of a row.
@@ -32,18 +32,17 @@ def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional
     )
 
 
-def cost_columns(comparison: Comparison) -> list[CostColumn]:
+def cost_columns() -> list[CostColumn]:
     """Headings and cells of the table of costs, in order."""
-    reference = comparison.reference.name if comparison.reference else "plain"
     return [
-        ("s / epoch", lambda model: figure(model.cost("seconds_per_epoch"), ".2f")),
-        (f"× {reference}", lambda model: figure(model.cost("ratio_to_plain"), ".2f")),
+        ("s\u00a0/\u00a0epoch", lambda model: figure(model.cost("seconds_per_epoch"), ".2f")),
+        ("×\u00a0plain", lambda model: figure(model.cost("ratio_to_plain"), ".2f")),
         ("peak memory", lambda model: memory(model.cost("peak_memory_bytes"))),
         ("parameters", lambda model: figure(model.cost("parameters"), ",.0f")),
         ("batch of 1, ms (p50 / p95)", lambda model: _latency(model, "batch_1")),
-        ("users / s", lambda model: figure(model.cost("users_per_second", "batch_1"), ",.0f")),
+        ("users\u00a0/\u00a0s", lambda model: figure(model.cost("users_per_second", "batch_1"), ",.0f")),
         ("batch of 1,024, ms (p50 / p95)", lambda model: _latency(model, "batch_1024")),
-        ("users / s", lambda model: figure(model.cost("users_per_second", "batch_1024"), ",.0f")),
+        ("users\u00a0/\u00a0s", lambda model: figure(model.cost("users_per_second", "batch_1024"), ",.0f")),
     ]
 
 
@@ -130,7 +129,7 @@ def latex_table(comparison: Comparison) -> str:
         cells.append(_latex(percent(None if model is comparison.reference else model.gain(comparison.primary))))
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    columns = cost_columns(comparison)
+    columns = cost_columns()
     lines += [
         r"\begin{table}[t]",
         r"\centering",
@@ -157,6 +156,7 @@ _LATEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "–": "--",
+    "\u00a0": "~",
 }
 
 
@@ -188,7 +188,7 @@ def markdown_accuracy(comparison: Comparison) -> str:
 
 def markdown_costs(comparison: Comparison) -> str:
     """The table of costs as Markdown."""
-    columns = cost_columns(comparison)
+    columns = cost_columns()
     lines = [["model", *(_markdown(heading) for heading, _ in columns)]]
     lines += [[_markdown(model.name), *(cell(model) for _, cell in columns)] for model in comparison.models]
     return _markdown_table(lines)
@@ -239,7 +239,7 @@ def html_accuracy(comparison: Comparison) -> str:
 
 def html_costs(comparison: Comparison) -> str:
     """The table of costs as HTML."""
-    columns = cost_columns(comparison)
+    columns = cost_columns()
     body = [
         (model, [_name_cell(model), *(f"<td>{html.escape(cell(model))}</td>" for _, cell in columns)])
         for model in comparison.models
@@ -248,9 +248,14 @@ def html_costs(comparison: Comparison) -> str:
 
 
 def _name_cell(model: Model) -> str:
-    role = '<span class="role">teacher</span>' if _unsaid_teacher(model) else ""
-    glyph = f'<span style="color:{model.style.color}">{model.style.symbol[2]}</span>'
-    return f'<th scope="row">{glyph} {html.escape(model.name)}{role}</th>'
+    role = ' <span class="role">teacher</span>' if _unsaid_teacher(model) else ""
+    glyph = f'<i style="color:{model.style.color}">{model.style.symbol[2]}</i>'
+    return f'<th scope="row"><div class="name">{glyph}<span>{breakable(model.name)}{role}</span></div></th>'
+
+
+def breakable(name: str) -> str:
+    """A name as HTML that may be broken where :data:`BREAKS` says, so that a long one fits a narrow place."""
+    return "<wbr>".join(html.escape(piece) for piece in BREAKS.split(name))
 
 
 def _html_table(headings: Sequence[str], body: Sequence[tuple[Model, Sequence[str]]]) -> str:

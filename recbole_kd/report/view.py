@@ -35,6 +35,9 @@ SYMBOLS = (
 #: (plotly's dash, matplotlib's line style): changes when the colours have been used up.
 DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
 
+#: Where a model's name may be broken without a space.
+BREAKS = re.compile(r"(?<=[a-z0-9)])(?=[A-Z(])|(?<=[-_.,+/])(?=\S)")
+
 Curve = tuple[list[int], list[float]]
 
 
@@ -154,6 +157,12 @@ class Comparison:
         self.teacher: Optional[Model] = by_name.get(str(results.get("teacher")))
 
     @property
+    def title(self) -> str:
+        """What the report calls itself."""
+        count = len(self.models)
+        return f"{count} recommender{'' if count == 1 else 's'} on {self.results.get('dataset', 'a dataset')}"
+
+    @property
     def students(self) -> list[Model]:
         """Every row but the teachers'."""
         return [model for model in self.models if not model.is_teacher]
@@ -205,9 +214,10 @@ class Comparison:
     def marks_say(self) -> str:
         """The legend of the tables' marks, one sentence."""
         base = f"the plain student {self.reference.name}" if self.reference else "the second best"
+        seeds = len(self.results.get("seeds") or [])
         return (
             f"Best student in bold, second underlined; * differs from {base} (p < {LEVEL}, paired over users, "
-            f"Holm's correction). Mean ± deviation over {_counted(len(self.results.get('seeds') or []), 'seed')}."
+            f"Holm's correction). {f'Mean ± deviation over {seeds} seeds' if seeds > 1 else 'One seed'}."
         )
 
     def loss_panels(self) -> dict[str, list[tuple[Model, list[Curve]]]]:
@@ -310,8 +320,14 @@ def percent(share: Optional[float]) -> str:
 
 
 def wrapped(name: str, width: int = 18, lines: int = 3) -> list[str]:
-    """A long model name in lines of at most `width`, broken at spaces, punctuation and inner capitals."""
-    pieces = re.sub(r"(?<=[a-z0-9)])(?=[A-Z(])|(?<=[-_.,+/])(?=\S)", "\u200b", name)
+    """A long model name in lines of at most `width`, broken at spaces, punctuation and inner capitals.
+
+    Of a name that takes more than `lines`, the middle is left out: names of variants differ at their ends.
+    """
+    if lines == 1:
+        half = (width - 1) // 2
+        return [name if len(name) <= width else f"{name[:half].rstrip()}…{name[-half:].lstrip()}"]
+    pieces = BREAKS.sub("\u200b", name)
     found: list[str] = []
     for piece in re.split("(\u200b| )", pieces):
         glue = " " if piece == " " else ""
@@ -325,7 +341,7 @@ def wrapped(name: str, width: int = 18, lines: int = 3) -> list[str]:
             found += textwrap.wrap(piece, width) or [piece]
     found = [line.rstrip() for line in found if line.strip()]
     if len(found) > lines:
-        found = [*found[: lines - 1], found[lines - 1][: width - 1] + "…"]
+        return [*found[: lines - 1], "…" + name[1 - width :].lstrip()]
     return found
 
 
@@ -334,10 +350,6 @@ def number(value: Any) -> Optional[float]:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _styles(rows: Sequence[Mapping[str, Any]], teacher: Any, reference: Any) -> list[Style]:

@@ -1,0 +1,154 @@
+"""What a report shows: places and marks, the Pareto front, curves over seeds, names, bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_kd.errors import UserError
+from recbole_kd.report.view import (
+    Comparison,
+    log_ticks,
+    mean_curve,
+    metric_label,
+    pareto_front,
+    smaller_is_better,
+    stars,
+    wrapped,
+)
+from tests.report.fabricated import fabricated
+
+small = st.integers(0, 5)
+
+
+@given(st.lists(st.tuples(small, small), max_size=8))
+def test_the_front_is_what_no_other_point_dominates(points: list[tuple[int, int]]) -> None:
+    front = pareto_front([cost for cost, _ in points], [value for _, value in points])
+    for index, (cost, value) in enumerate(points):
+        beaten = False
+        for other_cost, other_value in points:
+            no_worse = other_cost <= cost and other_value >= value
+            beaten = beaten or (no_worse and (other_cost < cost or other_value > value))
+        assert (index in front) == (not beaten)
+    assert [points[index] for index in front] == sorted(points[index] for index in front)
+
+
+def test_the_mean_over_seeds_ends_where_the_first_seed_stopped() -> None:
+    assert mean_curve([([0, 1, 2], [1.0, 2.0, 3.0]), ([0, 1], [3.0, 5.0])]) == ([0, 1], [2.0, 3.5])
+    assert mean_curve([]) == ([], [])
+
+
+def test_best_and_second_are_among_the_students() -> None:
+    comparison = Comparison(fabricated())
+    assert comparison.places("ndcg@20") == {"SimRecStudent": 1, "DERRDStudent": 2}
+
+
+def test_equal_in_print_is_equal_in_place() -> None:
+    results = fabricated()
+    for row in results["rows"]:
+        if row["name"] in ("FreqDStudent", "SimRecStudent"):
+            row["mean"]["ndcg@20"] = 0.5 + 1e-6 * len(row["name"])
+    places = Comparison(results).places("ndcg@20")
+    assert places == {"FreqDStudent": 1, "SimRecStudent": 1, "DERRDStudent": 2}
+
+
+def test_of_a_metric_that_should_be_small_the_smallest_is_best() -> None:
+    assert smaller_is_better("giniindex@10")
+    assert not smaller_is_better("ndcg@10")
+    results = fabricated()
+    results["metrics"] = ["giniindex@10"]
+    for place, row in enumerate(results["rows"]):
+        row["mean"] = {"giniindex@10": 0.5 + place / 10}
+    assert Comparison(results).ranked("giniindex@10")[0].name == "BPR"
+
+
+def test_a_mark_is_a_difference_from_the_plain_student() -> None:
+    results = fabricated()
+    table = results["significance"]["ndcg@20"]
+    names = table["names"]
+    table["p_users_holm"] = [[None if a == b else 0.6 for b in names] for a in names]
+    table["p_users_holm"][names.index("SimRecStudent")][names.index("BPR")] = 0.049
+    comparison = Comparison(results)
+    assert [name for name in names if comparison.significant("ndcg@20", name)] == ["SimRecStudent"]
+
+
+def test_without_a_plain_student_the_mark_is_the_best_against_the_second() -> None:
+    results = fabricated()
+    results["reference"] = None
+    comparison = Comparison(results)
+    base = comparison.base("ndcg@20")
+    assert base is not None
+    assert base.name == "DERRDStudent"
+    assert "second best" in comparison.marks_say()
+
+
+def test_one_colour_for_each_model_and_grey_for_what_is_not_distilled() -> None:
+    models = {model.name: model for model in Comparison(fabricated()).models}
+    colors = [model.style.color for model in models.values()]
+    assert len(set(colors)) == len(colors)
+    assert models["BPR"].style.color == "#7F7F7F"
+    assert models["SimRecTeacher (teacher)"].style.color == "#222222"
+
+
+def test_many_models_differ_in_colour_symbol_or_line() -> None:
+    rows = [{"name": f"M{index}", "mean": {"ndcg@10": 0.1}} for index in range(40)]
+    results = {"format": 1, "dataset": "d", "metrics": ["ndcg@10"], "rows": rows}
+    styles = [model.style for model in Comparison(results).models]
+    assert len({(style.color, style.symbol) for style in styles}) == 40
+    assert len({(style.color, style.dash) for style in styles[:36]}) == 36
+
+
+def test_a_models_own_loss_has_a_panel_for_each_architecture() -> None:
+    panels = Comparison(fabricated()).loss_panels()
+    assert [model.name for model, _ in panels["rec of BPR"]] == ["BPR", "DERRDStudent", "FreqDStudent", "HTDStudent"]
+    assert [model.name for model, _ in panels["simrec.prediction"]] == ["SimRecStudent"]
+    assert len(panels["rrd"][0][1]) == 3, "a curve for each seed"
+
+
+def test_names_are_broken_where_words_end() -> None:
+    assert wrapped("BPR") == ["BPR"]
+    assert wrapped("SimRecTeacher (teacher)", 14) == ["SimRecTeacher", "(teacher)"]
+    assert wrapped("x" * 40, 18, lines=3) == ["x" * 18, "x" * 18, "x" * 4]
+    long = wrapped("DERRDStudentWithAVeryLongName (teacher LightGCN, d=64)", 18, lines=2)
+    assert len(long) == 2
+    assert all(len(line) <= 18 for line in long)
+    assert long[1].endswith("d=64)"), "variants differ at the end"
+    assert wrapped("DERRDStudent (teacher LightGCN)", 15, lines=1) == ["DERRDSt…ghtGCN)"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.3), (0.15, 2.5), (30_000, 1.4e6), (1e-3, 1e4), (0.2, 0.36)])
+def test_a_logarithmic_axis_has_a_few_round_ticks(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert 2 <= len(ticks) <= 9
+    assert all(low <= tick <= high for tick in ticks)
+
+
+def test_words() -> None:
+    assert [metric_label(name) for name in ("recall@20", "ndcg@5", "mrr@10")] == ["Recall@20", "NDCG@5", "MRR@10"]
+    assert [stars(p) for p in (None, 0.2, 0.04, 0.009, 0.0002)] == ["", "", "*", "**", "***"]
+
+
+def _without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in fabricated(seeds=1).items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], "found list"),
+        ({**fabricated(seeds=1), "format": 7}, "expected format 1, found 7"),
+        (_without("rows"), "'rows' lists no model"),
+        ({**fabricated(seeds=1), "rows": []}, "'rows' lists no model"),
+        ({**fabricated(seeds=1), "metrics": "ndcg@10"}, "'metrics' lists no metric"),
+        ({**fabricated(seeds=1), "rows": [{"mean": {}}]}, "a row has no name"),
+        ({**fabricated(seeds=1), "rows": [{"name": "A"}]}, "row 'A' has no 'mean'"),
+        ({**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}}] * 2}, "two rows are named 'A'"),
+    ],
+)
+def test_what_is_no_result_of_compare_is_refused(results: Any, message: str) -> None:
+    with pytest.raises(UserError, match="no results of compare") as raised:
+        Comparison(results)
+    assert message in str(raised.value)
