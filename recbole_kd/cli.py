@@ -56,11 +56,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except (UserError, TrainingError) as error:
         print(f"recbole-kd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "recbole-kd: interrupted. A student goes on with --resume=FILE-last.pth, a teacher when repeated.",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as stop:
+        how = "interrupted. A student goes on with --resume=FILE-last.pth, a teacher when repeated."
+        print(f"recbole-kd: {stop if stop.args else how}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; nothing is wrong and nothing more can be said.
@@ -113,6 +111,7 @@ _TEXTS = {
     *("model", "dataset", "teacher", "teacher.model", "student", "baseline"),
     *("config_files", "data_path", "checkpoint_dir", "result_file", "source", "results", "output"),
     *("checkpoint", "teacher.checkpoint", "resume"),
+    *("params_file", "ray_address"),
     *("users", "format", "output", "index"),
 }
 
@@ -200,6 +199,25 @@ def _report(settings: dict[str, Any]) -> None:
         print(path)
 
 
+_SEARCH = ("trials", "prune", "grace_epochs", "cpus", "cpus_per_trial", "gpus_per_trial", "ray_address")
+
+
+def _tune(settings: dict[str, Any]) -> None:
+    from recbole_kd.checkpoint import save_json
+    from recbole_kd.tune import evaluate_winner, search
+    from recbole_kd.tune.report import summary
+
+    files = str(settings.pop("config_files", "") or "").split()
+    own = {key: settings.pop(key) for key in _SEARCH if key in settings}
+    space, folder, result_file = (settings.pop(key, None) for key in ("params_file", "output", "result_file"))
+    result = search(config_file_list=files, config_dict=settings, space=space, folder=folder, **own)
+    result["test_result"] = evaluate_winner(result, files, settings)
+    for path in (os.path.join(result["folder"], "result.json"), result_file):
+        if path:
+            save_json(result, path, "result_file" if path == result_file else "output")
+    print(f"\n{summary(result)}")
+
+
 def _no_more(settings: dict[str, Any], verb: str, known: Sequence[str]) -> None:
     if settings:
         key = next(iter(settings))
@@ -255,5 +273,20 @@ VERBS: dict[str, Verb] = {
         "  --exclude_seen=true   true (train), train+valid, all (test too) or false: what is not recommended again\n"
         "  --data_path=DIR       the folder above the dataset's",
         _recommend,
+    ),
+    "tune": Verb(
+        "search a model's settings with Ray Tune, choosing on validation",
+        "  --model=NAME --dataset=NAME      and any setting that train takes, the same for all trials\n"
+        "  --params_file=FILE.hyper         the search space (properties/tune/MODEL.hyper)\n"
+        "  --trials=50                      configurations in all\n"
+        "  --prune=false                    train every trial to its end (ASHA stops those that are behind)\n"
+        "  --grace_epochs=N                 epochs that every trial is trained for (a ninth of --epochs)\n"
+        "  --cpus=N --cpus_per_trial=1      cores of all trials together, and of one\n"
+        "  --gpus_per_trial=0.25            share of a GPU\n"
+        "  --ray_address=auto               join a running Ray cluster\n"
+        "  --output=FOLDER                  trials.csv, trials.png, best.yaml, result.json (CHECKPOINT_DIR/tune/...)\n"
+        "  --result_file=FILE               also write the result (JSON) there\n"
+        "The same command again goes on with a search that was interrupted.",
+        _tune,
     ),
 }

@@ -53,8 +53,8 @@ def best_yaml(result: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in given.items() if key not in ("config_files", "result_file", "resume")}
     settings = json.loads(json.dumps(merge(kept, nest(best["settings"])), default=str))
     title = (
-        f"# Trial {best['trial']} of {len(result['trials'])}: {result['valid_metric']} {best['score']:.4f} on validation, "
-        f"epoch {best['best_epoch']} (0 is the first).\n"
+        f"# Trial {best['trial']} of {len(result['trials'])}: {result['valid_metric']} {best['score']:.4f} on "
+        f"validation, epoch {best['best_epoch']} (0 is the first).\n"
     )
     return title + str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
@@ -75,7 +75,10 @@ def plot(result: Mapping[str, Any], file: Any) -> None:
     for status, (marker, colour) in styles.items():
         points = [(record["trial"], record["score"]) for record in scored if record["status"] == status]
         if points:
-            axes.scatter(*zip(*points), marker=marker, color=colour, s=34, label=f"{status} ({len(points)})", zorder=3)
+            numbers, scores = zip(*points)
+            axes.scatter(
+                numbers, scores, s=34, marker=marker, color=colour, label=f"{status} ({len(points)})", zorder=3
+            )
     so_far: list[float] = []
     for record in scored:
         better = not so_far or (record["score"] > so_far[-1] if bigger else record["score"] < so_far[-1])
@@ -107,6 +110,24 @@ def table(result: Mapping[str, Any]) -> str:
     left_out = len(result["trials"]) - (len(lines) - 1)
     more = [f"... and {left_out} more in trials.csv"] if left_out > 0 else []
     return "\n".join([*aligned(lines), *more])
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The table, what became of the trials, the winner with its test result, and the files."""
+    best, counts = result["best"], result["counts"]
+    became = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    chosen = ", ".join(f"{name} {_cell(value)}" for name, value in best["settings"].items())
+    lines = [
+        f"{result['model']} on {result['dataset']}: {became}; best first, by {result['valid_metric']} on validation",
+        table(result),
+        "",
+        f"Best: trial {best['trial']}, {result['valid_metric']} {best['score']:.4f} on validation: {chosen}",
+    ]
+    if "test_result" in result:
+        shown = [f"{name} {value:.4f}" for name, value in result["test_result"].items()]
+        lines.append(f"Its test split, read for the first time: {', '.join(shown)}")
+    files = f"{result['folder']}: trials.csv, trials.png, result.json"
+    return "\n".join([*lines, f"Train it: recbole-kd train --config_files={result['config_file']}", files])
 
 
 def _cell(value: Any) -> str:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,6 @@ from ray.air import session
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_kd.checkpoint import digest, save_json
 from recbole_kd.config import KDConfig, merge, nest
@@ -37,14 +37,28 @@ from recbole_kd.tune.worker import Task, teacher_of, train_trial, trial_config
 REDUCTION = 3
 #: Settings of the machine and of output, which do not make it another search.
 _WITHOUT_EFFECT = frozenset(
-    ["gpu_id", "use_gpu", "device", "state", "show_progress", "worker", "log_wandb", "wandb_project", "local_rank"]
-    + ["data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last", "baseline"]
-    + ["eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "single_spec"]
+    (
+        *(
+            "gpu_id",
+            "use_gpu",
+            "device",
+            "state",
+            "show_progress",
+            "worker",
+            "log_wandb",
+            "wandb_project",
+            "local_rank",
+        ),
+        *("data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last"),
+        *("baseline", "eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "single_spec"),
+    )
 )
 #: Settings that all trials of a search share, beside those of data, evaluation and machine.
 _FIXED = frozenset(
-    ["model", "student", "dataset", "teacher", "distill", "baseline", "resume", "result_file", "save_last", "worker"]
-    + ["config_files", "eval_step"]
+    (
+        *("model", "student", "dataset", "teacher", "distill", "baseline"),
+        *("resume", "result_file", "save_last", "worker", "config_files", "eval_step"),
+    )
 )
 
 
@@ -174,9 +188,10 @@ def _check_arguments(
     cpus_per_trial: float,
     gpus_per_trial: Optional[float],
 ) -> None:
-    for name, value, least in (("trials", trials, 1), ("grace_epochs", grace_epochs, 1), ("cpus", cpus, 1)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise UserError(f"--{name}={value!r}; expected a whole number of at least {least}.")
+    for name, value in (("trials", trials), ("grace_epochs", grace_epochs), ("cpus", cpus)):
+        given = value is not None or name == "trials"
+        if given and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"--{name}={value!r}; expected a whole number of at least 1.")
     for name, amount, open_bound in (
         ("cpus_per_trial", cpus_per_trial, True),
         ("gpus_per_trial", gpus_per_trial, False),
@@ -254,7 +269,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 # The search itself
 
 
-class Journal(tune.Callback):  # type: ignore[misc]
+class Journal(tune.Callback):
     """What is known of the trials: read from the folder, and written there as each one ends.
 
     Attributes:
@@ -355,7 +370,8 @@ class Journal(tune.Callback):  # type: ignore[misc]
         total, over = len(self.task.draws), len(self.records)
         left = (time.monotonic() - self._started) / max(1, over - self._before) * (total - over)
         best = self.best()
-        parts = [f"Trial {record['trial']} {record['status']} after {record['epochs']} epochs"]
+        epochs = "1 epoch" if record["epochs"] == 1 else f"{record['epochs']} epochs"
+        parts = [f"Trial {record['trial']} {record['status']} after {epochs}"]
         if record["score"] is not None:
             parts.append(f"{self.facts['valid_metric']} {record['score']:.4f}")
         if record["message"]:
@@ -363,6 +379,8 @@ class Journal(tune.Callback):  # type: ignore[misc]
         if best is not None:
             parts.append(f"best {best['score']:.4f} (trial {best['trial']})")
         parts.append(f"{over} of {total} over" + (f", about {duration(left)} left" if over < total else ""))
+        if self.bar is not None:
+            self.bar.clear()
         logging.getLogger().info("; ".join(parts))
         if self.bar is not None:
             self.bar.update()
@@ -455,39 +473,43 @@ def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gp
         there = ray.cluster_resources().get(kind, 0)
         if wanted > there:
             raise UserError(f"--{kind.lower()}s_per_trial={wanted:g}, and Ray has {there:g}; lower it.")
-    # Ray Tune's own loggers, its handler of Ctrl-C (which would end as if all were done) and its demand for a score
-    # from trials that failed are in the way.
+    # In the way are Ray Tune's own loggers and tables, its handler of Ctrl-C, which would end as if all were done, and
+    # its demand for a score from trials that failed.
     os.environ.update(
+        RAY_AIR_NEW_OUTPUT="0",
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_DISABLE_SIGINT_HANDLER="1",
         TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
     )
     total, over = len(task.draws), len(journal.records)
     logging.getLogger().info(f"Searching: {total} trials, {over} of them over; {task.folder}")
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as storage,
-        logging_redirect_tqdm(),
-        tqdm(total=total, initial=over, desc="Trials", unit="trial", disable=not journal.shows_progress) as journal.bar,
-    ):
-        trainable = tune.with_parameters(_trainable, task=task)
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),
-            param_space={"number": tune.grid_search(journal.pending)},
-            tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
-            run_config=air.RunConfig(
-                name="search",
-                storage_path=storage,
-                verbose=0,
-                callbacks=[journal],
-                failure_config=air.FailureConfig(max_failures=1),
-            ),
-        )
-        try:
+    for left_behind in Path(task.folder).glob(".ray-*"):  # by a process that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
+    storage = tempfile.mkdtemp(prefix=".ray-", dir=task.folder)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_trainable, task=task), {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
+        ),
+        param_space={"number": tune.grid_search(journal.pending)},
+        tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
+        run_config=air.RunConfig(
+            name="search",
+            storage_path=storage,
+            verbose=0,
+            callbacks=[journal],
+            failure_config=air.FailureConfig(max_failures=1),
+        ),
+    )
+    bar = tqdm(total=total, initial=over, desc="Trials", unit="trial", disable=not journal.shows_progress)
+    try:
+        with bar as journal.bar:
             tuner.fit()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted after {len(journal.records)} of {total} trials; the same command goes on with the rest."
-            ) from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted after {len(journal.records)} of {total} trials; the same command goes on with the rest."
+        ) from None
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
 
 
 def _trainable(config: dict[str, Any], task: Task) -> None:

@@ -92,7 +92,7 @@ def train_trial(
         task: the search.
         number: of the trial, from 1.
         report: gets ``epoch`` (trained so far), ``score`` (the best so far), ``best_epoch`` (0 is the first),
-            ``valid_result`` (of that epoch), ``valid_history`` and ``seconds`` (of training); in the end a last time with
+            ``valid_result`` (of that epoch), ``valid_history`` and ``seconds`` (of training); in the end once more with
             ``ended``, and ``failed`` where training was not possible. It may raise to end the trial.
         gpus: devices that Ray gave to the trial; None leaves the device to the settings.
     """
