@@ -172,6 +172,18 @@ def _recommend(settings: dict[str, Any]) -> None:
     run_recommend(**given, config_dict=settings)
 
 
+def _export(settings: dict[str, Any]) -> None:
+    from recbole_kd.export import run_export, summary
+
+    keys = ("checkpoint", "output", "index", "exclude_seen", "overwrite")
+    given = {key: settings.pop(key) for key in keys if key in settings}
+    if "checkpoint" not in given:
+        raise UserError("export needs a checkpoint; set --checkpoint=FILE, such as saved/BPR-ml-100k-....pth.")
+    if "output" not in given:
+        raise UserError("export needs a folder; set --output=DIR.")
+    print(summary(run_export(**given, config_dict=settings), given["output"]))
+
+
 def _prepare(settings: dict[str, Any]) -> None:
     from recbole_kd.data.prepare import PREPARABLE, can_prepare, prepare
 
@@ -223,6 +235,14 @@ def _no_more(settings: dict[str, Any], verb: str, known: Sequence[str]) -> None:
         key = next(iter(settings))
         takes = ", ".join(f"--{name}" for name in known)
         raise UserError(f"Unknown setting '{key}' for {verb}.{closest(key, known)} It takes {takes}.")
+
+
+def _compare(settings: dict[str, Any]) -> None:
+    from recbole_kd.compare import compare, table
+
+    results = compare(settings)
+    print(f"\n{results['dataset']}, test split\n{table(results)}")
+    print(f"report: {os.path.join(str(settings.get('output') or 'report'), 'report.html')}")
 
 
 @dataclass(frozen=True)
@@ -288,5 +308,26 @@ VERBS: dict[str, Verb] = {
         "  --result_file=FILE               also write the result (JSON) there\n"
         "The same command again goes on with a search that was interrupted.",
         _tune,
+    ),
+    "compare": Verb(
+        "several models and recipes, several seeds, one dataset: means, tests, gains, costs, report",
+        "  --models=BPR,DERRDStudent --dataset=NAME   and any other setting, for all models that read it\n"
+        "  --seeds=5             number of seeds, from --seed=2020 on, or a list of them; the split is --split_seed's\n"
+        "  --tune_trials=20      first choose each model's settings on validation, with as many trials for every one\n"
+        "  --output=report       results.json, per-user metrics, report\n"
+        "  --parallel=2          so many runs at a time, through Ray\n"
+        "  --config_files=FILE   YAML; its section models: {LABEL: {model: NAME, KEY: VALUE}} has settings for each model\n"
+        "The same command again goes on with a comparison that was interrupted; a changed setting repeats what it changes.",
+        _compare,
+    ),
+    "export": Verb(
+        "a student alone, for serving with numpy: vectors, ids, an index",
+        "  --checkpoint=FILE     a model whose scores are inner products of vectors (BPR, LightGCN, SimRecStudent, ...)\n"
+        "  --output=DIR          the folder that is made\n"
+        "  --index=faiss         also an approximate index, with its measured recall and latency\n"
+        "  --exclude_seen=true   true (train), train+valid, all (test too) or false: the seen items in the folder\n"
+        "  --overwrite=true      replace an export that is there\n"
+        "  --data_path=DIR       the folder above the dataset's",
+        _export,
     ),
 }

@@ -32,8 +32,13 @@ ALLOWED = {
     "loaders": {"data", "evaluation"},
     "listing": {"config", "data", "registry"},
     "recommend": {"data", "evaluation", "quick_start", "teacher"},
-    "export": {"data", "quick_start", "recommend", "representation", "teacher"},
+    "export": {"data", "evaluation", "quick_start", "recommend"},
     "report": set(),
+    "processes": set(),
+    "compare": {
+        *("config", "data", "evaluation", "learner", "loaders", "processes", "quick_start", "report", "representation"),
+        *("teacher", "trainer", "tune"),
+    },
 }
 #: Third-party packages that a part is limited to; others may use any.
 THIRD_PARTY = {

@@ -1,9 +1,9 @@
 """What a recommender costs: the most memory that its training holds, and the time in which it answers.
 
-**Memory.** A process's high-water mark only rises, and a child inherits its parent's in what `getrusage` tells. A figure
-of one training is had in a process of its own, where the mark is reset (Linux: 5 into ``/proc/self/clear_refs``) after
-the data is loaded and before training begins, and read as ``VmHWM``. Where there is no ``/proc`` it is the process's
-peak from its start.
+**Memory.** A process's high-water mark only rises, what a training frees may stay with the process, and `getrusage`
+tells a child its parent's mark. So each training has a process of its own, where the mark is reset (Linux: 5 into
+``/proc/self/clear_refs``) after the data is loaded and before training begins, and is read as ``VmHWM``. Where there is
+no ``/proc`` it is the process's peak from its start.
 
 **Time to answer.** A request is a batch of users: scores of every item from the stored weights, the best 20, and their
 ids on the CPU. What a model computes once when it is loaded (a graph model's propagation) falls into the warm-up.
@@ -11,6 +11,7 @@ ids on the CPU. What a model computes once when it is loaded (a graph model's pr
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -34,10 +35,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 def reset_peak_memory() -> None:
     """Lets :func:`peak_memory` count from here on, where the system can (Linux, CUDA)."""
-    try:
+    with contextlib.suppress(OSError):  # the peak is then that since the process began
         _CLEAR.write_text("5")
-    except OSError:
-        pass  # the peak is then that since the process began
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 

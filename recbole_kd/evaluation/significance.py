@@ -1,6 +1,6 @@
 """Whether a difference between recommenders is more than chance: paired tests, Holm's correction, intervals.
 
-Both tests are paired t-tests, of the users' metrics and of the seeds' means. The table reports means, and the t-test is a
+Both tests are paired t-tests, of the users' metrics and of the seeds' means. A table reports means, and the t-test is a
 test of the mean difference; for rankings it agrees with the randomisation test, which needs thousands of times the
 work, while Wilcoxon's signed ranks test another quantity, drop the many users without a difference, and should not be
 used for means (Smucker, Allan and Carterette, CIKM 2007; Urbano, Lima and Hanjalic, SIGIR 2019). With five seeds
