@@ -322,7 +322,7 @@ VERBS: dict[str, Verb] = {
     ),
     "export": Verb(
         "a student alone, for serving with numpy: vectors, ids, an index",
-        "  --checkpoint=FILE     a model whose scores are inner products of vectors (BPR, LightGCN, SimRecStudent, ...)\n"
+        "  --checkpoint=FILE     a model whose scores are inner products (BPR, LightGCN, SimRecStudent, ...)\n"
         "  --output=DIR          the folder that is made\n"
         "  --index=faiss         also an approximate index, with its measured recall and latency\n"
         "  --exclude_seen=true   true (train), train+valid, all (test too) or false: the seen items in the folder\n"
