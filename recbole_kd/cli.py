@@ -316,8 +316,8 @@ VERBS: dict[str, Verb] = {
         "  --tune_trials=20      first choose each model's settings on validation, with as many trials for every one\n"
         "  --output=report       results.json, per-user metrics, report\n"
         "  --parallel=2          so many runs at a time, through Ray\n"
-        "  --config_files=FILE   YAML; its section models: {LABEL: {model: NAME, KEY: VALUE}} has settings for each model\n"
-        "The same command again goes on with a comparison that was interrupted; a changed setting repeats what it changes.",
+        "  --config_files=FILE   YAML; section models: {LABEL: {model: NAME, KEY: VALUE}} has each model's own settings\n"
+        "The same command again goes on with an interrupted comparison; a changed setting repeats what it changes.",
         _compare,
     ),
     "export": Verb(

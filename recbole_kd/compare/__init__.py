@@ -76,7 +76,7 @@ def _jobs(planned: Plan, rows: Sequence[Row], data: str) -> list[Job]:
             if turn < len(row.seeds):
                 seed = row.seeds[turn]
                 key = row.key(seed, data)
-                label = re.sub(r"[^\\w.-]+", "-", row.name).strip("-")
+                label = re.sub(r"[^\w.-]+", "-", row.name).strip("-")
                 folder = (planned.output / "runs" / f"{label}-{seed}-{key[:12]}").absolute()
                 # A fresh copy: what a row has worked out for itself is not sent to other processes.
                 jobs.append(Job(replace(row), seed, key, str(folder), os.getcwd()))

@@ -128,8 +128,8 @@ def _teacher(
     teacher = obtain_teacher(config, splits)
     if teacher.reordered:
         raise UserError(
-            f"The teacher '{teacher.trained.checkpoint}' numbers users or items in another order than this dataset, and "
-            "compare evaluates teachers themselves; give one that was trained on these files, or its settings."
+            f"The teacher '{teacher.trained.checkpoint}' numbers users or items in another order than this dataset, "
+            "and compare evaluates teachers themselves; give one that was trained on these files, or its settings."
         )
     trained = teacher.trained
     trained_here = not trained.from_cache and not (config["teacher"] or {}).get("checkpoint")
