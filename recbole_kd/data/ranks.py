@@ -105,6 +105,27 @@ def require_unobserved(
     )
 
 
+def require_listed(observed: Observed, setting: str, ranked: Tensor, teacher: str) -> None:
+    """Checks that every user of the training split has a whole list.
+
+    Args:
+        observed: the training split.
+        setting: the option that asks for as many items as `ranked` has columns, such as ``rrd.pool``.
+        ranked: (U, k) items, 0 where there are fewer.
+        teacher: whose lists, for the message.
+
+    Raises:
+        UserError: some user has a shorter list; it says how many users, and what to set.
+    """
+    lengths = (ranked > 0).sum(dim=1)[observed.counts > 0]
+    k, short = ranked.shape[1], int((lengths < ranked.shape[1]).sum())
+    if short:
+        raise UserError(
+            f"{setting}={k:,}: {teacher} ranks fewer items for {short:,} of {len(lengths):,} users, the least "
+            f"{int(lengths.min()):,}; lower {setting} or give longer lists."
+        )
+
+
 class RankBankCache:
     """Rank banks on disk, each under a digest of what it was computed from.
 

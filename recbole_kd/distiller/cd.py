@@ -16,11 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
-from recbole_kd.data.ranks import require_unobserved
+from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.samplers import better_of_two, draw_without_replacement, exponential_log_weights, items_at
-from recbole_kd.distiller.lists import guided_ranking, list_scores
-from recbole_kd.errors import UserError
+from recbole_kd.distiller.lists import GuidedListDistiller, list_scores, require_drawable
 from recbole_kd.loss.ranking import soft_target_loss
 from recbole_kd.options import Options, option
 
@@ -39,14 +37,10 @@ class CDOptions(Options):
     better_of_two: bool = option(False, "whether each draw keeps the better of two ranks")
 
     def check(self, section: str) -> None:
-        if self.samples > self.pool:
-            raise UserError(
-                f"{section}.samples={self.samples} items cannot be drawn from a list of {section}.pool={self.pool}; "
-                "lower the one or raise the other."
-            )
+        require_drawable(section, self, "samples")
 
 
-class CDDistiller(Distiller):
+class CDDistiller(GuidedListDistiller):
     """Collaborative distillation: the teacher's scores as soft targets of items that rank high."""
 
     name = "cd"
@@ -59,24 +53,14 @@ class CDDistiller(Distiller):
             UserError: a user has fewer unobserved items than the pool.
         """
         super().__init__(options, student, teacher, data)
-        require_unobserved(data.observed, f"{self.name}.pool", options.pool)
         self._weights = exponential_log_weights(options.pool, options.emphasis * options.pool)
         if options.better_of_two:
             self._weights = better_of_two(self._weights)
         self._ranked = self._rank() if options.guide == "teacher" else None
         self._items = self._targets = torch.empty(0)
 
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        assert isinstance(options, CDOptions)
-        return frozenset({"ranks", "scores"} if options.guide == "teacher" else {"scores"})
-
     def _rank(self) -> Tensor:
-        return guided_ranking(self.options.guide, self.student, self.teacher, self.data, self.options.pool)
+        return self.ranked_by(self.options.guide, "pool", self.options.pool)
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws every user's items anew and asks the teacher for their scores."""

@@ -18,11 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
-from recbole_kd.data.ranks import require_unobserved
+from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.samplers import discrepancy_log_weights, draw_without_replacement, items_at, rank_gaps
-from recbole_kd.distiller.lists import list_scores
-from recbole_kd.errors import UserError
+from recbole_kd.distiller.lists import ListDistiller, list_scores, require_drawable
 from recbole_kd.loss.ranking import listwise_loss
 from recbole_kd.options import Options, option
 
@@ -38,15 +36,10 @@ class DCDOptions(Options):
     emphasis: float = option(10.0, "T, in ranks: gaps well above it count alike", above=0)
 
     def check(self, section: str) -> None:
-        for name in ("interesting", "uninteresting"):
-            if getattr(self, name) > self.pool:
-                raise UserError(
-                    f"{section}.{name}={getattr(self, name)} items cannot be drawn from a list of "
-                    f"{section}.pool={self.pool}; lower the one or raise the other."
-                )
+        require_drawable(section, self, "interesting", "uninteresting")
 
 
-class DCDDistiller(Distiller):
+class DCDDistiller(ListDistiller):
     """Dual correction: what the student ranks too low above what it ranks too high."""
 
     name = "dcd"
@@ -59,17 +52,8 @@ class DCDDistiller(Distiller):
             UserError: a user has fewer unobserved items than the pool.
         """
         super().__init__(options, student, teacher, data)
-        require_unobserved(data.observed, f"{self.name}.pool", options.pool)
-        self._ranked = teacher.ranked_items(options.pool).cpu()
+        self._ranked = self.ranked_items("pool", options.pool)
         self._drawn = torch.empty(0)
-
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"ranks"})
 
     def begin_epoch(self, epoch: int) -> None:
         """Ranks the teacher's lists by the student as it is now, and draws every user's items."""

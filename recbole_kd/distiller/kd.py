@@ -4,18 +4,22 @@
 
 over the K best unobserved items of the guide: the teacher, or the student, ranked anew before each epoch. Entry: a
 distinct user of the batch.
+
+For next-item prediction the list is that of a sequence: the K items that the guide, as it is now, ranks highest after
+it, those that are in it not left out; or all items (``items: ~``). Entry: a sequence of the batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
-from recbole_kd.data.ranks import require_unobserved
-from recbole_kd.distiller.lists import guided_ranking, list_scores
+from recbole_kd.contracts import Batch, DataView, Sequences, StudentView, TeacherView
+from recbole_kd.distiller.lists import GuidedListDistiller, list_scores
+from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import softmax_loss
 from recbole_kd.options import Options, option
 
@@ -25,12 +29,12 @@ class KDOptions(Options):
     """Options of the section ``kd``."""
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
-    items: int = option(20, "K, items of each user", minimum=2)
+    items: Optional[int] = option(20, "K, items of each user or sequence; None: all, of sequential models", minimum=2)
     temperature: float = option(1.0, "tau, of both models' probabilities", above=0)
     guide: str = option("teacher", "whose best items", choices=("teacher", "student"))
 
 
-class KDDistiller(Distiller):
+class KDDistiller(GuidedListDistiller):
     """Hinton's distillation: the teacher's probabilities over a short list of items."""
 
     name = "kd"
@@ -40,36 +44,56 @@ class KDDistiller(Distiller):
     def __init__(self, options: KDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
         """
         Raises:
-            UserError: a user has fewer unobserved items than ``items``.
+            UserError: a user has fewer unobserved items than ``items``, or the catalogue has.
         """
         super().__init__(options, student, teacher, data)
-        require_unobserved(data.observed, f"{self.name}.items", options.items)
+        if data.sequential:
+            if options.items is not None and options.items >= data.items:
+                raise UserError(
+                    f"{self.name}.items={options.items:,} is more than the {data.items - 1:,} items there are; lower it."
+                )
+            return
+        if options.items is None:
+            raise UserError(
+                f"{self.name}.items is None, and the scores of all users with all items are not held: that is for "
+                f"sequential models; set --{self.name}.items to a number such as 20."
+            )
         self._items = self._targets = torch.empty(0)
         if options.guide == "teacher":
             self._rank()
 
     @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        assert isinstance(options, KDOptions)
-        return frozenset({"ranks", "scores"} if options.guide == "teacher" else {"scores"})
+    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
+        return frozenset({"sequences"})
 
     def _rank(self) -> None:
         options = self.options
-        ranked = guided_ranking(options.guide, self.student, self.teacher, self.data, options.items)
+        assert options.items is not None, "checked in the constructor"
+        ranked = self.ranked_by(options.guide, "items", options.items)
         self._items = ranked.to(self.data.device)
         self._targets = list_scores(self.teacher, self._items, self.data)
 
     def begin_epoch(self, epoch: int) -> None:
         """Ranks anew where the student guides."""
-        if self.options.guide == "student":
+        if self.options.guide == "student" and not self.data.sequential:
             self._rank()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"kd": the weighted mean over the batch's distinct users}."""
+        """{"kd": the weighted mean over the batch's distinct users, or over its sequences}."""
+        if batch.sequences is not None:
+            return {self.name: self.options.weight * self._next_item_loss(batch.sequences)}
         users = batch.distinct_users
         scores = self.student.scores(users, self._items[users].long())
         return {self.name: self.options.weight * softmax_loss(scores, self._targets[users], self.options.temperature)}
+
+    def _next_item_loss(self, sequences: Sequences) -> Tensor:
+        options = self.options
+        teacher = self.teacher.sequence_scores(sequences)[:, 1:]
+        if options.items is None:
+            return softmax_loss(self.student.sequence_scores(sequences)[:, 1:], teacher, options.temperature)
+        guide = teacher
+        if options.guide == "student":
+            guide = self.student.sequence_scores(sequences).detach()[:, 1:]
+        best = guide.topk(options.items, dim=1).indices
+        student = self.student.sequence_scores(sequences, best + 1)
+        return softmax_loss(student, teacher.gather(1, best), options.temperature)

@@ -1,4 +1,4 @@
-"""Lists of items for every user, as response-based distillers choose and score them: by either model, in blocks."""
+"""What response-based distillers share: lists of items for every user, as either model ranks and scores them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,61 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import DataView, StudentView, TeacherView
-from recbole_kd.data.ranks import build_rank_bank
+from recbole_kd.contracts import DataView, Distiller, StudentView, TeacherView
+from recbole_kd.data.ranks import build_rank_bank, require_listed, require_unobserved
+from recbole_kd.errors import UserError
+from recbole_kd.options import Options
+
+__all__ = ["ListDistiller", "list_scores", "require_drawable"]
 
 _PAIRS_AT_ONCE = 1 << 20
 
 
-def guided_ranking(guide: str, student: StudentView, teacher: TeacherView, data: DataView, k: int) -> Tensor:
-    """The k best unobserved items of every user, best first, by the student as it is now or by the teacher.
+class ListDistiller(Distiller):
+    """Base of the distillers that read ranked lists of unobserved items and the student's scores of them."""
 
-    Args:
-        guide: ``teacher`` or ``student``.
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"scores"})
 
-    Returns:
-        (U, k) int32 on the CPU, filled with 0 where a user has fewer.
-    """
-    if guide == "teacher":
-        return teacher.ranked_items(k).cpu()
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"ranks"})
+
+    def ranked_items(self, setting: str, k: int) -> Tensor:
+        """The teacher's k best unobserved items of every user, best first: (U, k) int32 on the CPU.
+
+        Args:
+            setting: the option that asks for k, such as ``pool``.
+
+        Raises:
+            UserError: a user of the training split has fewer unobserved items, or the teacher ranks fewer for one.
+        """
+        setting = f"{self.name}.{setting}"
+        require_unobserved(self.data.observed, setting, k)
+        ranked = self.teacher.ranked_items(k).cpu()
+        require_listed(self.data.observed, setting, ranked, self.teacher.name)
+        return ranked
+
+    def ranked_by(self, guide: str, setting: str, k: int) -> Tensor:
+        """:meth:`ranked_items` by the guide: ``teacher``, or ``student`` as it is now."""
+        if guide == "teacher":
+            return self.ranked_items(setting, k)
+        require_unobserved(self.data.observed, f"{self.name}.{setting}", k)
+        return student_ranking(self.student, self.data, k)
+
+
+class GuidedListDistiller(ListDistiller):
+    """Base of those that compare scores of items which the option ``guide`` says whose lists they are of."""
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        guide: str = getattr(options, "guide")  # noqa: B009
+        return frozenset({"ranks", "listed_scores"} if guide == "teacher" else {"scores"})
+
+
+def student_ranking(student: StudentView, data: DataView, k: int) -> Tensor:
+    """The student's k best unobserved items of every user as it is now, best first: (U, k) int32 on the CPU."""
 
     def score_block(users: Tensor) -> Tensor:
         catalogue = torch.arange(data.items, device=data.device).expand(len(users), -1)
@@ -48,3 +86,19 @@ def list_scores(view: Union[StudentView, TeacherView], lists: Tensor, data: Data
     parts = zip(users.split(rows), lists[1:].split(rows))
     scores = torch.cat([view.scores(ids, items.to(data.device).long().clamp(min=1)) for ids, items in parts])
     return torch.cat([scores.new_zeros(1, lists.shape[1]), scores])
+
+
+def require_drawable(section: str, options: Options, *names: str) -> None:
+    """Checks that the items that the options `names` ask for can be drawn from a list of ``pool`` items.
+
+    Raises:
+        UserError: one of them is more than the pool.
+    """
+    pool: int = getattr(options, "pool")  # noqa: B009
+    for name in names:
+        count = getattr(options, name)
+        if count > pool:
+            raise UserError(
+                f"{section}.{name}={count} items cannot be drawn from a list of {section}.pool={pool}; "
+                "lower the one or raise the other."
+            )

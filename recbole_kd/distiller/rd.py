@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.ranks import require_unobserved
 from recbole_kd.data.samplers import Complement
+from recbole_kd.distiller.lists import ListDistiller
 from recbole_kd.loss.ranking import discrepancy_weights, position_weights, weighted_positive_loss
 from recbole_kd.options import Options, option
 
@@ -38,7 +39,7 @@ class RDOptions(Options):
     renormalise: bool = option(True, "whether a user's weights sum to 1")
 
 
-class RDDistiller(Distiller):
+class RDDistiller(ListDistiller):
     """Ranking distillation: the teacher's top items as positives, weighted by rank and by the student's discrepancy."""
 
     name = "rd"
@@ -51,20 +52,11 @@ class RDDistiller(Distiller):
             UserError: a user has fewer unobserved items than ``interesting`` or ``dynamic_samples``.
         """
         super().__init__(options, student, teacher, data)
-        require_unobserved(data.observed, f"{self.name}.interesting", options.interesting)
+        self._ranked = self.ranked_items("interesting", options.interesting).to(data.device)
         require_unobserved(data.observed, f"{self.name}.dynamic_samples", options.dynamic_samples)
-        self._ranked = teacher.ranked_items(options.interesting).to(data.device)
         self._unobserved = Complement(data.observed, self._ranked.cpu()[:, :0])
         self._sampled = torch.empty(0)
         self._dynamic = False
-
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"ranks"})
 
     def begin_epoch(self, epoch: int) -> None:
         """From ``start_epoch`` on, draws the items that the student's ranks are approximated from."""

@@ -12,6 +12,10 @@ Entry: a distinct user of the batch. All samples are drawn anew before each epoc
 IR-RRD adds the same loss on the item side: users ranked for each distinct item of the batch (entry: an item),
 interesting and uninteresting ones drawn in the same way from the users who have not observed it.
 
+For next-item prediction, RRD's list is the teacher's of a sequence: the K' items that it ranks highest after it, those
+that are in it not left out, and for the uninteresting ones all below; both are found and drawn for each batch. Entry: a
+sequence of the batch.
+
 Where published code differs: it clamps scores at 80 before exp, which log-sum-exp makes unnecessary; it sums over the
 users of a batch beside a base loss that is summed too, with a weight of 1e-3; the mean here, beside a mean, takes about
 the same weight. The authors found later that the plain top K, with no sampling, does considerably better (their
@@ -21,15 +25,16 @@ repository's note on WWW'23): ``sampling: top``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.contracts import Batch, DataView, Sequences, StudentView, TeacherView
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank, require_unobserved
 from recbole_kd.data.samplers import Complement, draw_without_replacement, exponential_log_weights, items_at
-from recbole_kd.errors import UserError
+from recbole_kd.distiller.lists import ListDistiller, require_drawable
 from recbole_kd.loss.ranking import listwise_loss
 from recbole_kd.options import Options, option
 
@@ -48,14 +53,10 @@ class RRDOptions(Options):
     )
 
     def check(self, section: str) -> None:
-        if self.interesting > self.pool:
-            raise UserError(
-                f"{section}.interesting={self.interesting} items cannot be drawn from a list of "
-                f"{section}.pool={self.pool}; lower the one or raise the other."
-            )
+        require_drawable(section, self, "interesting")
 
 
-class RRDDistiller(Distiller):
+class RRDDistiller(ListDistiller):
     """Relaxed ranking distillation: the order of interesting items, all before the uninteresting ones."""
 
     name = "rrd"
@@ -68,26 +69,39 @@ class RRDDistiller(Distiller):
             UserError: a user has too few unobserved items for the pool and the uninteresting items below it.
         """
         super().__init__(options, student, teacher, data)
+        if data.sequential:
+            _require_lists(options, self.name, _nothing_observed(1, data.items), ("sequences", "items"))
+            return
         _require_lists(options, self.name, data.observed, ("users", "items"))
-        self._lists = _Lists(options, data.observed, teacher.ranked_items(options.pool).cpu(), data.device)
+        self._lists = _Lists(options, data.observed, self.ranked_items("pool", options.pool), data.device)
 
     @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"ranks"})
+    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
+        return frozenset({"sequences"})
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws every user's items anew."""
-        self._lists.draw(self.generator)
+        if not self.data.sequential:
+            self._lists.draw(self.generator)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"rrd": the weighted mean over the batch's distinct users}."""
+        """{"rrd": the weighted mean over the batch's distinct users, or over its sequences}."""
+        if batch.sequences is not None:
+            lists = self._lists_of(batch.sequences)
+            rows = torch.arange(1, len(batch.users) + 1, device=self.data.device)
+            scores = self.student.sequence_scores(batch.sequences, lists.of(rows))
+            return {self.name: self.options.weight * lists.loss(scores)}
         users = batch.distinct_users
         scores = self.student.scores(users, self._lists.of(users))
         return {self.name: self.options.weight * self._lists.loss(scores)}
+
+    def _lists_of(self, sequences: Sequences) -> _Lists:
+        """Lists of a batch's sequences, drawn now: row 0 is empty, as a padding user's, and row n is sequence n - 1."""
+        ranked = self.teacher.sequence_scores(sequences)[:, 1:].topk(self.options.pool, dim=1).indices + 1
+        ranked = torch.nn.functional.pad(ranked, (0, 0, 1, 0)).int().cpu()
+        lists = _Lists(self.options, _nothing_observed(len(ranked) - 1, self.data.items), ranked, self.data.device)
+        lists.draw(self.generator)
+        return lists
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ class IRRRDOptions(RRDOptions):
     item_weight: float = option(1e-3, "weight of the loss on the item side", minimum=0)
 
 
-class IRRRDDistiller(Distiller):
+class IRRRDDistiller(ListDistiller):
     """Item-side ranking regularised distillation: RRD for users, and for items with users as what is ranked."""
 
     name = "ir_rrd"
@@ -113,7 +127,7 @@ class IRRRDDistiller(Distiller):
         users_of_items = data.observed.transposed()
         _require_lists(options, self.name, data.observed, ("users", "items"))
         _require_lists(options, self.name, users_of_items, ("items", "users"))
-        self._items = _Lists(options, data.observed, teacher.ranked_items(options.pool).cpu(), data.device)
+        self._items = _Lists(options, data.observed, self.ranked_items("pool", options.pool), data.device)
         everyone = torch.arange(data.users, device=data.device)
 
         def score_block(items: Tensor) -> Tensor:
@@ -121,10 +135,6 @@ class IRRRDDistiller(Distiller):
 
         ranked_users = build_rank_bank(score_block, users_of_items, options.pool)
         self._users = _Lists(options, users_of_items, ranked_users, data.device)
-
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"scores"})
 
     @classmethod
     def teacher_needs(cls, options: Options) -> frozenset[str]:
@@ -150,6 +160,12 @@ class IRRRDDistiller(Distiller):
             "user": self.options.weight * self._items.loss(of_users),
             "item": self.options.item_weight * self._users.loss(pairs.view(ranked.shape)),
         }
+
+
+def _nothing_observed(rows: int, items: int) -> Observed:
+    """As many rows, padding not counted, for which no item is left out."""
+    none = torch.empty(0, dtype=torch.long)
+    return Observed(none, none, rows + 1, items)
 
 
 def _require_lists(options: RRDOptions, section: str, observed: Observed, roles: tuple[str, str]) -> None:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
-from recbole_kd.data.ranks import require_unobserved
+from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.samplers import GroupPairs, popularity_groups
+from recbole_kd.distiller.lists import ListDistiller
 from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import pairwise_loss
 from recbole_kd.options import Options, option
@@ -44,7 +44,7 @@ class UnKDOptions(Options):
             )
 
 
-class UnKDDistiller(Distiller):
+class UnKDDistiller(ListDistiller):
     """Unbiased distillation: the teacher's order among items of like popularity."""
 
     name = "unkd"
@@ -57,7 +57,7 @@ class UnKDDistiller(Distiller):
             UserError: a user has fewer unobserved items than the pool, or a group has no two items.
         """
         super().__init__(options, student, teacher, data)
-        require_unobserved(data.observed, f"{self.name}.pool", options.pool)
+        ranked = self.ranked_items("pool", options.pool)
         group_of = popularity_groups(data.observed.popularity, options.groups)
         sizes = torch.bincount(group_of[1:], minlength=options.groups)
         if int(sizes.min()) < 2:
@@ -65,16 +65,8 @@ class UnKDDistiller(Distiller):
                 f"{self.name}.groups={options.groups}: group {int(sizes.argmin()) + 1} of them holds "
                 f"{int(sizes.min())} items, and a pair takes two; lower {self.name}.groups."
             )
-        self._pairs = GroupPairs(teacher.ranked_items(options.pool).cpu(), group_of, options.groups)
+        self._pairs = GroupPairs(ranked, group_of, options.groups)
         self._drawn = torch.empty(0)
-
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"ranks"})
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws every user's pairs anew."""

@@ -85,7 +85,7 @@ def test_it_learns(made: Bench, guide: str) -> None:
 
 def test_a_student_guide_needs_no_ranking_of_the_teacher() -> None:
     options = CDDistiller.options_class
-    assert CDDistiller.teacher_needs(options.parse("cd", {})) == {"ranks", "scores"}
+    assert CDDistiller.teacher_needs(options.parse("cd", {})) == {"ranks", "listed_scores"}
     assert CDDistiller.teacher_needs(options.parse("cd", {"guide": "student"})) == {"scores"}
 
 
