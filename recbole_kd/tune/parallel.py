@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Optional, TypeVar

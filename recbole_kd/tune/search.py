@@ -29,6 +29,7 @@ from recbole_kd.config import KDConfig, merge, nest
 from recbole_kd.errors import UserError
 from recbole_kd.properties_files import PROPERTIES
 from recbole_kd.quick_start import build_student, evaluate_checkpoint, load_splits, start_logging
+from recbole_kd.tune.parallel import ray_session
 from recbole_kd.tune.report import write_report
 from recbole_kd.tune.space import Domain, draw_trials, read_space
 from recbole_kd.tune.worker import Task, teacher_of, train_trial, trial_config
@@ -136,7 +137,7 @@ def search(
             build_student(trial_config(task, {}), splits, teacher)
             del splits, teacher
             scheduler = _pruner(base, journal, grace) if prune else FIFOScheduler()
-            with _ray(ray_address, cpus):
+            with ray_session(ray_address, cpus):
                 _run(task, journal, scheduler, cpus_per_trial, _gpus(base, gpus_per_trial))
         return journal.result()
 
@@ -439,27 +440,6 @@ def _gpus(base: KDConfig, gpus_per_trial: Optional[float]) -> float:
     if gpus_per_trial is not None:
         return gpus_per_trial
     return 1 if base["use_gpu"] and torch.cuda.is_available() else 0
-
-
-@contextmanager
-def _ray(address: Optional[str], cpus: Optional[int]) -> Iterator[None]:
-    """Ray, started here and ended with the search, or joined; a session that there is already is left as it is."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {} if address else {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 << 20}
-    try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"No Ray cluster answers at --ray_address={address} ({' '.join(str(error).split())[:120]}); start one with "
-            "'ray start --head', or leave --ray_address out."
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gpus_per_trial: float) -> None:
