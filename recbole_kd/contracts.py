@@ -112,6 +112,29 @@ class TeacherView(Protocol):
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which part of a step's work is this process's: that of process `rank` of `count`; alone, all of it."""
+
+    rank: int = 0
+    count: int = 1
+
+    def part(self, entries: int) -> slice:
+        """This process's part of so many entries: the processes' parts are consecutive and of about one size."""
+        return slice(entries * self.rank // self.count, entries * (self.rank + 1) // self.count)
+
+    def of(self, entries: Tensor) -> tuple[Tensor, float]:
+        """This process's part of entries (n,), and which fraction of them it is: weights for means to become parts."""
+        own = entries[self.part(len(entries))]
+        return own, len(own) / max(1, len(entries))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes of what each has in `tensor`, which is overwritten."""
+        if self.count > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+
+@dataclass(frozen=True)
 class DataView:
     """The training split as distillers see it."""
 
@@ -119,6 +142,9 @@ class DataView:
     epochs: int
     seed: int
     device: torch.device
+
+    #: What of a step this process computes, where a distiller shares (:attr:`Distiller.shares`).
+    share: Share = Share()
 
     @property
     def users(self) -> int:
@@ -170,6 +196,9 @@ class Distiller(nn.Module):
 
     name: ClassVar[str]
     options_class: ClassVar[type[Options]]
+    #: Whether `forward` gives this process's part of each loss, by ``data.share``, so that the processes' losses sum to
+    #: the loss; otherwise one process computes the whole. Random numbers are drawn alike by all processes.
+    shares: ClassVar[bool] = False
     generator: torch.Generator
 
     def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from recbole_kd.checkpoint import FORMAT, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from recbole_kd.contracts import Batch, Distiller, Sequences
+from recbole_kd.distributed import ALONE, Group, SharedMixin
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.full_sort import PAIRS_PER_CALL, FullSortCollector
 
@@ -130,8 +131,8 @@ class KDMixin:
         if len(self.distillers):
             self.distillers.train()
             with self.step_context():  # a student that is asked for scores in blocks is propagated once
-                for distiller in self.distillers.values():
-                    distiller.begin_epoch(epoch_idx)  # type: ignore[operator]
+                for distiller in self._computed().values():
+                    distiller.begin_epoch(epoch_idx)
             loss_func = self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[arg-type]
         batches = train_data
         if show_progress:
@@ -157,14 +158,7 @@ class KDMixin:
 
         def losses_of(interaction: Any) -> tuple[Tensor, ...]:
             with self.step_context():
-                base = base_loss(interaction)
-                named = {BASE_LOSS: base}
-                if isinstance(base, tuple):
-                    named = {f"{BASE_LOSS}{index + 1}": loss for index, loss in enumerate(base)}
-                batch = self._batch(interaction)
-                for name, distiller in self.distillers.items():
-                    for term, loss in distiller(batch).items():
-                        named[name if term == name else f"{name}.{term}"] = loss
+                named = self._terms(base_loss, interaction)
             self.loss_names = tuple(named)
             self._values = tuple(named.values())
             if self._bar is not None and self._bar.due():
@@ -172,6 +166,27 @@ class KDMixin:
             return self._values
 
         return losses_of
+
+    def _terms(self, base_loss: Callable[[Any], Any], interaction: Any) -> dict[str, Tensor]:
+        """The losses of a step by name, the base model's first."""
+        return {**self._base_terms(base_loss, interaction), **self._distilled_terms(interaction)}
+
+    def _base_terms(self, base_loss: Callable[[Any], Any], interaction: Any) -> dict[str, Tensor]:
+        base = base_loss(interaction)
+        if isinstance(base, tuple):
+            return {f"{BASE_LOSS}{index + 1}": loss for index, loss in enumerate(base)}
+        return {BASE_LOSS: base}
+
+    def _distilled_terms(self, interaction: Any) -> dict[str, Tensor]:
+        batch, named = self._batch(interaction), {}
+        for name, distiller in self._computed().items():
+            for term, loss in distiller(batch).items():
+                named[name if term == name else f"{name}.{term}"] = loss
+        return named
+
+    def _computed(self) -> dict[str, Any]:
+        """The distillers that this process computes."""
+        return dict(self.distillers.items())
 
     def _batch(self, interaction: Any) -> Batch:
         """The observed pairs of RecBole's interaction, and its negatives where there are some."""
@@ -235,6 +250,9 @@ class KDMixin:
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         self.best_epoch = epoch
+        if self.valid_history and self.valid_history[-1]["epoch"] == epoch:
+            # RecBole notes it only after saving: a run that goes on from this very file would report an older one.
+            self.best_valid_result = {name: value for name, value in self.valid_history[-1].items() if name != "epoch"}
         file = kwargs.pop("saved_model_file", self.saved_model_file)
         self._save_state(file, epoch)
         if verbose:
@@ -377,12 +395,17 @@ class KDTrainer(KDMixin, Trainer):
     """RecBole's Trainer with distillers."""
 
 
-def make_trainer(config: Any, model: nn.Module, **settings: Any) -> Any:
+class SharedTrainer(SharedMixin, KDTrainer):  # type: ignore[misc]
+    """A trainer that is one of several processes of a run."""
+
+
+def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings: Any) -> Any:
     """The trainer of a model: RecBole's for its architecture, with :class:`KDMixin` over it.
 
     Args:
         config: the run's settings.
         model: the student, or a teacher or baseline without distillers.
+        group: the processes that train it together.
         **settings: the other arguments of :class:`KDMixin`.
 
     Raises:
@@ -390,6 +413,13 @@ def make_trainer(config: Any, model: nn.Module, **settings: Any) -> Any:
     """
     base = get_trainer(config["MODEL_TYPE"], config["student"])
     trainer_class = KDTrainer if base is Trainer else type(f"KD{base.__name__}", (KDMixin, base), {})
+    if group.count > 1:
+        if base is not Trainer:
+            raise UserError(
+                f"--nproc={group.count}: {config['student']} has a training loop of its own, which one process goes "
+                "through; set --nproc=1."
+            )
+        trainer_class, settings = SharedTrainer, {**settings, "group": group}
     try:
         return trainer_class(config, model, **settings)
     except OSError as error:
