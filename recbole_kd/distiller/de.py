@@ -51,6 +51,7 @@ class DEDistiller(RepresentationDistiller):
 
     name = "de"
     options_class = DEOptions
+    shares = True
     options: DEOptions
 
     def __init__(self, options: DEOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
@@ -79,7 +80,7 @@ class DEDistiller(RepresentationDistiller):
         """{"de": the weighted mean over the batch's nodes}."""
         users, items = self.sides(batch)
         totals = [
-            experts(side.student, side.teacher, side.nodes, self.options.squared)[0]
+            experts(side.student, side.teacher, side.nodes, self.options.squared, self.data.share)[0]
             for experts, side in ((self.users, users), (self.items, items))
         ]
         return {self.name: self.options.weight * mean_over_nodes(totals, len(users.nodes) + len(items.nodes))}

@@ -75,6 +75,7 @@ class FreqDDistiller(RepresentationDistiller):
 
     name = "freqd"
     options_class = FreqDOptions
+    shares = True
     options: FreqDOptions
 
     def __init__(self, options: FreqDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
@@ -104,7 +105,7 @@ class FreqDDistiller(RepresentationDistiller):
             nodes = [torch.cat([nodes[0], nodes[1] + self.data.users])]
             signals = [torch.cat(signals)]
         totals = [
-            self._error(graph, projector, signal, chosen)  # type: ignore[arg-type]
+            self._error(graph, projector, signal, chosen[self.data.share.part(len(chosen))])  # type: ignore[arg-type]
             for graph, projector, signal, chosen in zip(self.graphs, self.projectors, signals, nodes)
         ]
         return {self.name: self.options.weight * mean_over_nodes(totals, count)}

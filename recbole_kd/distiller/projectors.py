@@ -10,9 +10,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from recbole_kd.contracts import Share
 from recbole_kd.loss.regression import expert_error, mixture_error
 
 __all__ = ["Experts", "SelectedExperts", "SelectionNetwork", "annealed", "gumbel_softmax", "linear"]
+
+
+_ALL = Share()
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
@@ -143,7 +147,10 @@ class SelectedExperts(nn.Module):
         self.experts = Experts(experts, student_dimension, hidden, teacher_dimension, generator, dtype)
         self.selection = SelectionNetwork(teacher_dimension, experts, selection, generator, dtype)
 
-    def forward(self, student: Tensor, table: Tensor, rows: Tensor, squared: bool = True) -> tuple[Tensor, Tensor]:
-        """The sum over nodes of :meth:`Experts.error`, and the weights (n, M) that selected them."""
+    def forward(
+        self, student: Tensor, table: Tensor, rows: Tensor, squared: bool = True, share: Share = _ALL
+    ) -> tuple[Tensor, Tensor]:
+        """The sum over this process's share of the nodes of :meth:`Experts.error`, and the weights (n, M) of all."""
         weights = self.selection(table, rows)
-        return self.experts.error(student, weights, table, rows, squared), weights
+        part = share.part(len(rows))
+        return self.experts.error(student[part], weights[part], table, rows[part], squared), weights

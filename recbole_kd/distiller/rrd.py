@@ -61,6 +61,7 @@ class RRDDistiller(ListDistiller):
 
     name = "rrd"
     options_class = RRDOptions
+    shares = True
     options: RRDOptions
 
     def __init__(self, options: RRDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
@@ -91,9 +92,11 @@ class RRDDistiller(ListDistiller):
             rows = torch.arange(1, len(batch.users) + 1, device=self.data.device)
             scores = self.student.sequence_scores(batch.sequences, lists.of(rows))
             return {self.name: self.options.weight * lists.loss(scores)}
-        users = batch.distinct_users
+        users, fraction = self.data.share.of(batch.distinct_users)
+        if not len(users):
+            return {}
         scores = self.student.scores(users, self._lists.of(users))
-        return {self.name: self.options.weight * self._lists.loss(scores)}
+        return {self.name: fraction * self.options.weight * self._lists.loss(scores)}
 
     def _lists_of(self, sequences: Sequences) -> _Lists:
         """Lists of a batch's sequences, drawn now: row 0 is empty, as a padding user's, and row n is sequence n - 1."""

@@ -98,6 +98,7 @@ class SimRecDistiller(Distiller):
 
     name = "simrec"
     options_class = SimRecOptions
+    shares = True
     options: SimRecOptions
     user_anchors: Tensor
     item_anchors: Tensor
@@ -167,7 +168,8 @@ class SimRecDistiller(Distiller):
             losses["regularization"] = with_gradient(value, output, regularization)
         if options.decay_weight:
             tables = self._tables()
-            losses["decay"] = options.decay_weight * (tables.users.square().sum() + tables.items.square().sum())
+            weight = options.decay_weight / self.data.share.count
+            losses["decay"] = weight * (tables.users.square().sum() + tables.items.square().sum())
         return losses
 
     def _tables(self) -> Sides:
@@ -176,11 +178,13 @@ class SimRecDistiller(Distiller):
 
     def _prediction(self, output: Sides) -> tuple[Tensor, Gradients]:
         """lambda1 L1 and its gradients, over triplets drawn here."""
-        options, count = self.options, self.options.triplets
+        options, count, share = self.options, self.options.triplets, self.data.share
         user, better, worse = (
-            torch.randint(high, (count,), generator=self.generator).to(output.users.device)
+            torch.randint(high, (count,), generator=self.generator)[share.part(count)].to(output.users.device)
             for high in (len(output.users), len(output.items), len(output.items))
         )
+        if not len(user):
+            return output.users.new_zeros(()), Gradients(*(torch.zeros_like(side) for side in output))
         value, of_users, of_items = prediction_bce(
             output.users,
             output.items,
@@ -188,7 +192,7 @@ class SimRecDistiller(Distiller):
             self._teacher_difference(user, better, worse),
             options.prediction_temperature,
         )
-        weight = options.prediction_weight
+        weight = options.prediction_weight * len(user) / count
         return weight * value, Gradients(of_users.mul_(weight), of_items.mul_(weight))
 
     def _teacher_difference(self, user: Tensor, better: Tensor, worse: Tensor) -> Tensor:
@@ -202,7 +206,7 @@ class SimRecDistiller(Distiller):
 
     def _embedding(self, compared: Sides, nodes: Sides) -> tuple[Tensor, Gradients]:
         """lambda2 L2 and its gradients; None on a side that an ablation leaves out."""
-        options, weight = self.options, self.options.embedding_weight
+        options = self.options
         value = compared.users.new_zeros(())
         gradients: list[Optional[Tensor]] = []
         sides = zip(("user", "item"), (self.user_anchors, self.item_anchors), compared, nodes)
@@ -210,6 +214,11 @@ class SimRecDistiller(Distiller):
             if options.embedding_side not in ("both", side):
                 gradients.append(None)
                 continue
+            rows, fraction = self.data.share.of(rows)
+            if not len(rows):
+                gradients.append(torch.zeros_like(embeddings))
+                continue
+            weight = options.embedding_weight * fraction
             loss, gradient = cosine_infonce(
                 anchors[rows].to(embeddings.dtype),
                 embeddings,
@@ -232,6 +241,8 @@ class SimRecDistiller(Distiller):
             first, second, third = (
                 output.users.new_zeros(len(rows), 1) if gradient is None else gradient[rows] for gradient in gradients
             )
+            # Each process has its part of g1 and g2, and all of g_rec.
+            first, second = self.data.share.sum(first), self.data.share.sum(second)
             cosine = options.gradient_similarity == "cosine"
             weights.append(adaptive_weights(first, second, third, options.epsilon, cosine=cosine))
         return Sides(*weights)
@@ -258,8 +269,11 @@ class SimRecDistiller(Distiller):
         for pairs, one, other in (("uu", 0, 0), ("ui", 0, 1), ("ii", 1, 1)):
             if options.regularization_pairs not in ("all", pairs):
                 continue
-            rows = nodes[one]
-            share = weights[one] * (options.regularization_weight / len(rows))
+            part = self.data.share.part(len(nodes[one]))
+            rows = nodes[one][part]
+            if not len(rows):
+                continue
+            share = weights[one][part] * (options.regularization_weight / len(nodes[one]))
             queries = output[one][rows]
             query_gradient = torch.zeros_like(queries)
             sums = catalogue_logsumexp(
