@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
         if not key:
             raise UserError(f"'{word}' has no name before the '='; expected --key=value.")
         # These are names, whatever they look like: a dataset may be called 2020.
-        value = text if key in _TEXTS else parse_value(text)
+        value = text if re.sub(r"^teacher\.\d+\.", "teacher.", key) in _TEXTS else parse_value(text)
         if key in settings and settings[key] != value:
             raise UserError(f"--{key} is given twice, as {settings[key]!r} and {value!r}; keep one.")
         settings[key] = value
@@ -110,7 +111,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
 _TEXTS = {
     *("model", "dataset", "teacher", "teacher.model", "student", "baseline"),
     *("config_files", "data_path", "checkpoint_dir", "result_file", "source", "results", "output"),
-    *("checkpoint", "teacher.checkpoint", "resume"),
+    *("checkpoint", "teacher.checkpoint", "teacher.ranks", "resume"),
     *("params_file", "ray_address"),
     *("users", "format", "output", "index"),
 }
@@ -163,7 +164,7 @@ def _evaluate(settings: dict[str, Any]) -> None:
 def _recommend(settings: dict[str, Any]) -> None:
     from recbole_kd.recommend import run_recommend
 
-    keys = ("checkpoint", "users", "k", "format", "output", "exclude_seen")
+    keys = ("checkpoint", "users", "k", "format", "output", "seen", "exclude_seen")
     given = {key: settings.pop(key) for key in keys if key in settings}
     if "checkpoint" not in given:
         raise UserError("recommend needs a checkpoint; set --checkpoint=FILE, such as saved/BPR-ml-100k-....pth.")
@@ -175,7 +176,7 @@ def _recommend(settings: dict[str, Any]) -> None:
 def _export(settings: dict[str, Any]) -> None:
     from recbole_kd.export import run_export, summary
 
-    keys = ("checkpoint", "output", "index", "exclude_seen", "overwrite")
+    keys = ("checkpoint", "output", "index", "seen", "overwrite")
     given = {key: settings.pop(key) for key in keys if key in settings}
     if "checkpoint" not in given:
         raise UserError("export needs a checkpoint; set --checkpoint=FILE, such as saved/BPR-ml-100k-....pth.")
@@ -198,6 +199,12 @@ def _prepare(settings: dict[str, Any]) -> None:
             f"Set --dataset to one of {', '.join(PREPARABLE)}."
         )
     print(prepare(dataset, data_path, source=source))
+
+
+def _analyse(settings: dict[str, Any]) -> None:
+    from recbole_kd.analyse import run_analyse
+
+    run_analyse(settings)
 
 
 def _report(settings: dict[str, Any]) -> None:
@@ -277,6 +284,18 @@ VERBS: dict[str, Verb] = {
         "  --source=FILE_OR_URL  the raw file, where it is already at hand or elsewhere",
         _prepare,
     ),
+    "analyse": Verb(
+        "what a student took over from its teacher: spectrum, smoothing, experts, gains",
+        "  --student=FILE --teacher=FILE   checkpoints on one dataset and split\n"
+        "  --output=DIR          the folder that gets a picture (PNG) and a table (CSV) of each part\n"
+        "  --baseline=FILE       a plain student to stand beside the distilled one\n"
+        "  --parts=spectrum,smoothing,experts,gain   only these (those that the models allow)\n"
+        "  --bands=11            bands of frequency, an odd number\n"
+        "  --groups=20           groups of users by taste\n"
+        "  --metric=ndcg@20      of the gains (the one that epochs are chosen by)\n"
+        "  --data_path=DIR       the folder above the dataset's",
+        _analyse,
+    ),
     "report": Verb(
         "rewrite a comparison's tables, page and pictures from its results.json",
         "  --results=FILE        the results.json that compare wrote\n"
@@ -290,7 +309,8 @@ VERBS: dict[str, Verb] = {
         "  --k=20                items per user\n"
         "  --format=csv|jsonl\n"
         "  --output=FILE         instead of standard output\n"
-        "  --exclude_seen=true   true (train), train+valid, all (test too) or false: what is not recommended again\n"
+        "  --exclude_seen=true   false: what a user has seen can be recommended again\n"
+        "  --seen=train          train+valid, or all: the splits whose items a user has seen\n"
         "  --data_path=DIR       the folder above the dataset's",
         _recommend,
     ),
@@ -325,7 +345,7 @@ VERBS: dict[str, Verb] = {
         "  --checkpoint=FILE     a model whose scores are inner products (BPR, LightGCN, SimRecStudent, ...)\n"
         "  --output=DIR          the folder that is made\n"
         "  --index=faiss         also an approximate index, with its measured recall and latency\n"
-        "  --exclude_seen=true   true (train), train+valid, all (test too) or false: the seen items in the folder\n"
+        "  --seen=train          train+valid, or all: the splits whose items are not recommended again\n"
         "  --overwrite=true      replace an export that is there\n"
         "  --data_path=DIR       the folder above the dataset's",
         _export,

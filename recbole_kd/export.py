@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from string import Template
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 import safetensors.numpy
@@ -34,7 +34,7 @@ from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.costs import inference_costs
 from recbole_kd.evaluation.full_sort import exact_topk
 from recbole_kd.quick_start import versions
-from recbole_kd.recommend import Recommender
+from recbole_kd.recommend import SEEN, Recommender
 
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMAT = "recbole-kd-export/1"
@@ -56,15 +56,14 @@ def run_export(
     checkpoint: str,
     output: str,
     index: Optional[str] = None,
-    exclude_seen: Union[bool, str] = True,
+    seen: str = "train",
     overwrite: bool = False,
     config_dict: Optional[Mapping[str, Any]] = None,
 ) -> dict[str, Any]:
     """Writes the bundle of a saved model whose scores are inner products, whole or not at all.
 
     Args:
-        checkpoint, config_dict: as in :class:`recbole_kd.recommend.Recommender`.
-        exclude_seen: likewise; the splits whose items are the bundle's seen items.
+        checkpoint, seen, config_dict: as in :class:`recbole_kd.recommend.Recommender`.
         output: the bundle's folder; its parent is made where it does not exist.
         index: a key of :data:`INDEXES`, or None for exact search alone.
         overwrite: whether a bundle that is there is replaced.
@@ -78,9 +77,8 @@ def run_export(
     target = Path(output).absolute()
     _check_target(target, overwrite)
     faiss = None if index is None else _index_module(index)
-    recommender = Recommender(checkpoint, exclude_seen, config_dict)
+    recommender = Recommender(checkpoint, seen, config_dict)
     users, items = _vectors(recommender)
-    seen = recommender.seen
     tokens = {"users": recommender.splits.user_tokens[1:], "items": recommender.items[1:]}
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -91,7 +89,7 @@ def run_export(
         "items": len(items),
         "dimension": users.shape[1],
         "score": "inner product of a user's and an item's vector, float32",
-        "seen": {"of": recommender.exclude_seen, "pairs": len(seen)},
+        "seen": {"splits": list(SEEN[seen]), "pairs": len(recommender.seen)},
         "valid_result": recommender.trained.state["best_valid_result"],
         "digests": {"model": recommender.model.digest, "training_split": recommender.trained.state["split"]},
         "versions": versions(),
@@ -100,12 +98,12 @@ def run_export(
     with _whole_folder(target) as folder:
         _write(folder, "vectors.safetensors", safetensors.numpy.save({"users": users, "items": items}))
         # Padding has row 0 inside the program and none outside: every row and item moves up by one.
-        rows = {"offsets": seen.offsets[1:].numpy(), "items": seen.indices.numpy() - 1}
+        rows = {"offsets": recommender.seen.offsets[1:].numpy(), "items": recommender.seen.indices.numpy() - 1}
         _write(folder, "seen.safetensors", safetensors.numpy.save(rows))
         for name, ids in tokens.items():
             _write(folder, f"{name}.jsonl", "".join(json.dumps(token) + "\n" for token in ids).encode())
         if faiss is not None:
-            manifest["index"] = _write_index(faiss, folder, users, items, seen)
+            manifest["index"] = _write_index(faiss, folder, users, items, recommender.seen)
         _write(folder, "README.md", _readme(manifest, tokens["users"][0]).encode())
         manifest["files"] = {path.name: _file_facts(path) for path in sorted(folder.iterdir())}
         save_json(manifest, folder / "manifest.json", "output")
@@ -383,7 +381,7 @@ $table
 
 def _readme(manifest: Mapping[str, Any], example: str) -> str:
     """The bundle's README.md; `example` is a user."""
-    values = {**manifest, "seen": manifest["seen"]["of"], "example": json.dumps(example)}
+    values = {**manifest, "seen": ", ".join(manifest["seen"]["splits"]), "example": json.dumps(example)}
     index = manifest["index"]
     values.update(index_file="", index_text="")
     if index:

@@ -6,36 +6,34 @@ import csv
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
 from recbole_kd.checkpoint import write_atomic
 from recbole_kd.data.observed import Observed
-from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.full_sort import exact_topk, rows_and_items, sized_eval_batch
 from recbole_kd.quick_start import load_trained
-from recbole_kd.teacher import FrozenTeacher, Trained
+from recbole_kd.teacher import FrozenTeacher
 
-#: ``exclude_seen`` -> the splits whose items a user is not recommended again.
+#: ``seen`` -> the splits whose interactions are known when a recommendation is made.
 SEEN: dict[str, tuple[str, ...]] = {
     "train": ("train",),
     "train+valid": ("train", "valid"),
     "all": ("train", "valid", "test"),
-    "none": (),
 }
 
 
-@dataclass(frozen=True)
-class Recommendation:
+class Recommendation(NamedTuple):
     """A user's best items, best first, in original ids, and their scores; fewer than asked where fewer are left."""
 
     user: str
@@ -44,44 +42,53 @@ class Recommendation:
 
 
 class Recommender:
-    """A saved model that ranks the items of its dataset.
+    """A saved model that ranks the items of its dataset::
 
-    >>> recommender = Recommender("saved/BPR-ml-100k.pth")  # doctest: +SKIP
-    >>> next(recommender.recommend(["196"], k=3)).items  # doctest: +SKIP
-    ['655', '213', '508']
+        for user, items, scores in Recommender("saved/FILE.pth").recommend(["196", "186"], k=10): ...
 
     Attributes:
         users: original id -> internal id, padding left out, in internal order.
         items: (I,) original ids by internal id; index 0 is padding.
+        seen: the pairs of the splits that count as seen.
+        score_block: users (n,) -> their scores of every item (n, I), as the evaluator ranks them.
     """
 
-    def __init__(
-        self, checkpoint: str, exclude_seen: Union[bool, str] = True, config_dict: Optional[Mapping[str, Any]] = None
-    ) -> None:
+    def __init__(self, checkpoint: str, seen: str = "train", config_dict: Optional[Mapping[str, Any]] = None) -> None:
         """
         Args:
             checkpoint: a student, teacher or baseline that recbole-kd saved.
-            exclude_seen: a key of :data:`SEEN`; True is ``train``, False is ``none``.
+            seen: a key of :data:`SEEN`. The items of these splits are those that a user has seen; a sequential model
+                continues their sequence.
             config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
 
         Raises:
             UserError: no such choice; or as :func:`recbole_kd.quick_start.load_trained`.
         """
-        self.exclude_seen = seen_choice(exclude_seen)
-        trained, splits = load_trained(checkpoint, config_dict)
-        self.trained: Trained = trained
-        self.splits: Splits = splits
-        self.seen = seen_items(splits, self.exclude_seen)
-        self.model = FrozenTeacher(trained, splits, str(Path(trained.config["checkpoint_dir"]) / "ranks"))
-        self.users = {token: user for user, token in enumerate(splits.user_tokens) if user}
-        self.items = splits.item_tokens
+        if seen not in SEEN:
+            raise UserError(f"Unknown --seen={seen}.{closest(str(seen), SEEN)} Choices: {', '.join(SEEN)}.")
+        self.trained, self.splits = load_trained(checkpoint, config_dict)
+        self.model = FrozenTeacher(
+            self.trained, self.splits, os.path.join(self.trained.config["checkpoint_dir"], "ranks")
+        )
+        self.users = {token: user for user, token in enumerate(self.splits.user_tokens) if user}
+        self.items = self.splits.item_tokens
+        parts = [getattr(self.splits, split) for split in SEEN[seen]]
+        users, items = (torch.cat(part) for part in zip(*map(self.splits.pairs, parts)))
+        self.seen = Observed(users, items, len(self.splits.user_tokens), len(self.items))
+        self.score_block: Callable[[Tensor], Tensor] = self.model.score_block
+        if self.splits.sequential:
+            self._sequences = self.splits.sequences_after(parts)
+            self.score_block = self._score_next
 
-    def recommend(self, users: Optional[Iterable[str]] = None, k: int = 20) -> Iterator[Recommendation]:
+    def recommend(
+        self, users: Optional[Iterable[str]] = None, k: int = 20, exclude_seen: bool = True
+    ) -> Iterator[Recommendation]:
         """The k best items of each user, computed in blocks of users as they are asked for.
 
         Args:
             users: original ids; None is every user of the dataset.
             k: 1 to the number of items.
+            exclude_seen: whether :attr:`seen` is left out.
 
         Raises:
             UserError: a k that is out of range, an unknown user, scores that are not finite.
@@ -96,13 +103,15 @@ class Recommender:
         unknown = [user for user in wanted if user not in self.users]
         if unknown:
             raise UserError(f"User '{unknown[0]}' is not in {self.trained.config['dataset']}; leave it out.")
-        return self._recommend(wanted, k)
+        none = torch.empty(0, dtype=torch.long)
+        nothing = Observed(none, none, self.seen.users, self.seen.items)
+        return self._recommend(wanted, k, self.seen if exclude_seen else nothing)
 
-    def _recommend(self, users: Sequence[str], k: int) -> Iterator[Recommendation]:
+    def _recommend(self, users: Sequence[str], k: int, left_out: Observed) -> Iterator[Recommendation]:
         tokens = np.array(self.items, dtype=object)
         ids = torch.tensor([self.users[user] for user in users], dtype=torch.long)
         names = iter(users)
-        blocks = rank_items(self.model.score_block, self.seen, ids, k, bool(self.trained.config["show_progress"]))
+        blocks = rank_items(self.score_block, left_out, ids, k, bool(self.trained.config["show_progress"]))
         for items, scores in blocks:
             if torch.isnan(scores).any() or torch.isposinf(scores).any():
                 raise UserError(
@@ -116,28 +125,14 @@ class Recommender:
             for length, row, value in zip(lengths, rows, values):
                 yield Recommendation(next(names), row[:length], value[:length])
 
-
-def seen_choice(value: Union[bool, str]) -> str:
-    """The key of :data:`SEEN` that ``exclude_seen`` means.
-
-    Raises:
-        UserError: there is no such choice.
-    """
-    name = {"True": "train", "False": "none"}.get(str(value), str(value))
-    if name not in SEEN:
-        raise UserError(
-            f"--exclude_seen={value} is no choice.{closest(name, SEEN)} Set it to true (train), false (none) or one of "
-            f"{', '.join(SEEN)}."
-        )
-    return name
-
-
-def seen_items(splits: Splits, choice: str) -> Observed:
-    """The pairs of the splits that :data:`SEEN` names for `choice`."""
-    pairs = [splits.pairs(getattr(splits, split)) for split in SEEN[choice]]
-    none = torch.empty(0, dtype=torch.long)
-    users, items = (torch.cat([none, *part]) for part in (zip(*pairs) if pairs else ((), ())))
-    return Observed(users, items, splits.train.user_num, splits.train.item_num)
+    @torch.no_grad()
+    def _score_next(self, users: Tensor) -> Tensor:
+        """Scores (n, I) of what comes next for users (n,), by the model itself; -inf for a user without a sequence."""
+        model: Any = self.model.model
+        items, lengths = (part[users].to(self.trained.config["device"]) for part in self._sequences)
+        given = Interaction({model.ITEM_SEQ: items, model.ITEM_SEQ_LEN: lengths.clamp(min=1)})
+        scores: Tensor = model.full_sort_predict(given).view(len(users), -1)
+        return scores.masked_fill_((lengths == 0).unsqueeze(1), -torch.inf)
 
 
 @torch.no_grad()
@@ -220,26 +215,31 @@ def run_recommend(
     k: Any = 20,
     format: Any = "csv",
     output: Optional[str] = None,
-    exclude_seen: Union[bool, str] = True,
+    seen: str = "train",
+    exclude_seen: bool = True,
     config_dict: Optional[Mapping[str, Any]] = None,
 ) -> None:
     """The verb: recommendations to the standard output, or atomically to a file. Unknown users are named on stderr.
 
     Args:
-        checkpoint, exclude_seen, config_dict: as in :class:`Recommender`.
+        checkpoint, seen, config_dict: as in :class:`Recommender`.
         users: as in :func:`read_users`.
         k: items per user, at least 1.
         format: a key of :data:`FORMATS`.
         output: a file; None is the standard output.
+        exclude_seen: whether what a user has seen is left out.
 
     Raises:
         UserError: a bad value of one of these, or not one user that the model knows.
     """
-    check_count("k", k)
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UserError(f"--k={k!r}; expected a whole number of at least 1.")
+    if not isinstance(exclude_seen, bool):
+        raise UserError(f"--exclude_seen={exclude_seen!r} is not true or false; --seen says what counts as seen.")
     if format not in FORMATS:
         raise UserError(f"Unknown --format={format}.{closest(str(format), FORMATS)} Choices: {', '.join(FORMATS)}.")
     named = read_users(users)
-    recommender = Recommender(checkpoint, exclude_seen, config_dict)
+    recommender = Recommender(checkpoint, seen, config_dict)
     dataset = recommender.trained.config["dataset"]
     known = list(recommender.users) if named is None else [user for user in named if user in recommender.users]
     for user in named or ():
@@ -248,19 +248,13 @@ def run_recommend(
     if not known:
         example = next(iter(recommender.users))
         raise UserError(f"None of the users is in {dataset}; --users takes its original ids, such as {example}.")
-    lines = FORMATS[format](recommender.recommend(known, k))
+    lines = FORMATS[format](recommender.recommend(known, k, exclude_seen))
     if output is None:
         sys.stdout.writelines(lines)
         sys.stdout.flush()
         return
     write_atomic(output, lambda file: file.writelines(line.encode() for line in lines), "output")
     logging.getLogger().info(f"Recommendations for {len(known):,} users: {output}")
-
-
-def check_count(setting: str, value: Any) -> None:
-    """Raises :class:`UserError` where `value` is no whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"--{setting}={value!r}; expected a whole number of at least 1.")
 
 
 __all__ = ["Recommendation", "Recommender", "rank_items", "read_users", "run_recommend"]

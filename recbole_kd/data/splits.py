@@ -90,6 +90,28 @@ class Splits:
         order = torch.argsort(users * split.item_num + items)
         return users[order], items[order]
 
+    def sequences_after(self, parts: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latest items of each user once these splits, in the order of time, have happened.
+
+        Returns:
+            items (U, L), oldest first, filled with 0 at the end, L the longest that a model reads, and how many there
+            are, (U,): 0 for a user without a row in these splits.
+        """
+        data = self.train
+        fields = (self._histories, data.config["ITEM_LIST_LENGTH_FIELD"], data.uid_field, data.iid_field)
+        histories, lengths, users, items = (torch.cat([part.inter_feat[field] for part in parts]) for field in fields)
+        size, places = data.user_num, torch.arange(len(users))
+        last = torch.full((size,), -1).scatter_reduce(0, users, places, "amax")
+        known = (last >= 0).nonzero().squeeze(1)
+        rows, kept = torch.zeros(size, histories.shape[1], dtype=torch.long), torch.zeros(size, dtype=torch.long)
+        row, length = histories[last[known]], lengths[last[known]]
+        # The row's own next item has happened as well; where there is no room left, the oldest item makes it.
+        full = length == row.shape[1]
+        row[full] = row[full].roll(-1, dims=1)
+        kept[known] = length + 1 - full.long()
+        rows[known] = row.scatter(1, kept[known].unsqueeze(1) - 1, items[last[known]].unsqueeze(1))
+        return rows, kept
+
     @property
     def user_tokens(self) -> list[str]:
         """Original user ids by internal id; index 0 is padding."""
