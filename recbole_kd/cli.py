@@ -130,6 +130,8 @@ def _train(settings: dict[str, Any]) -> None:
 
     files = str(settings.pop("config_files", "") or "").split()
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
+    if not result:
+        return  # the first of several machines tells
     print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation\n{table(result)}")
     print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
 

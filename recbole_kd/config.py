@@ -31,6 +31,9 @@ _TEACHER_KEYS = ("model", "checkpoint", "allow_other_split")
 #: RecBole keeps these as pickles, which execute code when read.
 _PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
 
+#: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
+_PROCESS = ("local_rank", "single_spec", "offset")
+
 #: (least, most, whole) of RecBole's numbers, which RecBole itself does not check.
 _RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
     "epochs": (0, None, True),
@@ -49,6 +52,10 @@ _RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
     "n_layers": (0, None, True),
     "worker": (0, None, True),
     "seed": (0, 2**32 - 1, True),
+    "nproc": (1, 1024, True),
+    "world_size": (-1, 2**20, True),
+    "group_offset": (0, 2**20, True),
+    "port": (1, 65535, True),
     "split_seed": (0, 2**32 - 1, True),
     "metric_decimal_place": (1, 16, True),
     "learning_rate": (1e-12, None, False),
@@ -279,6 +286,9 @@ class KDConfig(Config):
 
     def _check_known(self) -> None:
         given = self.external_config_dict
+        for key in _PROCESS:
+            if key in given:
+                raise UserError(f"--{key} is what each process of a run is told; set --nproc=2 for two processes.")
         for key in _PICKLES:
             if given.get(key):
                 raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import platform
@@ -22,6 +23,7 @@ from recbole_kd.config import KDConfig, dataset_names
 from recbole_kd.contracts import CAPABILITIES, DataView, Distiller
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits, cold_users
+from recbole_kd.distributed import ALONE, Group, Plan, run_processes
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.evaluation.full_sort import sized_eval_batch
@@ -61,19 +63,42 @@ def run_recbole_kd(
         saved: whether checkpoints and the result file are written.
 
     Returns:
-        The result; the fields are listed in docs/train.md.
+        The result; the fields are listed in docs/train.md. Empty on all machines but the first of several.
 
     Raises:
         UserError: a setting, file or dataset that the user can mend.
-        TrainingError: a loss that is not finite.
+        TrainingError: a loss that is not finite, or a process that was ended from outside.
     """
-    config = KDConfig(model, dataset, config_file_list, config_dict)
-    start_logging(config)
+    files = list(config_file_list or ())
+    config = KDConfig(model, dataset, files, config_dict)
+    plan = Plan.of(config)
+    if plan is None:
+        return _run(config, saved, ALONE)
+    return run_processes(plan, _run_as_one_of_several, model, dataset, files, dict(config_dict or {}), saved) or {}
+
+
+def _run_as_one_of_several(
+    model: Optional[str], dataset: Optional[str], files: list[str], config_dict: dict[str, Any], saved: bool, group: Group
+) -> dict[str, Any]:
+    return _run(KDConfig(model, dataset, files, config_dict), saved, group)
+
+
+def _run(config: KDConfig, saved: bool, group: Group) -> dict[str, Any]:
+    """One process's part of a run; the result comes from process 0."""
+    if group.is_first:
+        start_logging(config)
+    else:
+        config["show_progress"] = False
+    with group.first("data"):
+        fetch(config)
     splits = load_splits(config)
-    teacher = obtain_teacher(config, splits) if active_distillers(config) or reads_a_teacher(config) else None
-    student, trainer, loaders = build_student(config, splits, teacher)
+    needs_teacher = active_distillers(config) or reads_a_teacher(config)
+    teacher = shared_teacher(config, splits, group) if needs_teacher else None
+    student, trainer, loaders = build_student(config, splits, teacher, group)
     best_score, best_result = train(config, trainer, loaders, saved)
     test_result, evaluate_seconds = evaluate(trainer, loaders[2])
+    if not group.is_first:
+        return {}
     baseline = train_baseline(config, splits)
     result = summarise(
         config, splits, teacher, student, trainer, best_score, best_result, test_result, evaluate_seconds, baseline
@@ -100,11 +125,36 @@ def start_logging(config: KDConfig) -> None:
     logging.getLogger().debug(config)
 
 
-def load_splits(config: KDConfig) -> Splits:
-    """The dataset of a run, fetched and prepared where it is missing and can be, loaded and split once."""
+def fetch(config: KDConfig) -> None:
+    """Fetches and prepares the dataset of a run where it is missing and can be."""
     folder, name = Path(config["data_path"]), config["dataset"]
     if can_prepare(name) and not config["benchmark_filename"] and not (folder / f"{name}.inter").is_file():
         prepare(name, config.data_root, show_progress=config["show_progress"])
+
+
+def shared_teacher(config: KDConfig, splits: Splits, group: Group) -> FrozenTeacher:
+    """:func:`obtain_teacher` in process 0; the others wait for it and read the file that it made.
+
+    Raises:
+        UserError: as there; or another machine does not see the file.
+    """
+    if group.is_first:
+        teacher = obtain_teacher(config, splits)
+        group.tell("teacher", teacher.trained.checkpoint)
+        return teacher
+    path = group.hear("teacher")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"The teacher '{path}' of process 0 is not there on the machine of process {group.rank}; run all machines "
+            "in a folder that they share, or set --checkpoint_dir to one."
+        )
+    return obtain_teacher(config, splits)
+
+
+def load_splits(config: KDConfig) -> Splits:
+    """The dataset of a run, fetched and prepared where it is missing and can be, loaded and split once."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    fetch(config)
     if not folder.is_dir():
         if name in dataset_names(config.data_root):
             raise UserError(
@@ -137,7 +187,9 @@ def active_distillers(config: KDConfig) -> dict[str, Any]:
     return {name: value for name, value in options.items() if not distiller_class(name).is_off(value)}
 
 
-def build_student(config: KDConfig, splits: Splits, teacher: Optional[FrozenTeacher]) -> tuple[nn.Module, Any, Any]:
+def build_student(
+    config: KDConfig, splits: Splits, teacher: Optional[FrozenTeacher], group: Group = ALONE
+) -> tuple[nn.Module, Any, Any]:
     """The student, its trainer with the distillers, and its loaders."""
     init_seed(config["seed"], config["reproducibility"])
     loaders = make_loaders(config, splits)
@@ -147,8 +199,10 @@ def build_student(config: KDConfig, splits: Splits, teacher: Optional[FrozenTeac
     distillers: dict[str, Distiller] = {}
     if teacher is not None:
         data = DataView(splits.observed, config["epochs"], config["seed"], config["device"])
-        # Projectors are initialised from a stream of their own: the student's is as it would be without them.
-        with torch.random.fork_rng():
+        data = dataclasses.replace(data, share=group)
+        # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
+        # computes and keeps the ranked lists that the others find.
+        with torch.random.fork_rng(), group.first("ranks"):
             torch.manual_seed(config["seed"])
             for name, options in active_distillers(config).items():
                 check_needs(name, options, view, teacher)
@@ -160,6 +214,7 @@ def build_student(config: KDConfig, splits: Splits, teacher: Optional[FrozenTeac
         step_context=view.step,
         facts=facts(config, splits),
         optimizer_factory=optimizer_factory(config, splits, model, teacher),
+        group=group,
     )
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])

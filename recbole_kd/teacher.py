@@ -67,6 +67,11 @@ _WITHOUT_EFFECT = frozenset(
         "metric_decimal_place",
         "local_rank",
         "single_spec",
+        "nproc",
+        "world_size",
+        "group_offset",
+        "ip",
+        "port",
         "split_seed",  # the split itself is part of the key
     ]
 )
