@@ -142,6 +142,7 @@ class DataView:
     epochs: int
     seed: int
     device: torch.device
+    sequential: bool = False  #: whether batches hold sequences and their next items
 
     #: What of a step this process computes, where a distiller shares (:attr:`Distiller.shares`).
     share: Share = Share()

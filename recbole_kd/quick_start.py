@@ -78,7 +78,12 @@ def run_recbole_kd(
 
 
 def _run_as_one_of_several(
-    model: Optional[str], dataset: Optional[str], files: list[str], config_dict: dict[str, Any], saved: bool, group: Group
+    model: Optional[str],
+    dataset: Optional[str],
+    files: list[str],
+    config_dict: dict[str, Any],
+    saved: bool,
+    group: Group,
 ) -> dict[str, Any]:
     return _run(KDConfig(model, dataset, files, config_dict), saved, group)
 
@@ -198,7 +203,7 @@ def build_student(
     view = ModelStudent(model)
     distillers: dict[str, Distiller] = {}
     if teacher is not None:
-        data = DataView(splits.observed, config["epochs"], config["seed"], config["device"])
+        data = DataView(splits.observed, config["epochs"], config["seed"], config["device"], config.sequential)
         data = dataclasses.replace(data, share=group)
         # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
         # computes and keeps the ranked lists that the others find.

@@ -97,6 +97,7 @@ DISTILLERS: dict[str, str] = {
     "ir_rrd": "recbole_kd.distiller.rrd:IRRRDDistiller",
     "unkd": "recbole_kd.distiller.unkd:UnKDDistiller",
     "kd": "recbole_kd.distiller.kd:KDDistiller",
+    "dkd": "recbole_kd.distiller.dkd:DKDDistiller",
     "dcd": "recbole_kd.distiller.dcd:DCDDistiller",
     "fitnet": "recbole_kd.distiller.fitnet:FitNetDistiller",
     "de": "recbole_kd.distiller.de:DEDistiller",

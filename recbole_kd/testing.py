@@ -224,3 +224,41 @@ class DistillerConformance:
         for name, value in distiller.state_dict().items():
             if isinstance(value, Tensor):
                 assert torch.equal(other.state_dict()[name], value), name
+
+
+def write_known_sequences(folder: Path, name: str = "known-sequences", users: int = 48, items: int = 24) -> Path:
+    """Writes sequences whose next item is known: after item i comes item (i + 1) % items, wherever a user begins.
+
+    User u begins at item u % items and takes 6 + u % 4 items, one a time step. A sequential model which learned
+    anything ranks the next item first; one which did not ranks it first once in `items` times.
+
+    Args:
+        folder: gets ``name/name.inter`` with columns user_id, item_id and timestamp.
+
+    Returns:
+        The data path to give as ``data_path``.
+    """
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(users):
+        lines += [f"u{user}\ti{(user + step) % items}\t{step}" for step in range(6 + user % 4)]
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    (target / f"{name}.inter").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def known_sequences_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
+    """Settings of a quick, quiet run of a sequential model on :func:`write_known_sequences`'s data."""
+    return {
+        "data_path": str(data_path),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "checkpoint_dir": str(data_path / "saved"),
+        "show_progress": False,
+        "use_gpu": False,
+        "topk": [1, 5],
+        "valid_metric": "NDCG@5",
+        "train_batch_size": 64,
+        "MAX_ITEM_LIST_LENGTH": 6,
+        "epochs": 3,
+        **settings,
+    }

@@ -25,7 +25,7 @@ from typing import Optional
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.projectors import SelectedExperts, annealed
+from recbole_kd.distiller.projectors import SelectedExperts, SelectionHistory, annealed
 from recbole_kd.distiller.representations import RepresentationDistiller
 from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import Options, option
@@ -67,14 +67,18 @@ class DEDistiller(RepresentationDistiller):
             )
             for _ in ("users", "items")
         )
+        self.user_history, self.item_history = SelectionHistory(data.users), SelectionHistory(data.items)
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Sets the temperature of the epoch."""
+        """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
         options = self.options
         epochs = options.anneal_epochs or self.data.epochs
         for side in (self.users, self.items):
             side.selection.temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
+        if not self.data.sequential:  # a sequence has no vector before its batch
+            self.user_history.record(epoch, self.users.selection.network, self.teacher.user_embeddings())
+        self.item_history.record(epoch, self.items.selection.network, self.teacher.item_embeddings())
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"de": the weighted mean over the batch's nodes}."""

@@ -50,7 +50,7 @@ class KDDistiller(GuidedListDistiller):
         if data.sequential:
             if options.items is not None and options.items >= data.items:
                 raise UserError(
-                    f"{self.name}.items={options.items:,} is more than the {data.items - 1:,} items there are; lower it."
+                    f"{self.name}.items={options.items:,} is more than the {data.items - 1:,} items; lower it."
                 )
             return
         if options.items is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ __all__ = ["RepresentationDistiller", "Side"]
 
 
 class Side(NamedTuple):
-    """The distinct users, or the distinct items, of a batch.
+    """The distinct users, or the distinct items, of a batch; the batch's sequences, where it has them, are its users.
 
     Attributes:
-        nodes: (n,) their ids, ascending.
+        nodes: (n,) their ids, ascending; of sequences their numbers in the batch.
         student: (n, d_s) their rows, through which alone gradients reach the student.
-        teacher: (N, d_t) the teacher's representations of all users (items).
+        teacher: (N, d_t) the teacher's representations of all users (items), of sequences those of the batch.
     """
 
     nodes: Tensor
@@ -43,8 +43,8 @@ class RepresentationDistiller(Distiller):
         super().__init__(options, student, teacher, data)
         assert student.dimension is not None, "student_needs was checked"
         self.student_dimension = student.dimension
-        self.teacher_dimension = teacher.user_embeddings().shape[1]
-        self.dtype: torch.dtype = teacher.user_embeddings().dtype
+        self.teacher_dimension = teacher.item_embeddings().shape[1]
+        self.dtype: torch.dtype = teacher.item_embeddings().dtype
 
     @classmethod
     def student_needs(cls, options: Options) -> frozenset[str]:
@@ -54,13 +54,21 @@ class RepresentationDistiller(Distiller):
     def teacher_needs(cls, options: Options) -> frozenset[str]:
         return frozenset({"representations"})
 
+    @classmethod
+    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
+        return frozenset({"sequence_vectors"})
+
     def sides(self, batch: Batch) -> tuple[Side, Side]:
-        """(users, items) of a batch; a graph student is read once."""
-        users, items = batch.distinct_users, batch.distinct_items
-        return (
-            Side(users, self.student.user_embeddings().index_select(0, users), self.teacher.user_embeddings()),
-            Side(items, self.student.item_embeddings().index_select(0, items), self.teacher.item_embeddings()),
-        )
+        """(users, items) of a batch, or (sequences, items); a graph student is read once."""
+        items = batch.distinct_items
+        of_items = Side(items, self.student.item_embeddings().index_select(0, items), self.teacher.item_embeddings())
+        if batch.sequences is not None:
+            numbers = torch.arange(len(batch.users), device=items.device)
+            student, teacher = (view.sequence_embeddings(batch.sequences) for view in (self.student, self.teacher))
+            return Side(numbers, student, teacher), of_items
+        users = batch.distinct_users
+        of_users = Side(users, self.student.user_embeddings().index_select(0, users), self.teacher.user_embeddings())
+        return of_users, of_items
 
     def together(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(n, d_s), (n, d_t): student and teacher of the batch's users, then of its items."""

@@ -1,0 +1,65 @@
+"""DKD: decoupled knowledge distillation (Zhao et al., CVPR'22, eq. 5-7), for next-item prediction.
+
+    loss = tau^2 (alpha TCKD + beta NCKD)
+
+over softmax(y / tau) of all items after a sequence, padding left out, the target class being the item that comes next:
+TCKD compares how sure the models are of it, NCKD how they share what is left among all other items. Entry: a sequence
+of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, Distiller
+from recbole_kd.errors import UserError
+from recbole_kd.loss.decoupled import decoupled_losses
+from recbole_kd.options import Options, option
+
+
+@dataclass(frozen=True)
+class DKDOptions(Options):
+    """Options of the section ``dkd``."""
+
+    weight: float = option(1.0, "weight of both terms", minimum=0)
+    alpha: float = option(1.0, "weight of the target class's term (TCKD) within the loss", minimum=0)
+    beta: float = option(1.0, "weight of the other classes' term (NCKD) within the loss", minimum=0)
+    temperature: float = option(1.0, "tau, of both models' probabilities", above=0)
+
+    def check(self, section: str) -> None:
+        if self.weight and not (self.alpha or self.beta):
+            raise UserError(f"{section}.alpha and {section}.beta are both 0, which leaves no loss; set one above 0.")
+
+
+class DKDDistiller(Distiller):
+    """Hinton's distillation taken apart: the next item against the rest, and the rest among themselves."""
+
+    name = "dkd"
+    options_class = DKDOptions
+    options: DKDOptions
+
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"sequences"})
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"sequences"})
+
+    @classmethod
+    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
+        return frozenset({"sequences"})
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"target": ..., "non_target": ...}, each weighted."""
+        assert batch.sequences is not None, "student_needs was checked"
+        options = self.options
+        student, teacher = (view.sequence_scores(batch.sequences)[:, 1:] for view in (self.student, self.teacher))
+        target, non_target = decoupled_losses(student, teacher, batch.items - 1, options.temperature)
+        return {
+            "target": options.weight * options.alpha * target,
+            "non_target": options.weight * options.beta * non_target,
+        }
