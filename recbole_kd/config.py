@@ -27,7 +27,7 @@ _RECBOLE_MAPPINGS = frozenset(set(dataset_arguments) | {"clip_grad_norm", "split
 #: Keys of a model file that say when its settings apply, rather than being settings.
 _CONDITIONAL = ("for_dataset", "for_student")
 _SCALAR_OR_LIST = ("metrics", "topk", "distill")
-_TEACHER_KEYS = ("model", "checkpoint", "allow_other_split")
+_TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count")
 #: RecBole keeps these as pickles, which execute code when read.
 _PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
 
@@ -90,7 +90,8 @@ def parse_value(text: str) -> Any:
 def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings, and short forms spelt out.
 
-    ``teacher.embedding_size`` goes into section ``teacher``; ``teacher: LightGCN`` is short for ``teacher.model``;
+    ``teacher.embedding_size`` goes into section ``teacher``; ``teacher: LightGCN`` is short for ``teacher.model``, and
+    ``teacher: "BPR,LightGCN"``, or a list, for ``teacher.0.model`` and ``teacher.1.model``;
     ``distill: "de,rrd"`` is a list.
     """
     nested: dict[str, Any] = {}
@@ -101,7 +102,7 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
         if dot and not (section and rest):
             raise UserError(f"Setting '{key}' has an empty part; expected section.option, such as teacher.epochs.")
         if section == "teacher" and not dot and not isinstance(value, Mapping) and value is not None:
-            value = {"model": value}
+            value = _teacher_section(value)
         if section == "distill" and isinstance(value, str):
             value = [name.strip() for name in value.split(",") if name.strip()]
         if dot:
@@ -110,8 +111,24 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def _teacher_section(value: Any) -> dict[str, Any]:
+    """Section ``teacher`` from its short forms: a model's name, several with commas, or a list of names or sections.
+
+    ``count`` tells how many there are: those that a source of lower priority names are forgotten.
+    """
+    given = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)):
+        given = [given]
+    sections = [nest(element) if isinstance(element, Mapping) else {"model": element} for element in given]
+    if len(sections) == 1:
+        return sections[0]
+    return {"count": len(sections), **{str(index): section for index, section in enumerate(sections)}}
+
+
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """`high` over `low`; mappings are merged key by key, except those that RecBole takes as a whole."""
+    if any(key.isdigit() for key in low) and ("count" in high or "model" in high):  # teachers named anew
+        low = {key: value for key, value in low.items() if key != "count" and not key.isdigit()}
     merged = dict(low)
     for key, value in high.items():
         whole = key in _RECBOLE_MAPPINGS
@@ -397,13 +414,39 @@ class KDConfig(Config):
         """Names of the distillers, in the order given."""
         return [str(name) for name in self["distill"]]
 
-    def teacher_config(self) -> KDConfig:
-        """The teacher's configuration: its model's defaults, this run's data and evaluation, and section ``teacher``.
+    def teacher_sections(self) -> dict[str, dict[str, Any]]:
+        """Settings of each teacher, by what stands before their names: ``teacher.``, or ``teacher.0.`` and so on.
 
-        What says how the student is built and trained (sizes, epochs, learning rate, batch size) is not inherited.
+        What section ``teacher`` says without a number holds for every teacher.
+
+        Raises:
+            UserError: settings of a teacher that there is not.
         """
         section = dict(self["teacher"] or {})
-        return self._derived(str(section.get("model")), {k: v for k, v in section.items() if k not in _TEACHER_KEYS})
+        numbered = {key: section.pop(key) for key in list(section) if key.isdigit()}
+        count = section.pop("count", None) or max(map(int, numbered), default=0) + 1
+        for key in numbered:
+            if key != str(int(key)) or int(key) >= count:
+                raise UserError(
+                    f"teacher.{key} is set, and there are {count} teachers, counted from 0; name them all, as in "
+                    "--teacher=BPR,LightGCN."
+                )
+        if not numbered:
+            return {"teacher.": section}
+        return {f"teacher.{index}.": merge(section, numbered.get(str(index)) or {}) for index in range(count)}
+
+    def teacher_config(self, section: Optional[Mapping[str, Any]] = None, prefix: str = "teacher.") -> KDConfig:
+        """A teacher's configuration: its model's defaults, this run's data and evaluation, and its section.
+
+        What says how the student is built and trained (sizes, epochs, learning rate, batch size) is not inherited.
+
+        Args:
+            section: one of :meth:`teacher_sections`; by default the section ``teacher`` of a single teacher.
+            prefix: what stands before the names of its settings.
+        """
+        section = self["teacher"] or {} if section is None else section
+        own = {key: value for key, value in section.items() if key not in _TEACHER_KEYS}
+        return self._derived(str(section.get("model")), own, prefix)
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation."""

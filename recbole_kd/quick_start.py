@@ -32,7 +32,7 @@ from recbole_kd.loaders import make_loaders
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.representation import ModelStudent, is_sequential
 from recbole_kd.teacher import (
-    FrozenTeacher,
+    AnyTeacher,
     Trained,
     build_model,
     facts,
@@ -137,21 +137,21 @@ def fetch(config: KDConfig) -> None:
         prepare(name, config.data_root, show_progress=config["show_progress"])
 
 
-def shared_teacher(config: KDConfig, splits: Splits, group: Group) -> FrozenTeacher:
-    """:func:`obtain_teacher` in process 0; the others wait for it and read the file that it made.
+def shared_teacher(config: KDConfig, splits: Splits, group: Group) -> AnyTeacher:
+    """:func:`obtain_teacher` in process 0; the others wait for it and read the files that it made.
 
     Raises:
         UserError: as there; or another machine does not see the file.
     """
     if group.is_first:
         teacher = obtain_teacher(config, splits)
-        group.tell("teacher", teacher.trained.checkpoint)
+        group.tell("teacher", "\n".join(teacher.files))
         return teacher
-    path = group.hear("teacher")
-    if not os.path.isfile(path):
+    missing = [path for path in group.hear("teacher").split("\n") if not os.path.isfile(path)]
+    if missing:
         raise UserError(
-            f"The teacher '{path}' of process 0 is not there on the machine of process {group.rank}; run all machines "
-            "in a folder that they share, or set --checkpoint_dir to one."
+            f"The teacher '{missing[0]}' of process 0 is not there on the machine of process {group.rank}; run all "
+            "machines in a folder that they share, or set --checkpoint_dir to one."
         )
     return obtain_teacher(config, splits)
 
@@ -193,7 +193,7 @@ def active_distillers(config: KDConfig) -> dict[str, Any]:
 
 
 def build_student(
-    config: KDConfig, splits: Splits, teacher: Optional[FrozenTeacher], group: Group = ALONE
+    config: KDConfig, splits: Splits, teacher: Optional[AnyTeacher], group: Group = ALONE
 ) -> tuple[nn.Module, Any, Any]:
     """The student, its trainer with the distillers, and its loaders."""
     init_seed(config["seed"], config["reproducibility"])
@@ -226,7 +226,7 @@ def build_student(
     return model, trainer, loaders
 
 
-def check_needs(name: str, options: Any, student: ModelStudent, teacher: FrozenTeacher) -> None:
+def check_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeacher) -> None:
     """Refuses a student or a teacher that lacks what a distiller reads, before anything is trained."""
     kind = distiller_class(name)
     if is_sequential(student.model):
@@ -235,19 +235,24 @@ def check_needs(name: str, options: Any, student: ModelStudent, teacher: FrozenT
     sides = (("student", student, kind.student_needs(options)), ("teacher", teacher, kind.teacher_needs(options)))
     for role, view, needs in sides:
         for need in sorted(needs - view.capabilities):
-            able = [
-                other
-                for other in distillers()
-                if need not in distiller_class(other).teacher_needs(distiller_class(other).options_class())
-            ]
+            able = _able(role, view.capabilities)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
-            raise UserError(
-                f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. "
-                f"{advice} another {role} (--{role}=NAME)."
-            )
+            other = "a file with a column 'score'" if need == "listed_scores" else f"another {role} (--{role}=NAME)"
+            raise UserError(f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. {advice} {other}.")
 
 
-def check_sequential_needs(name: str, options: Any, student: ModelStudent, teacher: FrozenTeacher) -> None:
+def _able(role: str, capabilities: frozenset[str]) -> list[str]:
+    """Distillers that do with what a student or teacher offers, as they are by default."""
+    able = []
+    for name in distillers():
+        kind = distiller_class(name)
+        needs = kind.student_needs if role == "student" else kind.teacher_needs
+        if needs(kind.options_class()) <= capabilities:
+            able.append(name)
+    return able
+
+
+def check_sequential_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeacher) -> None:
     """:func:`check_needs` for next-item prediction."""
     needs = distiller_class(name).sequential_needs(options)
     if needs is None:
@@ -296,7 +301,7 @@ def train_baseline(config: KDConfig, splits: Splits) -> Optional[Trained]:
 def summarise(
     config: KDConfig,
     splits: Splits,
-    teacher: Optional[FrozenTeacher],
+    teacher: Optional[AnyTeacher],
     student: nn.Module,
     trainer: Any,
     best_score: float,
@@ -312,7 +317,7 @@ def summarise(
         "dataset": config["dataset"],
         "seed": config["seed"],
         "distillers": list(trainer.distillers),
-        "teacher": None if teacher is None else {**teacher.summary(), "train_seconds": _seconds(teacher.trained)},
+        "teacher": None if teacher is None else teacher.summary(),
         "baseline": None if baseline is None else _baseline_summary(baseline),
         "best_valid_score": best_score,
         "best_valid_result": dict(best_result),
@@ -375,16 +380,17 @@ def table(result: Mapping[str, Any]) -> str:
     shown = [name for name in names if name.startswith(("recall", "ndcg"))] or names
     rows = []
     if result["teacher"]:
-        teacher = result["teacher"]
-        rows.append(
-            (
-                "teacher",
-                teacher["model"],
-                teacher["test_result"],
-                result["parameters"]["teacher"],
-                teacher["train_seconds"],
+        one = {**result["teacher"], "parameters": result["parameters"]["teacher"]}
+        for teacher in one.get("members", [one]):
+            rows.append(
+                (
+                    "teacher",
+                    teacher["model"],
+                    teacher["test_result"],
+                    teacher["parameters"],
+                    teacher["train_seconds"],
+                )
             )
-        )
     size, seconds = result["parameters"]["student"], result["train_seconds"]
     rows.append(("student", result["model"], result["test_result"], size, seconds))
     if result["baseline"]:

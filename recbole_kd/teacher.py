@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import recbole
 import torch
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from recbole_kd.checkpoint import FORMAT, digest, load_any, load_checkpoint, save_checkpoint
 from recbole_kd.config import KDConfig
 from recbole_kd.contracts import CAPABILITIES, Sequences
+from recbole_kd.data.ranked_lists import read_ranked_lists
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank
 from recbole_kd.data.splits import Splits, token_map
+from recbole_kd.ensemble import TeacherEnsemble
 from recbole_kd.errors import UserError
 from recbole_kd.learner import optimizer_factory
 from recbole_kd.loaders import make_loaders
+from recbole_kd.rank_file import RankFileTeacher
 from recbole_kd.representation import (
     capabilities,
     embedding_scores,
@@ -198,23 +201,59 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     return Trained(config, model, path, False, state)
 
 
-def obtain_teacher(config: KDConfig, splits: Splits) -> FrozenTeacher:
-    """The frozen teacher that section ``teacher`` asks for: from a checkpoint, the cache, or trained now.
+def obtain_teacher(config: KDConfig, splits: Splits) -> AnyTeacher:
+    """The teacher that section ``teacher`` asks for, or all of them as one: from a file, the cache, or trained now.
 
     Raises:
-        UserError: no teacher is named, or the checkpoint cannot teach on this dataset.
+        UserError: no teacher is named, or a file cannot teach on this dataset.
     """
-    section = config["teacher"] or {}
-    if section.get("model"):
-        require_same_task(config, config.teacher_config(), "teacher")
-    if section.get("checkpoint"):
-        return _from_checkpoint(config, splits, str(section["checkpoint"]))
+    sections = config.teacher_sections()
+    for prefix, section in sections.items():  # what is wrong with any of them is said before one is trained
+        _check_source(config, section, prefix)
+    teachers = [_obtain(config, splits, section, prefix) for prefix, section in sections.items()]
+    if len(teachers) == 1:
+        return teachers[0]
+    return TeacherEnsemble(teachers, splits.observed.users, splits.observed.items, config["device"])
+
+
+def _given(config: KDConfig, prefix: str) -> dict[str, Any]:
+    """What files and the command line say of the teacher whose settings have that prefix."""
+    section = dict(config.external_config_dict.get("teacher") or {})
+    number = prefix.partition(".")[2].rstrip(".")
+    return {**section, **(section.get(number) or {})}
+
+
+def _check_source(config: KDConfig, section: Mapping[str, Any], prefix: str) -> None:
+    given = _given(config, prefix)
+    sources = [key for key in ("model", "checkpoint", "ranks") if given.get(key)]
+    if "ranks" in sources and len(sources) > 1:
+        raise UserError(f"--{prefix}ranks and --{prefix}{sources[0]} both say who teaches; keep one.")
+    if section.get("ranks") and config.sequential:
+        raise UserError(
+            f"--{prefix}ranks lists items for users, and {config.resolved.backbone} predicts the next item of a "
+            "sequence; set --teacher to a sequential model."
+        )
+    if section.get("checkpoint") or section.get("ranks"):
+        return
     if not section.get("model"):
         raise UserError(
             f"Distillation ({', '.join(config.distillers) or 'sevo'}) needs a teacher; "
-            "set --teacher=NAME, such as LightGCN, or --teacher.checkpoint=FILE."
+            f"set --{prefix.rstrip('.')}=NAME, such as LightGCN, --{prefix}checkpoint=FILE or --{prefix}ranks=FILE."
         )
-    trained = train_or_fetch(config.teacher_config(), splits, "teacher")
+    require_same_task(config, config.teacher_config(section, prefix), "teacher")
+
+
+def _obtain(
+    config: KDConfig, splits: Splits, section: Mapping[str, Any], prefix: str
+) -> Union[FrozenTeacher, RankFileTeacher]:
+    if section.get("ranks"):
+        path = str(section["ranks"])
+        fields = (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"])
+        tokens = (splits.user_tokens, splits.item_tokens)
+        return RankFileTeacher(path, read_ranked_lists(path, *tokens, splits.observed, fields, f"{prefix}ranks"))
+    if section.get("checkpoint"):
+        return _from_checkpoint(config, splits, section, prefix)
+    trained = train_or_fetch(config.teacher_config(section, prefix), splits, "teacher")
     return FrozenTeacher(trained, splits, os.path.join(config["checkpoint_dir"], "ranks"))
 
 
@@ -234,15 +273,15 @@ def require_same_task(config: KDConfig, other: KDConfig, role: str) -> None:
         )
 
 
-def _from_checkpoint(config: KDConfig, splits: Splits, path: str) -> FrozenTeacher:
+def _from_checkpoint(config: KDConfig, splits: Splits, section: Mapping[str, Any], prefix: str) -> FrozenTeacher:
+    path = str(section["checkpoint"])
     kind, state = load_any(path, config["device"])
     stored = dict(state["config"])
     backbone = str(state.get("backbone") or stored.get("model"))
-    named = (config["teacher"] or {}).get("model")
-    given = config.external_config_dict.get("teacher") or {}
-    if given.get("model") and named != backbone:
+    named = section.get("model")
+    if _given(config, prefix).get("model") and named != backbone:
         raise UserError(
-            f"'{path}' holds a {backbone}, and --teacher.model={named}; leave --teacher.model out or give another file."
+            f"'{path}' holds a {backbone}, and --{prefix}model={named}; leave --{prefix}model out or give another file."
         )
     teacher_config = config.checkpoint_config(backbone, stored)
     require_same_task(config, teacher_config, "teacher")
@@ -267,10 +306,10 @@ def _from_checkpoint(config: KDConfig, splits: Splits, path: str) -> FrozenTeach
                 "give a teacher of the same dataset and filters."
             )
         aligned &= list(ours) == list(theirs)
-    if not same_split and not (config["teacher"] or {}).get("allow_other_split"):
+    if not same_split and not section.get("allow_other_split"):
         raise UserError(
             f"The teacher '{path}' was trained on another split of the data and may know test interactions; use one of "
-            "this split, or accept it with --teacher.allow_other_split=true."
+            f"this split, or accept it with --{prefix}allow_other_split=true."
         )
     dataset = splits.train if aligned else splits.in_order_of(user_tokens, item_tokens)
     init_seed(stored.get("seed", config["seed"]), config["reproducibility"])
@@ -477,9 +516,19 @@ class FrozenTeacher:
             "digest": self.digest,
             "from_cache": self.trained.from_cache,
             "test_result": self.trained.test_result,
+            "train_seconds": float(sum(self.trained.state.get("epoch_seconds") or [])),
         }
 
     @property
     def parameters(self) -> int:
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def files(self) -> list[str]:
+        """What the teacher was read from or kept as."""
+        return [self.trained.checkpoint]
+
+
+#: What :func:`obtain_teacher` gives.
+AnyTeacher = Union[FrozenTeacher, RankFileTeacher, TeacherEnsemble]

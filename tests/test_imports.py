@@ -26,7 +26,12 @@ ALLOWED = {
     "representation": {"contracts", "loss"},
     "trainer": {"contracts", "distributed", "evaluation", "optimizer"},
     "distributed": {"contracts", "evaluation"},
-    "teacher": {"config", "contracts", "data", "learner", "loaders", "representation", "trainer"},
+    "bare_teacher": {"contracts"},
+    "rank_file": {"bare_teacher", "data"},
+    "ensemble": {"bare_teacher", "data"},
+    "teacher": {
+        *("config", "contracts", "data", "ensemble", "learner", "loaders", "rank_file", "representation", "trainer"),
+    },
     "registry": {"contracts"},
     "config": {"data", "registry"},
     "learner": {"config", "contracts", "data", "optimizer", "representation"},

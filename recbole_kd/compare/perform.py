@@ -25,7 +25,7 @@ from recbole_kd.evaluation.per_user import save_per_user
 from recbole_kd.loaders import make_loaders
 from recbole_kd.quick_start import build_student, evaluate, load_splits, start_logging
 from recbole_kd.representation import expanded_scores
-from recbole_kd.teacher import obtain_teacher
+from recbole_kd.teacher import FrozenTeacher, obtain_teacher
 from recbole_kd.trainer import make_trainer
 
 
@@ -126,6 +126,8 @@ def _teacher(
 ) -> tuple[dict[str, Any], Any]:
     reset_peak_memory()
     teacher = obtain_teacher(config, splits)
+    if not isinstance(teacher, FrozenTeacher):
+        raise UserError(f"compare evaluates each teacher, and {teacher.name} is no single model; train on it instead.")
     if teacher.reordered:
         raise UserError(
             f"The teacher '{teacher.trained.checkpoint}' numbers users or items in another order than this dataset, "

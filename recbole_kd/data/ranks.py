@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import numpy as np
@@ -57,6 +57,43 @@ def build_rank_bank(
         best, ranked = scores.topk(longest, dim=1)
         bank[start:stop, :longest] = ranked.masked_fill_(best == -torch.inf, 0)
     return bank
+
+
+#: Pairs of a user and a listed item that are fused at a time.
+_FUSED_PAIRS = 1 << 22
+
+
+def fuse_ranks(lists: Sequence[Tensor], constant: float = 60.0) -> Tensor:
+    """Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR'09) of several rankings, in blocks of users.
+
+    An item scores the sum over the lists that hold it of 1 / (constant + rank), rank 1 being the best; what stands in
+    no list is not ranked. Of equal scores the item that an earlier list ranks, or ranks higher, comes first.
+
+    Args:
+        lists: of each ranker, (U, k) ids, best first, filled with 0; an id is in a row once.
+        constant: the paper's 60 keeps the first ranks from outweighing agreement further down.
+
+    Returns:
+        (U, k) int32, filled with 0 where all lists together have fewer.
+    """
+    users, k = lists[0].shape
+    reciprocal = 1 / (constant + torch.arange(1, k + 1, dtype=torch.float64)).repeat(len(lists))
+    fused = torch.zeros(users, k, dtype=torch.int32)
+    rows = max(1, _FUSED_PAIRS // (k * len(lists)))
+    for start in range(0, users, rows):
+        items = torch.cat([ranked[start : start + rows].cpu() for ranked in lists], dim=1)
+        ordered, position = items.sort(dim=1, stable=True)
+        values = reciprocal[position]
+        total = values.clone()
+        for shift in range(1, len(lists)):  # an item stands at most once in a list: its places are next to each other
+            same = ordered[:, shift:] == ordered[:, :-shift]
+            total[:, :-shift] += values[:, shift:] * same
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        score = torch.zeros_like(total).scatter_(1, position, total * (first & (ordered > 0)))
+        best, chosen = score.sort(dim=1, descending=True, stable=True)
+        fused[start : start + rows] = items.gather(1, chosen)[:, :k].masked_fill(best[:, :k] == 0, 0)
+    return fused
 
 
 def require_unobserved(

@@ -16,7 +16,7 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.learner import reads_a_teacher
 from recbole_kd.quick_start import active_distillers, build_student, load_splits
-from recbole_kd.teacher import FrozenTeacher, obtain_teacher
+from recbole_kd.teacher import AnyTeacher, obtain_teacher
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Shared:
 
     config: KDConfig
     splits: Splits
-    teacher: Optional[FrozenTeacher]
+    teacher: Optional[AnyTeacher]
 
 
 #: By the task's key; of one search at a time.
@@ -71,7 +71,7 @@ def load_shared(task: Task, config: KDConfig) -> Shared:
     return _SHARED[task.key]
 
 
-def teacher_of(config: KDConfig, splits: Splits) -> Optional[FrozenTeacher]:
+def teacher_of(config: KDConfig, splits: Splits) -> Optional[AnyTeacher]:
     """The teacher of a run, where its distillers or its learner read one: from the cache, or trained now."""
     return obtain_teacher(config, splits) if active_distillers(config) or reads_a_teacher(config) else None
 

@@ -1,0 +1,65 @@
+"""What every teacher of a run has beside its view, and a base for teachers that offer only some of it."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, Optional, Protocol
+
+from torch import Tensor
+
+from recbole_kd.contracts import CAPABILITIES, Sequences, TeacherView
+from recbole_kd.errors import UserError
+
+__all__ = ["BareTeacher", "Teacher"]
+
+
+class Teacher(TeacherView, Protocol):
+    """A teacher's view, and what is told of it in results."""
+
+    digest: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+
+    @property
+    def files(self) -> list[str]:
+        """What the teacher was read from or kept as."""
+
+    def summary(self) -> dict[str, Any]:
+        """The part of a run's result that tells of the teacher."""
+
+
+class BareTeacher:
+    """A :class:`recbole_kd.contracts.TeacherView` without any capability; a subclass writes those that it has."""
+
+    name: str
+    capabilities: frozenset[str] = frozenset()
+    dimension: Optional[int] = None
+
+    def lacks(self, what: str) -> NoReturn:
+        """Raises for one of :data:`recbole_kd.contracts.CAPABILITIES`."""
+        raise UserError(f"The teacher {self.name} has no {CAPABILITIES[what]}; use another teacher or distiller.")
+
+    def scores(self, users: Tensor, items: Tensor) -> Tensor:
+        self.lacks("scores")
+
+    def ranked_items(self, k: int) -> Tensor:
+        self.lacks("ranks")
+
+    def user_embeddings(self) -> Tensor:
+        self.lacks("representations")
+
+    def item_embeddings(self) -> Tensor:
+        self.lacks("representations")
+
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        self.lacks("pair_representations")
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        self.lacks("layers")
+
+    def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
+        self.lacks("sequences")
+
+    def sequence_embeddings(self, sequences: Sequences) -> Tensor:
+        self.lacks("sequence_vectors")

@@ -1,0 +1,258 @@
+"""A file of scores or ranked items, from any other system, as ranked lists of unobserved items in this dataset's ids.
+
+One row says that a user is to get an item, in columns named as the dataset's (``user_id``, ``item_id``), with original
+ids. The order within a user is that of a column ``rank`` (1 is the best), else of a column ``score`` (the highest
+first), else of the rows. Text has a header, as RecBole's atomic files do (``user_id:token``) or plain, and tabs or
+commas between columns; Parquet is read too. Rows are read in batches: what is held is 16 bytes for each kept row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from recbole_kd.data.observed import Observed
+from recbole_kd.errors import UserError
+
+#: Bytes of text, or rows of Parquet, read at a time; a header is within the first of these.
+_BLOCK_BYTES, _BLOCK_ROWS, _HEADER_BYTES = 8 << 20, 1 << 18, 1 << 16
+_HELP = "expected columns {user} and {item}, and score or rank where the order of the rows is not the ranking"
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """Ranked lists of unobserved items, user after user.
+
+    Attributes:
+        offsets: (U + 1,) int64; the list of user u is ``items[offsets[u]:offsets[u + 1]]``, best first.
+        items: (n,) int32.
+        scores: (n,) float32, or None where the file has none.
+        catalogue: I.
+        observed_rows: rows of the file that were left out because the training split has observed them.
+        digest: sha256 of the file, in hexadecimal.
+    """
+
+    offsets: Tensor
+    items: Tensor
+    scores: Optional[Tensor]
+    catalogue: int
+    observed_rows: int
+    digest: str
+
+    def top(self, k: int) -> Tensor:
+        """The k best items of every user, best first: (U, k) int32, filled with 0 where a list is shorter."""
+        users = len(self.offsets) - 1
+        lengths = (self.offsets[1:] - self.offsets[:-1]).clamp(max=k)
+        rows = torch.repeat_interleave(torch.arange(users), lengths)
+        columns = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
+        bank = torch.zeros(users, k, dtype=torch.int32)
+        bank[rows, columns] = self.items[self.offsets[rows] + columns]
+        return bank
+
+    @cached_property
+    def _by_key(self) -> tuple[Tensor, Tensor]:
+        """The pairs as ``user * I + item``, ascending, and the score of each."""
+        assert self.scores is not None
+        lengths = self.offsets[1:] - self.offsets[:-1]
+        users = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        keys, order = (users * self.catalogue + self.items).sort()
+        return keys, self.scores[order]
+
+    def scores_of(self, users: Tensor, items: Tensor) -> Tensor:
+        """The file's scores of users (n,) with items (n,) or (n, k), shaped like `items`; NaN where it has none."""
+        keys, scores = self._by_key
+        wanted = (users.unsqueeze(1) if items.dim() == 2 else users).cpu().long() * self.catalogue + items.cpu().long()
+        position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
+        return scores[position].masked_fill(keys[position] != wanted, torch.nan).to(items.device)
+
+
+def read_ranked_lists(
+    path: str,
+    user_tokens: Sequence[str],
+    item_tokens: Sequence[str],
+    observed: Observed,
+    fields: tuple[str, str] = ("user_id", "item_id"),
+    setting: str = "teacher.ranks",
+) -> RankedLists:
+    """Reads and checks a file of ranked lists.
+
+    Args:
+        path: the file.
+        user_tokens, item_tokens: original ids by internal id; index 0 is padding.
+        observed: the training split: its pairs are left out, and its users must have lists.
+        fields: names of the columns of users and of items.
+        setting: the setting that named the file, for messages.
+
+    Raises:
+        UserError: a file that cannot be read, columns that are missing, ids that are not in the dataset, an item twice
+            in a list, a score that is no number, or a user of the training split without a list.
+    """
+    source = f"--{setting}={path}"
+    if not Path(path).is_file():
+        raise UserError(f"{source}: there is no such file; give one of scores or ranked items.")
+    reader = _Reader(source, user_tokens, item_tokens)
+    try:
+        for batch in _batches(source, path, fields):
+            reader.add(batch)
+        users, items, order, scores = reader.columns()
+        digest = _sha256(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{source} cannot be read: {' '.join(str(error).split())[:200]}.") from None
+    arranged = np.argsort(users, kind="stable") if order is None else np.lexsort((order, users))
+    users, items = torch.from_numpy(users[arranged]), torch.from_numpy(items[arranged])
+    values = None if scores is None else torch.from_numpy(scores[arranged])
+    keys, _ = (users.long() * observed.items + items).sort()
+    reader.refuse_duplicates(keys, observed.items)
+    kept = ~observed.contains(users, items)
+    users, items = users[kept], items[kept]
+    counts = torch.bincount(users, minlength=observed.users)
+    without = ((counts == 0) & (observed.counts > 0)).nonzero().squeeze(1)
+    if len(without):
+        raise UserError(
+            f"{source} lists no unobserved item for {len(without):,} of {int((observed.counts > 0).sum()):,} users of "
+            f"the training split, such as '{user_tokens[int(without[0])]}'; add their lists, or leave these users out "
+            "of the dataset."
+        )
+    offsets = torch.zeros(observed.users + 1, dtype=torch.long)
+    offsets[1:] = counts.cumsum(0)
+    values = None if values is None else values[kept]
+    return RankedLists(offsets, items, values, observed.items, int((~kept).sum()), digest)
+
+
+class _Reader:
+    """Collects the rows of a file as internal ids, and what is wrong with them."""
+
+    def __init__(self, source: str, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> None:
+        self.source = source
+        self.tokens = {"users": user_tokens, "items": item_tokens}
+        self.known = {kind: pa.array(list(tokens[1:]), pa.string()) for kind, tokens in self.tokens.items()}
+        self.rows, self.kept = 0, 0
+        self.unknown: dict[str, tuple[int, str]] = {}
+        self.parts: list[tuple[Any, ...]] = []
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Takes over a batch of columns: ``users``, ``items``, and ``score`` and ``rank`` where they are."""
+        ids = {kind: self._ids(kind, batch[kind]) for kind in self.tokens}
+        first = self.rows + 1
+        self.rows += len(ids["users"])
+        numbers = []
+        for name in ("rank", "score"):
+            column = batch.get(name)
+            if column is not None:
+                column = column.to_numpy(zero_copy_only=False).astype(np.float64)
+                wrong = np.flatnonzero(~np.isfinite(column))
+                if len(wrong):
+                    raise UserError(
+                        f"{self.source}: the {name} in row {first + int(wrong[0]):,} is not a finite number; "
+                        "give every row one."
+                    )
+            numbers.append(column)
+        found = (ids["users"] > 0) & (ids["items"] > 0)
+        self.kept += int(found.sum())
+        if self.kept > len(self.known["users"]) * len(self.known["items"]):
+            raise UserError(f"{self.source} has more rows than there are users times items; list no pair twice.")
+        self.parts.append(
+            tuple(None if column is None else column[found] for column in (ids["users"], ids["items"], *numbers))
+        )
+
+    def _ids(self, kind: str, column: Any) -> Any:
+        """(n,) int32 internal ids, 0 for a token that the dataset does not know."""
+        column = pc.cast(column, pa.string())
+        found = pc.index_in(column, value_set=self.known[kind])
+        if found.null_count:
+            count, example = self.unknown.get(kind, (0, ""))
+            if not count:
+                example = str(column[pc.index(pc.is_null(found), True).as_py()].as_py())[:50]
+            self.unknown[kind] = count + found.null_count, example
+        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
+
+    def columns(self) -> tuple[Any, Any, Optional[Any], Optional[Any]]:
+        """(users, items, what orders a user's rows, scores as float32)."""
+        if not self.rows:
+            raise UserError(f"{self.source} has a header but no rows; expected one for each listed item.")
+        for kind, (count, example) in self.unknown.items():
+            raise UserError(
+                f"{self.source}: {count:,} of {self.rows:,} rows name {kind} that the dataset does not have (after its "
+                f"filters), such as '{example}'; drop those rows, and write ids as the dataset's own file does."
+            )
+        users, items, rank, score = (
+            None if part[0] is None else np.concatenate(part) for part in map(list, zip(*self.parts))
+        )
+        order = rank if rank is not None else None if score is None else -score
+        return users, items, order, None if score is None else score.astype(np.float32)
+
+    def refuse_duplicates(self, keys: Tensor, catalogue: int) -> None:
+        """Raises where an item is twice in a list, given the pairs ``user * I + item``, ascending."""
+        twice = (keys[1:] == keys[:-1]).nonzero().squeeze(1)
+        if len(twice):
+            user, item = divmod(int(keys[twice[0]]), catalogue)
+            raise UserError(
+                f"{self.source}: {len(twice):,} rows repeat a user and an item, such as "
+                f"'{self.tokens['users'][user]}' and '{self.tokens['items'][item]}'; keep one row of each."
+            )
+
+
+def _batches(source: str, path: str, fields: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    """The file's batches of rows, as columns by what they hold."""
+    with open(path, "rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if head.startswith(b"PAR1"):
+        parquet = pyarrow.parquet.ParquetFile(path, memory_map=True)
+        found = _columns(source, list(parquet.schema_arrow.names), fields)
+        for batch in parquet.iter_batches(_BLOCK_ROWS, columns=list(found.values())):
+            yield {kind: batch.column(name) for kind, name in found.items()}
+        return
+    header = head.decode("utf-8-sig", errors="replace").partition("\n")[0].rstrip("\r")
+    separator = "\t" if "\t" in header else ","
+    names = [name.strip().strip('"') for name in header.split(separator)]
+    found = _columns(source, names, fields)
+    numbers = {found[kind]: pa.float64() for kind in ("rank", "score") if kind in found}
+    texts = {found[kind]: pa.string() for kind in ("users", "items")}
+    with pyarrow.csv.open_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types={**numbers, **texts}, include_columns=list(found.values())
+        ),
+    ) as reader:
+        for batch in reader:
+            yield {kind: batch.column(name) for kind, name in found.items()}
+
+
+def _columns(source: str, names: Sequence[str], fields: tuple[str, str]) -> dict[str, str]:
+    """What a column holds -> its name in the file; RecBole's ``name:type`` is read as the name."""
+    wanted = {"users": fields[0], "items": fields[1], "rank": "rank", "score": "score"}
+    found = {}
+    for kind, field in wanted.items():
+        columns = [name for name in names if name.partition(":")[0] == field]
+        if len(columns) > 1 or (not columns and kind in ("users", "items")):
+            shown = ", ".join(names)[:100] or "none that can be read"
+            problem = f"{len(columns)} columns" if columns else "no column"
+            raise UserError(
+                f"{source} has {problem} '{field}' (its first line names {shown}); "
+                f"{_HELP.format(user=fields[0], item=fields[1])}."
+            )
+        if columns:
+            found[kind] = columns[0]
+    return found
+
+
+def _sha256(path: str) -> str:
+    hasher = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.hexdigest()
