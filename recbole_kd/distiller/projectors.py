@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from recbole_kd.contracts import Share
 from recbole_kd.loss.regression import expert_error, mixture_error
 
-__all__ = ["Experts", "SelectedExperts", "SelectionNetwork", "annealed", "gumbel_softmax", "linear"]
+__all__ = [
+    "Experts",
+    "SelectedExperts",
+    "SelectionHistory",
+    "SelectionNetwork",
+    "annealed",
+    "gumbel_softmax",
+    "linear",
+]
+
+#: Nodes of each side whose expert is noted at every epoch.
+HISTORY_NODES = 512
 
 
 _ALL = Share()
@@ -128,6 +139,40 @@ class SelectionNetwork(nn.Module):
 
     def _hard(self) -> bool:
         return self.selection == "gumbel" and self.temperature < torch.finfo(self.network.weight.dtype).eps
+
+
+class SelectionHistory(nn.Module):
+    """Which expert was the likeliest for some nodes at the start of each epoch, for a map of experts over epochs.
+
+    Attributes:
+        nodes: (n,) ids of at most :data:`HISTORY_NODES` nodes, evenly spaced; 0 is padding and not among them.
+        choices: (epochs, n) int16, the largest entry of alpha, without noise; -1 in an epoch that was not noted.
+    """
+
+    nodes: Tensor
+    choices: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        nodes = torch.linspace(1, size - 1, min(HISTORY_NODES, size - 1)).round().long()
+        self.register_buffer("nodes", nodes)
+        self.choices = torch.empty(0, len(nodes), dtype=torch.int16)
+
+    @torch.no_grad()
+    def record(self, epoch: int, network: nn.Linear, table: Tensor) -> None:
+        """Notes the choice of `network` on the teacher's `table` (N, d_t) for this epoch; later ones are forgotten."""
+        vectors = table.index_select(0, self.nodes.to(table.device)).to(network.weight)
+        choice = network(vectors).argmax(1).to("cpu", torch.int16)
+        skipped = self.choices.new_full((max(0, epoch - len(self.choices)), len(choice)), -1)
+        self.choices = torch.cat([self.choices[:epoch], skipped, choice.unsqueeze(0)])
+
+    def get_extra_state(self) -> Tensor:
+        """The choices: their number grows with the epochs, so that they are no buffer."""
+        return self.choices
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores what :meth:`get_extra_state` gave."""
+        self.choices = state.to("cpu", torch.int16)
 
 
 class SelectedExperts(nn.Module):

@@ -1,0 +1,159 @@
+"""The knowledge spectrum: at which frequencies of the user-item graph a student differs from its teacher.
+
+FreqD (fig. 1-2, table 1) reads the distance of two models' vectors as a signal on the training graph. With the
+eigenvectors u_k of its Laplacian L = I - Ã, whose eigenvalues x_k in [0, 2] are the frequencies, Parseval's identity
+splits the squared distance D over all nodes into bands:
+
+    ||D||^2 = sum over bands of  sum_{x_k in band} ||u_k^T D||^2
+
+Low frequencies are what neighbours share, high ones what tells them apart. Small graphs are decomposed exactly. On
+large ones a band's projector is an expansion in Chebyshev polynomials with Jackson's damping (the kernel polynomial
+method: Weiße et al., Rev. Mod. Phys. 78, 2006), whose moments take sparse products alone, and wide signals and traces
+are estimated with Hutchinson's random signs.
+
+The user-item graph is bipartite, so that the spectrum is symmetric about 1 and 1 itself is an eigenvalue of high
+multiplicity (at least |users - items|). Bands are centred on multiples of their width, an odd number of them, which
+puts 0, 1 and 2 into the middle of bands instead of onto an edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_kd.data.graphs import symmetric_normalized
+from recbole_kd.data.observed import Observed
+
+__all__ = [
+    "band_edges",
+    "connected_graph",
+    "estimated_band_energies",
+    "exact_band_energies",
+    "projection_difference",
+]
+
+Array = NDArray[np.float64]
+
+
+def band_edges(bands: int) -> Array:
+    """(bands + 1,) edges in [0, 2] of bands centred on 0, 2 / (bands - 1), ..., 2; the first and last are half as wide.
+
+    Raises:
+        ValueError: not an odd number of at least 3.
+    """
+    if bands < 3 or bands % 2 == 0:
+        raise ValueError(f"bands={bands}; expected an odd number of at least 3")
+    centres = np.linspace(0, 2, bands)
+    return np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [2.0]])
+
+
+def connected_graph(observed: Observed) -> tuple[Tensor, Any]:
+    """The bipartite training graph without padding and without nodes that have no interaction.
+
+    Returns:
+        nodes (N,), ids in the graph where user u is u and item i is U + i, and Ã of them, (N, N) scipy CSR, float64.
+    """
+    users, items = observed.user_ids, observed.indices + observed.users
+    rows, columns = torch.cat([users, items]), torch.cat([items, users])
+    size = observed.users + observed.items
+    whole = symmetric_normalized(rows, columns, torch.ones(len(rows), dtype=torch.float64), size)
+    parts = (whole.values().numpy(), whole.col_indices().numpy(), whole.crow_indices().numpy())
+    adjacency = scipy.sparse.csr_matrix(parts, shape=(size, size))
+    nodes = torch.unique(rows)
+    return nodes, adjacency[nodes.numpy()][:, nodes.numpy()]
+
+
+def projection_difference(student: Tensor, teacher: Tensor) -> Array:
+    """What the best linear map with a bias leaves of the teacher's vectors, (N, d_t): E_t - (E_s W + 1 b^T).
+
+    W and b minimise the difference over all nodes, users and items alike (FreqD's projector, trained to the end), so
+    that any two models can be compared, whatever distilled them.
+
+    Args:
+        student: (N, d_s).
+        teacher: (N, d_t).
+    """
+    inputs = np.concatenate([student.double().cpu().numpy(), np.ones((len(student), 1))], axis=1)
+    targets = teacher.double().cpu().numpy()
+    weight, *_ = np.linalg.lstsq(inputs, targets, rcond=None)
+    difference: Array = targets - inputs @ weight
+    return difference
+
+
+def exact_band_energies(adjacency: Any, signals: Sequence[Array], edges: Array) -> tuple[Array, Array]:
+    """Number of frequencies in each band and energy of each signal there, by all eigenvectors: O(N^3).
+
+    Args:
+        adjacency: Ã, (N, N), symmetric, sparse.
+        signals: each (N, d).
+        edges: (B + 1,) of :func:`band_edges`.
+
+    Returns:
+        counts (B,), energies (signals, B): sums of squares, which add up to N and to each signal's ||.||^2.
+    """
+    eigenvalues, vectors = np.linalg.eigh(adjacency.toarray())
+    frequencies = np.clip(1 - eigenvalues, 0, 2)
+    band = np.clip(np.searchsorted(edges, frequencies, side="right") - 1, 0, len(edges) - 2)
+    bands = len(edges) - 1
+    counts = np.bincount(band, minlength=bands).astype(np.float64)
+    energies = [np.bincount(band, ((vectors.T @ signal) ** 2).sum(1), minlength=bands) for signal in signals]
+    return counts, np.array(energies)
+
+
+def estimated_band_energies(
+    adjacency: Any, signals: Sequence[Array], edges: Array, degree: int = 512, probes: int = 32, seed: int = 0
+) -> tuple[Array, Array]:
+    """As :func:`exact_band_energies`, estimated with `degree` / 2 products of the sparse matrix with `probes` columns.
+
+    The edges of bands are blurred over about pi / `degree`. A signal of at most `probes` columns has no other error;
+    a wider one is replaced by random combinations of its columns, whose energies have its energies as their mean. The
+    energies still add up to ||.||^2 of what was filtered.
+    """
+    random = np.random.default_rng(seed)
+    nodes = adjacency.shape[0]
+    signs = random.integers(0, 2, (nodes, probes)) * 2.0 - 1
+    weights = _band_weights(edges, degree)
+    counts = weights @ _moments(adjacency, signs, degree) / probes
+    energies = []
+    for signal in signals:
+        if signal.shape[1] > probes:
+            mixture = random.integers(0, 2, (signal.shape[1], probes)) * 2.0 - 1
+            sketch = signal @ mixture / np.sqrt(probes)
+            # The whole is known: only its split into bands is estimated.
+            norm = max(float(np.linalg.norm(sketch)), 1e-300)
+            sketch *= float(np.linalg.norm(signal)) / norm
+        else:
+            sketch = signal
+        energies.append(weights @ _moments(adjacency, sketch, degree))
+    return counts, np.array(energies)
+
+
+def _moments(adjacency: Any, signal: Array, degree: int) -> Array:
+    """(degree + 1,) trace(D^T T_k(Ã) D), two for each product: T_2k = 2 T_k^2 - 1 and T_2k+1 = 2 T_k+1 T_k - T_1."""
+    before, current = signal, adjacency @ signal
+    moments = np.zeros(degree + 2)
+    moments[0], moments[1] = np.vdot(signal, signal), np.vdot(current, signal)
+    for order in range(1, degree // 2 + 1):
+        moments[2 * order] = 2 * np.vdot(current, current) - moments[0]
+        before, current = current, 2 * (adjacency @ current) - before
+        moments[2 * order + 1] = 2 * np.vdot(current, before) - moments[1]
+    return moments[: degree + 1]
+
+
+def _band_weights(edges: Array, degree: int) -> Array:
+    """(B, degree + 1) damped Chebyshev coefficients of the bands' indicator functions of 1 - x."""
+    orders = np.arange(1, degree + 1)
+    angles = np.arccos(np.clip(1 - edges, -1, 1))  # rising with the frequency
+    constant = np.diff(angles) / np.pi
+    rest = 2 / np.pi * np.diff(np.sin(orders[:, None] * angles), axis=1).T / orders
+    # Jackson's damping keeps the expansion of a step between 0 and 1.
+    turn = np.pi / (degree + 2)
+    damping = ((degree + 2 - orders) * np.cos(orders * turn) + np.sin(orders * turn) / np.tan(turn)) / (degree + 2)
+    weights: Array = np.concatenate([constant[:, None], rest * damping], axis=1)
+    return weights
