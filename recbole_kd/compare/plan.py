@@ -270,6 +270,11 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     settings = merge({key: value for key, value in common.items() if probe.reads(key)}, settings)
     row = replace(row, settings={"state": "WARNING", **settings, "baseline": None, "show_progress": False})
     if needs_teacher(row.first_config):
+        if list(row.first_config.teacher_sections()) != ["teacher."] or row.first_config["teacher"].get("ranks"):
+            raise UserError(
+                f"{name}: compare evaluates a row's teacher, which a file of ranks and several teachers at once are "
+                "not; set --teacher to one model or checkpoint."
+            )
         teacher = merge({"seed": seeds[0]}, settings.get("teacher") or {})
         return replace(row, role="recipe", settings={**row.settings, "teacher": teacher})
     return replace(row, settings={key: value for key, value in row.settings.items() if key != "teacher"})
