@@ -182,6 +182,19 @@ class Batch:
         return torch.unique(everything)
 
     @cached_property
+    def distinct_pairs(self) -> tuple[Tensor, Tensor]:
+        """(users (n,), items (n,)): the distinct pairs, positives and negatives, ascending.
+
+        Where there are several negatives a pair, they come in blocks, each in the order of the users.
+        """
+        users, items = self.users, self.items
+        if self.negatives is not None:
+            users = torch.cat([users, users.repeat(len(self.negatives) // max(1, len(users)))])
+            items = torch.cat([items, self.negatives])
+        pairs = torch.unique(torch.stack([users, items]), dim=1)
+        return pairs[0], pairs[1]
+
+    @cached_property
     def distinct_positives(self) -> Tensor:
         """The distinct items among the positives, ascending."""
         return torch.unique(self.items)

@@ -30,8 +30,10 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
     loaders = []
+    # RecBole knows an autoencoder's loader by the model's name, which a recipe's is not.
+    chosen_by = {"model": config["student"], "MODEL_TYPE": config["MODEL_TYPE"], "eval_args": config["eval_args"]}
     for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers):
-        loader = get_dataloader(config, phase)
+        loader = get_dataloader(chosen_by, phase)
         if loader is FullSortEvalDataLoader:
             loader = FastFullSortEvalDataLoader
         loaders.append(loader(config, part, sampler, shuffle=config["shuffle"] if phase == "train" else False))

@@ -191,8 +191,12 @@ class KDMixin:
     def _batch(self, interaction: Any) -> Batch:
         """The observed pairs of RecBole's interaction, and its negatives where there are some."""
         config = self.config
-        users, items = interaction[config["USER_ID_FIELD"]], interaction[config["ITEM_ID_FIELD"]]
         columns = interaction.columns
+        users = interaction[config["USER_ID_FIELD"]]
+        if config["ITEM_ID_FIELD"] not in columns:  # an autoencoder's batch is of users, with all that they have
+            first = next(iter(self.distillers.values()))
+            return Batch(*first.data.observed.pairs_of(users))  # type: ignore[union-attr,operator]
+        items = interaction[config["ITEM_ID_FIELD"]]
         negative, label = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"], config["LABEL_FIELD"]
         history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
         if history in columns:

@@ -58,6 +58,14 @@ class Observed:
         position = torch.searchsorted(self.keys, wanted).clamp_(max=len(self.keys) - 1)
         return self.keys[position] == wanted
 
+    def pairs_of(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """(users (n,), items (n,)): all pairs of some users, in their order."""
+        offsets, indices = self.offsets.to(users.device), self.indices.to(users.device)
+        first, counts = offsets[users], offsets[users + 1] - offsets[users]
+        rows = torch.repeat_interleave(torch.arange(len(users), device=users.device), counts)
+        places = torch.arange(len(rows), device=users.device) - (counts.cumsum(0) - counts)[rows]
+        return users[rows], indices[first[rows] + places]
+
     def transposed(self) -> Observed:
         """The same pairs with users and items exchanged."""
         return Observed(self.indices, self.user_ids, self.items, self.users)

@@ -5,7 +5,8 @@
     s = softmax((log alpha + g) / tau), g Gumbel noise                                                   (eq. 5-6)
     loss = mean over the batch's distinct users and items of ||e_t - sum_m s_m E_m(e_s)||^2              (eq. 7)
 
-Entry: a node. The temperature falls with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10, so
+Entry: a node; where a model encodes a user and an item together (NeuMF, whose e is its last hidden layer), a distinct
+pair of the batch, positive or negative, with one set of experts, as in the paper. The temperature falls with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10, so
 that s goes from nearly uniform to exactly one expert. Deviations:
 
 - The paper's norm is not squared; the authors' code squares it (``squared``, the default).
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.distiller.projectors import SelectedExperts, SelectionHistory, annealed
-from recbole_kd.distiller.representations import RepresentationDistiller
+from recbole_kd.distiller.representations import NodeOrPairDistiller
 from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import Options, option
 
@@ -36,7 +37,7 @@ class DEOptions(Options):
     """Options of the section ``de``."""
 
     weight: float = option(0.01, "lambda, weight of the loss", minimum=0)
-    experts: int = option(30, "M, experts for users and as many for items", minimum=1)
+    experts: int = option(30, "M, experts for users and as many for items, or for pairs", minimum=1)
     squared: bool = option(True, "whether the norm is squared, as in the authors' code; the paper's is not")
     selection: str = option(
         "gumbel", "gumbel: annealed to one expert a node; softmax: attention over all", choices=("gumbel", "softmax")
@@ -46,17 +47,21 @@ class DEOptions(Options):
     anneal_epochs: Optional[int] = option(None, "P, epochs of annealing; by default all epochs of training", minimum=1)
 
 
-class DEDistiller(RepresentationDistiller):
+class DEDistiller(NodeOrPairDistiller):
     """Regression of the teacher's representations by experts that the teacher's representation selects."""
 
     name = "de"
     options_class = DEOptions
     shares = True
     options: DEOptions
+    users: SelectedExperts
+    items: SelectedExperts
+    of_pairs: SelectedExperts
 
     def __init__(self, options: DEOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
         super().__init__(options, student, teacher, data)
-        self.users, self.items = (
+        names = ("of_pairs",) if self.pairs else ("users", "items")
+        self._experts = [
             SelectedExperts(
                 options.experts,
                 self.student_dimension,
@@ -65,8 +70,10 @@ class DEDistiller(RepresentationDistiller):
                 self.generator,
                 self.dtype,
             )
-            for _ in ("users", "items")
-        )
+            for _ in names
+        ]
+        for name, experts in zip(names, self._experts):
+            self.add_module(name, experts)
         self.user_history, self.item_history = SelectionHistory(data.users), SelectionHistory(data.items)
         self.begin_epoch(0)
 
@@ -74,17 +81,19 @@ class DEDistiller(RepresentationDistiller):
         """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
         options = self.options
         epochs = options.anneal_epochs or self.data.epochs
-        for side in (self.users, self.items):
+        for side in self._experts:
             side.selection.temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
+        if self.pairs:
+            return
         if not self.data.sequential:  # a sequence has no vector before its batch
             self.user_history.record(epoch, self.users.selection.network, self.teacher.user_embeddings())
         self.item_history.record(epoch, self.items.selection.network, self.teacher.item_embeddings())
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"de": the weighted mean over the batch's nodes}."""
-        users, items = self.sides(batch)
+        """{"de": the weighted mean over the batch's nodes, or over its pairs}."""
+        sides = self.entries(batch)
         totals = [
             experts(side.student, side.teacher, side.nodes, self.options.squared, self.data.share)[0]
-            for experts, side in ((self.users, users), (self.items, items))
+            for experts, side in zip(self._experts, sides)
         ]
-        return {self.name: self.options.weight * mean_over_nodes(totals, len(users.nodes) + len(items.nodes))}
+        return {self.name: self.options.weight * mean_over_nodes(totals, sum(len(side.nodes) for side in sides))}

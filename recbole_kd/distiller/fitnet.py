@@ -2,7 +2,8 @@
 
     loss = mean over the batch's distinct users and items of ||proj(e_s) - e_t||^2,    entry: a node
 
-proj is linear, one for users and one for items. The paper regresses a hidden layer before it trains the student; here,
+proj is linear, one for users and one for items. Where a model encodes a user and an item together (NeuMF), the entries
+are the batch's distinct pairs, with one proj. The paper regresses a hidden layer before it trains the student; here,
 as in the recommendation literature that compares with it, the hint is the final representation and both losses are
 trained together.
 """
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.distiller.projectors import linear
-from recbole_kd.distiller.representations import RepresentationDistiller, Side
+from recbole_kd.distiller.representations import NodeOrPairDistiller, Side
 from recbole_kd.loss.regression import linear_error, mean_over_nodes
 from recbole_kd.options import Options, option
 
@@ -29,24 +30,29 @@ class FitNetOptions(Options):
     weight: float = option(0.01, "weight of the loss", minimum=0)
 
 
-class FitNetDistiller(RepresentationDistiller):
+class FitNetDistiller(NodeOrPairDistiller):
     """Regression of the teacher's representations from the student's, through a linear projector."""
 
     name = "fitnet"
     options_class = FitNetOptions
     options: FitNetOptions
+    user_projector: nn.Linear
+    item_projector: nn.Linear
+    pair_projector: nn.Linear
 
     def __init__(self, options: FitNetOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
         super().__init__(options, student, teacher, data)
         dimensions = (self.student_dimension, self.teacher_dimension)
-        self.user_projector = linear(*dimensions, self.generator, self.dtype)
-        self.item_projector = linear(*dimensions, self.generator, self.dtype)
+        names = ("pair_projector",) if self.pairs else ("user_projector", "item_projector")
+        self._projectors = [linear(*dimensions, self.generator, self.dtype) for _ in names]
+        for name, projector in zip(names, self._projectors):
+            self.add_module(name, projector)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fitnet": the weighted mean over the batch's nodes}."""
-        users, items = self.sides(batch)
-        totals = [_error(users, self.user_projector), _error(items, self.item_projector)]
-        return {self.name: self.options.weight * mean_over_nodes(totals, len(users.nodes) + len(items.nodes))}
+        """{"fitnet": the weighted mean over the batch's nodes, or over its pairs}."""
+        sides = self.entries(batch)
+        totals = [_error(side, projector) for side, projector in zip(sides, self._projectors)]
+        return {self.name: self.options.weight * mean_over_nodes(totals, sum(len(side.nodes) for side in sides))}
 
 
 def _error(side: Side, projector: nn.Linear) -> Tensor:

@@ -10,16 +10,16 @@ from torch import Tensor
 from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
 from recbole_kd.options import Options
 
-__all__ = ["RepresentationDistiller", "Side"]
+__all__ = ["NodeOrPairDistiller", "RepresentationDistiller", "Side"]
 
 
 class Side(NamedTuple):
-    """The distinct users, or the distinct items, of a batch; the batch's sequences, where it has them, are its users.
+    """The distinct users, or items, or pairs of both of a batch; its sequences, where it has them, are its users.
 
     Attributes:
-        nodes: (n,) their ids, ascending; of sequences their numbers in the batch.
+        nodes: (n,) their ids, ascending; of sequences and pairs their numbers in the batch.
         student: (n, d_s) their rows, through which alone gradients reach the student.
-        teacher: (N, d_t) the teacher's representations of all users (items), of sequences those of the batch.
+        teacher: (N, d_t) the teacher's representations of all users (items), of sequences and pairs those of the batch.
     """
 
     nodes: Tensor
@@ -74,3 +74,44 @@ class RepresentationDistiller(Distiller):
         """(n, d_s), (n, d_t): student and teacher of the batch's users, then of its items."""
         sides = self.sides(batch)
         return torch.cat([side.student for side in sides]), torch.cat([side.targets() for side in sides])
+
+
+class NodeOrPairDistiller(RepresentationDistiller):
+    """Base of those that regress each entry by itself, so that it may be a user, an item, or a pair of both.
+
+    A model that encodes a user and an item together (NeuMF) has a vector for each pair alone: its last hidden layer.
+    Where the student or the teacher is such a model, the batch's distinct pairs, positives and negatives, are the
+    entries; a model with vectors of users and items then gives their elementwise product.
+
+    Attributes:
+        pairs: whether entries are pairs.
+    """
+
+    def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        apart = all("representations" in view.capabilities for view in (student, teacher))
+        if apart or data.sequential:
+            super().__init__(options, student, teacher, data)
+            self.pairs = False
+            return
+        Distiller.__init__(self, options, student, teacher, data)
+        self.pairs = True
+        first = torch.ones(1, dtype=torch.long, device=data.device)
+        with torch.no_grad():
+            ours, theirs = (view.pair_representations(first, first) for view in (student, teacher))
+        self.student_dimension, self.teacher_dimension, self.dtype = ours.shape[1], theirs.shape[1], theirs.dtype
+
+    @classmethod
+    def student_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"pair_representations"})
+
+    @classmethod
+    def teacher_needs(cls, options: Options) -> frozenset[str]:
+        return frozenset({"pair_representations"})
+
+    def entries(self, batch: Batch) -> tuple[Side, ...]:
+        """(users, items) of a batch, or (pairs,)."""
+        if not self.pairs:
+            return self.sides(batch)
+        pairs = batch.distinct_pairs
+        student, teacher = (view.pair_representations(*pairs) for view in (self.student, self.teacher))
+        return (Side(torch.arange(len(student), device=student.device), student, teacher),)

@@ -61,6 +61,9 @@ class FakeStudent:
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         return _scores(self.user_embeddings(), self.item_embeddings(), users, items)
 
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        return self.user_embeddings()[users] * self.item_embeddings()[items]
+
 
 class FakeTeacher:
     """Constant layers of embeddings; the representations are their sum, the scores its dot products."""
@@ -100,6 +103,9 @@ class FakeTeacher:
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         return list(self._layers)
+
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        return self.user_embeddings()[users] * self.item_embeddings()[items]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         return _scores(self.user_embeddings(), self.item_embeddings(), users, items)
