@@ -283,10 +283,10 @@ class KDConfig(Config):
                     f"item and draws no negatives; leave it out, or set --{self.prefix}loss_type=BPR."
                 )
             final["train_neg_sample_args"] = None
-        elif none and final.get("loss_type") == "BPR":
+        elif none and (final.get("loss_type") == "BPR" or hasattr(self.resolved.model_class, "input_type")):
             raise UserError(
-                f"--{self.prefix}loss_type=BPR compares with negatives, and --{self.prefix}train_neg_sample_args draws "
-                "none; leave it out."
+                f"{self.resolved.backbone} compares with negatives (loss_type BPR), and "
+                f"--{self.prefix}train_neg_sample_args draws none; leave it out."
             )
 
     def _init_device(self) -> None:
@@ -506,7 +506,7 @@ def _shared_keys() -> set[str]:
         set(general_arguments)
         | set(evaluation_arguments)
         | set(dataset_arguments)
-        | {"worker", "save_last", "split_seed"}
+        | {"worker", "save_last", "split_seed", "trim_padding"}
     )
 
 

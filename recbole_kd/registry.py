@@ -82,6 +82,7 @@ MODELS: dict[str, ModelEntry] = {
     "SGL": _recbole("SGL", "graph model with self-supervised contrast"),
     "SLIMElastic": _recbole("SLIMElastic", "sparse linear item model, elastic net", gradient=False),
     "SpectralCF": _recbole("SpectralCF", "spectral graph convolutions"),
+    "STOSA": ModelEntry("recbole_kd.model.stosa:STOSA", "next item: stochastic self-attention, items as Gaussians"),
     "GRU4Rec": _sequential("GRU4Rec", "recurrent network"),
     "SASRec": _sequential("SASRec", "self-attention over the past"),
     "BERT4Rec": _sequential("BERT4Rec", "self-attention in both directions, over masked sequences"),

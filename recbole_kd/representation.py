@@ -130,11 +130,13 @@ _SEQUENCE_VECTORS: dict[str, Callable[[Any, Sequences], Tensor]] = {
     "SASRec": _sequence_output,
     "SRGNN": _sequence_output,
     "BERT4Rec": _bert4rec,
+    "STOSA": _sequence_output,
 }
 
 #: Sequential architecture -> item tables, the rows of each in the order of the ids.
 _ITEM_TABLES: dict[str, Callable[[Any], list[Tensor]]] = {
     **dict.fromkeys(_SEQUENCE_VECTORS, lambda model: [model.item_embedding.weight]),
+    "STOSA": lambda model: [model.mean_embedding.weight, model.covariance_embedding.weight],
 }
 
 
@@ -179,7 +181,10 @@ def is_sequential(model: Any) -> bool:
 
 
 def sequence_vectors(model: nn.Module, sequences: Sequences) -> Tensor:
-    """(n, d) vectors of sequences; their products with :func:`item_vectors` are the scores, up to an item's bias."""
+    """(n, d) vectors of sequences; scores are their products with :func:`item_vectors`, up to an item's bias.
+
+    Of STOSA they are the negative squared distances.
+    """
     reader = _reader(_SEQUENCE_VECTORS, model)
     if reader is None:
         raise TypeError(f"{type(model).__name__} has no known vectors of sequences")
@@ -189,6 +194,9 @@ def sequence_vectors(model: nn.Module, sequences: Sequences) -> Tensor:
 
 def item_vectors(model: Any) -> Tensor:
     """(I, d) vectors of a sequential model's items."""
+    if hasattr(model, "item_vectors"):
+        vectors: Tensor = model.item_vectors()
+        return vectors
     table: Tensor = model.item_embedding.weight
     return table[: model.n_items]
 
@@ -199,6 +207,9 @@ def next_item_scores(model: Any, vectors: Tensor, items: Optional[Tensor] = None
     Args:
         vectors: (n, d) of :func:`sequence_vectors`.
     """
+    if hasattr(model, "item_vectors"):
+        distances: Tensor = model.scores(vectors, items)
+        return distances
     table, bias = item_vectors(model), getattr(model, "output_bias", None)
     if items is None:
         scores = vectors @ table.t()

@@ -24,6 +24,7 @@ from recbole_kd.ensemble import TeacherEnsemble
 from recbole_kd.errors import UserError
 from recbole_kd.learner import optimizer_factory
 from recbole_kd.loaders import make_loaders
+from recbole_kd.model.trimming import trimmed
 from recbole_kd.rank_file import RankFileTeacher
 from recbole_kd.representation import (
     capabilities,
@@ -111,8 +112,11 @@ def build_model(config: KDConfig, dataset: Any) -> nn.Module:
         raise UserError(
             f"--{config.prefix}num_clusters={clusters} is more than the {fewest:,} users or items there are; lower it."
         )
+    model_class = config.resolved.model_class
+    if config["trim_padding"] and config.sequential:
+        model_class = trimmed(model_class)
     try:
-        model: nn.Module = config.resolved.model_class(config, dataset).to(config["device"])
+        model: nn.Module = model_class(config, dataset).to(config["device"])
     except ImportError as error:
         raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
     except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError) as error:
