@@ -470,7 +470,11 @@ class KDConfig(Config):
             keys = {*training_arguments, "learning_rate_schedule", *self.model_keys()}
             if self["sevo"] is not None:
                 keys.add("sevo")
-            return self._derived(model, {key: self[key] for key in keys if key in self}, prefix="")
+            settings = {key: self[key] for key in keys if key in self}
+            if (settings.get("train_neg_sample_args") or {}).get("distribution") == "none":
+                # What RecBole makes of None, and refuses to be given.
+                settings["train_neg_sample_args"] = None
+            return self._derived(model, settings, prefix="")
         lengths = ("epochs", "stopping_step", "eval_step")
         settings = {key: self[key] for key in lengths if key in self.external_config_dict}
         probe = self._derived(model, {}, prefix="")
