@@ -41,7 +41,7 @@ from recbole_kd.evaluation.spectrum import (
 from recbole_kd.loaders import make_loaders
 from recbole_kd.quick_start import load_trained
 from recbole_kd.report import save_picture
-from recbole_kd.report.static import STYLE, new_figure, panels
+from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
 from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.teacher import FrozenTeacher, Trained, obtain_teacher
 from recbole_kd.trainer import make_trainer
@@ -94,6 +94,11 @@ class _Subject:
         """Role -> model, of those that are given."""
         found = {"student": self.student, "teacher": self.teacher, "baseline": self.baseline}
         return {role: model for role, model in found.items() if model is not None}
+
+    def name(self, role: str) -> str:
+        """What the checkpoint calls its model: a recipe's name or an architecture's."""
+        model = self.models()[role]
+        return str(model.trained.state.get("model") or model.name)
 
 
 def analyse(
@@ -175,7 +180,7 @@ def _load(
     given = {"teacher": teacher, **({} if baseline is None else {"baseline": baseline})}
     states = {setting: load_any(path) for setting, path in given.items()}  # missing files are told before data is read
     trained, splits = load_trained(student, config_dict)
-    views = {}
+    views: dict[str, FrozenTeacher] = {}
     for setting, path in given.items():
         kind, state = states[setting]
         if kind == "recbole-kd" and state["dataset"] != trained.config["dataset"]:
@@ -190,11 +195,13 @@ def _load(
             )
         asking = copy.copy(trained.config)
         asking.final_config_dict = {**asking.final_config_dict, "teacher": {"checkpoint": path}}
-        views[setting] = obtain_teacher(asking, splits)
+        view = obtain_teacher(asking, splits)
+        assert isinstance(view, FrozenTeacher), "a checkpoint is one model"
+        views[setting] = view
     folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
-    view = FrozenTeacher(trained, splits, folder)
+    learner = FrozenTeacher(trained, splits, folder)
     name = str(metric or trained.config["valid_metric"]).lower()
-    return _Subject(view, views["teacher"], views.get("baseline"), trained, splits, bands, groups, name)
+    return _Subject(learner, views["teacher"], views.get("baseline"), trained, splits, bands, groups, name)
 
 
 def _vectors(subject: _Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -243,9 +250,7 @@ def _spectrum(subject: _Subject) -> Part:
     centres = np.linspace(0, 2, len(counts))
     width = 0.8 * (centres[1] - centres[0]) / (len(learners) + 1)
     for place, (role, heights) in enumerate([("teacher", whole), *losses.items()]):
-        label = (
-            "the teacher's own energy" if role == "teacher" else f"loss of the {role}, {subject.models()[role].name}"
-        )
+        label = "the teacher's own energy" if role == "teacher" else f"loss of the {role}, {subject.name(role)}"
         offset = (place - len(learners) / 2) * width
         left.bar(centres + offset, heights, width, color=_COLORS[role], label=label)
     left.set_yscale("log")
@@ -274,20 +279,22 @@ def _smoothing(subject: _Subject) -> Part:
     vectors = _vectors(subject)
     observed = subject.splits.observed
     rows, figure_lines, largest = [], {}, {}
-    for place, (side, popularity) in enumerate((("users", observed.counts[1:]), ("items", observed.popularity[1:]))):
+    sides = ("users", observed.counts[1:]), ("items", observed.popularity[1:])
+    for place, (side, popularity) in enumerate(sides):
         count = int((popularity > 0).sum())
         sizes = sorted({max(2, round(count * share)) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)})
         for role, pair in vectors.items():
             distances = popular_distances(pair[place][1:], popularity, sizes)
-            rows += [[role, subject.models()[role].name, side, n, _cell(d)] for n, d in zip(sizes, distances)]
+            rows += [[role, subject.name(role), side, n, _cell(d)] for n, d in zip(sizes, distances)]
             figure_lines[side, role] = (sizes, distances)
             largest[side, role] = distances[min(3, len(distances) - 1)]
     figure, grid = panels(2, 2, 4.4, 3.4)
     for axes, side in zip(grid, ("users", "items")):
         for role in vectors:
-            label = f"{role}, {subject.models()[role].name}"
+            label = f"{role}, {subject.name(role)}"
             axes.plot(*figure_lines[side, role], color=_COLORS[role], marker="o", ms=4, lw=1.8, label=label)
-        axes.set_xscale("log")
+        sizes = [size for role in vectors for size in figure_lines[side, role][0]]
+        log_axis(axes, min(sizes), max(sizes))
         axes.set_title(f"The most popular {side}")
         axes.set_xlabel(f"{side}, the most popular first")
         axes.set_ylabel("mean average distance (1 - cos)")
@@ -296,7 +303,7 @@ def _smoothing(subject: _Subject) -> Part:
     finding = "; ".join(
         f"{side}: {', '.join(f'{role} {largest[side, role]:.3f}' for role in vectors)}" for side in ("users", "items")
     )
-    heading = ["model", "architecture", "side", "most popular", "mean average distance"]
+    heading = ["role", "model", "side", "most popular", "mean average distance"]
     return Part("smoothing", f"among the most popular tenth, {finding}", [heading, *rows], figure)
 
 
@@ -324,12 +331,14 @@ def _experts(subject: _Subject) -> Part:
         changed = (choices[1:] != choices[:-1]).mean(axis=1)
         used = len(np.unique(choices[-1]))
         _draw_experts(grid[2 * place], choices, epochs, experts, f"{side}s")
-        grid[2 * place].set_title(f"Expert of {len(nodes):,} {side}s; {used} of {experts} are in use at the end")
+        grid[2 * place].set_title(
+            f"Expert of {len(nodes):,} {side}s; {used} of {experts} in use at the end", fontsize=10
+        )
         grid[2 * place + 1].plot(
             epochs[1:], changed, color=PALETTE[0], lw=1.8, marker="o" if len(epochs) < 15 else None
         )
         grid[2 * place + 1].set_ylim(bottom=0)
-        grid[2 * place + 1].set_title(f"Share of {side}s that changed their expert")
+        grid[2 * place + 1].set_title(f"Share of {side}s that changed their expert", fontsize=10)
         grid[2 * place + 1].set_xlabel("epoch")
         findings.append(f"{side}s: {used} of {experts} experts in use")
         if len(changed):
@@ -435,7 +444,7 @@ def _gain_picture(
         taste = means["taste"]
         order = np.argsort(taste.difference)
         _draw_groups(grid[1], taste, order, [f"{group} ({taste.users[group]:,})" for group in order], colors, scale)
-        grid[1].set_title("By taste (users)")
+        grid[1].set_title("By taste (users)", fontsize=10)
         grid[1].set_xlabel(label)
     found, labels = means["activity"], groupings["activity"]
     names = []
@@ -444,7 +453,7 @@ def _gain_picture(
         span = f"{mine.min()}" if mine.min() == mine.max() else f"{mine.min()}-{mine.max()}"
         names.append(f"{span} ({count:,})")
     _draw_groups(grid[-1], found, np.arange(len(names)), names, colors, scale)
-    grid[-1].set_title("By training interactions (users)")
+    grid[-1].set_title("By training interactions (users)", fontsize=10)
     grid[-1].set_xlabel(label)
     return figure
 
@@ -476,7 +485,7 @@ def _draw_map(axes: Any, vectors: NDArray[Any], labels: NDArray[np.int64], color
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
-    axes.set_title("Users by taste (t-SNE of the teacher's vectors)", fontsize=10)
+    axes.set_title("Users (t-SNE of the teacher's vectors)", fontsize=10)
 
 
 def _per_user(subject: _Subject, role: str, model: FrozenTeacher) -> tuple[NDArray[Any], NDArray[Any]]:

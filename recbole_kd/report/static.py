@@ -124,7 +124,7 @@ def _trade_off(comparison: Comparison, cost: tuple[str, ...], title: str) -> Opt
         axes.scatter(
             x, y, s=95, color=model.style.color, marker=model.style.symbol[1], edgecolors=edge, lw=width, zorder=3
         )
-    _log_axis(axes, min(prices.values()), max(prices.values()))
+    log_axis(axes, min(prices.values()), max(prices.values()))
     axes.set_xlabel(title)
     axes.set_ylabel(metric_label(metric))
     axes.set_title("Dashed and ringed: the Pareto front", fontsize=9, color=MUTED, fontweight="normal")
@@ -132,7 +132,8 @@ def _trade_off(comparison: Comparison, cost: tuple[str, ...], title: str) -> Opt
     return figure
 
 
-def _log_axis(axes: Any, low: float, high: float) -> None:
+def log_axis(axes: Any, low: float, high: float) -> None:
+    """A logarithmic horizontal axis over these values and a little beyond, with round ticks."""
     low, high = low / 1.35, high * 1.35
     ticks = log_ticks(low, high)
     axes.set_xscale("log")
