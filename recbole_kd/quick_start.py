@@ -237,8 +237,11 @@ def check_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeac
         for need in sorted(needs - view.capabilities):
             able = _able(role, view.capabilities)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
-            other = "a file with a column 'score'" if need == "listed_scores" else f"another {role} (--{role}=NAME)"
+            other = "a file with a column 'score'" if need == "listed_scores" else f"another {role} (--{_SETTING[role]}=NAME)"
             raise UserError(f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. {advice} {other}.")
+
+
+_SETTING = {"student": "model", "teacher": "teacher"}
 
 
 def _able(role: str, capabilities: frozenset[str]) -> list[str]:
@@ -447,8 +450,9 @@ def evaluate_checkpoint(path: str, config_dict: Optional[Mapping[str, Any]] = No
     """
     trained, splits = load_trained(path, config_dict)
     config = trained.config
-    _, valid, test = make_loaders(config, splits)
+    train, valid, test = make_loaders(config, splits)
     trainer = make_trainer(config, trained.model)
+    trainer.eval_collector.data_collect(train)
     results = {}
     for name, data in (("valid_result", valid), ("test_result", test)):
         outcome = trainer.evaluate(data, load_best_model=False, show_progress=config["show_progress"])

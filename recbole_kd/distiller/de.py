@@ -6,8 +6,9 @@
     loss = mean over the batch's distinct users and items of ||e_t - sum_m s_m E_m(e_s)||^2              (eq. 7)
 
 Entry: a node; where a model encodes a user and an item together (NeuMF, whose e is its last hidden layer), a distinct
-pair of the batch, positive or negative, with one set of experts, as in the paper. The temperature falls with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10, so
-that s goes from nearly uniform to exactly one expert. Deviations:
+pair of the batch, positive or negative, with one set of experts, as in the paper. The temperature falls with the epoch,
+tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10, so that s goes from nearly uniform to exactly one expert.
+Deviations:
 
 - The paper's norm is not squared; the authors' code squares it (``squared``, the default).
 - Paper and code sum over the batch's nodes; here it is a mean. With a base loss that is a mean over a batch of B pairs,
