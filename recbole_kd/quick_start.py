@@ -237,7 +237,9 @@ def check_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeac
         for need in sorted(needs - view.capabilities):
             able = _able(role, view.capabilities)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
-            other = "a file with a column 'score'" if need == "listed_scores" else f"another {role} (--{_SETTING[role]}=NAME)"
+            other = f"another {role} (--{_SETTING[role]}=NAME)"
+            if need == "listed_scores":
+                other = "a file with a column 'score'"
             raise UserError(f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. {advice} {other}.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cd": {"pool": 20},
     "unkd": {"pool": 30, "groups": 2, "pairs": 4},
     "dcd": {"pool": 20, "interesting": 5, "uninteresting": 5},
-    **dict.fromkeys(("rrd", "ir_rrd"), {"pool": 10, "interesting": 5, "uninteresting": 5}),
-    **dict.fromkeys(("de", "htd"), {"experts": 3}),
+    "rrd": {"pool": 10, "interesting": 5, "uninteresting": 5},
+    "ir_rrd": {"pool": 10, "interesting": 5, "uninteresting": 5},
+    "de": {"experts": 3},
+    "htd": {"experts": 3},
     "simrec": {"triplets": 200},
 }
 #: What a model needs to fit the data, or to be trained within a second.
@@ -121,8 +123,8 @@ class Student:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    yield Workshop(write_known_answer(tmp_path_factory.mktemp("matrix")))
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(write_known_answer(tmp_path_factory.mktemp("matrix")))
 
 
 def run_matrix(workshop: Workshop, students: Sequence[str], teachers: Sequence[str]) -> None:
