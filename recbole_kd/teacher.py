@@ -169,8 +169,9 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
             model = build_model(config, splits.train)
             load_weights(model, state, path)
             if state["evaluated"] != evaluated:
-                _, _, test = make_loaders(config, splits)
+                train, _, test = make_loaders(config, splits)
                 trainer = make_trainer(config, model)
+                trainer.eval_collector.data_collect(train)
                 state["test_result"] = _floats(trainer.evaluate(test, load_best_model=False))
             return Trained(config, model, path, True, state)
     logger.info(f"Training the {role} {config['model']}; it will be kept as {path}")

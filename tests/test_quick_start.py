@@ -105,6 +105,16 @@ def test_evaluate_reproduces_the_runs_metrics(known_answer: Path) -> None:
     assert teacher["test_result"] == result["teacher"]["test_result"]
 
 
+def test_metrics_that_read_the_training_data_are_evaluated_after_a_run_too(known_answer: Path) -> None:
+    asked = {"metrics": ["ItemCoverage"], "valid_metric": "ItemCoverage@10"}
+    result = run(known_answer, "BPR", **asked)
+    given = {"data_path": str(known_answer), "topk": [10], **asked}
+    assert evaluate_checkpoint(result["checkpoint"], given)["test_result"] == result["test_result"]
+    teacher = {"teacher": "BPR", "teacher.epochs": 1, "distill": "fitnet", "baseline": None}
+    run(known_answer, "BPR", **teacher)
+    assert set(run(known_answer, "BPR", **teacher, **asked)["teacher"]["test_result"]) == {"itemcoverage@10"}
+
+
 def test_evaluate_refuses_a_checkpoint_of_another_split(known_answer: Path) -> None:
     result = run(known_answer, "BPR", epochs=1)
     train = known_answer / "known-answer" / "known-answer.train.inter"
