@@ -7,7 +7,8 @@ several machines, under RecBole's names. What is shared out and how it stays wha
 - The gradient of a step is the sum of the processes' parts. A distiller that says so (:attr:`Distiller.shares`)
   computes its :class:`Share` of its entries over the *global* batch's distinct users and items; any other distiller is
   computed whole by one process, and so is a base loss that is no mean over rows. Averaging losses of local batches, as
-  DistributedDataParallel does, would give other numbers: entries are distinct in the global batch.
+  DistributedDataParallel does, would give other numbers: entries are distinct in the global batch. Steps of a model
+  that may draw random numbers in them (dropout) are process 0's as a whole.
 - Every process makes the same optimiser step, of the summed gradient.
 - Evaluation shares out whole batches. What they collect is put together in the order of one process, and every process
   computes the metrics of all of it: equal to the last digit, where RecBole weights each process's metrics by batches.
@@ -55,6 +56,9 @@ _PATIENCE = timedelta(hours=1)
 _GRACE = 5.0
 #: Base losses that are means over the rows of a batch (and penalties on whole tables), by architecture.
 _MEANS_OVER_ROWS = {"BPR", "SimRecStudent", "SimRecTeacher"}
+#: Architectures whose scores and representations are drawn from no random stream: a part of a step is what it is within
+#: the whole. Of any other (dropout, augmented graphs) process 0 computes the whole steps, in the order of one process.
+_WITHOUT_CHANCE = {*_MEANS_OVER_ROWS, "LightGCN"}
 _LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket", re.IGNORECASE)
 
 
@@ -363,6 +367,20 @@ class _Nothing:
 # Training
 
 
+def _is_one_of(model: nn.Module, architectures: set[str]) -> bool:
+    return any(base.__name__ in architectures for base in type(model).__mro__)
+
+
+def divides_steps(model: nn.Module) -> bool:
+    """Whether processes can share out a training step of this model and compute what one process computes."""
+    return _is_one_of(model, _WITHOUT_CHANCE)
+
+
+def share_of_steps(model: nn.Module, group: Group) -> Share:
+    """What of a training step distillers compute in this process: its share, or all that they are asked for."""
+    return group if divides_steps(model) else Share()
+
+
 class _SharedBatches:
     """A loader whose batches process 0 draws and every process gets."""
 
@@ -393,6 +411,7 @@ class SharedMixin:
     model: nn.Module
     distillers: nn.ModuleDict
     saved_model_file: str
+    logger: Any
     eval_collector: Any
 
     def __init__(self, config: Any, *arguments: Any, group: Group, **named: Any) -> None:
@@ -408,6 +427,12 @@ class SharedMixin:
 
     def _owners_of_distillers(self) -> dict[str, int]:
         """Name of each distiller that one process computes whole -> that process, in turns; the base loss comes first."""
+        if not divides_steps(self.model):
+            self.logger.warning(
+                f"{type(self.model).__name__} may draw random numbers in a step: process 0 computes the steps, and "
+                "evaluation is shared out."
+            )
+            return dict.fromkeys(self.distillers, 0)
         turn = 0 if self._base_is_shared() else 1
         owners = {}
         for name, distiller in self.distillers.items():
@@ -417,7 +442,7 @@ class SharedMixin:
         return owners
 
     def _base_is_shared(self) -> bool:
-        return any(base.__name__ in _MEANS_OVER_ROWS for base in type(self.model).__mro__)
+        return _is_one_of(self.model, _MEANS_OVER_ROWS)
 
     def _mine(self, name: str) -> bool:
         return self._owners.get(name, self.group.rank) == self.group.rank
@@ -470,14 +495,13 @@ class SharedMixin:
             dist.all_reduce(values)
             if values[-1] == 0:
                 return dict(zip(self._terms_known, values.tolist()))
-            found = {name for rank in range(self.group.count) for name in self.group.plain(list(parts), rank)}
-            self._terms_known = sorted({*found, *self._terms_known}, key=self._place)
+            found = [name for rank in range(self.group.count) for name in self.group.plain(list(parts), rank)]
+            self._terms_known = sorted(dict.fromkeys([*self._terms_known, *found]), key=self._place)
 
-    def _place(self, name: str) -> tuple[int, str]:
-        """Base losses first, then the distillers in their order."""
-        order = list(self.distillers)
-        owner = name.partition(".")[0]
-        return (order.index(owner) + 1 if owner in order else 0, name)
+    def _place(self, name: str) -> int:
+        """Base losses first, then the distillers in their order; a distiller's terms stay in its own."""
+        order, owner = list(self.distillers), name.partition(".")[0]
+        return order.index(owner) + 1 if owner in order else 0
 
     def _sum_when_done(self, gradient: Tensor) -> None:
         parameters = [*self.model.parameters(), *self.distillers.parameters()]
