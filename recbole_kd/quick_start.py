@@ -23,7 +23,7 @@ from recbole_kd.config import KDConfig, dataset_names
 from recbole_kd.contracts import CAPABILITIES, DataView, Distiller
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits, cold_users
-from recbole_kd.distributed import ALONE, Group, Plan, run_processes
+from recbole_kd.distributed import ALONE, Group, Plan, run_processes, share_of_steps
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.evaluation.full_sort import sized_eval_batch
@@ -204,7 +204,7 @@ def build_student(
     distillers: dict[str, Distiller] = {}
     if teacher is not None:
         data = DataView(splits.observed, config["epochs"], config["seed"], config["device"], config.sequential)
-        data = dataclasses.replace(data, share=group)
+        data = dataclasses.replace(data, share=share_of_steps(model, group))
         # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
         # computes and keeps the ranked lists that the others find.
         with torch.random.fork_rng(), group.first("ranks"):
