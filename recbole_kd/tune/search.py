@@ -110,6 +110,8 @@ def search(
     base = KDConfig(model, dataset, config_file_list, config_dict)
     start_logging(base)
     domains, source = _space(base, space)
+    if not isinstance(prune, bool):
+        raise UserError(f"--prune={prune!r}; expected true or false.")
     _check_arguments(base, trials, grace_epochs, cpus, cpus_per_trial, gpus_per_trial)
     grace = grace_epochs or max(base["eval_step"], math.ceil(base["epochs"] / REDUCTION**2))
     words = {name: f"{domain.kind} {list(domain.values)}" for name, domain in domains.items()}
