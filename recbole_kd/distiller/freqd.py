@@ -96,6 +96,10 @@ class FreqDDistiller(RepresentationDistiller):
             linear(self.student_dimension, self.teacher_dimension, self.generator, self.dtype) for _ in graphs
         )
 
+    @classmethod
+    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
+        return None  # the graph's nodes are users
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"freqd": the weighted mean over the batch's nodes}."""
         nodes = [batch.distinct_users, batch.distinct_items]
