@@ -71,9 +71,9 @@ def test_projectors_are_drawn_from_the_distillers_own_stream() -> None:
     assert not torch.equal(first.user_projector.weight, third.user_projector.weight)
 
 
-def test_it_asks_both_models_for_representations() -> None:
-    assert FitNetDistiller.student_needs(FitNetOptions()) == {"representations"}
-    assert FitNetDistiller.teacher_needs(FitNetOptions()) == {"representations"}
+def test_it_asks_both_models_for_vectors_of_nodes_or_pairs() -> None:
+    assert FitNetDistiller.student_needs(FitNetOptions()) == {"pair_representations"}
+    assert FitNetDistiller.teacher_needs(FitNetOptions()) == {"pair_representations"}
 
 
 def test_training_brings_the_student_to_a_teacher_it_can_reach() -> None:

@@ -1,0 +1,128 @@
+"""DE and FitNet where a model encodes a user and an item together: the entries are the batch's distinct pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from recbole_kd.contracts import Batch, Distiller
+from recbole_kd.distiller.de import DEDistiller, DEOptions
+from recbole_kd.distiller.fitnet import FitNetDistiller, FitNetOptions
+from recbole_kd.representation import ModelStudent
+from recbole_kd.testing import Bench, DistillerConformance
+from tests.distiller.fakes import ALL, FakeStudent, FakeTeacher, batch_of, data_view
+
+USERS, ITEMS = 9, 12
+DATA = data_view(USERS, ITEMS)
+TOGETHER = ALL - {"representations", "tables", "layers"}
+
+
+class TestDEOfPairs(DistillerConformance):
+    distiller = DEDistiller
+    options = {"experts": 3}
+    backbones = ("NeuMF",)
+
+
+class TestDEOfPairsFromANeuMF(DistillerConformance):
+    distiller = DEDistiller
+    options = {"experts": 3}
+    backbones = ("NeuMF", "BPR")
+    teacher = "NeuMF"
+
+
+class TestFitNetOfPairs(DistillerConformance):
+    distiller = FitNetDistiller
+    backbones = ("NeuMF", "LightGCN")
+    teacher = "NeuMF"
+
+
+def pairs_of(batch: Batch) -> list[tuple[int, int]]:
+    """The distinct pairs of a batch, positive and negative, ascending."""
+    assert batch.negatives is not None
+    blocks = batch.negatives.view(-1, len(batch.users))
+    negatives = [pair for block in blocks for pair in zip(batch.users.tolist(), block.tolist())]
+    return sorted({*zip(batch.users.tolist(), batch.items.tolist()), *negatives})
+
+
+def build(kind: Any, options: Any, of_student: bool) -> tuple[Any, FakeStudent, FakeTeacher]:
+    """The distiller where the student, or the teacher, has vectors of pairs alone."""
+    student = FakeStudent(USERS, ITEMS, 3, poisoned=True, **({"capabilities": TOGETHER} if of_student else {}))
+    teacher = FakeTeacher(USERS, ITEMS, 5, poisoned=True, **({} if of_student else {"capabilities": TOGETHER}))
+    return kind(options, student, teacher, DATA), student, teacher
+
+
+def products(view: Any, pair: tuple[int, int]) -> Tensor:
+    user, item = pair
+    return view.user_embeddings()[user] * view.item_embeddings()[item]
+
+
+@pytest.mark.parametrize("of_student", [True, False])
+def test_fitnet_is_the_mean_over_distinct_pairs(of_student: bool) -> None:
+    distiller, student, teacher = build(FitNetDistiller, FitNetOptions(weight=0.5), of_student)
+    batch = batch_of(DATA, 20, negatives=True)
+    errors = [
+        ((distiller.pair_projector(products(student, pair)) - products(teacher, pair)) ** 2).sum()
+        for pair in pairs_of(batch)
+    ]
+    assert len(errors) < 40, "some pair is there twice"
+    expected = 0.5 * torch.stack(errors).mean()
+    found = distiller(batch)["fitnet"]
+    torch.testing.assert_close(found, expected)
+    tables = [student.user_table, student.item_table]
+    for one, other in zip(torch.autograd.grad(found, tables), torch.autograd.grad(expected, tables)):
+        torch.testing.assert_close(one, other)
+
+
+def test_de_selects_experts_by_the_teachers_vector_of_the_pair() -> None:
+    options = DEOptions(weight=0.5, experts=3, selection="softmax")
+    distiller, student, teacher = build(DEDistiller, options, True)
+    batch = batch_of(DATA, 20, negatives=True)
+    experts, errors = distiller.of_pairs.experts, []
+    for pair in pairs_of(batch):
+        target, x = products(teacher, pair), products(student, pair)
+        alpha = torch.softmax(distiller.of_pairs.selection.network(target), 0)
+        made = torch.zeros_like(target)
+        for index in range(3):
+            hidden = torch.relu(x @ experts.first[index] + experts.first_bias[index])
+            made = made + alpha[index] * (hidden @ experts.second[index] + experts.second_bias[index])
+        errors.append(((target - made) ** 2).sum())
+    torch.testing.assert_close(distiller(batch)["de"], 0.5 * torch.stack(errors).mean())
+
+
+def test_several_negatives_belong_to_their_users_block_by_block() -> None:
+    users, items, negatives = torch.tensor([1, 2]), torch.tensor([3, 4]), torch.tensor([5, 6, 7, 8])
+    found = Batch(users, items, negatives).distinct_pairs
+    assert list(zip(*(part.tolist() for part in found))) == [(1, 3), (1, 5), (1, 7), (2, 4), (2, 6), (2, 8)]
+
+
+@pytest.mark.parametrize("kind", [DEDistiller, FitNetDistiller])
+def test_two_models_with_vectors_of_users_and_items_are_compared_by_those(kind: type[Distiller]) -> None:
+    made: Any = kind(kind.options_class(), FakeStudent(USERS, ITEMS, 3), FakeTeacher(USERS, ITEMS, 5), DATA)
+    assert not made.pairs
+
+
+@pytest.mark.parametrize("name", ["NeuMF", "NNCF", "ConvNCF", "BPR", "SimpleX"])
+def test_a_score_is_a_linear_map_of_the_pairs_vector(name: str, known_answer: Path) -> None:
+    model: Any = Bench(known_answer, name, "BPR").model.eval()
+    view = ModelStudent(model)
+    users, items = torch.tensor([3, 3, 9, 48]), torch.tensor([1, 7, 7, 40])
+    vectors = view.pair_representations(users, items)
+    assert vectors.requires_grad
+    last = {"NeuMF": "predict_layer", "NNCF": "out_layer", "ConvNCF": "predict_layers"}.get(name)
+    scores = vectors.sum(1) if last is None else getattr(model, last)(vectors).squeeze(1)
+    torch.testing.assert_close(scores, view.scores(users, items))
+
+
+def test_neumfs_vector_is_its_last_hidden_layer(known_answer: Path) -> None:
+    bench = Bench(known_answer, "NeuMF", "NeuMF")
+    model: Any = bench.teacher.model
+    user, item = torch.tensor([5]), torch.tensor([6])
+    factors = model.user_mf_embedding(user) * model.item_mf_embedding(item)
+    hidden = model.mlp_layers(torch.cat([model.user_mlp_embedding(user), model.item_mlp_embedding(item)], 1))
+    found = bench.teacher.pair_representations(user, item)
+    torch.testing.assert_close(found, torch.cat([factors, hidden], 1))
+    assert not found.requires_grad
