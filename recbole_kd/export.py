@@ -74,6 +74,8 @@ def run_export(
     Raises:
         UserError: a bad value of one of these, a model without such vectors, a folder that cannot be written.
     """
+    if not isinstance(overwrite, bool):
+        raise UserError(f"--overwrite={overwrite!r} is not true or false.")
     target = Path(output).absolute()
     _check_target(target, overwrite)
     faiss = None if index is None else _index_module(index)
