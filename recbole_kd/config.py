@@ -10,15 +10,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
 import recbole
 import yaml
 from recbole.config import Config
 from recbole.evaluator import metric_types
 from recbole.utils import ModelType, dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
+from recbole_kd.checkpoint import load_any
 from recbole_kd.data.item_graphs import SEvoOptions
 from recbole_kd.errors import UserError, closest
-from recbole_kd.properties_files import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
+from recbole_kd.properties_files import (
+    PROPERTIES,
+    SafeLoader,
+    load_yaml,
+    overall_properties,
+    read_properties,
+    read_yaml,
+)
 from recbole_kd.registry import Resolved, distiller_class, distiller_name, distillers, recipes, resolve_model
 
 #: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
@@ -33,6 +42,9 @@ _PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_
 
 #: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
 _PROCESS = ("local_rank", "single_spec", "offset")
+
+#: Files of weights that RecBole's models unpickle.
+_WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
 
 #: (least, most, whole) of RecBole's numbers, which RecBole itself does not check.
 _RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
@@ -81,7 +93,7 @@ def parse_value(text: str) -> Any:
         return text.lower() == "true"
     if text[:1] in "[{" or text in ("~", "null"):
         try:
-            return yaml.load(text, Loader=SafeLoader)
+            return load_yaml(text)
         except yaml.YAMLError:
             return text
     return text
@@ -178,6 +190,7 @@ class KDConfig(Config):
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"RecBole refuses the settings: {str(error).strip()}") from error
         self._check_values()
+        self._check_files()
 
     # What RecBole's constructor calls, in its order.
 
@@ -377,6 +390,22 @@ class KDConfig(Config):
                     f"--{self.prefix}{key}={value!r} is of another type than its default {default!r}; "
                     f"set a value such as --{self.prefix}{key}={default}."
                 )
+
+    def _check_files(self) -> None:
+        """Looks at the files that RecBole's models unpickle, as that executes what is in them."""
+        for key in _WEIGHT_FILES:
+            if self.final_config_dict.get(key):
+                load_any(str(self.final_config_dict[key]))
+        if self.resolved.backbone == "LDiffRec":
+            path = Path(self.final_config_dict["data_path"]) / "item_emb.npy"
+            try:
+                if path.exists():
+                    np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError):
+                raise UserError(
+                    f"'{path}' is no plain array, and RecBole would execute what is in it; save the items' vectors as "
+                    "numbers, with numpy.save."
+                ) from None
 
     def _check_range(self, key: str, value: Any) -> None:
         least, most, whole = _RANGES.get(key, _DROPOUT if "dropout" in key else (None, None, False))

@@ -35,6 +35,45 @@ SafeLoader.add_implicit_resolver(
 )
 
 
+#: A settings file is shorter than this, and holds fewer values than this when its aliases are written out.
+_MOST_BYTES, _MOST_VALUES = 1 << 22, 1 << 18
+
+
+def load_yaml(text: str) -> Any:
+    """What YAML text holds: plain values, of a bounded size however often aliases repeat them.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, holds a tag that would construct an object, refers to itself, or unfolds to more
+            than any settings need.
+    """
+    try:
+        content = yaml.load(text, Loader=SafeLoader)
+        if _unfolded(content, {}) > _MOST_VALUES:
+            raise _Refused(f"its aliases unfold to more than {_MOST_VALUES:,} values")
+    except RecursionError:
+        raise _Refused("it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # a date that is none, a number of ten thousand digits
+        raise _Refused(str(error)) from None
+    return content
+
+
+class _Refused(yaml.YAMLError):
+    """YAML that is well-formed and is not read."""
+
+
+def _unfolded(value: Any, known: dict[int, int]) -> int:
+    """How many values there are in `value`, each counted wherever it is repeated."""
+    if not isinstance(value, (dict, list, tuple, set)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded(part, known) for part in parts)
+    elif known[id(value)] == 0:
+        raise _Refused("it refers to itself")
+    return known[id(value)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -42,7 +81,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is not YAML, holds a tag that would construct an object, or no mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=SafeLoader)
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise UserError(f"The configuration file {path} is longer than {_MOST_BYTES:,} bytes; expected settings.")
+        content = load_yaml(text.decode("utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the configuration file {path}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
