@@ -45,6 +45,7 @@ import torch.distributed as dist
 from recbole.data.interaction import Interaction
 from recbole.evaluator import DataStruct
 from torch import Tensor, nn
+from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from recbole_kd.contracts import Distiller, Share
 from recbole_kd.errors import TrainingError, UserError
@@ -330,11 +331,11 @@ def _joined(plan: Plan, local: int, folder: str) -> Group:
         # One machine: nothing of it listens where another machine could reach it.
         if "lo" in (name for _, name in socket.if_nameindex()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store: Any = dist.FileStore(str(Path(folder) / "store"), plan.count)
+        store: Any = FileStore(str(Path(folder) / "store"), plan.count)
     else:
         host, port = plan.address
         try:
-            store = dist.TCPStore(host, port, plan.count, rank == 0, timeout=timedelta(minutes=5))
+            store = TCPStore(host, port, plan.count, rank == 0, timeout=timedelta(minutes=5))
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(
                 f"Process {rank} of {plan.count} cannot meet the others at {host}:{port} "
@@ -345,7 +346,7 @@ def _joined(plan: Plan, local: int, folder: str) -> Group:
     dist.init_process_group(backend, store=store, rank=rank, world_size=plan.count, timeout=_PATIENCE)
     if rank != 0:
         _silence()
-    return Group(rank, plan.count, dist.PrefixStore("recbole-kd", store))
+    return Group(rank, plan.count, PrefixStore("recbole-kd", store))
 
 
 def _silence() -> None:
@@ -418,7 +419,7 @@ class SharedMixin:
         self.group = group
         if not group.is_first:
             config["log_wandb"] = False
-        super().__init__(config, *arguments, **named)
+        super().__init__(config, *arguments, **named)  # type: ignore[call-arg]
         # The name has the process's number in it.
         self.saved_model_file = group.plain(self.saved_model_file)
         self.eval_collector = _SharedCollector(config, group)
@@ -426,7 +427,7 @@ class SharedMixin:
         self._terms_known: list[str] = []
 
     def _owners_of_distillers(self) -> dict[str, int]:
-        """Name of each distiller that one process computes whole -> that process, in turns; the base loss comes first."""
+        """Each distiller that one process computes whole, and that process: in turns, the base loss's first."""
         if not divides_steps(self.model):
             self.logger.warning(
                 f"{type(self.model).__name__} may draw random numbers in a step: process 0 computes the steps, and "
@@ -452,7 +453,7 @@ class SharedMixin:
         return {name: distiller for name, distiller in self.distillers.items() if self._mine(name)}
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
-        # Sums are the same everywhere, and so are steps; on a GPU, whose products need not be, replicas meet again here.
+        # Sums are the same everywhere, and so are steps, except for rounding on a GPU: replicas meet again here.
         self.group.align([*self.model.parameters(), *self.model.buffers(), *self.distillers.parameters()])
         joint = loss_func if len(self.distillers) else self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[attr-defined]
         batches = _SharedBatches(train_data, self.group)
@@ -473,7 +474,7 @@ class SharedMixin:
         parts.update(super()._distilled_terms(interaction))  # type: ignore[misc]
         totals = self._totals({name: float(loss.detach()) for name, loss in parts.items()})
         anchor = torch.zeros((), device=self.config["device"], requires_grad=True)
-        # The first node of the backward pass, wherever a process has no part in it; when the pass ends, parts are summed.
+        # A node in every process's backward pass, if only with a gradient of 0; when the pass ends, parts are summed.
         anchor = anchor * 1
         anchor.register_hook(self._sum_when_done)
         losses = {}
