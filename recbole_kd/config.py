@@ -524,6 +524,8 @@ class KDConfig(Config):
             del inherited["eval_batch_size"]
         own = nest(settings)
         preset = resolve_model(model, setting=f"{prefix}model")
+        if (preset.model_class.type == ModelType.SEQUENTIAL) != self.sequential:
+            inherited.pop("repeatable", None)  # RecBole refuses the other kind's; that one of them is, is said later
         if preset.recipe or any(key in read_properties("model", model) for key in ("distill", "teacher")):
             own = {"distill": [], **own}
         return KDConfig(model, self.dataset, config_dict=merge(inherited, own), prefix=prefix)

@@ -70,11 +70,11 @@ _TABLES: dict[str, Callable[[Any], Pair]] = {
 }
 
 
-def _lightgcn_layers(model: Any) -> list[Pair]:
+def _propagated(model: Any, adjacency: Tensor) -> list[Pair]:
     current = model.get_ego_embeddings()
     outputs = [current]
     for _ in range(model.n_layers):
-        current = torch.sparse.mm(model.norm_adj_matrix, current)
+        current = torch.sparse.mm(adjacency, current)
         outputs.append(current)
     return [(output[: model.n_users], output[model.n_users :]) for output in outputs]
 
@@ -82,8 +82,8 @@ def _lightgcn_layers(model: Any) -> list[Pair]:
 #: Architecture -> output of each layer of its graph, the tables first.
 _LAYERS: dict[str, Callable[[Any], list[Pair]]] = {
     "SimRecTeacher": lambda model: model.layers(),
-    "LightGCN": _lightgcn_layers,
-    "NCL": _lightgcn_layers,
+    "LightGCN": lambda model: _propagated(model, model.norm_adj_matrix),
+    "NCL": lambda model: _propagated(model, model.norm_adj_mat),
 }
 
 #: Architecture -> scores of pairs that carry gradient and are no probabilities, where `predict` gives those.

@@ -52,7 +52,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 #: What a model needs to fit the data, or to be trained within a second.
 SETTINGS: dict[str, dict[str, Any]] = {
     "NeuMF": {"mf_embedding_size": SIZE, "mlp_embedding_size": SIZE, "mlp_hidden_size": [2 * SIZE, SIZE]},
-    "NCL": {"num_clusters": 8},
+    "NCL": {"num_clusters": 8, "embedding_size": SIZE},
+    "ConvNCF": {"embedding_size": 64},  # its convolutions fit no smaller outer product
     "RaCT": {"pretrain_epochs": 1},
 }
 STUDENTS = ("BPR", "LightGCN", "SimpleX", "NeuMF", "SimRecStudent", "MultiVAE", "ENMF")

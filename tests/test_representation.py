@@ -106,8 +106,9 @@ def test_a_recipes_class_is_read_as_its_backbone(known_answer: Path) -> None:
     assert "representations" in ModelStudent(model).capabilities
 
 
-def test_lightgcn_gives_its_layers(known_answer: Path) -> None:
-    model = build("LightGCN", known_answer, n_layers=3)
+@pytest.mark.parametrize("name", ["LightGCN", "NCL"])
+def test_a_graph_model_gives_its_layers(name: str, known_answer: Path) -> None:
+    model = build(name, known_answer, n_layers=3)
     outputs = layers(model)
     assert outputs is not None
     assert len(outputs) == 4
