@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any, Optional
 
@@ -114,6 +115,7 @@ DISTILLERS: dict[str, str] = {
 _NAMED_BY_PATH: dict[str, str] = {}
 
 
+@cache
 def _offered(group: str) -> dict[str, str]:
     """name -> "module:Class" of what installed packages offer under an entry point group."""
     points: Any = metadata.entry_points()
