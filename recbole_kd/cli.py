@@ -55,7 +55,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             return 0
         VERBS[verb].run(settings)
     except (UserError, TrainingError) as error:
-        print(f"recbole-kd: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"recbole-kd: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         how = "interrupted. A student goes on with --resume=FILE-last.pth, a teacher when repeated."
@@ -70,6 +70,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print(f"recbole-kd: {error.strerror or error}{where}; see --checkpoint_dir and --data_path.", file=sys.stderr)
         return 2
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    """A message as one line that a terminal shows: what it quotes of a file may hold anything."""
+    text = " ".join(str(error).split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
