@@ -37,8 +37,13 @@ LONGEST = {"w": 0.01, "s": 0.02, "e": 0.03, "t": 1.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "SimRecStudent": {"simrec.triplets": 1000, "teacher.epochs": 3},
     "DERRDStudent": {
-        **{"teacher.epochs": 3, "teacher.embedding_size": 32, "de.experts": 4},
-        **{"rrd.weight": 0.1, "rrd.interesting": 5, "rrd.uninteresting": 5, "rrd.pool": 8},
+        "teacher.epochs": 3,
+        "teacher.embedding_size": 32,
+        "de.experts": 4,
+        "rrd.weight": 0.1,
+        "rrd.interesting": 5,
+        "rrd.uninteresting": 5,
+        "rrd.pool": 8,
     },
     "FreqDStudent": {"teacher.epochs": 3, "teacher.embedding_size": 32},
     "BPR": {"learner": "sevo_adamw", "sevo.graph": "bipartite"},
