@@ -280,7 +280,7 @@ def test_the_winners_file_is_taken_by_train_and_gives_the_same_model(known_answe
 def test_what_a_search_leaves(known_answer: Path, here: None, tmp_path: Path) -> None:
     result = find(known_answer, folder=tmp_path / "found")
     folder = tmp_path / "found"
-    assert sorted(os.listdir(folder)) == [
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "best.yaml",
         "result.json",
         "search.json",
@@ -456,7 +456,7 @@ def test_a_folder_belongs_to_one_search(known_answer: Path, here: None, tmp_path
 
 def test_two_processes_do_not_search_in_one_folder(known_answer: Path, here: None) -> None:
     result = find(known_answer, trials=1)
-    with open(Path(result["folder"]) / "search.json") as file:
+    with open(Path(result["folder"]) / ".lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="Another process is searching"):
             find(known_answer, trials=2)
@@ -467,7 +467,7 @@ def test_two_processes_do_not_search_in_one_folder(known_answer: Path, here: Non
 
 def test_a_trial_that_fails_does_not_end_the_search(known_answer: Path, here: None) -> None:
     space = "rrd.interesting choice [2,39]\nlearning_rate uniform 0.01,0.02"
-    given = {"teacher.epochs": 1, "teacher.embedding_size": 8, "rrd.pool": 8, "rrd.uninteresting": 2}
+    given = {"teacher.epochs": 1, "teacher.embedding_size": 8, "rrd.pool": 8, "rrd.interesting": 2}
     with pytest.raises(UserError, match=r"The search space does not fit RRDStudent: .*rrd\.interesting"):
         find(known_answer, space, "RRDStudent", trials=6, prune=False, **given)
     space = "learning_rate choice [0.01,1e30]"  # the second is as good as infinite

@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments
 from tqdm import tqdm
 
-from recbole_kd.checkpoint import digest, save_json
+from recbole_kd.checkpoint import digest, save_json, write_atomic
 from recbole_kd.config import KDConfig, merge, nest
 from recbole_kd.errors import UserError
 from recbole_kd.properties_files import PROPERTIES
@@ -246,18 +246,20 @@ def _absolute(base: KDConfig) -> dict[str, Any]:
 def _claimed(folder: Path, task: Task) -> Iterator[None]:
     """Holds the folder for this process, and sees that it is this search's."""
     record = folder / "search.json"
-    if folder.is_dir() and not record.is_file() and any(folder.iterdir()):
+    if folder.is_dir() and not record.is_file() and any(path.name != ".lock" for path in folder.iterdir()):
         raise UserError(f"--output={folder} holds other files; choose a folder that is new or a search's own.")
-    if record.is_file() and _read_json(record).get("key") != task.key:
-        raise UserError(
-            f"--output={folder} holds another search (other settings, space, seed or data); choose another folder."
-        )
-    save_json({"key": task.key, "model": task.model, "dataset": task.dataset}, record, "output")
-    with open(record) as file:
+    if not (folder / ".lock").is_file():
+        write_atomic(folder / ".lock", lambda file: None, "output")
+    with open(folder / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"Another process is searching in '{folder}'; wait for it, or set --output.") from None
+        if _read_json(record).get("key", task.key) != task.key:
+            raise UserError(
+                f"--output={folder} holds another search (other settings, space, seed or data); choose another folder."
+            )
+        save_json({"key": task.key, "model": task.model, "dataset": task.dataset}, record, "output")
         yield
 
 
@@ -418,15 +420,17 @@ class Journal(tune.Callback):
         return self.task.checkpoint(number).with_suffix(".json")
 
 
-def _pruner(base: KDConfig, journal: Journal, grace: int) -> ASHAScheduler:
-    """ASHA, told what the trials before an interruption had reached."""
+def _pruner(base: KDConfig, journal: Journal, grace: int) -> Union[ASHAScheduler, FIFOScheduler]:
+    """ASHA, told what the trials before an interruption had reached; nothing prunes where a rung has no room."""
     longest = max([base["epochs"], *(draw.get("epochs", 0) for draw in journal.task.draws)])
+    if grace >= longest:
+        return FIFOScheduler()
     scheduler = ASHAScheduler(
         time_attr="epoch",
         metric="score",
         mode="max" if journal.bigger else "min",
-        max_t=longest,
-        grace_period=min(grace, longest),
+        max_t=longest - 1,  # no rung at the end, where nothing is saved any more
+        grace_period=grace,
         reduction_factor=REDUCTION,
         stop_last_trials=False,  # a trial ends by itself, and then as finished
     )
