@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Sequence
 
 from recbole_kd.config import dataset_names
+from recbole_kd.contracts import CAPABILITIES
 from recbole_kd.data.prepare import PREPARABLE
-from recbole_kd.registry import distiller_class, distillers, models, recipes
+from recbole_kd.registry import ModelEntry, distiller_class, distillers, load_class, models, recipes
+from recbole_kd.representation import capabilities
 
 
 def listing(kinds: Sequence[str], data_path: str) -> str:
@@ -28,14 +30,23 @@ def _lines(rows: dict[str, str]) -> str:
 
 
 def _students() -> dict[str, str]:
-    return {name: entry.summary for name, entry in models().items() if entry.gradient}
+    return {name: f"{entry.summary} {_offers(entry)}" for name, entry in models().items() if entry.gradient}
 
 
 def _teachers() -> dict[str, str]:
-    return {
-        name: entry.summary + ("" if entry.gradient else " (closed form: teaches, does not learn)")
+    rows = {
+        name: entry.summary
+        + ("" if entry.gradient else " (closed form: teaches, does not learn)")
+        + f" {_offers(entry)}"
         for name, entry in models().items()
     }
+    return {**rows, "--teacher.ranks=FILE": "a file of another system [ranks; listed_scores with a column score]"}
+
+
+def _offers(entry: ModelEntry) -> str:
+    """What a distiller can read of a model; some of it needs a package more."""
+    requires = f"; requires {entry.requires}" if entry.requires else ""
+    return f"[{', '.join(sorted(capabilities(load_class(entry.path))))}{requires}]"
 
 
 def _distillers() -> dict[str, str]:
@@ -51,7 +62,7 @@ def _distillers() -> dict[str, str]:
         paragraph = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n\n")[0]
         summary = " ".join(paragraph.split()).rstrip(".")
         rows[name] = f"{summary} [needs {'; '.join(needs) or 'nothing'}]"
-    return rows
+    return {**rows, **{f"({name})": text for name, text in CAPABILITIES.items()}}
 
 
 def _recipes() -> dict[str, str]:

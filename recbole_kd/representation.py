@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from recbole.data.interaction import Interaction
@@ -140,8 +140,9 @@ _ITEM_TABLES: dict[str, Callable[[Any], list[Tensor]]] = {
 }
 
 
-def _reader(table: Mapping[str, Any], model: nn.Module) -> Optional[Any]:
-    return next((table[base.__name__] for base in type(model).__mro__ if base.__name__ in table), None)
+def _reader(table: Mapping[str, Any], model: Union[nn.Module, type[Any]]) -> Optional[Any]:
+    kind = model if isinstance(model, type) else type(model)
+    return next((table[base.__name__] for base in kind.__mro__ if base.__name__ in table), None)
 
 
 def representations(model: nn.Module) -> Optional[Pair]:
@@ -218,8 +219,8 @@ def next_item_scores(model: Any, vectors: Tensor, items: Optional[Tensor] = None
     return scores if bias is None else scores + bias[items]
 
 
-def capabilities(model: nn.Module) -> frozenset[str]:
-    """What of :data:`recbole_kd.contracts.CAPABILITIES` the model offers."""
+def capabilities(model: Union[nn.Module, type[Any]]) -> frozenset[str]:
+    """What of :data:`recbole_kd.contracts.CAPABILITIES` a model, or a class of models, offers."""
     if is_sequential(model):
         return frozenset({"sequences", "sequence_vectors"} if _reader(_SEQUENCE_VECTORS, model) else ())
     tables: dict[str, Mapping[str, Any]] = {

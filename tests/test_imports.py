@@ -47,7 +47,7 @@ ALLOWED = {
     "config": {"data", "registry"},
     "learner": {"config", "contracts", "data", "optimizer", "representation"},
     "loaders": {"data", "evaluation"},
-    "listing": {"config", "data", "registry"},
+    "listing": {"config", "contracts", "data", "registry", "representation"},
     "recommend": {"data", "evaluation", "quick_start", "teacher"},
     "export": {"data", "evaluation", "quick_start", "recommend"},
     "report": set(),
