@@ -1,0 +1,106 @@
+"""What a distiller cannot do with its options, the data or a file of ranks: one line that names the setting, and 2."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from recbole_kd.cli import main
+from recbole_kd.testing import known_answer_settings, write_known_answer
+
+#: 48 users and 40 items; a user has observed 8 in training.
+RRD = ["--distill=rrd", "--rrd.pool=10", "--rrd.interesting=5", "--rrd.uninteresting=5"]
+BAD: dict[str, tuple[list[str], str]] = {
+    "K of the whole catalogue": (["--distill=rrd", "--rrd.pool=41"], r"rrd\.pool=41 is more than the 40 items there are; lower rrd\.pool"),
+    "K of rd": (["--distill=rd", "--rd.interesting=33"], r"rd\.interesting=33: 48 of 48 users have fewer unobserved items, the least 32; lower rd\.interesting"),
+    "samples of rd": (["--distill=rd", "--rd.dynamic_samples=33"], r"rd\.dynamic_samples=33: .* lower rd\.dynamic_samples"),
+    "K of kd": (["--distill=kd", "--kd.items=33"], r"kd\.items=33: .* lower kd\.items"),
+    "K of kd, by the student": (["--distill=kd", "--kd.items=33", "--kd.guide=student"], r"kd\.items=33: .* lower kd\.items"),
+    "pool of cd": (["--distill=cd", "--cd.pool=33"], r"cd\.pool=33: .* lower cd\.pool"),
+    "pool of dcd": (["--distill=dcd", "--dcd.pool=40"], r"dcd\.pool=40: .* lower dcd\.pool"),
+    "pool of unkd": (["--distill=unkd", "--unkd.pool=1000"], r"unkd\.pool=1,000 is more than the 40 items"),
+    "users of an item": (["--distill=ir_rrd", "--ir_rrd.pool=32", "--ir_rrd.interesting=5", "--ir_rrd.uninteresting=1"], r"ir_rrd\.(uninteresting|pool)="),
+    "L below the pool": (["--distill=rrd", "--rrd.pool=30", "--rrd.interesting=5", "--rrd.uninteresting=3"], r"rrd\.uninteresting=3 below the 30 of rrd\.pool: .* lower rrd\.uninteresting or rrd\.pool"),
+    "L 0": (["--distill=rrd", "--rrd.uninteresting=0"], r"rrd\.uninteresting=0 is out of range; expected at least 1"),
+    "K 0": (["--distill=rd", "--rd.interesting=0"], r"rd\.interesting=0 is out of range; expected at least 1"),
+    "K above K'": (["--distill=rrd", "--rrd.pool=10"], r"rrd\.interesting=40 items cannot be drawn from a list of rrd\.pool=10"),
+    "L above K'": (["--distill=dcd", "--dcd.pool=10", "--dcd.interesting=5"], r"dcd\.uninteresting=40 items cannot be drawn from a list of dcd\.pool=10"),
+    "n above K'": (["--distill=cd", "--cd.pool=5"], r"cd\.samples=10 items cannot be drawn from a list of cd\.pool=5"),
+    "a group without two items": (["--distill=unkd", "--unkd.pool=30", "--unkd.groups=25"], r"unkd\.groups=25: group \d+ of them holds [01] items, and a pair takes two; lower unkd\.groups"),
+    "more groups than pairs": (["--distill=unkd", "--unkd.groups=31"], r"unkd\.pairs=30 leaves some of the unkd\.groups=31 without a pair"),
+    "experts 0": (["--distill=de", "--de.experts=0"], r"de\.experts=0 is out of range; expected at least 1"),
+    "groups 0": (["--distill=htd", "--htd.experts=0"], r"htd\.experts=0 is out of range; expected at least 1"),
+    "temperature 0": (["--distill=kd", "--kd.temperature=0"], r"kd\.temperature=0 is out of range; expected above 0"),
+    "a rising filter": (["--distill=freqd", "--freqd.filter=[1,0.5]"], r"freqd\.filter=\[1\.0, 0\.5\].*increases"),
+    "a filter that rises again": (["--distill=freqd", "--freqd.filter=[1,-1.6,0.6]"], r"freqd\.filter=.*increases near frequency"),
+    "a filter of nothing": (["--distill=freqd", "--freqd.filter=[0,0]"], r"freqd\.filter=\[0\.0, 0\.0\] removes every frequency"),
+    "a filter's name": (["--distill=freqd", "--freqd.filter=quadratic"], r"freqd\.filter='quadratic' is not a list; expected a list"),
+    "a coefficient's name": (["--distill=freqd", "--freqd.filter=[1,a]"], r"freqd\.filter='a' is not a number"),
+    "an unknown coefficient": (["--distill=freqd", "--freqd.beta=0.3"], r"Unknown option 'freqd\.beta'.*has: .*alpha, filter"),
+    "alpha above a half": (["--distill=freqd", "--freqd.alpha=0.7"], r"freqd\.alpha=0\.7 is out of range; expected at least 0 and at most 0\.5"),
+    "a scores' file for vectors": (["--distill=de", "--teacher.ranks={ranks}"], r"de reads a vector .* the file ranks\.csv has none"),
+    "too many clusters": (["--distill=rrd", "--teacher=NCL", "--teacher.num_clusters=41"], r"--teacher\.num_clusters=41 is more than the 40 users or items"),
+    "too small for convolutions": (["--distill=rrd", "--teacher=ConvNCF", "--teacher.embedding_size=16"], r"--teacher\.embedding_size=16 is too small for ConvNCF's convolutions"),
+    "no such file": ([*RRD, "--teacher.ranks=none.csv"], r"--teacher\.ranks=none\.csv: there is no such file"),
+    "unknown users": ([*RRD, "--teacher.ranks={unknown}"], r"--teacher\.ranks=.*: 1 of 961 rows name users that the dataset does not have .* such as 'stranger'; drop those rows"),
+    "an item twice": ([*RRD, "--teacher.ranks={twice}"], r"--teacher\.ranks=.*: 1 rows repeat a user and an item, such as 'u0' and 'i0'"),
+    "missing users": ([*RRD, "--teacher.ranks={missing}"], r"--teacher\.ranks=.* no unobserved item for 2 of 48 users of the training split, such as 'u4[67]'"),
+    "K above the file's lists": (["--distill=rrd", "--rrd.pool=25", "--rrd.interesting=5", "--rrd.uninteresting=5", "--teacher.ranks={ranks}"], r"rrd\.pool=25: the file ranks\.csv ranks fewer items for 48 of 48 users, .* lower rrd\.pool or give longer lists"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data, with a teacher that the first case trains, and files of ranks."""
+    folder = write_known_answer(tmp_path_factory.mktemp("bad"))
+    rows = [f"u{user},i{(user + place) % 40}" for user in range(48) for place in range(20)]
+    files = {
+        "ranks": rows,
+        "unknown": [*rows, "stranger,i1"],
+        "twice": [*rows, "u0,i0"],
+        "missing": rows[: 46 * 20],
+    }
+    for name, lines in files.items():
+        (folder / f"{name}.csv").write_text("\n".join(["user_id,item_id", *lines]) + "\n")
+    return folder
+
+
+def refusal(data_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command line answers with."""
+    files = {file.stem: file for file in data_path.glob("*.csv")}
+    given = {**known_answer_settings(data_path), "teacher.epochs": 1, "baseline": "none"}
+    if not any("--teacher" in word for word in words):
+        given["teacher"] = "BPR"
+    else:
+        del given["teacher.epochs"]
+    common = [f"--{key}={value}" for key, value in given.items()]
+    assert main(["--model=BPR", "--dataset=known-answer", *common, *(word.format(**files) for word in words)]) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("recbole-kd:")]
+    return line
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_one_line_names_the_setting(case: str, data_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, message = BAD[case]
+    line = refusal(data_path, words, capsys)
+    assert re.search(message, line), line
+    left = [path for path in (data_path / "saved").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in left} <= {"teachers", "ranks"}, "nothing of the student is written"
+
+
+def test_a_user_who_observed_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_known_answer(tmp_path)
+    train = folder / "known-answer" / "known-answer.train.inter"
+    train.write_text(train.read_text() + "".join(f"u5\ti{item}\n" for item in range(40) if item % 4 != 1))
+    for part in ("valid", "test"):
+        file = folder / "known-answer" / f"known-answer.{part}.inter"
+        lines = file.read_text().splitlines()
+        train.write_text(train.read_text() + "".join(f"{line}\n" for line in lines if line.startswith("u5\t")))
+        file.write_text("\n".join(line for line in lines if not line.startswith("u5\t")) + "\n")
+    line = refusal(folder, ["--distill=kd", "--teacher=EASE"], capsys)
+    assert "kd.items=20: 1 users are observed with all 40 items, which leaves none to rank" in line
+    assert '--user_inter_num_interval="[0,40)"' in line
