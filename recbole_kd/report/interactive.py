@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 from recbole_kd.report.tables import figure, memory
@@ -269,7 +269,7 @@ def validation(comparison: Comparison, metric: str) -> Optional[Chart]:
     if not traces:
         return None
     layout = _layout(height=400)
-    layout["xaxis"].update(title=_title("epoch"))
+    layout["xaxis"].update(_epochs(seed for _, seeds in curves for seed in seeds))
     layout["yaxis"].update(title=_title(f"{metric_label(metric)}, validation"), automargin=True)
     return {"data": traces, "layout": layout}
 
@@ -279,9 +279,15 @@ def losses(title: str, curves: Sequence[tuple[Model, list[Curve]]]) -> Chart:
     layout = _layout(height=250)
     layout["title"] = {"text": _escaped(title), "x": 0.02, "y": 0.97, "font": {"size": 14}}
     layout["margin"]["t"] = 34
-    layout["xaxis"].update(title=_title("epoch"))
+    layout["xaxis"].update(_epochs(seed for _, seeds in curves for seed in seeds))
     layout["yaxis"].update(automargin=True, nticks=5, exponentformat="SI")
     return {"data": [trace for model, seeds in curves for trace in _curves(model, seeds)], "layout": layout}
+
+
+def _epochs(curves: Iterable[Curve]) -> Chart:
+    """An axis of epochs, without halves of one."""
+    last = max((epochs[-1] for epochs, _ in curves), default=0)
+    return {"title": _title("epoch"), **({"dtick": 1} if last < 8 else {})}
 
 
 def _curves(model: Model, seeds: list[Curve]) -> list[Chart]:

@@ -129,7 +129,7 @@ def _subtitle(comparison: Comparison) -> str:
     if comparison.results.get("split"):
         parts.append(f"one split for all ({str(comparison.results['split'])[:12]})")
     if comparison.results.get("valid_metric"):
-        parts.append(f"epochs chosen by {comparison.results['valid_metric']} on validation")
+        parts.append(f"epochs chosen by {metric_label(str(comparison.results['valid_metric']).lower())} on validation")
     return _escaped(" · ".join(parts))
 
 
@@ -195,12 +195,20 @@ def _settings(comparison: Comparison) -> str:
         epochs = ", ".join(str(run.get("best_epoch", "–")) for run in model.runs)
         rows.append(
             f'<tr><th scope="row">{breakable(model.name)}</th><td class="text">{"; ".join(parts)}</td>'
-            f'<td class="text"><code>{_escaped(settings) or "–"}</code></td><td>{_escaped(epochs)}</td></tr>'
+            f'<td class="text">{_folded(settings)}</td><td>{_escaped(epochs)}</td></tr>'
         )
     return (
         '<h3>Models</h3><div class="scroll"><table><thead><tr><th>model</th><th class="text">what it is</th>'
         f'<th class="text">settings</th><th>best epochs</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
+
+
+def _folded(settings: str) -> str:
+    """Settings as code; many of them are folded away."""
+    code = f"<code>{_escaped(settings) or '–'}</code>"
+    if len(settings) <= 200:
+        return code
+    return f"<details><summary>{settings.count('=')} settings</summary>{code}</details>"
 
 
 def _environment(comparison: Comparison) -> str:

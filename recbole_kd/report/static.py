@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from recbole_kd.report.interactive import INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix_entry
 from recbole_kd.report.view import Comparison, Curve, Model, ink_on, log_ticks, mean_curve, metric_label, short, wrapped
@@ -220,6 +221,7 @@ def _draw_curves(axes: Any, curves: Iterable[tuple[Model, list[Curve]]]) -> None
         epochs, values = mean_curve(seeds)
         marker = model.style.symbol[1] if len(epochs) == 1 else None
         axes.plot(epochs, values, color=color, ls=style, lw=1.8, marker=marker)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def _legend(figure: Figure, models: Sequence[Model], lines: bool = True) -> None:

@@ -15,8 +15,8 @@ TEACHER_ROW = ' class="teacher"'
 CostColumn = tuple[str, Callable[[Model], str]]
 
 
-def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional[tuple[str, str, int, bool]]:
-    """(mean, deviation, place, marked) of one cell, or None where the row lacks the metric.
+def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional[tuple[str, str, int, str]]:
+    """(mean, deviation, place, mark) of one cell, or None where the row lacks the metric.
 
     The deviation is empty with one seed. The place is 1 for the best student, 2 for the second, 0 for the others.
     """
@@ -28,7 +28,7 @@ def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional
         f"{mean:.4f}",
         spread,
         comparison.places(metric).get(model.name, 0),
-        comparison.significant(metric, model.name),
+        comparison.mark(metric, model.name),
     )
 
 
@@ -39,9 +39,9 @@ def cost_columns() -> list[CostColumn]:
         ("×\u00a0plain", lambda model: figure(model.cost("ratio_to_plain"), ".2f")),
         ("peak memory", lambda model: memory(model.cost("peak_memory_bytes"))),
         ("parameters", lambda model: figure(model.cost("parameters"), ",.0f")),
-        ("batch of 1, ms (p50 / p95)", lambda model: _latency(model, "batch_1")),
+        ("ms\u00a0/\u00a0user, one at a time (p50 / p95)", lambda model: _latency(model, "batch_1")),
         ("users\u00a0/\u00a0s", lambda model: figure(model.cost("users_per_second", "batch_1"), ",.0f")),
-        ("batch of 1,024, ms (p50 / p95)", lambda model: _latency(model, "batch_1024")),
+        ("ms\u00a0/\u00a0user, 1,024 at a time (p50 / p95)", lambda model: _latency(model, "batch_1024")),
         ("users\u00a0/\u00a0s", lambda model: figure(model.cost("users_per_second", "batch_1024"), ",.0f")),
     ]
 
@@ -123,9 +123,11 @@ def latex_table(comparison: Comparison) -> str:
             if cell is None:
                 cells.append("--")
                 continue
-            mean, spread, place, marked = cell
+            mean, spread, place, mark = cell
             shown = {0: mean, 1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}[place]
-            cells.append(shown + ("$^{*}$" if marked else "") + (rf" {{\scriptsize $\pm$ {spread}}}" if spread else ""))
+            cells.append(
+                shown + (f"$^{{{mark}}}$" if mark else "") + (rf" {{\scriptsize $\pm$ {spread}}}" if spread else "")
+            )
         cells.append(_latex(percent(None if model is comparison.reference else model.gain(comparison.primary))))
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
@@ -179,9 +181,9 @@ def markdown_accuracy(comparison: Comparison) -> str:
             if cell is None:
                 cells.append("–")
                 continue
-            mean, spread, place, marked = cell
+            mean, spread, place, mark = cell
             shown = {0: mean, 1: f"**{mean}**", 2: f"<ins>{mean}</ins>"}[place]
-            cells.append(shown + (r"\*" if marked else "") + (f" ± {spread}" if spread else ""))
+            cells.append(shown + mark.replace("*", r"\*") + (f" ± {spread}" if spread else ""))
         lines.append([*cells, *_gains(comparison, model)])
     return _markdown_table(lines)
 
@@ -227,9 +229,9 @@ def html_accuracy(comparison: Comparison) -> str:
             if cell is None:
                 cells.append("<td>–</td>")
                 continue
-            mean, spread, place, marked = cell
+            mean, spread, place, mark = cell
             shown = {0: mean, 1: f"<b>{mean}</b>", 2: f"<u>{mean}</u>"}[place]
-            star = f'<span class="mark">{"*" if marked else ""}</span>'
+            star = f'<span class="mark">{mark}</span>'
             spread = f"<small>± {spread}</small>" if spread else ""
             cells.append(f"<td>{shown}{star}{spread}</td>")
         cells += [f"<td>{value}</td>" for value in _gains(comparison, model)]

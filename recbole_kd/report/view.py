@@ -198,11 +198,15 @@ class Comparison:
         names = [model.name for model in self.models]
         return any(self.p_value(metric, a, b) is not None for a in names for b in names)
 
-    def significant(self, metric: str, name: str) -> bool:
-        """Whether the row differs from :meth:`base` at :data:`LEVEL`, tested over users with Holm's correction."""
+    def mark(self, metric: str, name: str) -> str:
+        """``*`` where the row differs from :meth:`base` over users (Holm's correction), ``**`` where over seeds too."""
         base = self.base(metric)
-        p = None if base is None or base.name == name else self.p_value(metric, name, base.name)
-        return p is not None and p < LEVEL
+        if base is None or base.name == name:
+            return ""
+        users, seeds = (self.p_value(metric, name, base.name, unit) for unit in ("users", "seeds"))
+        if users is None or users >= LEVEL:
+            return ""
+        return "*" if seeds is None or seeds >= LEVEL else "**"
 
     def base(self, metric: str) -> Optional[Model]:
         """The row that the tables' marks compare with: the plain student, or the second best where there is none."""
@@ -216,8 +220,9 @@ class Comparison:
         base = f"the plain student {self.reference.name}" if self.reference else "the second best"
         seeds = len(self.results.get("seeds") or [])
         return (
-            f"Best student in bold, second underlined; * differs from {base} (p < {LEVEL}, paired over users, "
-            f"Holm's correction). {f'Mean ± deviation over {seeds} seeds' if seeds > 1 else 'One seed'}."
+            f"Best student in bold, second underlined. Differs from {base} (p < {LEVEL}, paired, Holm's correction): "
+            "* for other users with these trained models, ** also for models trained anew. "
+            f"{f'Mean ± deviation over {seeds} seeds' if seeds > 1 else 'One seed'}."
         )
 
     def loss_panels(self) -> dict[str, list[tuple[Model, list[Curve]]]]:

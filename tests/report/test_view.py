@@ -69,10 +69,16 @@ def test_a_mark_is_a_difference_from_the_plain_student() -> None:
     results = fabricated()
     table = results["significance"]["ndcg@20"]
     names = table["names"]
-    table["p_users_holm"] = [[None if a == b else 0.6 for b in names] for a in names]
+    for key in ("p_users_holm", "p_seeds_holm"):
+        table[key] = [[None if a == b else 0.6 for b in names] for a in names]
     table["p_users_holm"][names.index("SimRecStudent")][names.index("BPR")] = 0.049
-    comparison = Comparison(results)
-    assert [name for name in names if comparison.significant("ndcg@20", name)] == ["SimRecStudent"]
+    assert {name: mark for name in names if (mark := Comparison(results).mark("ndcg@20", name))} == {
+        "SimRecStudent": "*"
+    }
+    table["p_users_holm"][names.index("DERRDStudent")][names.index("BPR")] = 0.05
+    table["p_seeds_holm"] = [[None if a == b else 0.02 for b in names] for a in names]
+    marks = {name: Comparison(results).mark("ndcg@20", name) for name in ("SimRecStudent", "DERRDStudent", "BPR")}
+    assert marks == {"SimRecStudent": "**", "DERRDStudent": "", "BPR": ""}, "the seeds alone make no mark"
 
 
 def test_without_a_plain_student_the_mark_is_the_best_against_the_second() -> None:
