@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from recbole_kd.config import KDConfig
 from recbole_kd.contracts import TeacherView
-from recbole_kd.data.item_graphs import SEvoOptions, sevo_adjacency
+from recbole_kd.data.item_graphs import SEvoOptions, cached_adjacency
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.optimizer.sevo import NeumannSmoother, sevo_optimizer, smoothed_groups
@@ -52,7 +53,8 @@ def optimizer_factory(
             )
         teacher_items = teacher.item_embeddings()
     rows = len(tables[-1][-1])
-    adjacency = sevo_adjacency(options, splits.train, splits.observed, rows, teacher_items)
+    folder = os.path.join(config["checkpoint_dir"], "graphs")
+    adjacency = cached_adjacency(folder, options, splits.train, splits.observed, rows, teacher_items)
     smoother = NeumannSmoother(adjacency.to(config["device"]), options.beta, options.layers, options.iterative)
 
     def build(parameters: Iterable[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:

@@ -14,6 +14,7 @@ from recbole.utils import init_seed
 
 from recbole_kd.checkpoint import load_checkpoint
 from recbole_kd.config import KDConfig
+from recbole_kd.data import item_graphs
 from recbole_kd.data.item_graphs import SEvoOptions, sevo_adjacency
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
@@ -262,3 +263,26 @@ def test_users_of_one_interaction_are_no_sequence(data_path: Path) -> None:
     splits = Splits(KDConfig("GRU4Rec", "known-sequences", config_dict=known_sequences_settings(data_path)))
     assert int(splits.observed.counts[splits.user_tokens.index("lonely")]) == 0
     assert run(data_path)["epochs_trained"] == 2
+
+
+def test_graphs_are_kept_by_content(data_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"learner": "sevo_adamw", "epochs": 1}
+    first = weights(run(data_path, **settings))
+    folder = data_path / "saved" / "graphs"
+    (kept,) = folder.iterdir()
+
+    def never(*arguments: Any) -> None:
+        raise AssertionError("the graph was built again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(item_graphs, "sevo_adjacency", never)
+        again = weights(run(data_path, **settings))
+        assert all(torch.equal(value, again[name]) for name, value in first.items())
+        with pytest.raises(AssertionError, match="built again"):
+            run(data_path, **settings, **{"sevo.window": 2})
+    kept.write_bytes(kept.read_bytes()[:100])  # cut short: made anew
+    mended = weights(run(data_path, **settings))
+    assert all(torch.equal(value, mended[name]) for name, value in first.items())
+    rewrite(data_path, lambda user, item, place: (user, item, {"0": "1", "1": "0"}.get(place, place)))
+    run(data_path, **settings)
+    assert len(list(folder.iterdir())) == 2

@@ -11,6 +11,7 @@ as the cosine *similarity*, with which the least similar items would be tied mos
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from recbole_kd.checkpoint import digest, load_checkpoint, save_checkpoint
 from recbole_kd.data.graphs import bipartite_adjacency, symmetric_normalized
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
@@ -28,6 +30,7 @@ from recbole_kd.options import Options, option
 __all__ = [
     "GRAPHS",
     "SEvoOptions",
+    "cached_adjacency",
     "category_adjacency",
     "consecutive_adjacency",
     "item_categories",
@@ -270,3 +273,58 @@ def sevo_adjacency(
             )
         return teacher_adjacency(teacher_items, options.neighbours, options.temperature, item_rows)
     return consecutive_adjacency(*training_sequences(train), item_rows, options.window, options.maxlen)
+
+
+#: The options that each graph depends on.
+_GRAPH_OPTIONS = {
+    "consecutive": ("window", "maxlen"),
+    "bipartite": (),
+    "category": ("category",),
+    "teacher": ("neighbours", "temperature"),
+}
+
+
+def cached_adjacency(
+    folder: str,
+    options: SEvoOptions,
+    train: Any,
+    observed: Observed,
+    item_rows: int,
+    teacher_items: Optional[Tensor] = None,
+) -> Tensor:
+    """What :func:`sevo_adjacency` gives, kept in `folder` under a digest of all that it is made of.
+
+    A file that is not whole is made anew.
+
+    Raises:
+        UserError: the graph cannot be built, or the folder cannot be written.
+    """
+    content: list[Any]
+    if options.graph == "consecutive":
+        content = list(training_sequences(train))
+    elif options.graph == "category":
+        content = list(item_categories(train, options.category))
+    else:
+        content = [observed.users, observed.items, observed.keys if options.graph == "bipartite" else teacher_items]
+    chosen = [getattr(options, name) for name in _GRAPH_OPTIONS[options.graph]]
+    key = digest("item graph", options.graph, chosen, item_rows, content)
+    path = os.path.join(folder, f"{options.graph}-{key[:32]}.pth")
+    if os.path.isfile(path):
+        try:
+            stored = load_checkpoint(path)
+        except UserError:
+            stored = {}
+        if stored.get("key") == key:
+            parts = (stored["rows"], stored["columns"], stored["weights"])
+            return torch.sparse_csr_tensor(*parts, size=(stored["nodes"], stored["nodes"]))
+    adjacency = sevo_adjacency(options, train, observed, item_rows, teacher_items)
+    os.makedirs(folder, exist_ok=True)
+    state = {
+        "key": key,
+        "rows": adjacency.crow_indices(),
+        "columns": adjacency.col_indices(),
+        "weights": adjacency.values(),
+        "nodes": adjacency.shape[0],
+    }
+    save_checkpoint(state, path)
+    return adjacency
