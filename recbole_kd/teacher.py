@@ -107,11 +107,7 @@ def build_model(config: KDConfig, dataset: Any) -> nn.Module:
     Raises:
         UserError: the model refuses its settings.
     """
-    clusters, fewest = config["num_clusters"], min(dataset.user_num, dataset.item_num) - 1
-    if clusters is not None and clusters > fewest:  # NCL finds out in its first epoch, and not in words
-        raise UserError(
-            f"--{config.prefix}num_clusters={clusters} is more than the {fewest:,} users or items there are; lower it."
-        )
+    _check_sizes(config, min(dataset.user_num, dataset.item_num) - 1)
     model_class = config.resolved.model_class
     if config["trim_padding"] and config.sequential:
         model_class = trimmed(model_class)
@@ -125,6 +121,28 @@ def build_model(config: KDConfig, dataset: Any) -> nn.Module:
             f"See properties/model/{config.resolved.backbone}.yaml, here or in RecBole, for what it expects."
         ) from error
     return model
+
+
+def _check_sizes(config: KDConfig, fewest: int) -> None:
+    """Sizes that RecBole's models find out about in their first epoch, and not in words.
+
+    Args:
+        fewest: the number of users or of items, whichever is less.
+    """
+    clusters = config["num_clusters"]  # of NCL
+    if clusters is not None and clusters > fewest:
+        raise UserError(
+            f"--{config.prefix}num_clusters={clusters} is more than the {fewest:,} users or items there are; lower it."
+        )
+    if config.resolved.backbone == "ConvNCF":
+        size = config["embedding_size"]
+        for kernel, stride in zip(config["cnn_kernels"], config["cnn_strides"]):
+            if size < kernel:
+                raise UserError(
+                    f"--{config.prefix}embedding_size={config['embedding_size']} is too small for ConvNCF's convolutions "
+                    f"(cnn_kernels={config['cnn_kernels']}, cnn_strides={config['cnn_strides']}); raise it."
+                )
+            size = (size - kernel) // stride + 1
 
 
 def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
