@@ -139,8 +139,8 @@ def _check_sizes(config: KDConfig, fewest: int) -> None:
         for kernel, stride in zip(config["cnn_kernels"], config["cnn_strides"]):
             if size < kernel:
                 raise UserError(
-                    f"--{config.prefix}embedding_size={config['embedding_size']} is too small for ConvNCF's convolutions "
-                    f"(cnn_kernels={config['cnn_kernels']}, cnn_strides={config['cnn_strides']}); raise it."
+                    f"--{config.prefix}embedding_size={config['embedding_size']} is too small for ConvNCF's "
+                    f"convolutions (cnn_kernels={config['cnn_kernels']}, cnn_strides={config['cnn_strides']}); raise it."
                 )
             size = (size - kernel) // stride + 1
 

@@ -10,9 +10,10 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
+from recbole_kd import representation
 from recbole_kd.config import KDConfig
 from recbole_kd.data.splits import Splits
-from recbole_kd.representation import ModelStudent, layers, representations
+from recbole_kd.representation import ModelStudent, expanded_scores, layers, pair_scores, representations
 from recbole_kd.teacher import build_model
 from recbole_kd.testing import known_answer_settings
 
@@ -115,3 +116,29 @@ def test_a_graph_model_gives_its_layers(name: str, known_answer: Path) -> None:
     mean = sum(users for users, _ in outputs) / 4
     torch.testing.assert_close(mean, model.forward()[0])
     assert layers(build("BPR", known_answer)) is None
+
+
+@pytest.mark.parametrize("name", ["MultiVAE", "MultiDAE", "CDAE", "MacridVAE", "RecVAE", "DiffRec", "LDiffRec"])
+def test_an_autoencoders_scores_are_read_from_one_row_a_user(
+    name: str, known_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever blocks: the same scores as pair by pair, and the same gradients as in one block."""
+    model = build(name, known_answer)
+    users = torch.tensor([3, 1, 3, 7, 9, 9])
+    items = torch.randint(1, 41, (6, 4), generator=torch.Generator().manual_seed(0))
+    whole = expanded_scores(model, users, items)
+    single = torch.stack([pair_scores(model, users[row : row + 1], items[row, :1])[0] for row in range(6)])
+    assert torch.equal(whole[:, 0].argsort(), single.argsort())
+    monkeypatch.setattr(representation, "_CELLS_AT_ONCE", 2 * model.n_items)
+    blocks = expanded_scores(model, users, items)
+    torch.testing.assert_close(blocks, whole)
+    torch.testing.assert_close(expanded_scores(model, users, items[:, 0]), whole[:, 0])
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found, expected = (
+        torch.autograd.grad(scores.square().sum(), parameters, allow_unused=True) for scores in (blocks, whole)
+    )
+    assert any(gradient is not None and bool(gradient.any()) for gradient in expected)
+    for one, other in zip(found, expected):
+        if other is not None:
+            assert one is not None
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

@@ -245,3 +245,26 @@ def test_a_teacher_whose_training_was_interrupted_goes_on(known_answer: Path, mo
     monkeypatch.undo()
     assert teacher_of(known_answer, **{"teacher.epochs": 4}).digest == whole.digest
     assert [path.name.endswith("-training.pth") for path in (known_answer / "saved" / "teachers").iterdir()] == [False]
+
+
+def test_a_closed_form_teacher_is_told_apart_by_what_it_keeps_beside_weights(known_answer: Path) -> None:
+    """EASE has no weights but one that means nothing: another regularisation must not find the first one's ranking."""
+    first = teacher_of(known_answer, **{"teacher.model": "EASE", "teacher.reg_weight": 1.0})
+    ranked = first.ranked_items(10)
+    second = teacher_of(known_answer, **{"teacher.model": "EASE", "teacher.reg_weight": 500.0})
+    assert second.digest != first.digest
+    second.ranked_items(10)
+    assert second.forward_passes > 0
+    again = teacher_of(known_answer, **{"teacher.model": "EASE", "teacher.reg_weight": 1.0})
+    assert again.digest == first.digest
+    assert torch.equal(again.ranked_items(10), ranked)
+    assert again.forward_passes == 0
+
+
+def test_a_model_that_draws_constants_when_it_is_built_comes_back_the_same(known_answer: Path) -> None:
+    """NNCF draws each node's neighbours, and keeps them in no checkpoint."""
+    first = teacher_of(known_answer, **{"teacher.model": "NNCF", "teacher.epochs": 1})
+    second = teacher_of(known_answer, **{"teacher.model": "NNCF", "teacher.epochs": 1})
+    assert second.trained.from_cache
+    pairs = torch.arange(1, 41), torch.arange(1, 41)
+    torch.testing.assert_close(second.scores(*pairs), first.scores(*pairs))
