@@ -247,14 +247,15 @@ def test_dkd_is_for_sequential_models(known_answer: Path) -> None:
         run_recbole_kd("BPR", "known-answer", config_dict=settings)
 
 
-@pytest.mark.parametrize("kept", [1, 2])
-def test_sequences_that_are_too_short_are_refused(kept: int, data_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kept", "message"), [(1, "no user has two interactions.*--user_inter_num_interval"), (2, "split .* is empty")]
+)
+def test_sequences_that_are_too_short_are_refused(kept: int, message: str, data_path: Path) -> None:
     file = data_path / "known-sequences" / "known-sequences.inter"
     header, *lines = file.read_text().splitlines()
     file.write_text("\n".join([header, *(line for line in lines if int(line.split("\t")[2]) < kept)]) + "\n")
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError, match=message):
         run(data_path)
-    assert "--user_inter_num_interval" in str(raised.value) or "--eval_args" in str(raised.value)
 
 
 def test_users_of_one_interaction_are_no_sequence(data_path: Path) -> None:

@@ -49,6 +49,12 @@ class Splits:
                 f"RecBole cannot load the dataset {config['dataset']} from {config['data_path']}: "
                 f"{' '.join(str(error).split()) or type(error).__name__}. Check --load_col, --eval_args and the files."
             ) from error
+        if len(self.train) == 0 and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            raise UserError(
+                f"Dataset {config['dataset']} has no sequence to learn from: {config['model']} predicts the next item, "
+                "and no user has two interactions after filtering; "
+                "loosen --user_inter_num_interval and --item_inter_num_interval, or use another dataset or model."
+            )
         if len(self.train) == 0:
             raise UserError(
                 f"Dataset {config['dataset']} has no training interactions after filtering and splitting; "
