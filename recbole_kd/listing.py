@@ -61,6 +61,9 @@ def _distillers() -> dict[str, str]:
         ]
         paragraph = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n\n")[0]
         summary = " ".join(paragraph.split()).rstrip(".")
+        sequential = kind.sequential_needs(options)
+        if sequential is not None:
+            needs.append(f"of sequential models: {', '.join(sorted(sequential))}")
         rows[name] = f"{summary} [needs {'; '.join(needs) or 'nothing'}]"
     return {**rows, **{f"({name})": text for name, text in CAPABILITIES.items()}}
 
