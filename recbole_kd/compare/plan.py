@@ -372,5 +372,5 @@ def _check_spaces(rows: Iterable[Row]) -> None:
             spaces = sorted(path.stem for path in (PROPERTIES / "tune").glob("*.hyper"))
             raise UserError(
                 f"--tune_trials is set and there is no search space of {row.model}.{closest(row.model, spaces)} "
-                f"Give one as models.{row.name}.space=FILE.hyper in a YAML file; space: none leaves {row.name} as it is."
+                f"Give one as models.{row.name}.space=FILE.hyper in a YAML file; space: none leaves it as it is."
             )
