@@ -27,7 +27,7 @@ from tqdm import tqdm
 from recbole_kd.checkpoint import digest, save_json, write_atomic
 from recbole_kd.config import KDConfig, merge, nest
 from recbole_kd.errors import UserError
-from recbole_kd.properties_files import PROPERTIES
+from recbole_kd.properties_files import PROPERTIES, overall_properties
 from recbole_kd.quick_start import build_student, evaluate_checkpoint, load_splits, start_logging
 from recbole_kd.tune.parallel import ray_session
 from recbole_kd.tune.report import write_report
@@ -54,13 +54,8 @@ _WITHOUT_EFFECT = frozenset(
         *("baseline", "eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "single_spec"),
     )
 )
-#: Settings that all trials of a search share, beside those of data, evaluation and machine.
-_FIXED = frozenset(
-    (
-        *("model", "student", "dataset", "teacher", "distill", "baseline"),
-        *("resume", "result_file", "save_last", "worker", "config_files", "eval_step"),
-    )
-)
+#: Settings that trials may differ in, among those of every run; the others are of data, evaluation, teacher, machine.
+_SEARCHABLE = frozenset(("learning_rate_schedule",))
 
 
 def search(
@@ -123,7 +118,7 @@ def search(
     _check_space(base, domains, draws, source)
     splits = load_splits(base)
     task = Task(
-        key=digest(regime, splits.content()),
+        key=digest(regime, splits.content(), _teacher_files(base["teacher"] or {})),
         model=base["model"],
         dataset=base["dataset"],
         settings=_absolute(base),
@@ -213,7 +208,8 @@ def _check_arguments(
 
 def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Mapping[str, Any]], source: str) -> None:
     """Refuses settings that all trials share, those that nothing reads, and values that are refused."""
-    fixed = _FIXED | set(general_arguments) | set(evaluation_arguments) | set(dataset_arguments)
+    fixed = {*overall_properties(), *general_arguments, *evaluation_arguments, *dataset_arguments} - _SEARCHABLE
+    fixed |= {"model", "dataset", "config_files", "worker", "eval_step"}
     for name in space:
         if name.partition(".")[0] in fixed:
             raise UserError(
@@ -236,10 +232,31 @@ def _absolute(base: KDConfig) -> dict[str, Any]:
     settings.pop("result_file", None)
     settings["data_path"] = os.path.abspath(base.data_root)
     settings["checkpoint_dir"] = os.path.abspath(base["checkpoint_dir"])
-    teacher = settings.get("teacher")
-    if isinstance(teacher, Mapping) and teacher.get("checkpoint"):
-        settings["teacher"] = {**teacher, "checkpoint": os.path.abspath(str(teacher["checkpoint"]))}
+    if isinstance(settings.get("teacher"), Mapping):
+        settings["teacher"] = _with_absolute_files(settings["teacher"])
     return {**settings, "show_progress": False, "save_last": True}
+
+
+def _with_absolute_files(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Section ``teacher``, or that of one of several teachers."""
+    absolute = dict(section)
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            absolute[key] = _with_absolute_files(value)
+        elif key in ("checkpoint", "ranks") and value:
+            absolute[key] = os.path.abspath(str(value))
+    return absolute
+
+
+def _teacher_files(section: Mapping[str, Any]) -> list[bytes]:
+    """Contents of the files that section ``teacher`` names: another teacher makes another search."""
+    found: list[bytes] = []
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            found += _teacher_files(value)
+        elif key in ("checkpoint", "ranks") and value and os.path.isfile(str(value)):
+            found.append(Path(str(value)).read_bytes())
+    return found
 
 
 @contextmanager
