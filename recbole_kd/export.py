@@ -38,8 +38,8 @@ from recbole_kd.recommend import SEEN, Recommender
 
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMAT = "recbole-kd-export/1"
-#: Name of an approximate index -> the module that builds it.
-INDEXES = {"faiss": "faiss"}
+#: Name of an approximate index, and of the module that builds it -> the package that has it.
+INDEXES = {"faiss": "faiss-cpu"}
 #: Users whose scores by the vectors are compared with the model's own before a bundle is written.
 _CHECKED_USERS = 256
 #: The largest difference of two scores that counts as rounding, as a part of the largest score.
@@ -197,9 +197,9 @@ def _index_module(index: str) -> Any:
     if index not in INDEXES:
         raise UserError(f"Unknown --index={index}.{closest(str(index), INDEXES)} Choices: {', '.join(INDEXES)}.")
     try:
-        return importlib.import_module(INDEXES[index])
+        return importlib.import_module(index)
     except ImportError:
-        raise UserError(f"--index={index} is not installed: pip install 'recbole-kd[ann]', or leave it out.") from None
+        raise UserError(f"--index={index} is not installed: pip install {INDEXES[index]}, or leave it out.") from None
 
 
 def build_index(faiss: Any, items: NDArray[np.float32]) -> Any:
