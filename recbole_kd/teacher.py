@@ -140,7 +140,7 @@ def _check_sizes(config: KDConfig, fewest: int) -> None:
             if size < kernel:
                 raise UserError(
                     f"--{config.prefix}embedding_size={config['embedding_size']} is too small for ConvNCF's "
-                    f"convolutions, cnn_kernels={config['cnn_kernels']} and cnn_strides={config['cnn_strides']}; raise it."
+                    f"cnn_kernels={config['cnn_kernels']} and cnn_strides={config['cnn_strides']}; raise it."
                 )
             size = (size - kernel) // stride + 1
 
