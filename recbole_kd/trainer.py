@@ -13,14 +13,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import scipy.sparse
 import torch
-from recbole.trainer import Trainer
+from recbole.trainer import RecVAETrainer, Trainer
 from recbole.utils import get_trainer, set_color
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -47,6 +47,7 @@ class KDMixin:
     best_valid_score: float
     best_valid_result: Optional[Mapping[str, float]]
     cur_step: int
+    epochs: int
     start_epoch: int
     tensorboard: Any
     logger: Any
@@ -74,6 +75,7 @@ class KDMixin:
         self._values: tuple[Tensor, ...] = ()
         self._bar: Optional[_Bar] = None
         self._epoch = 0
+        self._began = 0.0
         self._train_data: Any = None
         self._resumed: Optional[dict[str, Any]] = None
         super().__init__(config, model)  # type: ignore[call-arg]
@@ -112,6 +114,7 @@ class KDMixin:
     def fit(self, train_data: Any, *arguments: Any, **named: Any) -> Any:
         """RecBole's `fit`; the loader is kept at hand for checkpoints and a resumed run's random state."""
         self._train_data = train_data
+        self._began = time.perf_counter()
         if self._resumed is not None:
             self._restore_streams(self._resumed)
         return super().fit(train_data, *arguments, **named)  # type: ignore[misc]
@@ -136,7 +139,8 @@ class KDMixin:
             loss_func = self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[arg-type]
         batches = train_data
         if show_progress:
-            description = set_color(f"Train {epoch_idx:>5}", "pink")
+            epochs = f"{self.config['model']}: epoch {epoch_idx + 1} of {self.epochs}"
+            description = set_color(epochs + self._time_left(epoch_idx), "pink")
             self._bar = batches = _Bar(train_data, total=len(train_data), ncols=120, desc=description)
         start = time.perf_counter()
         try:
@@ -145,6 +149,14 @@ class KDMixin:
             self._bar = None
         self.epoch_seconds.append(time.perf_counter() - start)
         return losses
+
+    def _time_left(self, epoch: int) -> str:
+        """How long the epochs from this one on will take by the mean of those before: less if training stops early."""
+        done = epoch - self.start_epoch
+        if done < 1:
+            return ""
+        seconds = (time.perf_counter() - self._began) / done * (self.epochs - epoch)
+        return f", at most {tqdm.format_interval(seconds)} left"
 
     def _schedule_learning_rate(self, epoch: int) -> None:
         if self.config["learning_rate_schedule"] == "cosine":
@@ -159,6 +171,9 @@ class KDMixin:
         def losses_of(interaction: Any) -> tuple[Tensor, ...]:
             with self.step_context():
                 named = self._terms(base_loss, interaction)
+            # The base model's own last, where it has several: NCL's trainer drops the last while the model warms up.
+            several = [name for name in named if name.startswith(BASE_LOSS) and name[len(BASE_LOSS) :].isdigit()]
+            named.update({name: named.pop(name) for name in several})
             self.loss_names = tuple(named)
             self._values = tuple(named.values())
             if self._bar is not None and self._bar.due():
@@ -225,7 +240,9 @@ class KDMixin:
     def _generate_train_loss_output(self, epoch_idx: int, s_time: float, e_time: float, losses: Any) -> str:
         values = losses if isinstance(losses, tuple) else (losses,)
         names = self.loss_names
-        if len(names) != len(values):  # the base model itself has several losses, and there is no distiller
+        if len(names) > len(values):  # NCL's trainer drops one at first, RecVAE's gives the sum
+            names = names[: len(values)] if isinstance(losses, tuple) else ("total",)
+        elif len(names) < len(values):  # the base model itself has several losses, and there is no distiller
             names = tuple(f"{BASE_LOSS}{index + 1}" for index in range(len(values)))
         named = {name: float(value) for name, value in zip(names, values) if value is not None}
         self.loss_history[epoch_idx] = named
@@ -399,6 +416,32 @@ class KDTrainer(KDMixin, Trainer):
     """RecBole's Trainer with distillers."""
 
 
+class KDRecVAETrainer(KDMixin, RecVAETrainer):
+    """RecBole's trainer of RecVAE with distillers: it asks the model for losses and heeds no other loss function."""
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Optional[Callable[[Any], Any]] = None,
+        show_progress: bool = False,
+    ) -> Any:
+        if not len(self.distillers):
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        model: Any = self.model
+        own = model.calculate_loss
+
+        def joint(interaction: Any, encoder_flag: bool) -> Tensor:
+            losses = self._joint_loss(partial(own, encoder_flag=encoder_flag))(interaction)
+            return torch.stack([loss.reshape(()) for loss in losses]).sum()
+
+        model.calculate_loss = joint
+        try:
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        finally:
+            del model.calculate_loss
+
+
 class SharedTrainer(SharedMixin, KDTrainer):  # type: ignore[misc]
     """A trainer that is one of several processes of a run."""
 
@@ -416,7 +459,8 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
         UserError: a folder that cannot be written, an unknown learner, values that the optimiser refuses.
     """
     base = get_trainer(config["MODEL_TYPE"], config["student"])
-    trainer_class = KDTrainer if base is Trainer else type(f"KD{base.__name__}", (KDMixin, base), {})
+    written = {Trainer: KDTrainer, RecVAETrainer: KDRecVAETrainer}
+    trainer_class = written.get(base) or type(f"KD{base.__name__}", (KDMixin, base), {})
     if group.count > 1:
         if base is not Trainer:
             raise UserError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import pytest
 import torch
 from recbole.utils import ModelType, init_seed
 
+from recbole_kd.checkpoint import load_checkpoint
 from recbole_kd.config import KDConfig
 from recbole_kd.contracts import CAPABILITIES, DataView
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.loaders import make_loaders
-from recbole_kd.quick_start import check_needs
+from recbole_kd.quick_start import check_needs, run_recbole_kd
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, load_class
 from recbole_kd.representation import ModelStudent
 from recbole_kd.teacher import FrozenTeacher, build_model, train_or_fetch
@@ -98,6 +101,15 @@ class Student:
         self.view = ModelStudent(self.model)
         self.trainer = make_trainer(config, self.model, step_context=self.view.step)
 
+    def base_loss(self) -> Callable[[Any], Any]:
+        """The model's own, as its trainer asks for it."""
+        if type(self.model).__name__ == "RecVAE":
+            return partial(self.model.calculate_loss, encoder_flag=True)
+        if type(self.model).__name__ == "NCL":
+            self.model.e_step()
+        loss: Callable[[Any], Any] = self.model.calculate_loss
+        return loss
+
     def step(self, name: str, teacher: FrozenTeacher) -> str:
         """Runs a step of the distiller and says "", or gives the sentence that refuses it."""
         kind = distiller_class(name)
@@ -111,7 +123,7 @@ class Student:
         self.trainer.distillers = torch.nn.ModuleDict({name: distiller})
         with self.view.step():
             distiller.begin_epoch(0)
-        losses = self.trainer._joint_loss(self.model.calculate_loss)(self.interaction)
+        losses = self.trainer._joint_loss(self.base_loss())(self.interaction)
         own = [loss for term, loss in zip(self.trainer.loss_names, losses) if term.startswith(name)]
         assert own
         for loss in losses:
@@ -176,3 +188,21 @@ def test_a_student_with_every_teacher(student: str, workshop: Workshop) -> None:
 @pytest.mark.parametrize("student", [name for name in GENERAL if MODELS[name].gradient])
 def test_every_model_trained_by_gradient_learns_from_scores_and_ranks(student: str, workshop: Workshop) -> None:
     run_matrix(workshop, [student], ["LightGCN", "SLIMElastic"])
+
+
+@pytest.mark.parametrize("student", ["NCL", "RecVAE", "MultiVAE"])
+def test_a_student_with_a_training_loop_of_its_own_is_taught(student: str, known_answer: Path) -> None:
+    """NCL's trainer drops a loss at first, RecVAE's takes the model's own by turns: neither loses the distiller's."""
+    rrd = {f"rrd.{name}": value for name, value in OPTIONS["rrd"].items()}
+    settings = known_answer_settings(known_answer, **SETTINGS.get(student, {}), **rrd, epochs=2, baseline="none")
+    found = []
+    for weight in (0.0, 1.0, 1.0):
+        taught = {"teacher": "EASE", "distill": "rrd", "rrd.weight": weight}
+        result = run_recbole_kd(student, "known-answer", config_dict={**settings, **taught})
+        found.append((result, load_checkpoint(result["checkpoint"])["state_dict"]))
+    plain, once, again = (weights for _, weights in found)
+    assert any(not torch.equal(value, plain[name]) for name, value in once.items()), "the distiller's loss was stepped"
+    assert all(torch.equal(value, again[name]) for name, value in once.items()), "and is seeded"
+    history = found[1][0]["loss_history"][1]
+    assert "rrd" in history or student == "RecVAE"
+    assert all(math.isfinite(value) for value in history.values())

@@ -107,7 +107,7 @@ def test_two_models_with_vectors_of_users_and_items_are_compared_by_those(kind: 
 
 @pytest.mark.parametrize("name", ["NeuMF", "NNCF", "ConvNCF", "BPR", "SimpleX"])
 def test_a_score_is_a_linear_map_of_the_pairs_vector(name: str, known_answer: Path) -> None:
-    model: Any = Bench(known_answer, name, "BPR").model.eval()
+    model: Any = Bench(known_answer, name, "BPR", size=64).model.eval()
     view = ModelStudent(model)
     users, items = torch.tensor([3, 3, 9, 48]), torch.tensor([1, 7, 7, 40])
     vectors = view.pair_representations(users, items)
