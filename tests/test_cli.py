@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recbole.trainer import Trainer
 
 import recbole_kd
 from recbole_kd.cli import VERBS, main, parse
@@ -71,7 +73,9 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     for name in [*MODELS, *DISTILLERS, "ml-100k", "gowalla"]:
         assert name in text
     assert main(["list", "--kind=distillers"]) == 0
-    assert "simrec" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    titles = [line.split(maxsplit=1)[1].partition(" [needs ")[0] for line in text.splitlines() if "[needs" in line]
+    assert len(titles) == len(set(titles)) == len(DISTILLERS)
 
 
 def test_a_run_from_the_command_line(known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,93 +90,6 @@ def test_a_run_from_the_command_line(known_answer: Path, capsys: pytest.CaptureF
     assert main([*words, "--topk=[10]", "--valid_metric=NDCG@10"]) == 0
     result = json.loads(Path(str(checkpoint).replace(".pth", ".json")).read_text())
     assert json.loads(file.read_text())["test_result"] == result["test_result"]
-
-
-#: What a user gets wrong -> a part of the one line that says so.
-BAD: dict[str, tuple[list[str], str]] = {
-    "verb": (["lsit"], "Did you mean 'list'"),
-    "no model": (["--dataset=ml-100k"], "No model is given"),
-    "no dataset": (["--model=BPR"], "No dataset is given"),
-    "model": (["--model=BRP", "--dataset=ml-100k"], "Did you mean 'BPR'"),
-    "dataset": (["--model=BPR", "--dataset=gowala", "--data_path=none"], "Did you mean 'gowalla'"),
-    "teacher": (["--model=BPR", "--dataset=ml-100k", "--teacher=LightGNC", "--distill=simrec"], "'LightGCN'"),
-    "distiller": (["--model=BPR", "--dataset=ml-100k", "--distill=simrek"], "Did you mean 'simrec'"),
-    "key": (["--model=BPR", "--dataset=ml-100k", "--lerning_rate=1"], "Did you mean 'learning_rate'"),
-    "section": (["--model=BPR", "--dataset=ml-100k", "--simrec.epsilon=1"], "--distill is empty"),
-    "temperature": (
-        ["--model=SimRecStudent", "--dataset=ml-100k", "--simrec.embedding_temperature=-1"],
-        "expected above 0",
-    ),
-    "dropout": (["--model=NeuMF", "--dataset=ml-100k", "--dropout_prob=2"], "--dropout_prob=2"),
-    "dropout of the teacher": (
-        ["--model=SimRecStudent", "--dataset=ml-100k", "--teacher=NeuMF", "--teacher.dropout_prob=2"],
-        "--teacher.dropout_prob=2",
-    ),
-    "type": (["--model=BPR", "--dataset=ml-100k", "--embedding_size=big"], "--embedding_size='big'"),
-    "list for a number": (["--model=BPR", "--dataset=ml-100k", "--embedding_size=[1]"], "embedding_size"),
-    "learner": (["--model=BPR", "--dataset=ml-100k", "--learner=adan"], "Did you mean 'adam'"),
-    "metric": (["--model=BPR", "--dataset=ml-100k", "--metrics=[NDGC]"], "Did you mean 'ndcg'"),
-    "config file": (["--model=BPR", "--dataset=ml-100k", "--config_files=none.yaml"], "Cannot read"),
-    "teacher file": (
-        ["--model=SimRecStudent", "--dataset=ml-100k", "--teacher.checkpoint=none.pth"],
-        "There is no checkpoint 'none.pth'",
-    ),
-    "no teacher": (["--model=BPR", "--dataset=ml-100k", "--distill=simrec"], "needs a teacher"),
-    "resume": (["--model=BPR", "--dataset=ml-100k", "--resume=none.pth"], "There is no checkpoint"),
-    "evaluate nothing": (["evaluate"], "set --checkpoint=FILE"),
-    "evaluate none": (["evaluate", "--checkpoint=none.pth"], "There is no checkpoint"),
-    "prepare nothing": (["prepare"], "prepare needs a dataset"),
-    "prepare unknown": (["prepare", "--dataset=gowala"], "Did you mean 'gowalla'"),
-    "prepare key": (["prepare", "--dataset=gowalla", "--sorce=x"], "Did you mean 'source'"),
-    "list kind": (["list", "--kind=student"], "Did you mean 'students'"),
-    "code": (["--model=BPR", "--dataset=ml-100k", "--epochs=__import__('os').getcwd()"], "--epochs="),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_line_and_2(case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words, message = BAD[case]
-    assert main(words) == 2
-    captured = capsys.readouterr()
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("recbole-kd:")]
-    assert message in line
-    assert "Traceback" not in captured.err + captured.out
-    left = [path for path in Path().rglob("*") if path.is_file() and not path.parts[0].startswith("log")]
-    assert not left, "nothing is half-written"
-
-
-def _damaged(folder: Path, what: str) -> None:
-    train = folder / "known-answer" / "known-answer.train.inter"
-    header, *rows = train.read_text().splitlines()
-    if what == "file":
-        train.unlink()
-    elif what == "header":
-        train.write_text("\n".join(rows) + "\n")
-    elif what == "column":
-        train.write_text("\n".join([header.replace("item_id", "item"), *rows]) + "\n")
-    elif what == "empty":
-        train.write_text("")
-    elif what == "no rows":
-        train.write_text(header + "\n")
-    elif what == "binary":
-        train.write_bytes(bytes(range(256)) * 4)
-
-
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("file", "There is no file"),
-        ("header", "expected columns as name:type"),
-        ("column", "has no column 'item_id'; it has user_id, item. Set --USER_ID_FIELD"),
-        ("empty", "expected columns as name:type"),
-        ("no rows", "has a header but no interactions"),
-        ("binary", "Cannot read"),
-    ],
-)
-def test_a_damaged_dataset(what: str, message: str, known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _damaged(known_answer, what)
-    assert main(quick(known_answer, model="BPR")) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_an_output_folder_that_cannot_be_written(known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,15 +115,65 @@ def test_a_loss_that_explodes(known_answer: Path, capsys: pytest.CaptureFixture[
     assert "--learning_rate" in error
 
 
-def test_an_interrupt_says_how_to_go_on(
+@pytest.mark.parametrize("resumed", [False, True])
+def test_an_interrupted_student_goes_on_by_the_command_that_is_printed(
+    resumed: bool, known_answer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """... and ends as one that was never stopped; an earlier --resume gives way to the new one."""
+    words = quick(known_answer, model="BPR", epochs=3)
+    assert main(words) == 0
+    (whole,) = (known_answer / "saved").glob("BPR-*.json")
+    expected = json.loads(whole.read_text())
+    train_epoch = Trainer._train_epoch
+    for stopped_in in (1, 2) if resumed else (2,):
+
+        def interrupted(trainer: Any, data: Any, epoch: int, *rest: Any, **named: Any) -> Any:
+            if epoch == stopped_in:  # noqa: B023
+                raise KeyboardInterrupt
+            return train_epoch(trainer, data, epoch, *rest, **named)
+
+        monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+        assert main(words) == 130
+        line = capsys.readouterr().err.splitlines()[-1]
+        said, _, command = line.partition(" recbole-kd ")
+        assert said == "recbole-kd: interrupted. To go on:"
+        words = shlex.split(command)
+        assert len([word for word in words if word.startswith("--resume=")]) == 1
+    monkeypatch.setattr(Trainer, "_train_epoch", train_epoch)
+    assert main(words) == 0
+    (file,) = set((known_answer / "saved").glob("BPR-*.json")) - {whole}
+    result = json.loads(file.read_text())
+    for key in ("test_result", "loss_history", "valid_history", "best_epoch"):
+        assert result[key] == expected[key], key
+
+
+def test_what_keeps_its_own_state_goes_on_when_repeated(
     known_answer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A teacher, a baseline, a download; or there is nothing yet to go on from."""
+
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recbole_kd.quick_start.train", interrupt)
-    assert main(quick(known_answer, model="BPR")) == 130
-    assert "--resume=" in capsys.readouterr().err
+    monkeypatch.setattr("recbole_kd.quick_start.shared_teacher", interrupt)
+    words = [*quick(known_answer, model="SimRecStudent"), "--config_files", "a file.yaml"]
+    Path("a file.yaml").write_text("")
+    assert main(words) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"recbole-kd: interrupted. To go on: recbole-kd {shlex.join(words)}"
+    monkeypatch.setattr("recbole_kd.data.prepare.prepare", interrupt)
+    assert main(["prepare", "--dataset=gowalla"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith("To go on: recbole-kd prepare --dataset=gowalla")
+
+
+def test_the_result_is_printed_once(known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the standard output; the log's file has it too, and what the log shows on a terminal does not."""
+    assert main(quick(known_answer, model="BPR")) == 0
+    output, errors = capsys.readouterr()
+    assert output.count("train seconds") == 1
+    assert "train seconds" not in errors
+    (file,) = Path("log").rglob("*.log")
+    assert file.read_text().count("train seconds") == 1
 
 
 def test_the_script_runs_from_another_folder(tmp_path: Path) -> None:
