@@ -49,6 +49,12 @@ def without_recipes(data_path: Path, **given: Any) -> dict[str, Any]:
     return {key: value for key, value in settings(data_path, **{"models": "BPR", **given}).items() if "." not in key}
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take seconds, and one test looks at them."""
+    monkeypatch.setattr("recbole_kd.report.write_report", lambda results, folder: [])
+
+
 class Runner:
     """Makes runs in this process and counts them; stops as Ctrl-C does before the run of that number."""
 
@@ -255,6 +261,7 @@ def test_a_comparison_from_settings_to_report(known_answer: Path) -> None:
     assert evaluated["test_result"] == results["rows"][3]["runs"][1]["test_result"], "a run's checkpoint is any other's"
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_same_command_goes_on_where_it_was_stopped(known_answer: Path) -> None:
     first, second, third = Runner(stop_before=3), Runner(), Runner()
     with pytest.raises(KeyboardInterrupt, match=r"3 of 4 runs are kept in .*; the same command goes on"):
@@ -269,6 +276,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(known_answer: Path) -> No
     assert again.made == ["BPR (plain), seed 2021", "BPR, seed 2021", "RRDStudent, seed 2021"]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_goes_on_in_the_middle_of_its_training(known_answer: Path) -> None:
     """Killed in its fifth epoch, a run ends as one that was never stopped."""
 
@@ -292,6 +300,7 @@ def test_a_run_goes_on_in_the_middle_of_its_training(known_answer: Path) -> None
     assert len(resumed["rows"][0]["runs"][0]["epoch_seconds"]) == 8
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_half_written_run_is_made_again(known_answer: Path) -> None:
     compare(without_recipes(known_answer), Runner())
     (folder,) = (known_answer / "report" / "runs").iterdir()
@@ -301,6 +310,7 @@ def test_a_half_written_run_is_made_again(known_answer: Path) -> None:
     assert again.made == ["BPR, seed 2020"]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_two_copies_of_a_model_are_not_called_different(known_answer: Path) -> None:
     models = {"one": {"model": "BPR"}, "other": {"model": "BPR", "seeds": [11, 12, 13]}, "Random": {}}
     given = without_recipes(known_answer, seeds=3, epochs=30, learning_rate=0.02, embedding_size=16)
@@ -313,6 +323,7 @@ def test_two_copies_of_a_model_are_not_called_different(known_answer: Path) -> N
         assert tests["p_seeds_holm"][one][chance] < 0.05, metric
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_same_seeds_give_the_same_copy(known_answer: Path) -> None:
     given = without_recipes(known_answer, seeds=2)
     results = compare({**given, "models": {"one": {"model": "BPR"}, "other": {"model": "BPR"}}}, Runner())

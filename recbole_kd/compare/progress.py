@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, Optional, TextIO
 
 from recbole_kd.compare.perform import Job
 from recbole_kd.compare.plan import Plan
@@ -19,8 +19,8 @@ _START_OF_LINE = "\r\x1b[K"
 class Progress:
     """Counts runs and estimates the time left from those that were made: a row's by its own, a new row's by all."""
 
-    def __init__(self, planned: Plan, stream: TextIO = sys.stderr) -> None:
-        self.stream = stream
+    def __init__(self, planned: Plan, stream: Optional[TextIO] = None) -> None:
+        self.stream = sys.stderr if stream is None else stream
         self.workers = planned.parallel
         self.metric = str(planned.students[0].first_config["valid_metric"]).lower()
         self.left = Counter({row.name: len(row.seeds) for row in planned.rows})
