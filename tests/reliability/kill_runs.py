@@ -215,9 +215,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     found = {key: result[key] for key in (*keys, "loss_history", "valid_history")}
     if result["teacher"]:
         found["teacher"] = {key: result["teacher"][key] for key in ("digest", "test_result")}
-    best = load_checkpoint(result_file.with_suffix(".pth"))
-    last = load_checkpoint(str(result_file.with_suffix("")) + "-last.pth")
-    for name, state in (("best", best), ("last", last)):
+    files = {"best": result_file.with_suffix(".pth"), "last": last_file(folder)}
+    for name, state in ((name, load_checkpoint(path)) for name, path in files.items() if path is not None):
         for key in ("state_dict", "optimizer", "distillers", "random", "loader", "epoch", "cur_step"):
             found[f"{name} {key}"] = digest(state[key])
     left = [path.name for path in folder.rglob("*.tmp")] + [path.name for path in folder.rglob("*-training*")]

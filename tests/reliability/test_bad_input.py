@@ -256,7 +256,7 @@ BAD: dict[str, Case] = {
     "evaluate another split": (another_split, "another split"),
     "evaluate a metric": (with_checkpoint("evaluate", metrics="[Recal]"), "Did you mean 'recall'"),
     "recommend nothing": (["recommend"], "--checkpoint"),
-    "recommend to nobody": (with_checkpoint("recommend", users="nobody"), "nobody"),
+    "recommend to nobody": (with_checkpoint("recommend", users="nobody"), "None of the users"),
     "recommend too many": (with_checkpoint("recommend", users="u1", k=1000), "exceeds the catalogue"),
     "recommend none": (with_checkpoint("recommend", users="u1", k=0), "--k"),
     "recommend in a format": (with_checkpoint("recommend", users="u1", format="xml"), "--format"),
