@@ -61,11 +61,15 @@ def parallel_map(
         parallel: how many run at a time.
     """
     with ray_session(cpus=parallel):
-        remote = ray.remote(num_cpus=1, max_retries=0)(function)
-        running = {remote.remote(item): index for index, item in enumerate(items)}
+        remote = ray.remote(num_cpus=1, max_retries=0)(_call)
+        running = {remote.remote(function, item): index for index, item in enumerate(items)}
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             yield running.pop(ready), ray.get(ready)
+
+
+def _call(function: Callable[[Item], Result], item: Item) -> Result:
+    return function(item)
 
 
 __all__ = ["parallel_map", "ray_session"]
