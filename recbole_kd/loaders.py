@@ -7,6 +7,7 @@ from typing import Any
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.utils import create_samplers, get_dataloader
 
+from recbole_kd.data.negatives import ObservedSampler
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.full_sort import FastFullSortEvalDataLoader
@@ -26,7 +27,7 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
                 "change --eval_args or use a larger dataset."
             )
     try:
-        samplers = create_samplers(config, splits.dataset, parts)
+        samplers = _samplers(config, splits.dataset, parts)
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
     loaders = []
@@ -38,3 +39,22 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
             loader = FastFullSortEvalDataLoader
         loaders.append(loader(config, part, sampler, shuffle=config["shuffle"] if phase == "train" else False))
     return loaders[0], loaders[1], loaders[2]
+
+
+def _samplers(config: Any, dataset: Any, parts: list[Any]) -> list[Any]:
+    """What RecBole's `create_samplers` gives for the training, validation and test split, None where none is wanted."""
+    if config["repeatable"]:  # of sequential models: nothing is left out, and nothing kept
+        return list(create_samplers(config, dataset, parts))
+    phases = ["train", "valid", "test"]
+    shared: Any = None
+    samplers = []
+    for phase in phases:
+        wanted = config[f"{phase}_neg_sample_args"]
+        if wanted["distribution"] == "none":
+            samplers.append(None)
+            continue
+        if shared is None:
+            shared = ObservedSampler(phases, parts, wanted["distribution"], wanted.get("alpha", 1.0))
+        shared.set_distribution(wanted["distribution"])
+        samplers.append(shared.set_phase(phase))
+    return samplers

@@ -25,7 +25,7 @@ from __future__ import annotations
 import itertools
 from functools import cached_property
 from logging import getLogger
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
@@ -270,11 +270,15 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         return (user_df, rows_and_items(self._history, users), *rows_and_items(self._positive, users))
 
 
-def _difference(used_ids: NDArray[Any], positive: Observed) -> Observed:
-    """The pairs of `used_ids`, RecBole's array of one set per user, that are not positive."""
-    counts = np.fromiter(map(len, used_ids), dtype=np.int64, count=len(used_ids))
-    items = torch.from_numpy(np.fromiter(itertools.chain.from_iterable(used_ids), dtype=np.int64, count=counts.sum()))
-    users = torch.repeat_interleave(torch.from_numpy(counts))
+def _difference(used_ids: Union[Observed, NDArray[Any]], positive: Observed) -> Observed:
+    """The pairs of `used_ids`, sorted or RecBole's array of one set per user, that are not positive."""
+    if isinstance(used_ids, Observed):
+        users, items = used_ids.user_ids, used_ids.indices
+    else:
+        counts = np.fromiter(map(len, used_ids), dtype=np.int64, count=len(used_ids))
+        each = itertools.chain.from_iterable(used_ids)
+        items = torch.from_numpy(np.fromiter(each, dtype=np.int64, count=counts.sum()))
+        users = torch.repeat_interleave(torch.from_numpy(counts))
     kept = ~positive.contains(users, items)
     return Observed(users[kept], items[kept], positive.users, positive.items)
 
