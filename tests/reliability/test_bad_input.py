@@ -276,6 +276,7 @@ BAD: dict[str, Case] = {
     "prepare nothing": (["prepare"], "prepare needs a dataset"),
     "prepare unknown": (["prepare", "--dataset=gowala"], "Did you mean 'gowalla'"),
     "prepare key": (["prepare", "--dataset=gowalla", "--sorce=x"], "Did you mean 'source'"),
+    "prepare none": (["prepare", "--dataset=gowalla", "--minimum=0"], "--minimum=0 is not a number of interactions"),
     "prepare from nothing": (["prepare", "--dataset=gowalla", "--source=none.txt"], "does not exist"),
     "prepare from an address": (["prepare", "--dataset=gowalla", "--source=ftp://x/y"], "is not read"),
     "list kind": (["list", "--kind=student"], "Did you mean 'students'"),
