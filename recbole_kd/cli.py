@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from recbole_kd.errors import TrainingError, UserError, closest
+from recbole_kd.errors import Interrupted, TrainingError, UserError, closest
 
 USAGE = """\
 recbole-kd: knowledge distillation for recommender systems, on RecBole.
@@ -58,8 +59,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print(f"recbole-kd: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        how = "interrupted. A student goes on with --resume=FILE-last.pth, a teacher when repeated."
-        print(f"recbole-kd: {stop if stop.args else how}", file=sys.stderr)
+        print(f"recbole-kd: {_how_to_go_on(words, stop)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; nothing is wrong and nothing more can be said.
@@ -70,6 +70,28 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print(f"recbole-kd: {error.strerror or error}{where}; see --checkpoint_dir and --data_path.", file=sys.stderr)
         return 2
     return 0
+
+
+def _how_to_go_on(words: Sequence[str], stop: KeyboardInterrupt) -> str:
+    """What to say of an interrupt: the command that goes on. Repeated, a command finds what it kept, a teacher say."""
+    words = list(words)
+    if isinstance(stop, Interrupted):
+        while (old := _place_of(words, "resume")) is not None:
+            del words[old]
+        words.append(f"--resume={stop.resume}")
+    elif stop.args:
+        return str(stop)
+    return f"interrupted. To go on: recbole-kd {shlex.join(words)}"
+
+
+def _place_of(words: Sequence[str], key: str) -> Optional[slice]:
+    """Where `words` have this setting, as one word or as two."""
+    for place, word in enumerate(words):
+        if word == f"--{key}":
+            return slice(place, place + 2)
+        if word.startswith(f"--{key}="):
+            return slice(place, place + 1)
+    return None
 
 
 def _one_line(error: Exception) -> str:
@@ -198,7 +220,8 @@ def _prepare(settings: dict[str, Any]) -> None:
 
     dataset = settings.pop("dataset", None)
     data_path, source = settings.pop("data_path", "dataset/"), settings.pop("source", None)
-    _no_more(settings, "prepare", ("dataset", "data_path", "source"))
+    minimum = settings.pop("minimum", 10)
+    _no_more(settings, "prepare", ("dataset", "data_path", "source", "minimum"))
     if dataset is None:
         raise UserError(f"prepare needs a dataset; set --dataset to one of {', '.join(PREPARABLE)}.")
     if not can_prepare(dataset):
@@ -206,7 +229,7 @@ def _prepare(settings: dict[str, Any]) -> None:
             f"'{dataset}' cannot be prepared.{closest(str(dataset), PREPARABLE)} "
             f"Set --dataset to one of {', '.join(PREPARABLE)}."
         )
-    print(prepare(dataset, data_path, source=source))
+    print(prepare(dataset, data_path, source=source, minimum=minimum))
 
 
 def _analyse(settings: dict[str, Any]) -> None:
@@ -289,7 +312,8 @@ VERBS: dict[str, Verb] = {
         "download a public dataset and convert it to RecBole's atomic files",
         "  --dataset=gowalla\n"
         "  --data_path=DIR       the folder that gets DIR/gowalla/gowalla.inter (dataset/)\n"
-        "  --source=FILE_OR_URL  the raw file, where it is already at hand or elsewhere",
+        "  --source=FILE_OR_URL  the raw file, where it is already at hand or elsewhere\n"
+        "  --minimum=10          interactions that every user and item must have",
         _prepare,
     ),
     "analyse": Verb(

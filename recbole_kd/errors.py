@@ -14,6 +14,14 @@ class TrainingError(Exception):
     """Training went wrong (a loss is not finite). The command line prints the message as one line and exits with 2."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a student was trained. `resume` is the file from which ``--resume`` goes on."""
+
+    def __init__(self, resume: str) -> None:
+        super().__init__(f"interrupted; go on with resume={resume}")
+        self.resume = resume
+
+
 def closest(name: str, choices: Iterable[str]) -> str:
     """`" Did you mean 'X'?"` for the choice nearest to `name`, or an empty string where none is near."""
     by_lower = {choice.lower(): choice for choice in choices}

@@ -59,7 +59,8 @@ def _distillers() -> dict[str, str]:
             for role, wanted in (("student", kind.student_needs(options)), ("teacher", kind.teacher_needs(options)))
             if wanted
         ]
-        paragraph = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n\n")[0]
+        alone = [distiller_class(other).__module__ for other in distillers()].count(kind.__module__) == 1
+        paragraph = (inspect.getdoc(inspect.getmodule(kind) if alone else kind) or "").split("\n\n")[0]
         summary = " ".join(paragraph.split()).rstrip(".")
         sequential = kind.sequential_needs(options)
         if sequential is not None:

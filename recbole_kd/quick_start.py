@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
@@ -24,7 +25,7 @@ from recbole_kd.contracts import CAPABILITIES, DataView, Distiller
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits, cold_users
 from recbole_kd.distributed import ALONE, Group, Plan, run_processes, share_of_steps
-from recbole_kd.errors import UserError, closest
+from recbole_kd.errors import Interrupted, UserError, closest
 from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.evaluation.full_sort import sized_eval_batch
 from recbole_kd.learner import optimizer_factory, reads_a_teacher
@@ -100,18 +101,38 @@ def _run(config: KDConfig, saved: bool, group: Group) -> dict[str, Any]:
     needs_teacher = active_distillers(config) or reads_a_teacher(config)
     teacher = shared_teacher(config, splits, group) if needs_teacher else None
     student, trainer, loaders = build_student(config, splits, teacher, group)
-    best_score, best_result = train(config, trainer, loaders, saved)
-    test_result, evaluate_seconds = evaluate(trainer, loaders[2])
-    if not group.is_first:
-        return {}
-    baseline = train_baseline(config, splits)
+    with _resumable(trainer):
+        best_score, best_result = train(config, trainer, loaders, saved)
+        test_result, evaluate_seconds = evaluate(trainer, loaders[2])
+        if not group.is_first:
+            return {}
+        baseline = train_baseline(config, splits)
     result = summarise(
         config, splits, teacher, student, trainer, best_score, best_result, test_result, evaluate_seconds, baseline
     )
     if saved:
         write_result(config, trainer, result)
-    logging.getLogger().info("Result:\n%s", table(result))
+    _log_to_file(f"Result:\n{table(result)}")
     return result
+
+
+@contextmanager
+def _resumable(trainer: Any) -> Iterator[None]:
+    """An interrupt inside names the file from which the student goes on, where an epoch of it is done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if os.path.isfile(trainer.last_file):
+            raise Interrupted(trainer.last_file) from None
+        raise
+
+
+def _log_to_file(text: str) -> None:
+    """A line of the log's file alone: who runs the program sees it in another place."""
+    record = logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO", "msg": text})
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and record.levelno >= handler.level:
+            handler.handle(record)
 
 
 def start_logging(config: KDConfig) -> None:
@@ -383,28 +404,18 @@ def table(result: Mapping[str, Any]) -> str:
     """A small table: teacher, student and baseline; metrics, parameters, seconds of training."""
     names = list(result["test_result"])
     shown = [name for name in names if name.startswith(("recall", "ndcg"))] or names
+    sizes, teacher, baseline = result["parameters"], result["teacher"], result["baseline"]
     rows = []
-    if result["teacher"]:
-        one = {**result["teacher"], "parameters": result["parameters"]["teacher"]}
-        for teacher in one.get("members", [one]):
-            rows.append(
-                (
-                    "teacher",
-                    teacher["model"],
-                    teacher["test_result"],
-                    teacher["parameters"],
-                    teacher["train_seconds"],
-                )
-            )
-    size, seconds = result["parameters"]["student"], result["train_seconds"]
-    rows.append(("student", result["model"], result["test_result"], size, seconds))
-    if result["baseline"]:
-        plain = result["baseline"]
-        rows.append(("baseline", plain["model"], plain["test_result"], plain["parameters"], plain["train_seconds"]))
+    if teacher:
+        one = {**teacher, "parameters": sizes["teacher"]}
+        rows += [("teacher", member) for member in one.get("members", [one])]
+    rows.append(("student", {**result, "parameters": sizes["student"]}))
+    if baseline:
+        rows.append(("baseline", baseline))
     lines = [["", "model", *shown, "parameters", "train seconds"]]
-    for role, name, metrics, parameters, spent in rows:
-        values = [f"{metrics[key]:.4f}" if key in metrics else "-" for key in shown]
-        lines.append([role, name, *values, f"{parameters:,}", f"{spent:.1f}"])
+    for role, row in rows:
+        values = [f"{row['test_result'][key]:.4f}" if key in row["test_result"] else "-" for key in shown]
+        lines.append([role, row["model"], *values, f"{row['parameters']:,}", f"{row['train_seconds']:.1f}"])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 

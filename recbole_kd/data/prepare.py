@@ -154,8 +154,8 @@ def prepare(
             f"Dataset '{dataset}' cannot be prepared.{closest(dataset, PREPARABLE)} "
             f"Expected --dataset= one of: {', '.join(PREPARABLE)}."
         )
-    if not isinstance(minimum, int) or minimum < 1:
-        raise UserError(f"minimum={minimum!r} is not a number of interactions; expected a whole number, at least 1.")
+    if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
+        raise UserError(f"--minimum={minimum!r} is not a number of interactions; expected a whole number, at least 1.")
     entry = PREPARABLE[dataset]
     folder = Path(data_path) / dataset
     try:
@@ -210,7 +210,7 @@ def _prepare(
                 if frame.empty:
                     raise UserError(
                         f"{raw.path} holds no users and items with {minimum} interactions each; "
-                        f"expected a larger file, or a smaller minimum."
+                        f"expected a larger file, or a smaller --minimum."
                     )
                 written = _write(frame, result, show_progress)
                 description = {

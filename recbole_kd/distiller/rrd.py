@@ -57,7 +57,7 @@ class RRDOptions(Options):
 
 
 class RRDDistiller(ListDistiller):
-    """Relaxed ranking distillation: the order of interesting items, all before the uninteresting ones."""
+    """RRD: relaxed ranking distillation (Kang et al., DE-RRD, CIKM'20): interesting items in order, then others."""
 
     name = "rrd"
     options_class = RRDOptions
@@ -115,7 +115,7 @@ class IRRRDOptions(RRDOptions):
 
 
 class IRRRDDistiller(ListDistiller):
-    """Item-side ranking regularised distillation: RRD for users, and for items with users as what is ranked."""
+    """IR-RRD: item-side ranking regularised distillation (Kang et al., Information Sciences 2021): RRD both ways."""
 
     name = "ir_rrd"
     options_class = IRRRDOptions
