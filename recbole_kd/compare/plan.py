@@ -27,6 +27,7 @@ _REFUSED = {
     "baseline": "the plain student of each recipe is a row already; list other models in --models",
     "resume": "the same command goes on where it stopped",
     "result_file": "results are written to --output",
+    **dict.fromkeys(("nproc", "world_size", "group_offset"), "a comparison shares out whole runs; see --parallel"),
 }
 #: Settings that change nothing in what a run gives.
 _WITHOUT_EFFECT = frozenset(
