@@ -61,7 +61,9 @@ def parallel_map(
         parallel: how many run at a time.
     """
     with ray_session(cpus=parallel):
-        remote = ray.remote(num_cpus=1, max_retries=0)(_call)
+        # Without a share of them, Ray hides the GPUs from its workers.
+        gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / parallel)
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_call)
         running = {remote.remote(function, item): index for index, item in enumerate(items)}
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
