@@ -559,6 +559,13 @@ def test_the_verbs_mistakes_are_one_line(known_answer: Path, here: None, capsys:
         assert message in error[0]
 
 
+def test_a_trial_uses_the_devices_that_ray_gave_it() -> None:
+    assert worker.device_settings([1]) == {"use_gpu": True, "gpu_id": "1"}
+    assert worker.device_settings([0, 3]) == {"use_gpu": True, "gpu_id": "0,3"}
+    assert worker.device_settings([]) == {"use_gpu": False, "gpu_id": ""}
+    assert worker.device_settings(None) == {}
+
+
 def test_durations_are_words() -> None:
     assert [duration(seconds) for seconds in (0.4, 75, 4210)] == ["0 s", "1 min 15 s", "1 h 10 min"]
 

@@ -90,7 +90,7 @@ def plot(result: Mapping[str, Any], file: Any) -> None:
     axes.set_ylabel(f"{result['valid_metric']} on validation")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False)
+    figure.legend(loc="outside lower center", ncol=4, frameon=False)
     figure.savefig(file, format="png")
 
 

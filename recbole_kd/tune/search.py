@@ -121,7 +121,7 @@ def search(
         key=digest(regime, splits.content(), _teacher_files(base["teacher"] or {})),
         model=base["model"],
         dataset=base["dataset"],
-        settings=_absolute(base),
+        settings=absolute_settings(base),
         draws=tuple(draws),
         folder=str(place.absolute()),
         threads=max(1, int(cpus_per_trial)),
@@ -228,7 +228,7 @@ def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Ma
             raise UserError(f"{source} does not fit {base['model']}: {error}") from None
 
 
-def _absolute(base: KDConfig) -> dict[str, Any]:
+def absolute_settings(base: KDConfig) -> dict[str, Any]:
     """The settings that were given, with paths that hold in any folder; machine and output are the search's own."""
     settings = {key: value for key, value in base.external_config_dict.items() if key not in ("model", "dataset")}
     settings.pop("result_file", None)

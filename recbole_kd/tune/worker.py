@@ -81,6 +81,15 @@ def trial_config(task: Task, settings: Mapping[str, Any]) -> KDConfig:
     return KDConfig(task.model, task.dataset, config_dict=merge(task.settings, nest(settings)))
 
 
+def device_settings(gpus: Optional[list[Any]]) -> dict[str, Any]:
+    """Settings for the devices that Ray gave: RecBole would show every worker the GPU that its settings name.
+
+    >>> device_settings([2]), device_settings([]), device_settings(None)
+    ({'use_gpu': True, 'gpu_id': '2'}, {'use_gpu': False, 'gpu_id': ''}, {})
+    """
+    return {} if gpus is None else {"use_gpu": bool(gpus), "gpu_id": ",".join(map(str, gpus))}
+
+
 def train_trial(
     task: Task, number: int, report: Callable[[dict[str, Any]], object], gpus: Optional[list[Any]] = None
 ) -> None:
@@ -98,7 +107,7 @@ def train_trial(
     """
     gc.collect()  # the trial before this one, whose model and optimiser refer to each other
     torch.set_num_threads(task.threads)
-    device = {} if gpus is None else {"use_gpu": bool(gpus), "gpu_id": ",".join(map(str, gpus))}
+    device = device_settings(gpus)
     state: dict[str, Any] = {}
     trainer = None
     try:
