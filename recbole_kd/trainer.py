@@ -442,7 +442,7 @@ class KDRecVAETrainer(KDMixin, RecVAETrainer):
             del model.calculate_loss
 
 
-class SharedTrainer(SharedMixin, KDTrainer):  # type: ignore[misc]
+class SharedTrainer(SharedMixin, KDTrainer):
     """A trainer that is one of several processes of a run."""
 
 
