@@ -15,6 +15,9 @@ L_rec = -mean over T2 of y_s(u, i) (eq. 12):
   embedding: w = 1 - epsilon if (g1 + g2)·g_rec > g1·g2 else 1 + epsilon. w carries no gradient.
 - ``decay``, lambda4 L4: squared Frobenius norm of the embedding tables.
 
+For a catalogue too large for sums over all of it, ``catalogue: n`` estimates them from n users and n items that are
+drawn for each batch, the same for all terms (our addition).
+
 Each term is differentiated once, down to the embeddings, and autograd takes the sum of the pieces through the student
 once. The log-sum-exp over the catalogue streams over blocks of it.
 
@@ -77,6 +80,11 @@ class SimRecOptions(Options):
         "all", "pairs of nodes that regularisation spreads (table 3)", choices=("all", "ui", "uu", "ii")
     )
     high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
+    catalogue: Optional[int] = option(
+        None,
+        "users, and items, drawn anew for each batch to stand for all in the sums over the catalogue; none: all of them",
+        minimum=1,
+    )
     precision: str = option(
         "fp32",
         "products of the sums over the catalogue: fp32, or bf16 with fp32 sums where the processor has it",
@@ -151,6 +159,7 @@ class SimRecDistiller(Distiller):
         output = Sides(self.student.user_embeddings()[1:], self.student.item_embeddings()[1:])
         compared = self._tables() if options.space == "input" else output
         nodes = Sides(batch.distinct_users - 1, batch.distinct_positives - 1)
+        samples = [self._sample(side) for side in output]
 
         losses: dict[str, Tensor] = {}
         prediction = embedding = Gradients(None, None)
@@ -158,19 +167,26 @@ class SimRecDistiller(Distiller):
             value, prediction = self._prediction(output)
             losses["prediction"] = with_gradient(value, output, prediction)
         if options.embedding_weight:
-            value, embedding = self._embedding(compared, nodes)
+            value, embedding = self._embedding(compared, nodes, samples)
             losses["embedding"] = with_gradient(value, compared, embedding)
         if options.regularization_weight:
             weights = Sides(*(torch.ones_like(side, dtype=output.users.dtype) for side in nodes))
             if options.adaptive:
                 weights = self._weights(batch, output, nodes, prediction, embedding)
-            value, regularization = self._regularization(output, nodes, weights)
+            value, regularization = self._regularization(output, nodes, weights, samples)
             losses["regularization"] = with_gradient(value, output, regularization)
         if options.decay_weight:
             tables = self._tables()
             weight = options.decay_weight / self.data.share.count
             losses["decay"] = weight * (tables.users.square().sum() + tables.items.square().sum())
         return losses
+
+    def _sample(self, side: Tensor) -> Optional[Tensor]:
+        """Rows that stand for a side in sums over it; None is all of them."""
+        count = self.options.catalogue
+        if count is None or count >= len(side):
+            return None
+        return torch.randint(len(side), (count,), generator=self.generator).to(side.device)
 
     def _tables(self) -> Sides:
         users, items = self.student.tables()
@@ -204,13 +220,13 @@ class SimRecDistiller(Distiller):
         difference = items.index_select(0, better).sub_(items.index_select(0, worse))
         return users.index_select(0, user).mul_(difference).sum(1)
 
-    def _embedding(self, compared: Sides, nodes: Sides) -> tuple[Tensor, Gradients]:
+    def _embedding(self, compared: Sides, nodes: Sides, samples: list[Optional[Tensor]]) -> tuple[Tensor, Gradients]:
         """lambda2 L2 and its gradients; None on a side that an ablation leaves out."""
         options = self.options
         value = compared.users.new_zeros(())
         gradients: list[Optional[Tensor]] = []
-        sides = zip(("user", "item"), (self.user_anchors, self.item_anchors), compared, nodes)
-        for side, anchors, embeddings, rows in sides:
+        sides = zip(("user", "item"), (self.user_anchors, self.item_anchors), compared, nodes, samples)
+        for side, anchors, embeddings, rows, sample in sides:
             if options.embedding_side not in ("both", side):
                 gradients.append(None)
                 continue
@@ -225,6 +241,7 @@ class SimRecDistiller(Distiller):
                 rows,
                 options.embedding_temperature,
                 precision=options.precision,
+                sample=sample,
             )
             value += weight * loss
             gradients.append(gradient.mul_(weight))
@@ -261,7 +278,9 @@ class SimRecDistiller(Distiller):
         )
         return Gradients(*(None if gradient is None else gradient[1:] for gradient in carried))
 
-    def _regularization(self, output: Sides, nodes: Sides, weights: Sides) -> tuple[Tensor, Gradients]:
+    def _regularization(
+        self, output: Sides, nodes: Sides, weights: Sides, samples: list[Optional[Tensor]]
+    ) -> tuple[Tensor, Gradients]:
         """lambda3 L3 and its gradients."""
         options = self.options
         value = output.users.new_zeros(())
@@ -284,6 +303,7 @@ class SimRecDistiller(Distiller):
                 query_gradient=query_gradient,
                 key_gradient=gradients[other],
                 precision=options.precision,
+                sample=samples[other],
             )
             value += share @ sums
             gradients[one][rows] += query_gradient

@@ -235,6 +235,19 @@ def test_each_call_draws_other_triplets_and_a_restored_generator_the_same():
     assert distiller(batch())["prediction"].item() == first
 
 
+def test_a_sampled_catalogue_gives_the_losses_in_the_mean_and_a_whole_one_to_the_bit():
+    terms = ("embedding", "regularization")
+    exact, whole, sampled = (built(options(prediction_weight=0.0, catalogue=count)) for count in (None, 1000, 4))
+    for term in terms:
+        assert torch.equal(exact(batch())[term], whole(batch())[term]), "more than there are: all of them"
+        values = torch.stack([sampled(batch())[term] for _ in range(300)])
+        assert values.std() > 0, "drawn anew for each batch"
+        # The logarithm of an estimate lies below that of its mean, by some tenths with 4 draws.
+        torch.testing.assert_close(values.mean(), exact(batch())[term], rtol=0.2, atol=0.01)
+    gradients = gradients_of(sampled(batch())["regularization"], parameters_of(sampled))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
 def test_a_teacher_with_scores_alone_is_enough_without_the_embedding_term():
     chosen = options(embedding_weight=0.0)
     assert SimRecDistiller.teacher_needs(chosen) == {"scores"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Callable
 
@@ -143,6 +144,24 @@ def test_wrong_arguments_say_what_was_expected(keys, temperature, precision, mes
 
 
 # cosine_infonce
+
+
+def test_a_sample_estimates_the_sums_and_gives_its_own_gradients():
+    q, k, sample = drawn(3, 4), drawn(6, 4, seed=1), torch.tensor([5, 2, 2, 0])
+
+    def estimated(q: Tensor, k: Tensor) -> Tensor:
+        return (torch.exp(q @ k[sample].t() / 0.5).sum(1) * 6 / 4).log()
+
+    values, of_queries, of_keys = with_autograd(estimated, q, k)
+    got_queries, got_keys = torch.zeros_like(q), torch.ones_like(k)
+    got = catalogue_logsumexp(q, k, 0.5, query_gradient=got_queries, key_gradient=got_keys, sample=sample)
+    torch.testing.assert_close(got, values)
+    torch.testing.assert_close(got_queries, of_queries)
+    torch.testing.assert_close(got_keys, of_keys + 1)
+
+    every = [torch.tensor(pair) for pair in itertools.product(range(6), repeat=2)]
+    mean = torch.stack([catalogue_logsumexp(q, k, 0.5, sample=pair).exp() for pair in every]).mean(0)
+    torch.testing.assert_close(mean, full_logsumexp(q, k, 0.5).exp(), msg="over all samples: the sum itself")
 
 
 def slow_infonce(anchors: Tensor, embeddings: Tensor, positives: Tensor, temperature: float) -> Tensor:
