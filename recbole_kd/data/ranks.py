@@ -18,9 +18,10 @@ from recbole_kd.errors import UserError
 
 #: Bytes of scores held at a time: freed blocks beyond 32 MiB go back to the system, and each new one is paged in anew.
 _BLOCK_BYTES = 16 << 20
+#: Users scored at a time, at least.
+_LEAST_USERS = 32
 
 
-@torch.no_grad()
 def build_rank_bank(
     score_block: Callable[[Tensor], Tensor],
     observed: Observed,
@@ -36,26 +37,40 @@ def build_rank_bank(
         score_block: users (n,) -> their scores of every item, (n, I), padding included. The block is overwritten.
         observed: the training split.
         k: K', length of the lists.
-        block_users: users scored at a time; by default as many as make a block of 16 MiB.
+        block_users: users scored at a time; by default those of :func:`rank_blocks`.
         show_progress: whether to show a progress bar.
 
     Returns:
         (U, k) int32 on the CPU, filled with 0 where a user has fewer than k unobserved items. Row 0 is all 0.
     """
-    if block_users is None:
-        block_users = max(1, _BLOCK_BYTES // (4 * observed.items))
-    longest = min(k, observed.items)
     bank = torch.zeros(observed.users, k, dtype=torch.int32)
-    starts = range(1, observed.users, block_users)
-    for start in tqdm(starts, desc="Ranking unobserved items", disable=not show_progress):
-        stop = min(start + block_users, observed.users)
-        scores = score_block(torch.arange(start, stop))
-        pairs = slice(int(observed.offsets[start]), int(observed.offsets[stop]))
-        rows, items = observed.user_ids[pairs] - start, observed.indices[pairs]
-        scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
-        scores[:, 0] = -torch.inf
-        best, ranked = scores.topk(longest, dim=1)
-        bank[start:stop, :longest] = ranked.masked_fill_(best == -torch.inf, 0)
+    blocks = rank_blocks(observed, block_users)
+    for block in tqdm(blocks, desc="Ranking unobserved items", disable=not show_progress):
+        bank[block.start : block.stop] = rank_block(score_block, observed, k, block)
+    return bank
+
+
+def rank_blocks(observed: Observed, block_users: Optional[int] = None) -> list[range]:
+    """The users, padding left out, in the blocks in which they are scored: as many as make a block of 16 MiB.
+
+    Of catalogues so large that this is a handful, as many as keep a product busy with an item once it is read.
+    """
+    rows = block_users or max(_LEAST_USERS, _BLOCK_BYTES // (4 * observed.items))
+    return [range(start, min(start + rows, observed.users)) for start in range(1, observed.users, rows)]
+
+
+@torch.no_grad()
+def rank_block(score_block: Callable[[Tensor], Tensor], observed: Observed, k: int, block: range) -> Tensor:
+    """(users of `block`, k) int32: the rows of :func:`build_rank_bank`'s result, whose arguments these are."""
+    scores = score_block(torch.arange(block.start, block.stop))
+    pairs = slice(int(observed.offsets[block.start]), int(observed.offsets[block.stop]))
+    rows, items = observed.user_ids[pairs] - block.start, observed.indices[pairs]
+    scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
+    scores[:, 0] = -torch.inf
+    longest = min(k, observed.items)
+    best, ranked = scores.topk(longest, dim=1)
+    bank = torch.zeros(len(block), k, dtype=torch.int32)
+    bank[:, :longest] = ranked.masked_fill_(best == -torch.inf, 0)
     return bank
 
 
