@@ -47,7 +47,7 @@ def _samplers(config: Any, dataset: Any, parts: list[Any]) -> list[Any]:
         return list(create_samplers(config, dataset, parts))
     phases = ["train", "valid", "test"]
     shared: Any = None
-    samplers = []
+    samplers: list[Any] = []
     for phase in phases:
         wanted = config[f"{phase}_neg_sample_args"]
         if wanted["distribution"] == "none":
