@@ -82,7 +82,7 @@ class SimRecOptions(Options):
     high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
     catalogue: Optional[int] = option(
         None,
-        "users, and items, drawn anew for each batch to stand for all in the sums over the catalogue; none: all of them",
+        "users, and items, drawn for each batch to stand for all in the sums over the catalogue; none: all of them",
         minimum=1,
     )
     precision: str = option(
