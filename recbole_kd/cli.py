@@ -59,7 +59,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print(f"recbole-kd: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"recbole-kd: {_how_to_go_on(words, stop)}", file=sys.stderr)
+        # The line that a progress bar or the terminal's ^C stands on ends first.
+        print(f"\nrecbole-kd: {_how_to_go_on(words, stop)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; nothing is wrong and nothing more can be said.
@@ -305,6 +306,7 @@ VERBS: dict[str, Verb] = {
         "  --checkpoint=FILE     a student, teacher or baseline that recbole-kd saved\n"
         "  --data_path=DIR       the folder above the dataset's\n"
         "  --topk=[5,10] --metrics=[Recall,NDCG]   and any other RecBole key\n"
+        "  --ray_address=auto    score users by the workers of a Ray cluster; local: by this machine's cores\n"
         "  --result_file=FILE    also write the metrics (JSON) there",
         _evaluate,
     ),

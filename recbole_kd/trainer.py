@@ -141,7 +141,7 @@ class KDMixin:
         if show_progress:
             epochs = f"{self.config['model']}: epoch {epoch_idx + 1} of {self.epochs}"
             description = set_color(epochs + self._time_left(epoch_idx), "pink")
-            self._bar = batches = _Bar(train_data, total=len(train_data), ncols=120, desc=description)
+            self._bar = batches = _Bar(train_data, total=len(train_data), dynamic_ncols=True, desc=description)
         start = time.perf_counter()
         try:
             losses = super()._train_epoch(batches, epoch_idx, loss_func, show_progress=False)  # type: ignore[misc]
