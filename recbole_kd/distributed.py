@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 import torch.distributed as dist
@@ -521,7 +521,7 @@ class SharedMixin:
         if isinstance(eval_data, FastFullSortEvalDataLoader) and not eval_data.is_sequential:
             self.eval_collector.shared = True
             try:
-                return own(_PartOfBatches(eval_data, self.group), load_best_model, model_file, shown)
+                return own(PartOfBatches(eval_data, self.group), load_best_model, model_file, shown)
             finally:
                 self.eval_collector.shared = False
         # Sampled candidates come from a random stream in the order of the batches, which is process 0's.
@@ -547,10 +547,10 @@ class SharedMixin:
         self.group.align([*self.model.parameters(), *self.model.buffers()])
 
 
-class _PartOfBatches(FastFullSortEvalDataLoader):
-    """This process's batches of a loader of full-ranking batches: whole ones, as one process would make them."""
+class PartOfBatches(FastFullSortEvalDataLoader):
+    """A part of the batches of a loader of full-ranking batches: whole ones, as one process would make them."""
 
-    def __init__(self, whole: FastFullSortEvalDataLoader, group: Group) -> None:
+    def __init__(self, whole: FastFullSortEvalDataLoader, group: Union[Group, Share]) -> None:
         self.__dict__.update(whole.__dict__)
         users, each = whole.sample_size, whole.step
         starts = range(0, users, each)[group.part(-(-users // each))]
@@ -576,10 +576,10 @@ class _SharedCollector(FullSortCollector):
 
     def get_data_struct(self) -> DataStruct:
         if self.shared:
-            own = {name: torch.cat(batches) for name, batches in self.data_struct._batches.items()}
+            own = {name: torch.cat(batches) for name, batches in self.data_struct.batches.items()}
             merged: dict[str, list[Tensor]] = {}
             for rank in range(self._group.count):
                 for name, value in self._group.tensors(own if rank == self._group.rank else None, rank).items():
                     merged.setdefault(name, []).append(value)
-            self.data_struct._batches = merged
+            self.data_struct.batches = merged
         return super().get_data_struct()

@@ -100,6 +100,10 @@ def _run(config: KDConfig, saved: bool, group: Group) -> dict[str, Any]:
     splits = load_splits(config)
     needs_teacher = active_distillers(config) or reads_a_teacher(config)
     teacher = shared_teacher(config, splits, group) if needs_teacher else None
+    if teacher is not None and config["ray_address"]:
+        from recbole_kd.tune.shards import rank_in_shards
+
+        rank_in_shards(teacher, config)
     student, trainer, loaders = build_student(config, splits, teacher, group)
     with _resumable(trainer):
         best_score, best_result = train(config, trainer, loaders, saved)
@@ -310,8 +314,17 @@ def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
     """Metrics of the best epoch's weights on the test split, and the seconds that they took."""
     trainer.load_best()
     start = time.perf_counter()
-    result = trainer.evaluate(test_data, load_best_model=False, show_progress=trainer.config["show_progress"])
+    result = _evaluated(trainer, test_data, "test", trainer.saved_model_file, {})
     return {name: float(value) for name, value in result.items()}, time.perf_counter() - start
+
+
+def _evaluated(trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any]) -> Any:
+    """Metrics of the trainer's model, which `checkpoint` holds; with ``--ray_address`` computed in shards of users."""
+    if trainer.config["ray_address"] and os.path.isfile(checkpoint):
+        from recbole_kd.tune.shards import evaluate_in_shards
+
+        return evaluate_in_shards(trainer, data, split, checkpoint, given)
+    return trainer.evaluate(data, load_best_model=False, show_progress=trainer.config["show_progress"])
 
 
 def train_baseline(config: KDConfig, splits: Splits) -> Optional[Trained]:
@@ -468,7 +481,7 @@ def evaluate_checkpoint(path: str, config_dict: Optional[Mapping[str, Any]] = No
     trainer.eval_collector.data_collect(train)
     results = {}
     for name, data in (("valid_result", valid), ("test_result", test)):
-        outcome = trainer.evaluate(data, load_best_model=False, show_progress=config["show_progress"])
+        outcome = _evaluated(trainer, data, name.split("_")[0], path, dict(config_dict or {}))
         results[name] = {metric: float(value) for metric, value in outcome.items()}
     return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **results}
 

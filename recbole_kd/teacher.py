@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -72,6 +72,7 @@ _WITHOUT_EFFECT = frozenset(
         "local_rank",
         "single_spec",
         "nproc",
+        "ray_address",
         "world_size",
         "group_offset",
         "ip",
@@ -420,7 +421,9 @@ class FrozenTeacher:
         self.digest = _content(trained)
         self.forward_passes = 0
         self._maps = None if maps is None else tuple(part.to(trained.config["device"]) for part in maps)
-        self._observed = splits.observed
+        self.observed = splits.observed
+        #: Computes (U, k) ranked lists in this one's place, where set.
+        self.ranker: Optional[Callable[[FrozenTeacher, int], Tensor]] = None
         self._ranks = RankBankCache(rank_folder)
         self._ranked: Optional[Tensor] = None
         self._outputs: Optional[tuple[Sequences, Tensor]] = None
@@ -524,10 +527,13 @@ class FrozenTeacher:
         Computed once per (weights, training split) and kept on disk; a longer list on disk serves a shorter one.
         """
         if self._ranked is None or self._ranked.shape[1] < k:
-            key = digest(self.digest, self._observed.keys, [part.cpu() for part in self._maps or ()])
+            key = digest(self.digest, self.observed.keys, [part.cpu() for part in self._maps or ()])
             self._ranked = self._ranks.load(key, k)
             if self._ranked is None:
-                self._ranked = build_rank_bank(self.score_block, self._observed, k)
+                if self.ranker is not None:
+                    self._ranked = self.ranker(self, k)
+                else:
+                    self._ranked = build_rank_bank(self.score_block, self.observed, k)
                 self._ranks.save(key, self._ranked)
         return self._ranked[:, :k]
 

@@ -35,6 +35,7 @@ _WITHOUT_EFFECT = frozenset(
         *("gpu_id", "use_gpu", "state", "show_progress", "checkpoint_dir", "data_path", "config_file", "config_files"),
         *("result_file", "resume", "save_last", "log_wandb", "wandb_project", "worker", "eval_batch_size"),
         *("eval_batch_size_given", "loss_decimal_place", "baseline", "local_rank", "single_spec", "model", "student"),
+        "ray_address",
     )
 )
 #: Grows when runs of an older program must not stand beside those of this one.

@@ -23,6 +23,7 @@ Masking (`Trainer._full_sort_batch_eval`) stays RecBole's: it is a few hundredth
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from logging import getLogger
 from typing import Any, Optional, Union
@@ -118,19 +119,25 @@ class _CollectedBatches(DataStruct):
 
     def __init__(self) -> None:
         super().__init__()
-        self._batches: dict[str, list[Tensor]] = {}
+        self.batches: dict[str, list[Tensor]] = {}
 
     def update_tensor(self, name: str, value: Tensor) -> None:
-        self._batches.setdefault(name, []).append(value.clone().detach())
+        self.batches.setdefault(name, []).append(value.clone().detach())
+
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Adds what other collectors collected, as if their batches had come here, one part after the other."""
+        for part in parts:
+            for name, value in part.items():
+                self.update_tensor(name, value)
 
     def finished(self) -> DataStruct:
         """All that was set and collected, on the CPU; what batches brought is forgotten here."""
         struct = DataStruct()
         for name, value in self._data_dict.items():
             struct.set(name, value.cpu() if isinstance(value, Tensor) else value)
-        for name, batches in self._batches.items():
+        for name, batches in self.batches.items():
             struct.set(name, torch.cat(batches).cpu())
-        self._batches = {}
+        self.batches = {}
         return struct
 
 
@@ -146,6 +153,7 @@ class FullSortCollector(Collector):
         super().__init__(config)
         self.data_struct = _CollectedBatches()
         self._collected = DataStruct()
+        self._names: list[str] = []
         self._needs_items = self.register.need("rec.items")
         self._needs_hits = self.register.need("rec.topk")
         # These two are collected here: RecBole's own method, called for the rest, must not collect them again.
@@ -188,8 +196,13 @@ class FullSortCollector(Collector):
             lengths = torch.bincount(positives // items, minlength=rows).unsqueeze(1)
             self.data_struct.update_tensor("rec.topk", torch.cat([hits.long(), lengths], dim=1))
 
+    def collected(self) -> dict[str, Tensor]:
+        """What the batches of the latest evaluation brought, by name, each with a row for a user."""
+        return {name: self._collected.get(name) for name in self._names}
+
     def get_data_struct(self) -> DataStruct:
         """What one evaluation collected, for RecBole's Evaluator; the next evaluation starts afresh."""
+        self._names = list(self.data_struct.batches)
         self._collected = self.data_struct.finished()
         return self._collected
 

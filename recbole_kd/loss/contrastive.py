@@ -78,10 +78,16 @@ def catalogue_logsumexp(
         raise ValueError(f"precision={precision!r}; expected one of {', '.join(PRECISIONS)}.")
     if sample is not None:
         drawn = keys.detach().index_select(0, sample)
-        of_drawn = None if key_gradient is None else torch.zeros_like(drawn)
-        gradients = {"query_gradient": query_gradient, "key_gradient": of_drawn}
+        of_drawn = torch.zeros_like(drawn)
         values = catalogue_logsumexp(
-            queries, drawn, temperature, weights=weights, precision=precision, blocks=blocks, **gradients
+            queries,
+            drawn,
+            temperature,
+            weights=weights,
+            query_gradient=query_gradient,
+            key_gradient=None if key_gradient is None else of_drawn,
+            precision=precision,
+            blocks=blocks,
         )
         if key_gradient is not None:
             key_gradient.index_add_(0, sample, of_drawn)

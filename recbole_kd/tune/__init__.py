@@ -1,4 +1,7 @@
-"""Search for a model's settings on the validation split, by Ray Tune. The only part of the package that imports Ray."""
+"""What Ray does, in the only part of the package that imports it.
+
+Search for a model's settings on the validation split (Ray Tune), and shards of ranked lists and of evaluation.
+"""
 
 from recbole_kd.tune.search import evaluate_winner, search
 from recbole_kd.tune.space import Domain, parse_space, read_space
