@@ -370,7 +370,7 @@ VERBS: dict[str, Verb] = {
         "  --tune_trials=20      first choose each model's settings on validation, with as many trials for every one\n"
         "  --output=report       results.json, per-user metrics, report\n"
         "  --parallel=2          so many runs at a time, through Ray\n"
-        "  --config_files=FILE   YAML; section models: {LABEL: {model: NAME, KEY: VALUE}} has each model's own settings\n"
+        "  --config_files=FILE   YAML; section models: {LABEL: {model: NAME, KEY: VALUE}} has a model's own settings\n"
         "The same command again goes on with an interrupted comparison; a changed setting repeats what it changes.",
         _compare,
     ),
