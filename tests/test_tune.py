@@ -610,7 +610,7 @@ def test_a_function_over_items_in_parallel(ray_of_one_core: None) -> None:
 
 @pytest.mark.slow
 def test_a_killed_and_an_interrupted_search_go_on(known_answer: Path, tmp_path: Path) -> None:
-    """SIGKILL, then Ctrl-C, then to the end: each trial is trained once, and nothing of Ray's is left running."""
+    """SIGKILL, then Ctrl-C, then to the end: no trial that was over is trained again."""
     output = tmp_path / "found"
     program = "import sys; from recbole_kd.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, *words(known_answer, trials=5, output=output, prune=False)]

@@ -154,6 +154,8 @@ def evaluate_winner(
     shared = {*general_arguments, *evaluation_arguments, *dataset_arguments} & set(config.final_config_dict)
     settings = {key: config[key] for key in shared if config[key] is not None}
     settings.update(data_path=config.data_root, show_progress=False)
+    if not config["eval_batch_size_given"]:
+        del settings["eval_batch_size"]
     test_result: dict[str, float] = evaluate_checkpoint(result["best"]["checkpoint"], settings)["test_result"]
     return test_result
 
@@ -276,7 +278,8 @@ def _claimed(folder: Path, task: Task) -> Iterator[None]:
             raise UserError(f"Another process is searching in '{folder}'; wait for it, or set --output.") from None
         if _read_json(record).get("key", task.key) != task.key:
             raise UserError(
-                f"--output={folder} holds another search (other settings, space, seed or data); choose another folder."
+                f"--output={folder} holds another search (other settings, defaults, space, seed or data); choose another "
+                "folder."
             )
         save_json({"key": task.key, "model": task.model, "dataset": task.dataset}, record, "output")
         yield
