@@ -278,8 +278,8 @@ def _claimed(folder: Path, task: Task) -> Iterator[None]:
             raise UserError(f"Another process is searching in '{folder}'; wait for it, or set --output.") from None
         if _read_json(record).get("key", task.key) != task.key:
             raise UserError(
-                f"--output={folder} holds another search (other settings, defaults, space, seed or data); choose another "
-                "folder."
+                f"--output={folder} holds another search (other settings, defaults, space, seed or data); "
+                "choose another folder."
             )
         save_json({"key": task.key, "model": task.model, "dataset": task.dataset}, record, "output")
         yield
