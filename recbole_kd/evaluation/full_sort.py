@@ -44,6 +44,8 @@ from recbole_kd.errors import UserError
 #: Size of a block of float32 scores at which an evaluation is fastest: it stays in the cache and well below the sizes
 #: (16-32 MiB) from which the C allocator returns freed memory to the system, to be faulted in again by the next batch.
 SCORE_BLOCK_BYTES = 8 * 2**20
+#: Users of a block, at least: of a catalogue of a million, fewer would read the item table more often than they use it.
+LEAST_ROWS = 8
 
 #: User-item pairs given to one call of `model.predict` where a model scores pair by pair.
 PAIRS_PER_CALL = 2**17
@@ -62,10 +64,11 @@ def sized_eval_batch(items: int, available_bytes: Optional[int] = None, candidat
             (1 + negatives) x positives of a user (a block has a column for each item nevertheless).
 
     Returns:
-        rows x candidates, for as many users (rows) as fit; one user at least.
+        rows x candidates, for as many users (rows) as fit; at least 8, or one where `available_bytes` says so.
     """
-    budget = SCORE_BLOCK_BYTES if available_bytes is None else min(SCORE_BLOCK_BYTES, available_bytes)
-    rows = max(1, budget // (4 * items))  # 4 bytes a float32 score
+    rows = max(LEAST_ROWS, SCORE_BLOCK_BYTES // (4 * items))  # 4 bytes a float32 score
+    if available_bytes is not None:
+        rows = max(1, min(rows, available_bytes // (4 * items)))
     return rows * (items if candidates is None else candidates)
 
 

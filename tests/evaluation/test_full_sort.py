@@ -361,13 +361,15 @@ def test_sequential_models_get_recboles_batches(folder: Path) -> None:
     [
         (40_982, None, None, 51),
         (40_982, 2**20, None, 6),
-        (100_000_000, None, None, 1),
+        (100_000_000, None, None, 8),
+        (100_000_000, 2**20, None, 1),
         (25_182, None, 500, 83),
     ],
 )
-def test_a_batch_fills_its_block_with_at_least_one_user(
+def test_a_batch_fills_its_block_with_at_least_a_few_users_and_one_where_memory_is_short(
     items: int, available: Optional[int], candidates: Optional[int], rows: int
 ) -> None:
     cells = sized_eval_batch(items, available, candidates)
     assert cells == rows * (candidates or items)
-    assert rows == 1 or rows * items * 4 <= min(full_sort.SCORE_BLOCK_BYTES, available or full_sort.SCORE_BLOCK_BYTES)
+    bound = min(full_sort.SCORE_BLOCK_BYTES, available or full_sort.SCORE_BLOCK_BYTES)
+    assert rows in (1, full_sort.LEAST_ROWS) or rows * items * 4 <= bound
