@@ -493,8 +493,9 @@ def _per_user(subject: _Subject, role: str, model: FrozenTeacher) -> tuple[NDArr
     if model.reordered:
         raise _Impossible(f"the {role} numbers users and items in another order than the student.")
     config = model.trained.config
-    _, _, test = make_loaders(config, subject.splits)
+    train, _, test = make_loaders(config, subject.splits)
     trainer = make_trainer(config, model.model)
+    trainer.eval_collector.data_collect(train)
     trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
     users, values = trainer.eval_collector.per_user()
     if subject.metric not in values:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Optional
@@ -81,7 +82,7 @@ class KDMixin:
         super().__init__(config, model)  # type: ignore[call-arg]
         self.eval_collector = FullSortCollector(config)
         self.test_batch_size = PAIRS_PER_CALL
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-{os.getpid()}.pth"
         self.saved_model_file = os.path.join(config["checkpoint_dir"], name)
 
