@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,7 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow  # two workers that import everything
 @pytest.mark.usefixtures("cluster")
 def test_a_run_on_a_cluster_is_the_run_of_one_process(folder: Path) -> None:
     """Ranked lists and metrics come in shards; nothing of the result tells."""
@@ -66,8 +68,6 @@ def test_a_run_on_a_cluster_is_the_run_of_one_process(folder: Path) -> None:
 
 
 def saved_lists(folder: Path) -> torch.Tensor:
-    import numpy as np
-
     (path,) = (folder / "ranks").iterdir()
     return torch.from_numpy(np.load(path))
 
@@ -92,12 +92,3 @@ def test_a_worker_that_reads_other_files_is_found_out(folder: Path) -> None:
     shards.rank_in_shards(teacher, config)
     with pytest.raises(UserError, match="reads another teacher BPR.*--checkpoint_dir"):
         teacher.ranker(teacher, 10)
-
-
-def test_a_cluster_that_does_not_answer_is_named(folder: Path) -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("a session that is there is shared")
-    with pytest.raises(UserError, match="No Ray cluster answers at --ray_address=127.0.0.1:1"):
-        run_recbole_kd("RRDStudent", "known-answer", config_dict=settings(folder, ray_address="127.0.0.1:1"))
