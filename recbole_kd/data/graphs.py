@@ -31,6 +31,9 @@ __all__ = [
 #: Columns of a dense matrix that a filter treats at a time: bounds its temporaries to (size, 64) floats.
 COLUMNS = 64
 
+#: Entries of a graph: MKL and cuSPARSE are fast with 32-bit offsets alone.
+MOST_ENTRIES = 2**31 - 1
+
 
 def symmetric_normalized(rows: Tensor, columns: Tensor, weights: Tensor, size: int) -> Tensor:
     """D^(-1/2) W D^(-1/2) of a weighted graph, D being the row sums of W.
@@ -44,7 +47,15 @@ def symmetric_normalized(rows: Tensor, columns: Tensor, weights: Tensor, size: i
 
     Returns:
         (size, size) sparse CSR, of the dtype and device of `weights`, with int32 indices.
+
+    Raises:
+        UserError: more entries than 32-bit offsets count.
     """
+    if len(rows) > MOST_ENTRIES:
+        raise UserError(
+            f"A graph of {len(rows):,} entries, two an interaction, is more than the {MOST_ENTRIES:,} that its offsets "
+            "count; train on fewer interactions (--user_inter_num_interval, --val_interval)."
+        )
     keys, place = torch.unique(rows.long() * size + columns, return_inverse=True)
     row, column = keys // size, keys % size
     summed = torch.zeros(len(keys), dtype=torch.float64, device=weights.device).index_add_(0, place, weights.double())

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from recbole_kd.data import graphs
 from recbole_kd.data.graphs import (
     PolynomialFilter,
     bipartite_adjacency,
@@ -54,6 +55,12 @@ def test_weights_are_divided_by_the_roots_of_both_degrees() -> None:
     assert normalised.layout == torch.sparse_csr
     assert normalised.col_indices().dtype == torch.int32
     torch.testing.assert_close(normalised.to_dense(), expected)
+
+
+def test_more_entries_than_its_offsets_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_ENTRIES", 3)
+    with pytest.raises(UserError, match="graph of 4 entries, two an interaction, is more than the 3"):
+        symmetric_normalized(torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0, 2, 1]), torch.ones(4), 3)
 
 
 def test_an_edge_listed_twice_weighs_twice() -> None:
