@@ -324,7 +324,7 @@ def main() -> None:
         int(arguments.scale * size) for size in (arguments.users, arguments.items, arguments.interactions)
     )
     arguments.batch = arguments.batch or max(200, interactions // 1000)
-    if arguments.scale >= 1 and available() < arguments.limit_gb * GB:
+    if interactions >= 1e7 and available() < arguments.limit_gb * GB:
         sys.exit(f"{available() / GB:.1f} GB are free, and --limit_gb={arguments.limit_gb:g} may be needed; try later.")
     limit = int(arguments.limit_gb * GB)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -45,6 +45,8 @@ def runs_of(path: Path) -> list[dict[str, Any]]:
         found = json.loads(line)
         if found["method"] == "load":
             runs.append({"sizes": found, "values": {}})
+        if found["method"] == "recommend":
+            runs[-1]["sizes"]["recommended"] = found["users"]
         runs[-1]["values"].update({(found["method"], key): value for key, value in found.items()})
     return runs
 
