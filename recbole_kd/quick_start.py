@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 import os
 import platform
@@ -75,7 +76,16 @@ def run_recbole_kd(
     plan = Plan.of(config)
     if plan is None:
         return _run(config, saved, ALONE)
-    return run_processes(plan, _run_as_one_of_several, model, dataset, files, dict(config_dict or {}), saved) or {}
+    started = time.time()
+    try:
+        return run_processes(plan, _run_as_one_of_several, model, dataset, files, dict(config_dict or {}), saved) or {}
+    except KeyboardInterrupt:
+        # Process 0 was ended and cannot say where its last whole epoch is.
+        name = glob.escape(f"{config['model']}-{config['dataset']}-{config['seed']}")
+        found = [(path.stat().st_mtime, str(path)) for path in Path(config["checkpoint_dir"]).glob(f"{name}-*-last.pth")]
+        if found and max(found)[0] >= started:
+            raise Interrupted(max(found)[1]) from None
+        raise
 
 
 def _run_as_one_of_several(
