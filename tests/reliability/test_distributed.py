@@ -20,9 +20,9 @@ from recbole_kd.checkpoint import load_checkpoint
 from recbole_kd.config import KDConfig
 from recbole_kd.contracts import Share
 from recbole_kd.distributed import ALONE, Group, Plan, run_processes
-from recbole_kd.errors import TrainingError, UserError
+from recbole_kd.errors import Interrupted, TrainingError, UserError
 from recbole_kd.evaluation.full_sort import FastFullSortEvalDataLoader
-from recbole_kd.quick_start import build_student, load_splits, shared_teacher
+from recbole_kd.quick_start import build_student, load_splits, run_recbole_kd, shared_teacher
 from recbole_kd.testing import known_answer_settings
 
 TWO = Plan(2, 2, 0, None)
@@ -232,6 +232,32 @@ def test_processes_of_two_machines_meet_at_an_address(monkeypatch: pytest.Monkey
     with ThreadPoolExecutor() as machines:
         found = list(machines.map(lambda plan: run_processes(plan, meets), plans))
     assert found == [[0, 3.0, True], [1, 3.0, True]]
+
+
+def test_an_interrupt_says_what_the_run_goes_on_from(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = known_answer_settings(known_answer, nproc=2)
+    saved = known_answer / "saved"
+    saved.mkdir()
+    older = saved / "BPR-known-answer-2020-older-last.pth"
+    older.touch()
+    os.utime(older, (0, 0))
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recbole_kd.quick_start.run_processes", interrupted)
+    with pytest.raises(KeyboardInterrupt) as nothing:
+        run_recbole_kd("BPR", "known-answer", config_dict=given)
+    assert not isinstance(nothing.value, Interrupted)
+
+    def interrupted_later(*_: Any) -> None:
+        (saved / "BPR-known-answer-2020-now-last.pth").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recbole_kd.quick_start.run_processes", interrupted_later)
+    with pytest.raises(Interrupted) as told:
+        run_recbole_kd("BPR", "known-answer", config_dict=given)
+    assert told.value.resume.endswith("BPR-known-answer-2020-now-last.pth")
 
 
 def test_parts_are_all_and_disjoint() -> None:
