@@ -82,7 +82,8 @@ def run_recbole_kd(
     except KeyboardInterrupt:
         # Process 0 was ended and cannot say where its last whole epoch is.
         name = glob.escape(f"{config['model']}-{config['dataset']}-{config['seed']}")
-        found = [(path.stat().st_mtime, str(path)) for path in Path(config["checkpoint_dir"]).glob(f"{name}-*-last.pth")]
+        files_there = Path(config["checkpoint_dir"]).glob(f"{name}-*-last.pth")
+        found = [(path.stat().st_mtime, str(path)) for path in files_there]
         if found and max(found)[0] >= started:
             raise Interrupted(max(found)[1]) from None
         raise
