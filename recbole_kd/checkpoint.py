@@ -114,7 +114,7 @@ def sweep(folder: PathLike) -> int:
 
 
 def _claimed(path: Path) -> _RawFile:
-    """A new file, locked. A sweep that comes between its making and its lock removes it: then it is made again, once."""
+    """A new file, locked. A sweep between its making and its lock removes it: then it is made again, once."""
     raw = _RawFile(path, "x")
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(raw.fileno(), fcntl.LOCK_EX)
