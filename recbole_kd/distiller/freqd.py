@@ -82,13 +82,11 @@ class FreqDDistiller(RepresentationDistiller):
         super().__init__(options, student, teacher, data)
         users, items = teacher.user_embeddings(), teacher.item_embeddings()
         if options.graph == "bipartite":
-            graphs = [
-                _FilteredGraph(bipartite_adjacency(data.observed), options.coefficients, torch.cat([users, items]))
-            ]
+            graphs = [_FilteredGraph(bipartite_adjacency(data.observed), options.coefficients, [users, items])]
         else:
             pairs = (data.observed, users), (data.observed.transposed(), items)
             graphs = [
-                _FilteredGraph(neighbour_adjacency(observed, options.neighbours), options.coefficients, targets)
+                _FilteredGraph(neighbour_adjacency(observed, options.neighbours), options.coefficients, [targets])
                 for observed, targets in pairs
             ]
         self.graphs = nn.ModuleList(graphs)
@@ -129,8 +127,10 @@ class _FilteredGraph(nn.Module):
     targets: Tensor
     ones: Tensor
 
-    def __init__(self, adjacency: Tensor, coefficients: tuple[float, ...], teacher: Tensor) -> None:
+    def __init__(self, adjacency: Tensor, coefficients: tuple[float, ...], vectors: list[Tensor]) -> None:
         super().__init__()
-        self.smooth = PolynomialFilter(adjacency.to(teacher), coefficients)
+        self.smooth = PolynomialFilter(adjacency.to(vectors[0]), coefficients)
+        # Only now: of millions of nodes, this copy and what the filter is made of are both gigabytes.
+        teacher = torch.cat(vectors)
         self.register_buffer("targets", self.smooth.constant(teacher), persistent=False)
         self.register_buffer("ones", self.smooth.constant(teacher.new_ones(len(teacher), 1)), persistent=False)
