@@ -30,8 +30,8 @@ Words = list[str]
 Sample = Callable[[Path, Path], tuple[Words, str]]
 
 SAMPLES: dict[str, Sample] = {}
-#: Python where a value belongs: refused, or a text like any other where a text may be.
-PYTHON: dict[str, Sample] = {}
+#: Samples that are refused, or a text like any other: Python where a value belongs, bytes that some readers take.
+EITHER: dict[str, Sample] = {}
 #: Samples that are harmless where they lie: they are not read, or read as plain values.
 IGNORED: dict[str, Sample] = {}
 
@@ -256,7 +256,7 @@ _TARGETS = ("epochs", "topk", "eval_args", "learning_rate", "embedding_size", "m
 for _place in ("word", "yaml"):
     for _key in _TARGETS:
 
-        @sample(f"python in {_key}, as a {_place}", PYTHON)
+        @sample(f"python in {_key}, as a {_place}", EITHER)
         def _(data: Path, canary: Path, key: str = _key, place: str = _place) -> tuple[Words, str]:
             text = _PYTHON[_TARGETS.index(key) % len(_PYTHON)].replace("CANARY", str(canary))
             if place == "word":
@@ -276,7 +276,7 @@ def _(data: Path, canary: Path) -> tuple[Words, str]:
     return quick(data, model="SimRecStudent", **{"simrec.epsilon": text}), "simrec.epsilon="
 
 
-@sample("python in the interval of a filter", PYTHON)
+@sample("python in the interval of a filter", EITHER)
 def _(data: Path, canary: Path) -> tuple[Words, str]:
     text = f"[0,{_PYTHON[0].replace('CANARY', str(canary))}]"
     return quick(data, model="BPR", user_inter_num_interval=text), ""
@@ -321,7 +321,7 @@ _inter("NUL bytes in the header", lambda text: b"\0" * 64 + text, "has no column
 _inter("a column twice", lambda text: text.replace(b"user_id:token", b"item_id:token", 1), "user_id")
 
 
-@sample("dataset: NUL bytes in a row", IGNORED)
+@sample("dataset: NUL bytes in a row", EITHER)
 def _(data: Path, canary: Path) -> tuple[Words, str]:
     path = _train_file(data)
     path.write_bytes(path.read_bytes() + b"u1\ti\0\0\n")
@@ -420,9 +420,9 @@ def test_it_is_refused_in_one_line(name: str, known_answer: Path, capsys: pytest
     assert len(line) < 2000, "it does not repeat what it was given at length"
 
 
-@pytest.mark.parametrize("name", PYTHON)
+@pytest.mark.parametrize("name", EITHER)
 def test_nothing_that_is_given_is_evaluated(name: str, known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(PYTHON[name], known_answer, capsys)[0] in (0, 2)
+    assert _run(EITHER[name], known_answer, capsys)[0] in (0, 2)
 
 
 @pytest.mark.parametrize("name", IGNORED)
