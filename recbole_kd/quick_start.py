@@ -76,16 +76,20 @@ def run_recbole_kd(
     plan = Plan.of(config)
     if plan is None:
         return _run(config, saved, ALONE)
-    started = time.time()
+    name = glob.escape(f"{config['model']}-{config['dataset']}-{config['seed']}")
+
+    def last_files() -> set[tuple[int, str]]:
+        files_there = Path(config["checkpoint_dir"]).glob(f"{name}-*-last.pth")
+        return {(path.stat().st_mtime_ns, str(path)) for path in files_there}
+
+    before = last_files()
     try:
         return run_processes(plan, _run_as_one_of_several, model, dataset, files, dict(config_dict or {}), saved) or {}
     except KeyboardInterrupt:
-        # Process 0 was ended and cannot say where its last whole epoch is.
-        name = glob.escape(f"{config['model']}-{config['dataset']}-{config['seed']}")
-        files_there = Path(config["checkpoint_dir"]).glob(f"{name}-*-last.pth")
-        found = [(path.stat().st_mtime, str(path)) for path in files_there]
-        if found and max(found)[0] >= started:
-            raise Interrupted(max(found)[1]) from None
+        # Process 0 was ended and cannot say where its last whole epoch is. Clocks of files are too coarse to ask when.
+        written = last_files() - before
+        if written:
+            raise Interrupted(max(written)[1]) from None
         raise
 
 
