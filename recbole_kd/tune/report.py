@@ -125,7 +125,7 @@ def summary(result: Mapping[str, Any]) -> str:
     ]
     if "test_result" in result:
         shown = [f"{name} {value:.4f}" for name, value in result["test_result"].items()]
-        lines.append(f"Its test split, read for the first time: {', '.join(shown)}")
+        lines.append(f"Its test split, which no trial read: {', '.join(shown)}")
     files = f"{result['folder']}: trials.csv, trials.png, result.json"
     return "\n".join([*lines, f"Train it: recbole-kd train --config_files={result['config_file']}", files])
 
