@@ -42,7 +42,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "alpha above a half": (["--distill=freqd", "--freqd.alpha=0.7"], r"freqd\.alpha=0\.7 is out of range; expected at least 0 and at most 0\.5"),
     "a scores' file for vectors": (["--distill=de", "--teacher.ranks={ranks}"], r"de reads a vector .* the file ranks\.csv has none"),
     "too many clusters": (["--distill=rrd", "--teacher=NCL", "--teacher.num_clusters=41"], r"--teacher\.num_clusters=41 is more than the 40 users or items"),
-    "too small for convolutions": (["--distill=rrd", "--teacher=ConvNCF", "--teacher.embedding_size=16"], r"--teacher\.embedding_size=16 is too small for ConvNCF's convolutions"),
+    "too small for convolutions": (["--distill=rrd", "--teacher=ConvNCF", "--teacher.embedding_size=16"], r"--teacher\.embedding_size=16 is too small for ConvNCF's cnn_kernels"),
     "no such file": ([*RRD, "--teacher.ranks=none.csv"], r"--teacher\.ranks=none\.csv: there is no such file"),
     "unknown users": ([*RRD, "--teacher.ranks={unknown}"], r"--teacher\.ranks=.*: 1 of 961 rows name users that the dataset does not have .* such as 'stranger'; drop those rows"),
     "an item twice": ([*RRD, "--teacher.ranks={twice}"], r"--teacher\.ranks=.*: 1 rows repeat a user and an item, such as 'u0' and 'i0'"),

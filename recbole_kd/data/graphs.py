@@ -176,7 +176,9 @@ class PolynomialFilter(nn.Module):
         super().__init__()
         if len(coefficients) == 0:
             raise ValueError("a filter needs at least one coefficient; expected [theta_0, ...]")
-        powers = Polynomial(np.asarray(coefficients, dtype=np.float64))(Polynomial([1.0, -1.0])).trim()
+        powers = Polynomial(np.asarray(coefficients, dtype=np.float64))(Polynomial([1.0, -1.0]))
+        # A leading coefficient that rounding swallows cannot be divided by.
+        powers = powers.trim(np.finfo(np.float64).eps * float(np.abs(powers.coef).max()))
         self._powers = [float(power) for power in powers.coef]
         if len(self._powers) <= 2:
             # H itself is as sparse as Ã: one product does it all.
