@@ -32,7 +32,9 @@ from recbole_kd.registry import Resolved, distiller_class, distiller_name, disti
 
 #: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
 #: train_neg_sample_args) the given keys replace and the others stay.
-_RECBOLE_MAPPINGS = frozenset(set(dataset_arguments) | {"clip_grad_norm", "split"})
+_RECBOLE_MAPPINGS = frozenset({*dataset_arguments, "clip_grad_norm", "split"})
+#: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
+_DATASET_KEYS = tuple(dataset_arguments)
 #: Keys of a model file that say when its settings apply, rather than being settings.
 _CONDITIONAL = ("for_dataset", "for_student")
 _SCALAR_OR_LIST = ("metrics", "topk", "distill")
@@ -200,7 +202,7 @@ class KDConfig(Config):
             "General": list(general_arguments),
             "Training": list(training_arguments),
             "Evaluation": list(evaluation_arguments),
-            "Dataset": list(dataset_arguments),
+            "Dataset": list(_DATASET_KEYS),
         }
 
     def _build_yaml_loader(self) -> type[SafeLoader]:
@@ -540,7 +542,7 @@ def _shared_keys() -> set[str]:
     return (
         set(general_arguments)
         | set(evaluation_arguments)
-        | set(dataset_arguments)
+        | set(_DATASET_KEYS)
         | {"worker", "save_last", "split_seed", "trim_padding"}
     )
 

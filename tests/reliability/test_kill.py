@@ -35,9 +35,14 @@ def test_a_killed_run_ends_as_one_never_stopped(model: str, moments: str, tmp_pa
     expected = outcome(whole)
     assert expected["epochs_trained"] > 3
     for moment in moments:
-        record = kill_and_go_on(model, data, (expected, counts), tmp_path / moment, chance, True, moment)
-        assert record["differs"] == [], f"{MOMENTS[moment]}: {record}"
-        assert any(kill["killed"] for kill in record["kills"])
+        for attempt in range(10):  # a run of a quarter of a second may be over before it is hit
+            folder = tmp_path / f"{moment}{attempt}"
+            record = kill_and_go_on(model, data, (expected, counts), folder, chance, True, moment)
+            assert record["differs"] == [], f"{MOMENTS[moment]}: {record}"
+            if any(kill["killed"] for kill in record["kills"]):
+                break
+        else:
+            pytest.fail(f"never hit {MOMENTS[moment]}")
 
 
 # What killed processes leave behind
