@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
-from typing import Optional
+from typing import BinaryIO, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_kd.checkpoint import write_atomic
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 
@@ -181,7 +181,7 @@ def require_listed(observed: Observed, setting: str, ranked: Tensor, teacher: st
 class RankBankCache:
     """Rank banks on disk, each under a digest of what it was computed from.
 
-    Files are plain arrays, written under a temporary name and renamed, and read as memory maps; nothing is unpickled.
+    Files are plain arrays, written whole or not at all, and read as memory maps; nothing is unpickled.
     """
 
     def __init__(self, folder: str) -> None:
@@ -207,22 +207,14 @@ class RankBankCache:
         Raises:
             UserError: the folder cannot be written.
         """
-        try:
-            os.makedirs(self.folder, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
-                try:
-                    np.save(file, bank.cpu().numpy(), allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.replace(file.name, self._path(digest, bank.shape[1]))
-                except BaseException:
-                    os.remove(file.name)
-                    raise
-        except OSError as error:
-            raise UserError(
-                f"Ranked lists cannot be kept in '{self.folder}' ({error.strerror}); set --checkpoint_dir to a folder "
-                "that can be written."
-            ) from None
+        array = np.ascontiguousarray(bank.cpu().numpy())
+
+        def write(file: BinaryIO) -> None:
+            # np.save would write past `file`, and does not say why a disk refuses.
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.data)
+
+        write_atomic(self._path(digest, bank.shape[1]), write)
 
     def _path(self, digest: str, k: int) -> str:
         return os.path.join(self.folder, f"{digest}-{k}.npy")

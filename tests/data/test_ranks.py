@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -150,9 +152,28 @@ def test_only_whole_files_are_left_in_the_folder(cache: RankBankCache, monkeypat
         raise OSError(28, "No space left on device")
 
     cache.save("abc", bank_of(5))
-    monkeypatch.setattr(np, "save", full_disk)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full_disk)
     with pytest.raises(UserError, match=r"No space left on device.*checkpoint_dir"):
         cache.save("abd", bank_of(5))
+    assert os.listdir(cache.folder) == ["abc-5.npy"]
+
+
+def test_a_disk_that_fills_up_on_the_way_says_why(cache: RankBankCache) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"abc-1000\.npy': File too large.*checkpoint_dir"):
+            cache.save("abc", bank_of(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(cache.folder) == []
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_bank(cache: RankBankCache) -> None:
+    left = Path(cache.folder) / f".{secrets.token_hex(8)}.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    cache.save("abc", bank_of(5))
     assert os.listdir(cache.folder) == ["abc-5.npy"]
 
 
