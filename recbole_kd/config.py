@@ -20,8 +20,10 @@ from recbole.utils import ModelType, dataset_arguments, evaluation_arguments, ge
 from recbole_kd.checkpoint import load_any
 from recbole_kd.data.item_graphs import SEvoOptions
 from recbole_kd.errors import UserError, closest
+from recbole_kd.options import check_names
 from recbole_kd.properties_files import (
     PROPERTIES,
+    Repeated,
     SafeLoader,
     load_yaml,
     overall_properties,
@@ -33,6 +35,12 @@ from recbole_kd.registry import Resolved, distiller_class, distiller_name, disti
 #: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
 #: train_neg_sample_args) the given keys replace and the others stay.
 _RECBOLE_MAPPINGS = frozenset({*dataset_arguments, "clip_grad_norm", "split"})
+#: What RecBole reads of its mappings that have a fixed set of names; the rest it passes over in silence.
+_RECBOLE_SECTIONS = {
+    "eval_args": ("split", "group_by", "order", "mode"),
+    "eval_args.mode": ("valid", "test"),
+    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
+}
 #: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
 _DATASET_KEYS = tuple(dataset_arguments)
 #: Keys of a model file that say when its settings apply, rather than being settings.
@@ -86,16 +94,27 @@ def parse_value(text: str) -> Any:
 
     >>> parse_value("1e-3"), parse_value("[10,20]"), parse_value("None"), parse_value("BPR")
     (0.001, [10, 20], None, 'BPR')
+
+    Raises:
+        UserError: a mapping that names something twice.
     """
     try:
-        return ast.literal_eval(text)
+        tree = ast.parse(text.lstrip(" \t"), mode="eval")
+        value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         pass
+    else:
+        mappings = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+        if any(len(ast.literal_eval(node)) < len(node.keys) for node in mappings):
+            raise UserError(f"{text} names something twice; keep one.")
+        return value
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if text[:1] in "[{" or text in ("~", "null"):
         try:
             return load_yaml(text)
+        except Repeated as error:
+            raise UserError(f"{text}: {error.problem}.") from None
         except yaml.YAMLError:
             return text
     return text
@@ -341,6 +360,12 @@ class KDConfig(Config):
                     f"Unknown setting '{self.prefix}{key}': no part of the program reads it."
                     f"{closest(self.prefix + key, known)}"
                 )
+        for section, read in _RECBOLE_SECTIONS.items():
+            value: Any = given
+            for part in section.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if isinstance(value, Mapping):
+                check_names(self.prefix + section, value, read)
         if "sevo" in self.internal_config_dict:
             SEvoOptions.parse("sevo", merge(self.internal_config_dict, given)["sevo"])
         for name in names:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, TypeVar, Union
 
@@ -69,12 +69,8 @@ class Options:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         hints = typing.get_type_hints(cls)
         checked = {}
+        check_names(section, values, fields)
         for name, value in values.items():
-            if name not in fields:
-                raise UserError(
-                    f"Unknown option '{section}.{name}'.{closest(str(name), fields)} "
-                    f"Section '{section}' has: {', '.join(fields)}."
-                )
             checked[name] = _checked(f"{section}.{name}", value, hints[name], fields[name].metadata)
         options = cls(**checked)
         options.check(section)
@@ -82,6 +78,17 @@ class Options:
 
     def check(self, section: str) -> None:
         """Relations between fields; a subclass raises :class:`UserError` where they do not hold."""
+
+
+def check_names(section: str, names: Iterable[Any], known: Iterable[str]) -> None:
+    """Raises :class:`UserError` where a section holds a name that is not known."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"Unknown option '{section}.{name}'.{closest(str(name), known)} "
+                f"Section '{section}' has: {', '.join(known)}."
+            )
 
 
 def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:

@@ -17,8 +17,23 @@ _INSTALLED = Path(__file__).parent / "properties"
 PROPERTIES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "properties"
 
 
+class Repeated(yaml.MarkedYAMLError):
+    """A mapping names something twice, of which YAML's own loader keeps the last."""
+
+
 class SafeLoader(yaml.SafeLoader):
-    """YAML without tags that construct objects, reading 1e-3 as a number as RecBole does."""
+    """YAML without tags that construct objects or names given twice, reading 1e-3 as a number as RecBole does."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here a node has what the text says, before a merge key (<<) brings in names that may be given anew.
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in names:
+                    raise Repeated(problem=f"'{key.value}' is given twice; keep one", problem_mark=key.start_mark)
+                names.add((key.tag, key.value))
+        return node
 
 
 SafeLoader.add_implicit_resolver(
@@ -43,8 +58,8 @@ def load_yaml(text: str) -> Any:
     """What YAML text holds: plain values, of a bounded size however often aliases repeat them.
 
     Raises:
-        yaml.YAMLError: it is not YAML, holds a tag that would construct an object, refers to itself, or unfolds to more
-            than any settings need.
+        yaml.YAMLError: it is not YAML, holds a tag that would construct an object, names something twice, refers to
+            itself, or unfolds to more than any settings need.
     """
     try:
         content = yaml.load(text, Loader=SafeLoader)
@@ -78,7 +93,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, holds a tag that would construct an object, or no mapping.
+        UserError: the file cannot be read, is not YAML, holds a tag that would construct an object or a name twice, or
+            no mapping.
     """
     try:
         with path.open("rb") as file:

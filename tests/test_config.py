@@ -10,6 +10,7 @@ import pytest
 
 from recbole_kd.config import KDConfig, nest, parse_value
 from recbole_kd.errors import UserError
+from recbole_kd.properties_files import load_yaml
 from recbole_kd.testing import known_answer_settings
 
 
@@ -36,6 +37,26 @@ def config(model: str = "SimRecStudent", **settings: Any) -> KDConfig:
 )
 def test_values_are_literals_and_nothing_is_evaluated(text: str, value: object) -> None:
     assert parse_value(text) == value
+
+
+@pytest.mark.parametrize("text", ["{a: 1, a: 2}", "{'a': 1, 'a': 2}", "[{a: {b: 1, b: 1}}]"])
+def test_a_value_names_nothing_twice(text: str) -> None:
+    with pytest.raises(UserError, match="twice; keep one"):
+        parse_value(text)
+
+
+def test_what_a_merge_key_brings_in_is_given_anew() -> None:
+    text = "a: &a {k: 1, l: 1}\nb: &b {<<: *a, k: 2}\nc: {<<: *b, k: 3}"
+    assert load_yaml(text)["c"] == {"k": 3, "l": 1}
+
+
+def test_recboles_own_settings_are_known() -> None:
+    given = config(eval_args={"mode": {"valid": "uni9", "test": "full"}}, **{"train_neg_sample_args.alpha": 0.5})
+    assert given["eval_args"]["mode"] == {"valid": "uni9", "test": "full"}
+    assert given["train_neg_sample_args"]["alpha"] == 0.5
+    again = given.plain_values()
+    named = {key: again[key] for key in ("eval_args", "train_neg_sample_args")}
+    assert {key: config(**named)[key] for key in named} == named
 
 
 def test_dotted_names_reach_into_sections() -> None:
@@ -130,6 +151,12 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ({"shuffle": "perhaps"}, "--shuffle='perhaps' is of another type than its default True"),
         ({"eval_args": 3}, "RecBole refuses the settings: eval_args:[3] should be a dict"),
         ({"eval_args": {"mode": "partial"}}, "RecBole refuses the settings"),
+        (
+            {"eval_args": {"mod": "full"}},
+            "Unknown option 'eval_args.mod'. Did you mean 'mode'? Section 'eval_args' has",
+        ),
+        ({"eval_args": {"mode": {"tset": "full"}}}, "Unknown option 'eval_args.mode.tset'"),
+        ({"train_neg_sample_args.sample_nun": 2}, "Did you mean 'sample_num'"),
         ({"save_dataset": True}, "--save_dataset is not supported: RecBole keeps datasets as pickles"),
         ({"student": "BPR"}, "--student=BPR changes the backbone of a recipe, and SimRecStudent is no recipe"),
         ({".x": 1}, "has an empty part"),

@@ -51,12 +51,12 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def settings_file(text: str) -> Callable[[Path], list[str]]:
-    """A training with a settings file of this text."""
+def settings_file(text: str, *verb: str) -> Callable[[Path], list[str]]:
+    """A training, or what `verb` says, with a settings file of this text."""
 
     def words(data: Path) -> list[str]:
         _write(data / "x.yaml", text)
-        return quick(data, model="BPR", config_files=data / "x.yaml")
+        return [*(verb or quick(data, model="BPR")), f"--config_files={data / 'x.yaml'}"]
 
     return words
 
@@ -175,6 +175,22 @@ BAD: dict[str, Case] = {
     "shuffling": ([*BPR, "--shuffle=perhaps"], "--shuffle='perhaps'"),
     "how to evaluate": ([*BPR, "--eval_args=3"], "eval_args:[3] should be a dict"),
     "how to rank": ([*BPR, "--eval_args={mode: partial}"], "RecBole refuses the settings"),
+    "a part of how to evaluate": (
+        [*BPR, "--eval_args={mod: full}"],
+        "Unknown option 'eval_args.mod'. Did you mean 'mode'",
+    ),
+    "a part of how to evaluate, by its dotted name": ([*BPR, "--eval_args.oder=TO"], "Did you mean 'order'"),
+    "a split to rank": ([*BPR, "--eval_args={mode: {valid: full, tset: uni100}}"], "'eval_args.mode.tset'"),
+    "a part of how to sample": (
+        [*BPR, "--train_neg_sample_args={sample_nun: 2}"],
+        "Unknown option 'train_neg_sample_args.sample_nun'. Did you mean 'sample_num'",
+    ),
+    "a part of how the teacher samples": (
+        ["--model=RRDStudent", ML, "--teacher.train_neg_sample_args.dist=popularity"],
+        "Unknown option 'teacher.train_neg_sample_args.dist'",
+    ),
+    "a name twice": ([*BPR, "--eval_args={order: RO, order: TO}"], "'order' is given twice; keep one"),
+    "a name twice, as Python": ([*BPR, "--eval_args={'order': 'RO', 'order': 'TO'}"], "names something twice"),
     "a pickled dataset": ([*BPR, "--save_dataset=True"], "--save_dataset is not supported"),
     "code": (["--model=BPR", ML, "--epochs=__import__('os').getcwd()"], "--epochs="),
     # Processes
@@ -222,6 +238,8 @@ BAD: dict[str, Case] = {
     "a folder as config file": (["--model=BPR", ML, "--config_files=."], "Cannot read"),
     "yaml": (settings_file("a: [1"), "not plain YAML"),
     "yaml without names": (settings_file("- 1"), "holds no settings by name"),
+    "a setting twice in yaml": (settings_file("epochs: 1\nepochs: 2"), "(line 2): 'epochs' is given twice; keep one"),
+    "an option twice in yaml": (settings_file("eval_args:\n  order: RO\n  order: TO"), "(line 3): 'order' is given"),
     "an unknown key in yaml": (settings_file("lerning_rate: 1"), "Did you mean 'learning_rate'"),
     "teacher file": (
         ["--model=SimRecStudent", ML, "--teacher.checkpoint=none.pth"],
@@ -289,6 +307,10 @@ BAD: dict[str, Case] = {
     "compare nothing": (["compare", ML], "--models"),
     "compare an unknown model": (["compare", ML, "--models=BRP"], "Did you mean 'BPR'"),
     "compare twice": (["compare", ML, "--models=BPR,BPR"], "more than once"),
+    "compare a label twice": (
+        settings_file("models:\n  one: {model: BPR}\n  one: {model: LightGCN}", "compare", ML),
+        "(line 3): 'one' is given twice; keep one",
+    ),
     "compare over seeds": (["compare", ML, "--models=BPR", "--seeds=[1,1]"], "distinct seeds"),
     "report nothing": (["report"], "--results"),
     "report none": (["report", "--results=none.json"], "Cannot read 'none.json'"),
