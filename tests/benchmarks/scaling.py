@@ -24,8 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from recbole_kd import distributed, quick_start
 from recbole_kd.cli import parse
 
-EPOCHS = 4
-
 
 def timed(name: str, function: Any, spent: Counter[str]) -> Any:
     def measured(*arguments: Any, **named: Any) -> Any:
@@ -71,7 +69,7 @@ def measured_run(model: Any, dataset: Any, files: list[str], settings: dict[str,
     evaluate = distributed.SharedMixin.evaluate
     distributed.SharedMixin.evaluate = lambda self, *a, **n: _without(spent, evaluate, self, *a, **n)
     result = quick_start._run_as_one_of_several(model, dataset, files, settings, saved, group)
-    return {**result, "spent": {name: seconds / EPOCHS for name, seconds in spent.items()}}
+    return {**result, "spent": {name: seconds / settings["epochs"] for name, seconds in spent.items()}}
 
 
 def _without(spent: Counter[str], function: Any, *arguments: Any, **named: Any) -> Any:
@@ -86,7 +84,7 @@ def main() -> None:
     _, settings, _ = parse(sys.argv[1:])
     count = settings.pop("nproc", 2)
     with tempfile.TemporaryDirectory() as folder:
-        common = {"epochs": EPOCHS, "baseline": "none", "checkpoint_dir": folder, "show_progress": False, **settings}
+        common = {"epochs": 4, "baseline": "none", "checkpoint_dir": folder, "show_progress": False, **settings}
         results = {}
         for processes in (1, count):
             given = {**common, "nproc": processes}
