@@ -12,6 +12,7 @@ as the cosine *similarity*, with which the least similar items would be tied mos
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -294,7 +295,7 @@ def cached_adjacency(
 ) -> Tensor:
     """What :func:`sevo_adjacency` gives, kept in `folder` under a digest of all that it is made of.
 
-    A file that is not whole is made anew.
+    A file that is not whole, or whose graph cannot be one, is made anew.
 
     Raises:
         UserError: the graph cannot be built, or the folder cannot be written.
@@ -310,13 +311,12 @@ def cached_adjacency(
     key = digest("item graph", options.graph, chosen, item_rows, content)
     path = os.path.join(folder, f"{options.graph}-{key[:32]}.pth")
     if os.path.isfile(path):
-        try:
+        with suppress(UserError, KeyError, TypeError, RuntimeError):
             stored = load_checkpoint(path)
-        except UserError:
-            stored = {}
-        if stored.get("key") == key:
-            parts = (stored["rows"], stored["columns"], stored["weights"])
-            return torch.sparse_csr_tensor(*parts, size=(stored["nodes"], stored["nodes"]))
+            if stored["key"] == key:
+                parts, size = (stored["rows"], stored["columns"], stored["weights"]), (stored["nodes"], stored["nodes"])
+                # Sparse products read what the columns say unchecked, and this is a file.
+                return torch.sparse_csr_tensor(*parts, size=size, check_invariants=True)
     adjacency = sevo_adjacency(options, train, observed, item_rows, teacher_items)
     os.makedirs(folder, exist_ok=True)
     state = {

@@ -91,7 +91,9 @@ def _rows_of(items: Tensor, values: Tensor, columns: int) -> Tensor:
     """Sparse (n, columns) matrix whose row r holds the values of `items[r]`."""
     each = 1 if items.dim() == 1 else items.shape[1]
     offsets = torch.arange(len(items) + 1, dtype=torch.int32) * each
-    return torch.sparse_csr_tensor(offsets, items.reshape(-1).int(), values, (len(items), columns))
+    return torch.sparse_csr_tensor(
+        offsets, items.reshape(-1).int(), values, (len(items), columns), check_invariants=False
+    )
 
 
 def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, each: int, count: int) -> Tensor:
@@ -107,7 +109,9 @@ def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, eac
     offsets = torch.zeros(count + 1, dtype=torch.int32)
     offsets[1:] = torch.bincount(targets, minlength=count).cumsum(0)
     columns = rows.int().repeat_interleave(each).index_select(0, order)
-    matrix = torch.sparse_csr_tensor(offsets, columns, weights.index_select(0, order), (count, len(source)))
+    matrix = torch.sparse_csr_tensor(
+        offsets, columns, weights.index_select(0, order), (count, len(source)), check_invariants=False
+    )
     return _product(matrix, source)
 
 

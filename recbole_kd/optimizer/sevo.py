@@ -65,7 +65,11 @@ class NeumannSmoother:
         self.iterative = iterative
         # MKL and cuSPARSE work on 32-bit indices; with 64-bit ones they are converted again in every product.
         self.adjacency = torch.sparse_csr_tensor(
-            adjacency.crow_indices().int(), adjacency.col_indices().int(), adjacency.values(), adjacency.shape
+            adjacency.crow_indices().int(),
+            adjacency.col_indices().int(),
+            adjacency.values(),
+            adjacency.shape,
+            check_invariants=False,
         )
         self._settings: Optional[dict[str, Any]] = None
 
