@@ -39,6 +39,7 @@ from recbole_kd.teacher import (
     build_model,
     facts,
     load_weights,
+    make_evaluator,
     obtain_teacher,
     require_same_task,
     train_or_fetch,
@@ -268,14 +269,17 @@ def build_student(
 
 def check_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeacher) -> None:
     """Refuses a student or a teacher that lacks what a distiller reads, before anything is trained."""
-    kind = distiller_class(name)
-    if is_sequential(student.model):
-        check_sequential_needs(name, options, student, teacher)
-        return
-    sides = (("student", student, kind.student_needs(options)), ("teacher", teacher, kind.teacher_needs(options)))
-    for role, view, needs in sides:
-        for need in sorted(needs - view.capabilities):
-            able = _able(role, view.capabilities)
+    sequential = is_sequential(student.model)
+    needs = _needs(name, options, sequential)
+    if needs is None:
+        able = _able("student", frozenset(CAPABILITIES), sequential)
+        raise UserError(
+            f"{name} distils scores or vectors of users, and {student.name} predicts the next item of a sequence; "
+            f"set --distill to one of {', '.join(able)}, or another --model."
+        )
+    for role, view in (("student", student), ("teacher", teacher)):
+        for need in sorted(needs[role] - view.capabilities):
+            able = _able(role, view.capabilities, sequential)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
             other = f"another {role} (--{_SETTING[role]}=NAME)"
             if need == "listed_scores":
@@ -286,36 +290,23 @@ def check_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeac
 _SETTING = {"student": "model", "teacher": "teacher"}
 
 
-def _able(role: str, capabilities: frozenset[str]) -> list[str]:
+def _needs(name: str, options: Any, sequential: bool) -> Optional[dict[str, frozenset[str]]]:
+    """What a distiller reads, by role; None where it has no meaning for next-item prediction, which is asked for."""
+    kind = distiller_class(name)
+    if not sequential:
+        return {"student": kind.student_needs(options), "teacher": kind.teacher_needs(options)}
+    needs = kind.sequential_needs(options)
+    return None if needs is None else dict.fromkeys(_SETTING, needs)
+
+
+def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str]:
     """Distillers that do with what a student or teacher offers, as they are by default."""
     able = []
     for name in distillers():
-        kind = distiller_class(name)
-        needs = kind.student_needs if role == "student" else kind.teacher_needs
-        if needs(kind.options_class()) <= capabilities:
+        needs = _needs(name, distiller_class(name).options_class(), sequential)
+        if needs is not None and needs[role] <= capabilities:
             able.append(name)
     return able
-
-
-def check_sequential_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeacher) -> None:
-    """:func:`check_needs` for next-item prediction."""
-    needs = distiller_class(name).sequential_needs(options)
-    if needs is None:
-        able = [
-            other
-            for other in distillers()
-            if distiller_class(other).sequential_needs(distiller_class(other).options_class()) is not None
-        ]
-        raise UserError(
-            f"{name} distils scores or vectors of users, and {student.name} predicts the next item of a sequence; "
-            f"set --distill to one of {', '.join(able)}, or another --model."
-        )
-    for role, view in (("student", student), ("teacher", teacher)):
-        for need in sorted(needs - view.capabilities):
-            raise UserError(
-                f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. "
-                f"Use another {role} (--{role}=NAME) or distiller (--distill=NAME)."
-            )
 
 
 def train(config: KDConfig, trainer: Any, loaders: Any, saved: bool) -> tuple[float, dict[str, float]]:
@@ -491,9 +482,7 @@ def evaluate_checkpoint(path: str, config_dict: Optional[Mapping[str, Any]] = No
     """
     trained, splits = load_trained(path, config_dict)
     config = trained.config
-    train, valid, test = make_loaders(config, splits)
-    trainer = make_trainer(config, trained.model)
-    trainer.eval_collector.data_collect(train)
+    trainer, (_, valid, test) = make_evaluator(config, trained.model, splits)
     results = {}
     for name, data in (("valid_result", valid), ("test_result", test)):
         outcome = _evaluated(trainer, data, name.split("_")[0], path, dict(config_dict or {}))

@@ -165,6 +165,18 @@ def test_others_are_refused_with_what_would_do(data_path: Path) -> None:
             build(bench, name)
 
 
+def test_a_student_that_offers_nothing_is_named_with_the_setting_that_changes_it(data_path: Path) -> None:
+    bench = SequentialBench(data_path, "SASRec")
+    bench.student.capabilities = frozenset()
+    with pytest.raises(UserError, match=r"of the student; SASRec has none\. Use another student \(--model=NAME\)\."):
+        build(bench, "dkd")
+    bench.student.capabilities = frozenset({"sequences"})
+    with pytest.raises(
+        UserError, match=r"of the student; .* Use a distiller that does not \(rrd, kd, dkd\) or another"
+    ):
+        build(bench, "ftd")
+
+
 def test_too_many_items_are_refused(data_path: Path) -> None:
     bench = SequentialBench(data_path, "SASRec")
     with pytest.raises(UserError, match="kd.items=25 is more than the 24 items"):
