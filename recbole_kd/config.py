@@ -262,11 +262,10 @@ class KDConfig(Config):
         settings = merge(self.internal_config_dict, overall_properties())
         settings = merge(settings, read_properties("dataset", dataset))
         for file in dict.fromkeys((backbone, model)):
-            own = nest(read_properties("model", file))
-            for_student = nest(own.get("for_student", {}).get(backbone, {}))
-            for_dataset = nest(own.get("for_dataset", {}).get(dataset, {}))
-            own = {key: value for key, value in own.items() if key not in _CONDITIONAL}
-            for layer in (own, for_student, for_dataset):
+            own, for_student, for_dataset = _layers(read_properties("model", file), backbone, dataset)
+            # A recipe is for any student; what suits this one is a file of its own, under the recipe's own cases.
+            student = _layers(read_properties("student", backbone), backbone, dataset) if file in recipes() else ()
+            for layer in (own, *student, for_student, for_dataset):
                 settings = merge(settings, layer)
         settings["student"] = backbone
         learner = str(self.external_config_dict.get("learner", settings["learner"])).lower()
@@ -560,6 +559,13 @@ class KDConfig(Config):
     def plain_values(self) -> dict[str, Any]:
         """The settings as plain values, for checkpoints, digests and results."""
         return {key: _plain(value) for key, value in self.final_config_dict.items()}
+
+
+def _layers(file: Mapping[str, Any], backbone: str, dataset: str) -> tuple[dict[str, Any], ...]:
+    """A properties file's settings: for all, for this backbone, for this dataset; each replaces those before it."""
+    always = {key: value for key, value in file.items() if key not in _CONDITIONAL}
+    cases = (file.get("for_student", {}).get(backbone, {}), file.get("for_dataset", {}).get(dataset, {}))
+    return tuple(nest(settings) for settings in (always, *cases))
 
 
 def _shared_keys() -> set[str]:

@@ -209,3 +209,22 @@ def test_a_settings_file_is_plain_yaml(tmp_path: Path, text: str, message: str) 
     assert message in str(raised.value)
     with pytest.raises(UserError, match="Cannot read the configuration file"):
         KDConfig("BPR", "ml-100k", [str(tmp_path / "none.yaml")])
+
+
+def test_what_suits_a_student_is_a_file_of_its_own() -> None:
+    settings = {"student": "NeuMF", "seed": 1}
+    recipe = config("RRDStudent", **settings)
+    assert recipe["mf_embedding_size"] == recipe["mlp_embedding_size"] == 20, "NeuMF's names for a recipe's 20"
+    assert recipe.baseline_config()["mf_embedding_size"] == 20, "it stands beside a student of its size"
+    assert config("RRDStudent", **settings, mf_embedding_size=8)["mf_embedding_size"] == 8
+    assert config("NeuMF")["mf_embedding_size"] == 64, "RecBole's own, where no recipe is asked for"
+
+
+def test_rates_chosen_for_one_student_are_not_anothers() -> None:
+    of = {
+        student: KDConfig("RRDStudent", "citeulike", config_dict={"student": student})
+        for student in ("BPR", "LightGCN")
+    }
+    assert of["BPR"]["learning_rate"] == 2e-2 and of["BPR"]["epochs"] == 200
+    assert of["LightGCN"]["learning_rate"] != 2e-2
+    assert of["BPR"]["rrd"] == of["LightGCN"]["rrd"], "the recipe's own choice for the dataset holds for both"
