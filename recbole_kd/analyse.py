@@ -38,13 +38,11 @@ from recbole_kd.evaluation.spectrum import (
     exact_band_energies,
     projection_difference,
 )
-from recbole_kd.loaders import make_loaders
 from recbole_kd.quick_start import load_trained
 from recbole_kd.report import save_picture
 from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
 from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
-from recbole_kd.teacher import FrozenTeacher, Trained, obtain_teacher
-from recbole_kd.trainer import make_trainer
+from recbole_kd.teacher import FrozenTeacher, Trained, make_evaluator, obtain_teacher
 
 __all__ = ["PARTS", "Part", "analyse"]
 
@@ -493,9 +491,7 @@ def _per_user(subject: _Subject, role: str, model: FrozenTeacher) -> tuple[NDArr
     if model.reordered:
         raise _Impossible(f"the {role} numbers users and items in another order than the student.")
     config = model.trained.config
-    train, _, test = make_loaders(config, subject.splits)
-    trainer = make_trainer(config, model.model)
-    trainer.eval_collector.data_collect(train)
+    trainer, (_, _, test) = make_evaluator(config, model.model, subject.splits)
     trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
     users, values = trainer.eval_collector.per_user()
     if subject.metric not in values:

@@ -146,6 +146,14 @@ def _check_sizes(config: KDConfig, fewest: int) -> None:
             size = (size - kernel) // stride + 1
 
 
+def make_evaluator(config: KDConfig, model: nn.Module, splits: Splits) -> tuple[Any, tuple[Any, Any, Any]]:
+    """A trainer that evaluates a trained model, and the training, validation and test loader."""
+    loaders = make_loaders(config, splits)
+    trainer = make_trainer(config, model)
+    trainer.eval_collector.data_collect(loaders[0])  # which `fit` does otherwise: ItemCoverage and others count items
+    return trainer, loaders
+
+
 def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
     """What a checkpoint says of itself beside weights: model, settings, tokens, training split."""
     return {
@@ -188,9 +196,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
             model = build_model(config, splits.train)
             load_weights(model, state, path)
             if state["evaluated"] != evaluated:
-                train, _, test = make_loaders(config, splits)
-                trainer = make_trainer(config, model)
-                trainer.eval_collector.data_collect(train)
+                trainer, (_, _, test) = make_evaluator(config, model, splits)
                 state["test_result"] = _floats(trainer.evaluate(test, load_best_model=False))
             return Trained(config, model, path, True, state)
     logger.info(f"Training the {role} {config['model']}; it will be kept as {path}")

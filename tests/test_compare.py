@@ -300,6 +300,13 @@ def test_a_run_goes_on_in_the_middle_of_its_training(known_answer: Path) -> None
     assert len(resumed["rows"][0]["runs"][0]["epoch_seconds"]) == 8
 
 
+def test_a_teachers_metrics_may_count_the_catalogue(known_answer: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        compare(settings(known_answer, metrics=["NDCG", "ItemCoverage"]), Runner(stop_before=1))
+    (written,) = (known_answer / "report" / "runs").glob("BPR-teacher*/result.json")
+    assert 0 < json.loads(written.read_text())["test_result"]["itemcoverage@10"] <= 1
+
+
 @pytest.mark.usefixtures("no_report")
 def test_a_half_written_run_is_made_again(known_answer: Path) -> None:
     compare(without_recipes(known_answer), Runner())

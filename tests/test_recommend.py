@@ -16,16 +16,15 @@ from recbole_kd import recommend
 from recbole_kd.cli import main
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
-from recbole_kd.loaders import make_loaders
 from recbole_kd.quick_start import load_trained, run_recbole_kd
 from recbole_kd.recommend import FORMATS, Recommendation, Recommender, rank_items, read_users
+from recbole_kd.teacher import make_evaluator
 from recbole_kd.testing import (
     known_answer_settings,
     known_sequences_settings,
     write_known_answer,
     write_known_sequences,
 )
-from recbole_kd.trainer import make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +62,7 @@ def test_the_items_that_a_user_likes_and_has_not_seen_come_first(ease: str, data
 def _evaluated(checkpoint: str, settings: dict[str, Any]) -> dict[str, list[str]]:
     """User -> the first 10 items in the evaluator's ranking of the test split."""
     trained, splits = load_trained(checkpoint, {**settings, "metrics": ["NDCG", "ItemCoverage"], "topk": [10]})
-    trainer = make_trainer(trained.config, trained.model)
-    train, _, test = make_loaders(trained.config, splits)
-    trainer.eval_collector.data_collect(train)
+    trainer, (_, _, test) = make_evaluator(trained.config, trained.model, splits)
     trainer.evaluate(test, load_best_model=False)
     collected = trainer.eval_collector._collected
     rankings = zip(collected.get("rec.users").tolist(), collected.get("rec.items").tolist())

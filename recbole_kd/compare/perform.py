@@ -22,11 +22,9 @@ from recbole_kd.errors import UserError
 from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, reset_peak_memory
 from recbole_kd.evaluation.full_sort import PAIRS_PER_CALL, exact_topk
 from recbole_kd.evaluation.per_user import save_per_user
-from recbole_kd.loaders import make_loaders
 from recbole_kd.quick_start import build_student, evaluate, load_splits, start_logging
 from recbole_kd.representation import expanded_scores
-from recbole_kd.teacher import FrozenTeacher, obtain_teacher
-from recbole_kd.trainer import make_trainer
+from recbole_kd.teacher import FrozenTeacher, make_evaluator, obtain_teacher
 
 
 @dataclass(frozen=True)
@@ -136,8 +134,7 @@ def _teacher(
     trained = teacher.trained
     trained_here = not trained.from_cache and not (config["teacher"] or {}).get("checkpoint")
     peak = peak_memory() if trained_here else None
-    test = make_loaders(trained.config, splits)[2]
-    trainer = make_trainer(trained.config, trained.model)
+    trainer, (_, _, test) = make_evaluator(trained.config, trained.model, splits)
     result = trainer.evaluate(test, load_best_model=False, show_progress=False)
     test_result = {name: float(value) for name, value in result.items()}
     return _record(trained.state, test_result, peak, trained.checkpoint), trainer

@@ -26,10 +26,8 @@ from recbole_kd.data.ranks import rank_block, rank_blocks
 from recbole_kd.distributed import PartOfBatches
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.full_sort import FastFullSortEvalDataLoader
-from recbole_kd.loaders import make_loaders
 from recbole_kd.quick_start import load_splits, load_trained
-from recbole_kd.teacher import AnyTeacher, FrozenTeacher, obtain_teacher
-from recbole_kd.trainer import make_trainer
+from recbole_kd.teacher import AnyTeacher, FrozenTeacher, make_evaluator, obtain_teacher
 from recbole_kd.tune.parallel import parallel_map, ray_session
 from recbole_kd.tune.search import absolute_settings
 
@@ -139,9 +137,7 @@ def _collect(task: tuple[str, int, Mapping[str, Any], str, Share]) -> dict[str, 
 
     def load() -> tuple[Any, dict[str, Any]]:
         trained, splits = load_trained(path, settings)
-        loaders = make_loaders(trained.config, splits)
-        trainer = make_trainer(trained.config, trained.model)
-        trainer.eval_collector.data_collect(loaders[0])
+        trainer, loaders = make_evaluator(trained.config, trained.model, splits)
         return trainer, dict(zip(("train", "valid", "test"), loaders))
 
     trainer, loaders = _kept(digest(path, written, dict(settings)), load)
