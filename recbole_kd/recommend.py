@@ -21,7 +21,7 @@ from tqdm import tqdm
 from recbole_kd.checkpoint import write_atomic
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError, closest
-from recbole_kd.evaluation.full_sort import exact_topk, rows_and_items, sized_eval_batch
+from recbole_kd.evaluation.full_sort import exact_topk, sized_eval_batch
 from recbole_kd.quick_start import load_trained
 from recbole_kd.teacher import FrozenTeacher
 
@@ -155,7 +155,7 @@ def rank_items(
     with tqdm(total=len(users), desc="Recommending", unit="user", disable=not show_progress) as bar:
         for block in users.split(rows):
             scores = score_block(block)
-            row, item = (part.to(scores.device) for part in rows_and_items(seen, block))
+            row, item = (part.to(scores.device) for part in seen.rows_and_items(block))
             scores[row, item] = -torch.inf
             scores[:, 0] = -torch.inf
             best, items = exact_topk(scores, k)

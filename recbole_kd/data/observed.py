@@ -58,13 +58,20 @@ class Observed:
         position = torch.searchsorted(self.keys, wanted).clamp_(max=len(self.keys) - 1)
         return self.keys[position] == wanted
 
+    def rows_and_items(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Row in `users` and item of every pair of these users: (pairs,) each, on the device of `users`."""
+        offsets, indices = self.offsets.to(users.device), self.indices.to(users.device)
+        first = offsets[users]
+        counts = offsets[users + 1] - first
+        rows = torch.repeat_interleave(counts)
+        # Entry n of the answer is entry n - (entries of the rows before) of its user.
+        shift = first - (counts.cumsum(0) - counts)
+        return rows, indices[torch.arange(len(rows), device=users.device) + shift[rows]]
+
     def pairs_of(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """(users (n,), items (n,)): all pairs of some users, in their order."""
-        offsets, indices = self.offsets.to(users.device), self.indices.to(users.device)
-        first, counts = offsets[users], offsets[users + 1] - offsets[users]
-        rows = torch.repeat_interleave(torch.arange(len(users), device=users.device), counts)
-        places = torch.arange(len(rows), device=users.device) - (counts.cumsum(0) - counts)[rows]
-        return users[rows], indices[first[rows] + places]
+        rows, items = self.rows_and_items(users)
+        return users[rows], items
 
     def transposed(self) -> Observed:
         """The same pairs with users and items exchanged."""

@@ -283,7 +283,7 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
             return super().collate_fn(index)
         user_df = self.user_df[np.asarray(index)]
         users = user_df[self.uid_field]
-        return (user_df, rows_and_items(self._history, users), *rows_and_items(self._positive, users))
+        return (user_df, self._history.rows_and_items(users), *self._positive.rows_and_items(users))
 
 
 def _difference(used_ids: Union[Observed, NDArray[Any]], positive: Observed) -> Observed:
@@ -297,13 +297,3 @@ def _difference(used_ids: Union[Observed, NDArray[Any]], positive: Observed) -> 
         users = torch.repeat_interleave(torch.from_numpy(counts))
     kept = ~positive.contains(users, items)
     return Observed(users[kept], items[kept], positive.users, positive.items)
-
-
-def rows_and_items(pairs: Observed, users: Tensor) -> tuple[Tensor, Tensor]:
-    """Row in `users` and item of every pair of these users: two tensors (pairs,)."""
-    first = pairs.offsets[users]
-    counts = pairs.offsets[users + 1] - first
-    rows = torch.repeat_interleave(counts)
-    # Entry n of the batch is entry n - (entries of the rows before) of its user.
-    shift = first - (counts.cumsum(0) - counts)
-    return rows, pairs.indices[torch.arange(len(rows)) + shift[rows]]
