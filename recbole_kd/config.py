@@ -47,6 +47,14 @@ _DATASET_KEYS = tuple(dataset_arguments)
 _CONDITIONAL = ("for_dataset", "for_student")
 _SCALAR_OR_LIST = ("metrics", "topk", "distill")
 _TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count")
+#: Settings of the machine and of output: whatever they are, the same is learned.
+WITHOUT_EFFECT = frozenset(
+    (
+        *("gpu_id", "use_gpu", "state", "show_progress", "worker", "log_wandb", "wandb_project"),
+        *("data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last"),
+        *("baseline", "eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "local_rank", "single_spec"),
+    )
+)
 #: RecBole keeps these as pickles, which execute code when read.
 _PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
 
@@ -627,4 +635,4 @@ def dataset_names(data_path: str) -> list[str]:
     return sorted({"ml-100k", *local, *ours, *downloads})
 
 
-__all__ = ["KDConfig", "dataset_names", "merge", "nest", "parse_value", "recipes"]
+__all__ = ["WITHOUT_EFFECT", "KDConfig", "dataset_names", "merge", "nest", "parse_value", "recipes"]

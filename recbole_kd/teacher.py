@@ -15,7 +15,7 @@ from recbole.utils import dataset_arguments, init_seed, training_arguments
 from torch import Tensor, nn
 
 from recbole_kd.checkpoint import FORMAT, digest, load_any, load_checkpoint, save_checkpoint
-from recbole_kd.config import KDConfig
+from recbole_kd.config import WITHOUT_EFFECT, KDConfig
 from recbole_kd.contracts import CAPABILITIES, Sequences
 from recbole_kd.data.ranked_lists import read_ranked_lists
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank
@@ -40,46 +40,12 @@ from recbole_kd.representation import (
 )
 from recbole_kd.trainer import make_trainer, restored, storable
 
-#: Settings that change nothing in what is learned, so that a cached model serves whatever they are.
-_WITHOUT_EFFECT = frozenset(
-    [
-        "gpu_id",
-        "use_gpu",
-        "device",
-        "state",
-        "show_progress",
-        "checkpoint_dir",
-        "data_path",
-        "config_file",
-        "config_files",
-        "result_file",
-        "resume",
-        "save_last",
-        "log_wandb",
-        "wandb_project",
-        "worker",
-        "eval_batch_size",
-        "eval_batch_size_given",
-        "loss_decimal_place",
-        "teacher",
-        "distill",
-        "baseline",
-        "model",
-        "student",
-        "metrics",
-        "topk",
-        "metric_decimal_place",
-        "local_rank",
-        "single_spec",
-        "nproc",
-        "ray_address",
-        "world_size",
-        "group_offset",
-        "ip",
-        "port",
-        "split_seed",  # the split itself is part of the key
-    ]
-)
+#: Settings that change nothing in what a plain model learns, so that a cached one serves whatever they are.
+_WITHOUT_EFFECT = WITHOUT_EFFECT | {
+    *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
+    *("nproc", "ray_address", "world_size", "group_offset", "ip", "port"),
+    "split_seed",  # the split itself is part of the key
+}
 _PAIRS_AT_ONCE = 1 << 20
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from recbole_kd.checkpoint import digest
-from recbole_kd.config import KDConfig, merge, nest
+from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError, closest
 from recbole_kd.learner import reads_a_teacher
 from recbole_kd.properties_files import PROPERTIES, read_properties, read_yaml
@@ -29,15 +29,8 @@ _REFUSED = {
     "result_file": "results are written to --output",
     **dict.fromkeys(("nproc", "world_size", "group_offset"), "a comparison shares out whole runs; see --parallel"),
 }
-#: Settings that change nothing in what a run gives.
-_WITHOUT_EFFECT = frozenset(
-    (
-        *("gpu_id", "use_gpu", "state", "show_progress", "checkpoint_dir", "data_path", "config_file", "config_files"),
-        *("result_file", "resume", "save_last", "log_wandb", "wandb_project", "worker", "eval_batch_size"),
-        *("eval_batch_size_given", "loss_decimal_place", "baseline", "local_rank", "single_spec", "model", "student"),
-        "ray_address",
-    )
-)
+#: Settings that change nothing in what a run gives; the device decides its costs.
+_WITHOUT_EFFECT = WITHOUT_EFFECT | {"model", "student", "ray_address"}
 #: Grows when runs of an older program must not stand beside those of this one.
 _RUN_FORMAT = 1
 
@@ -360,7 +353,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 def _effective(config: KDConfig) -> dict[str, Any]:
     """Settings that a run's result depends on."""
-    left_out = set(_WITHOUT_EFFECT) | {"seed"}
+    left_out = _WITHOUT_EFFECT | {"seed"}
     if not needs_teacher(config):
         left_out |= {"teacher", "distill"}
     return {key: value for key, value in config.plain_values().items() if key not in left_out}

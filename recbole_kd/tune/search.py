@@ -25,7 +25,7 @@ from recbole.utils import dataset_arguments, evaluation_arguments, general_argum
 from tqdm import tqdm
 
 from recbole_kd.checkpoint import digest, save_json, write_atomic
-from recbole_kd.config import KDConfig, merge, nest
+from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError
 from recbole_kd.properties_files import PROPERTIES, overall_properties
 from recbole_kd.quick_start import build_student, evaluate_checkpoint, load_splits, start_logging
@@ -36,24 +36,8 @@ from recbole_kd.tune.worker import Task, teacher_of, train_trial, trial_config
 
 #: ASHA's: of the trials that reach a rung, one in so many goes on; a rung is as many times later than the one before.
 REDUCTION = 3
-#: Settings of the machine and of output, which do not make it another search.
-_WITHOUT_EFFECT = frozenset(
-    (
-        *(
-            "gpu_id",
-            "use_gpu",
-            "device",
-            "state",
-            "show_progress",
-            "worker",
-            "log_wandb",
-            "wandb_project",
-            "local_rank",
-        ),
-        *("data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last"),
-        *("baseline", "eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "single_spec"),
-    )
-)
+#: Settings that do not make it another search.
+_WITHOUT_EFFECT = WITHOUT_EFFECT | {"device"}
 #: Settings that trials may differ in, among those of every run; the others are of data, evaluation, teacher, machine.
 _SEARCHABLE = frozenset(("learning_rate_schedule",))
 
