@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import logging
 import os
@@ -120,16 +119,14 @@ def _run(config: KDConfig, saved: bool, group: Group) -> dict[str, Any]:
         from recbole_kd.tune.shards import rank_in_shards
 
         rank_in_shards(teacher, config)
-    student, trainer, loaders = build_student(config, splits, teacher, group)
+    _, trainer, loaders = build_student(config, splits, teacher, group)
     with _resumable(trainer):
-        best_score, best_result = train(config, trainer, loaders, saved)
+        trainer.fit(*loaders[:2], saved=saved, show_progress=config["show_progress"])
         test_result, evaluate_seconds = evaluate(trainer, loaders[2])
         if not group.is_first:
             return {}
         baseline = train_baseline(config, splits)
-    result = summarise(
-        config, splits, teacher, student, trainer, best_score, best_result, test_result, evaluate_seconds, baseline
-    )
+    result = summarise(config, splits, teacher, trainer, test_result, evaluate_seconds, baseline)
     if saved:
         write_result(config, trainer, result)
     _log_to_file(f"Result:\n{table(result)}")
@@ -244,8 +241,8 @@ def build_student(
     view = ModelStudent(model)
     distillers: dict[str, Distiller] = {}
     if teacher is not None:
-        data = DataView(splits.observed, config["epochs"], config["seed"], config["device"], config.sequential)
-        data = dataclasses.replace(data, share=share_of_steps(model, group))
+        share = share_of_steps(model, group)
+        data = DataView(splits.observed, config["epochs"], config["seed"], config["device"], config.sequential, share)
         # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
         # computes and keeps the ranked lists that the others find.
         with torch.random.fork_rng(), group.first("ranks"):
@@ -309,13 +306,6 @@ def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str
     return able
 
 
-def train(config: KDConfig, trainer: Any, loaders: Any, saved: bool) -> tuple[float, dict[str, float]]:
-    """Fits the student; the epoch is chosen on validation."""
-    train_data, valid_data, _ = loaders
-    score, result = trainer.fit(train_data, valid_data, saved=saved, show_progress=config["show_progress"])
-    return float(score), {name: float(value) for name, value in (result or {}).items()}
-
-
 def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
     """Metrics of the best epoch's weights on the test split, and the seconds that they took."""
     trainer.load_best()
@@ -347,15 +337,13 @@ def summarise(
     config: KDConfig,
     splits: Splits,
     teacher: Optional[AnyTeacher],
-    student: nn.Module,
     trainer: Any,
-    best_score: float,
-    best_result: Mapping[str, float],
     test_result: Mapping[str, float],
     evaluate_seconds: float,
     baseline: Optional[Trained],
 ) -> dict[str, Any]:
     """The result of a run, as plain values."""
+    best_valid_result = trainer.best_valid_result or {}
     return {
         "model": config["model"],
         "student": config.resolved.backbone,
@@ -364,8 +352,8 @@ def summarise(
         "distillers": list(trainer.distillers),
         "teacher": None if teacher is None else teacher.summary(),
         "baseline": None if baseline is None else _baseline_summary(baseline),
-        "best_valid_score": best_score,
-        "best_valid_result": dict(best_result),
+        "best_valid_score": float(trainer.best_valid_score),
+        "best_valid_result": {name: float(value) for name, value in best_valid_result.items()},
         "test_result": dict(test_result),
         "best_epoch": trainer.best_epoch,
         "epochs_trained": len(trainer.epoch_seconds),
@@ -374,7 +362,7 @@ def summarise(
         "evaluate_seconds": evaluate_seconds,
         "loss_history": trainer.loss_history,
         "valid_history": trainer.valid_history,
-        "parameters": {"student": _size(student), "teacher": None if teacher is None else teacher.parameters},
+        "parameters": {"student": _size(trainer.model), "teacher": None if teacher is None else teacher.parameters},
         "peak_memory_bytes": peak_memory(),
         "checkpoint": trainer.saved_model_file if os.path.isfile(trainer.saved_model_file) else None,
         "digests": {"config": digest(config.plain_values()), "data": splits.training_digest},
