@@ -145,6 +145,13 @@ def batch_of(data: DataView, count: int, *, seed: int = 0, negatives: bool = Fal
     )
 
 
+def assert_same_loss(found: Tensor, expected: Tensor, inputs: Sequence[Tensor], **tolerance: float) -> None:
+    """Two losses are of one value, and of one gradient with respect to each of the inputs."""
+    torch.testing.assert_close(found, expected, **tolerance)
+    for one, other in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs)):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
 def _scores(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
     of_items = item_embeddings[items]
     of_users = user_embeddings[users]
