@@ -14,12 +14,12 @@ import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 import torch
 
-from recbole_kd.checkpoint import digest, load_checkpoint, save_checkpoint, sweep
+from recbole_kd.checkpoint import digest, load_checkpoint, save_checkpoint, sweep, write_atomic
 from recbole_kd.cli import main
 from recbole_kd.errors import UserError
 from tests.reliability.kill_runs import MOMENTS, arguments_of, data_of, kill_and_go_on, outcome, to_the_end
@@ -55,8 +55,6 @@ def _hold(folder: Path, ready: Any) -> None:
         file.write(b"half")
         ready.send("writing")
         signal.pause()
-
-    from recbole_kd.checkpoint import write_atomic
 
     write_atomic(folder / "model.pth", write)
 
@@ -186,39 +184,37 @@ def _words(verb: str, checkpoint: Path, data: Path, to: Path) -> list[str]:
 WRITING = ("train", "resume", "teacher", "recommend", "export", "evaluate", "prepare")
 
 
-def _assert_one_line(code: int, errors: str, place: Optional[str] = None) -> None:
+def _assert_refused(
+    verb: str, trained: Path, data: Path, condition: Callable[[], None], reason: str, mode: int = stat.S_IRWXU
+) -> None:
+    """Where it may not write, the verb says so in one line, and every file there is as it was."""
+    to = trained.parent if verb == "resume" else data / "to"
+    to.mkdir(exist_ok=True)
+    words = _words(verb, trained, data, to)
+    before = _content(to), _content(trained.parent)
+    to.chmod(mode)
+    try:
+        code, errors = run_under(condition, words)
+    finally:
+        to.chmod(stat.S_IRWXU)
     assert code == 2, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("recbole-kd:")]
-    assert place is None or place in line
+    assert reason in line
     assert "Traceback" not in errors
+    assert (_content(to), _content(trained.parent)) == before, "nothing half-written, nothing lost"
 
 
 @pytest.mark.parametrize("verb", WRITING)
 def test_a_full_disk_is_one_line_and_leaves_what_was_whole(verb: str, trained: Path, known_answer: Path) -> None:
-    to = trained.parent if verb == "resume" else known_answer / "to"
-    to.mkdir(exist_ok=True)
-    words = _words(verb, trained, known_answer, to)
-    before = _content(to), _content(trained.parent)
-    code, errors = run_under(_full(100 if verb == "evaluate" else 6000), words)
-    _assert_one_line(code, errors, "File too large")
-    assert (_content(to), _content(trained.parent)) == before, "nothing half-written, nothing lost"
+    _assert_refused(verb, trained, known_answer, _full(100 if verb == "evaluate" else 6000), "File too large")
     for path in trained.parent.glob("*.pth"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize("verb", WRITING)
 def test_a_read_only_folder_is_one_line_and_leaves_what_was_whole(verb: str, trained: Path, known_answer: Path) -> None:
-    to = trained.parent if verb == "resume" else known_answer / "to"
-    to.mkdir(exist_ok=True)
-    words = _words(verb, trained, known_answer, to)
-    before = _content(to), _content(trained.parent)
-    to.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        code, errors = run_under(_no_longer_administrator, words)
-    finally:
-        to.chmod(stat.S_IRWXU)
-    _assert_one_line(code, errors, "Permission denied")
-    assert (_content(to), _content(trained.parent)) == before
+    read_only = stat.S_IRUSR | stat.S_IXUSR
+    _assert_refused(verb, trained, known_answer, _no_longer_administrator, "Permission denied", read_only)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(tmp_path: Path) -> None:
