@@ -32,6 +32,14 @@ def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional
     )
 
 
+def _accuracy_cells(
+    comparison: Comparison, model: Model, shown: Callable[[str, str, int, str], str], missing: str
+) -> list[str]:
+    """The model's cell of every metric; `shown` writes what :func:`accuracy_cell` gives."""
+    cells = (accuracy_cell(comparison, model, metric) for metric in comparison.metrics)
+    return [missing if cell is None else shown(*cell) for cell in cells]
+
+
 def cost_columns() -> list[CostColumn]:
     """Headings and cells of the table of costs, in order."""
     return [
@@ -117,17 +125,7 @@ def latex_table(comparison: Comparison) -> str:
     for index, model in enumerate(comparison.models):
         if index and comparison.models[index - 1].is_teacher and not model.is_teacher:
             lines.append(r"\midrule")
-        cells = [_latex(model.name)]
-        for metric in metrics:
-            cell = accuracy_cell(comparison, model, metric)
-            if cell is None:
-                cells.append("--")
-                continue
-            mean, spread, place, mark = cell
-            shown = {0: mean, 1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}[place]
-            cells.append(
-                shown + (f"$^{{{mark}}}$" if mark else "") + (rf" {{\scriptsize $\pm$ {spread}}}" if spread else "")
-            )
+        cells = [_latex(model.name), *_accuracy_cells(comparison, model, _latex_accuracy, "--")]
         cells.append(_latex(percent(None if model is comparison.reference else model.gain(comparison.primary))))
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
@@ -146,6 +144,11 @@ def latex_table(comparison: Comparison) -> str:
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _latex_accuracy(mean: str, spread: str, place: int, mark: str) -> str:
+    shown = {0: mean, 1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}[place]
+    return shown + (f"$^{{{mark}}}$" if mark else "") + (rf" {{\scriptsize $\pm$ {spread}}}" if spread else "")
 
 
 _LATEX = {
@@ -175,17 +178,15 @@ def markdown_accuracy(comparison: Comparison) -> str:
     gain = f"gain ({metric_label(comparison.primary)})"
     lines = [["model", *map(metric_label, comparison.metrics), gain, "gap closed"]]
     for model in comparison.models:
-        cells = [_markdown(model.name) + (" (teacher)" if _unsaid_teacher(model) else "")]
-        for metric in comparison.metrics:
-            cell = accuracy_cell(comparison, model, metric)
-            if cell is None:
-                cells.append("–")
-                continue
-            mean, spread, place, mark = cell
-            shown = {0: mean, 1: f"**{mean}**", 2: f"<ins>{mean}</ins>"}[place]
-            cells.append(shown + mark.replace("*", r"\*") + (f" ± {spread}" if spread else ""))
-        lines.append([*cells, *_gains(comparison, model)])
+        name = _markdown(model.name) + (" (teacher)" if _unsaid_teacher(model) else "")
+        cells = _accuracy_cells(comparison, model, _markdown_accuracy, "–")
+        lines.append([name, *cells, *_gains(comparison, model)])
     return _markdown_table(lines)
+
+
+def _markdown_accuracy(mean: str, spread: str, place: int, mark: str) -> str:
+    shown = {0: mean, 1: f"**{mean}**", 2: f"<ins>{mean}</ins>"}[place]
+    return shown + mark.replace("*", r"\*") + (f" ± {spread}" if spread else "")
 
 
 def markdown_costs(comparison: Comparison) -> str:
@@ -223,20 +224,14 @@ def html_accuracy(comparison: Comparison) -> str:
     headings += [f"gain, {metric_label(comparison.primary)}", "gap closed"]
     body = []
     for model in comparison.models:
-        cells = [_name_cell(model)]
-        for metric in comparison.metrics:
-            cell = accuracy_cell(comparison, model, metric)
-            if cell is None:
-                cells.append("<td>–</td>")
-                continue
-            mean, spread, place, mark = cell
-            shown = {0: mean, 1: f"<b>{mean}</b>", 2: f"<u>{mean}</u>"}[place]
-            star = f'<span class="mark">{mark}</span>'
-            spread = f"<small>± {spread}</small>" if spread else ""
-            cells.append(f"<td>{shown}{star}{spread}</td>")
-        cells += [f"<td>{value}</td>" for value in _gains(comparison, model)]
-        body.append((model, cells))
+        values = [*_accuracy_cells(comparison, model, _html_accuracy, "–"), *_gains(comparison, model)]
+        body.append((model, [_name_cell(model), *(f"<td>{value}</td>" for value in values)]))
     return _html_table(headings, body)
+
+
+def _html_accuracy(mean: str, spread: str, place: int, mark: str) -> str:
+    shown = {0: mean, 1: f"<b>{mean}</b>", 2: f"<u>{mean}</u>"}[place]
+    return f'{shown}<span class="mark">{mark}</span>' + (f"<small>± {spread}</small>" if spread else "")
 
 
 def html_costs(comparison: Comparison) -> str:
