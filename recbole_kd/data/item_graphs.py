@@ -318,7 +318,6 @@ def cached_adjacency(
                 # Sparse products read what the columns say unchecked, and this is a file.
                 return torch.sparse_csr_tensor(*parts, size=size, check_invariants=True)
     adjacency = sevo_adjacency(options, train, observed, item_rows, teacher_items)
-    os.makedirs(folder, exist_ok=True)
     state = {
         "key": key,
         "rows": adjacency.crow_indices(),
