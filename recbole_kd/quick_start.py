@@ -113,8 +113,7 @@ def _run(config: KDConfig, saved: bool, group: Group) -> dict[str, Any]:
     with group.first("data"):
         fetch(config)
     splits = load_splits(config)
-    needs_teacher = active_distillers(config) or reads_a_teacher(config)
-    teacher = shared_teacher(config, splits, group) if needs_teacher else None
+    teacher = shared_teacher(config, splits, group) if needs_teacher(config) else None
     if teacher is not None and config["ray_address"]:
         from recbole_kd.tune.shards import rank_in_shards
 
@@ -228,6 +227,11 @@ def active_distillers(config: KDConfig) -> dict[str, Any]:
     """Checked options of the distillers whose weights are not all 0, by name."""
     options = {name: distiller_class(name).options_class.parse(name, config[name]) for name in config.distillers}
     return {name: value for name, value in options.items() if not distiller_class(name).is_off(value)}
+
+
+def needs_teacher(config: KDConfig) -> bool:
+    """Whether anything of the run reads a teacher."""
+    return bool(active_distillers(config)) or reads_a_teacher(config)
 
 
 def build_student(

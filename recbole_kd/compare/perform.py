@@ -15,14 +15,14 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_kd.checkpoint import save_json
-from recbole_kd.compare.plan import Row, needs_teacher
+from recbole_kd.compare.plan import Row
 from recbole_kd.config import KDConfig
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, reset_peak_memory
 from recbole_kd.evaluation.full_sort import PAIRS_PER_CALL, exact_topk
 from recbole_kd.evaluation.per_user import save_per_user
-from recbole_kd.quick_start import build_student, evaluate, load_splits, start_logging
+from recbole_kd.quick_start import build_student, evaluate, load_splits, needs_teacher, start_logging
 from recbole_kd.representation import expanded_scores
 from recbole_kd.teacher import FrozenTeacher, make_evaluator, obtain_teacher
 

@@ -13,9 +13,8 @@ from typing import Any, Optional
 from recbole_kd.checkpoint import digest
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError, closest
-from recbole_kd.learner import reads_a_teacher
 from recbole_kd.properties_files import PROPERTIES, read_properties, read_yaml
-from recbole_kd.quick_start import active_distillers, versions
+from recbole_kd.quick_start import active_distillers, needs_teacher, versions
 
 #: Settings of the verb, beside RecBole's and ours.
 VERB_SETTINGS = ("models", "seeds", "tune_trials", "output", "parallel")
@@ -142,11 +141,6 @@ class Plan:
     def students(self) -> list[Row]:
         """All rows but the teachers."""
         return [row for row in self.rows if row.role != "teacher"]
-
-
-def needs_teacher(config: KDConfig) -> bool:
-    """Whether anything of the run reads a teacher."""
-    return bool(active_distillers(config)) or reads_a_teacher(config)
 
 
 def plan(settings: Mapping[str, Any]) -> Plan:

@@ -14,8 +14,7 @@ import torch
 from recbole_kd.config import KDConfig, merge, nest
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
-from recbole_kd.learner import reads_a_teacher
-from recbole_kd.quick_start import active_distillers, build_student, load_splits
+from recbole_kd.quick_start import build_student, load_splits, needs_teacher
 from recbole_kd.teacher import AnyTeacher, obtain_teacher
 
 
@@ -73,7 +72,7 @@ def load_shared(task: Task, config: KDConfig) -> Shared:
 
 def teacher_of(config: KDConfig, splits: Splits) -> Optional[AnyTeacher]:
     """The teacher of a run, where its distillers or its learner read one: from the cache, or trained now."""
-    return obtain_teacher(config, splits) if active_distillers(config) or reads_a_teacher(config) else None
+    return obtain_teacher(config, splits) if needs_teacher(config) else None
 
 
 def trial_config(task: Task, settings: Mapping[str, Any]) -> KDConfig:
