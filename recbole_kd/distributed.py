@@ -29,7 +29,6 @@ import re
 import signal
 import socket
 import tempfile
-import threading
 import time
 import traceback
 import warnings
@@ -38,7 +37,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
@@ -50,6 +49,7 @@ from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[a
 from recbole_kd.contracts import Distiller, Share
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.evaluation.full_sort import FastFullSortEvalDataLoader, FullSortCollector
+from recbole_kd.processes import deaf_to_interrupts, end_with_parent
 
 #: How long a process waits for the others within a step or an evaluation, which take seconds.
 _PATIENCE = timedelta(hours=1)
@@ -220,9 +220,7 @@ def run_processes(plan: Plan, function: Callable[..., Any], *arguments: Any) -> 
     with tempfile.TemporaryDirectory(prefix="recbole-kd-") as folder:
         receivers: list[Connection] = []
         processes = []
-        # What is blocked here is blocked there, from its first instruction on: Ctrl-C reaches a whole process group.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
+        with deaf_to_interrupts():
             for local in range(plan.here):
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_serve, args=(sender, plan, local, folder, function, arguments))
@@ -230,8 +228,6 @@ def run_processes(plan: Plan, function: Callable[..., Any], *arguments: Any) -> 
                 sender.close()
                 receivers.append(receiver)
                 processes.append(process)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         try:
             outcomes = _outcomes(receivers)
         finally:
@@ -296,7 +292,7 @@ def _verdict(plan: Plan, outcomes: Mapping[int, Outcome]) -> Any:
 def _serve(
     sender: Connection, plan: Plan, local: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         group = _joined(plan, local, folder)
         value = function(*arguments, group)
@@ -312,14 +308,6 @@ def _serve(
     sender.close()
     if outcome[0] == "result" and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """A killed parent can end nobody: who waits for it does."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def _joined(plan: Plan, local: int, folder: str) -> Group:
@@ -550,10 +538,10 @@ class SharedMixin:
 class PartOfBatches(FastFullSortEvalDataLoader):
     """A part of the batches of a loader of full-ranking batches: whole ones, as one process would make them."""
 
-    def __init__(self, whole: FastFullSortEvalDataLoader, group: Union[Group, Share]) -> None:
+    def __init__(self, whole: FastFullSortEvalDataLoader, share: Share) -> None:
         self.__dict__.update(whole.__dict__)
         users, each = whole.sample_size, whole.step
-        starts = range(0, users, each)[group.part(-(-users // each))]
+        starts = range(0, users, each)[share.part(-(-users // each))]
         self._batches = [range(start, min(start + each, users)) for start in starts]
 
     def __len__(self) -> int:

@@ -1,4 +1,7 @@
-"""A function in a process of its own: what it holds in memory is its own, and nothing of it stays."""
+"""A function in a process of its own: what it holds in memory is its own, and nothing of it stays.
+
+What any process of ours does with interrupts and with the end of the one that started it is here too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, Optional
 
@@ -33,12 +37,8 @@ def in_own_process(
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(sender, function, arguments))
-    # What is blocked here is blocked there, from its first instruction on: Ctrl-C reaches a whole process group.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
+    with deaf_to_interrupts():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     sender.close()
     try:
         kind, value = "message", None
@@ -65,7 +65,7 @@ def in_own_process(
 
 
 def _serve(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         outcome = "result", function(*arguments, lambda message: sender.send(("message", message)))
     except (UserError, TrainingError) as error:
@@ -76,9 +76,24 @@ def _serve(sender: Connection, function: Callable[..., Any], arguments: tuple[An
     sender.close()
 
 
-def _end_with_parent() -> None:
-    """A killed parent can end nobody: who waits for it does."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started inside never get an interrupt: it is this process's to handle."""
+    # What is blocked here is blocked there, from its first instruction on: Ctrl-C reaches a whole process group.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def end_with_parent() -> None:
+    """Lets this process end when the one that started it does: a killed parent can end nobody."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

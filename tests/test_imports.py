@@ -25,7 +25,7 @@ ALLOWED = {
     "evaluation": {"data"},
     "representation": {"contracts", "loss"},
     "trainer": {"contracts", "distributed", "evaluation", "optimizer"},
-    "distributed": {"contracts", "evaluation"},
+    "distributed": {"contracts", "evaluation", "processes"},
     "bare_teacher": {"contracts"},
     "rank_file": {"bare_teacher", "data"},
     "ensemble": {"bare_teacher", "data"},
