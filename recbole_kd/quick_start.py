@@ -381,12 +381,8 @@ def _baseline_summary(baseline: Trained) -> dict[str, Any]:
         "from_cache": baseline.from_cache,
         "test_result": baseline.test_result,
         "parameters": _size(baseline.model),
-        "train_seconds": _seconds(baseline),
+        "train_seconds": baseline.train_seconds,
     }
-
-
-def _seconds(trained: Trained) -> float:
-    return float(sum(trained.state.get("epoch_seconds") or []))
 
 
 def _size(model: nn.Module) -> int:

@@ -64,6 +64,11 @@ class Trained:
         """Metrics on the test split, as RecBole names them."""
         return dict(self.state["test_result"])
 
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of all epochs; 0 where the file does not know."""
+        return float(sum(self.state.get("epoch_seconds") or []))
+
 
 def build_model(config: KDConfig, dataset: Any) -> nn.Module:
     """The recommender of `config`, initialised from the global random state, on its device.
@@ -517,7 +522,7 @@ class FrozenTeacher:
             "digest": self.digest,
             "from_cache": self.trained.from_cache,
             "test_result": self.trained.test_result,
-            "train_seconds": float(sum(self.trained.state.get("epoch_seconds") or [])),
+            "train_seconds": self.trained.train_seconds,
         }
 
     @property
