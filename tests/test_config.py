@@ -225,6 +225,6 @@ def test_rates_chosen_for_one_student_are_not_anothers() -> None:
         student: KDConfig("RRDStudent", "citeulike", config_dict={"student": student})
         for student in ("BPR", "LightGCN")
     }
-    assert of["BPR"]["learning_rate"] == 2e-2 and of["BPR"]["epochs"] == 200
+    assert (of["BPR"]["learning_rate"], of["BPR"]["epochs"]) == (2e-2, 200)
     assert of["LightGCN"]["learning_rate"] != 2e-2
     assert of["BPR"]["rrd"] == of["LightGCN"]["rrd"], "the recipe's own choice for the dataset holds for both"
