@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
+
+#: Rows whose scores are compared at a time, so that what is made on the way stays in cache.
+BLOCK = 16
 
 
 def decoupled_losses(
@@ -17,7 +24,7 @@ def decoupled_losses(
     - NCKD is KL(q_t || q_s) of q = p without the target class, normalised to sum 1.
 
     Both are computed from logarithms, so that a probability which rounds to 0 or 1 does no harm. The teacher has no
-    gradient.
+    gradient. Differentiable once: both q are made once, and kept for the gradient.
 
     Args:
         student, teacher: (n, C) finite scores of all classes, at least two.
@@ -27,24 +34,50 @@ def decoupled_losses(
     Returns:
         Two scalars: means over rows. Entry: a row.
     """
-    student, teacher = student / temperature, teacher.detach() / temperature
     column = target.unsqueeze(1)
-    target_student, others_student = _log_pair(student, column)
-    target_teacher, others_teacher = _log_pair(teacher, column)
-    # The share of the non-target classes within themselves; the target's is 0 and so is its term below.
-    share = torch.exp(teacher - others_teacher).scatter_(1, column, 0.0)
-    non_target = (share * (teacher - student)).sum(1, keepdim=True) - others_teacher + others_student
-    kinds = []
-    for teacher_part, student_part in ((target_teacher, target_student), (others_teacher, others_student)):
-        whole_teacher = torch.logaddexp(target_teacher, others_teacher)
-        whole_student = torch.logaddexp(target_student, others_student)
-        log_teacher, log_student = teacher_part - whole_teacher, student_part - whole_student
-        kinds.append(log_teacher.exp() * (log_teacher - log_student))
+    others_student, others_teacher, non_target = _Others.apply(student, teacher.detach(), column, temperature)
+    # The log-odds of the target, of which b = (sigmoid, 1 - sigmoid).
+    odds_student = student.gather(1, column) / temperature - others_student
+    odds_teacher = teacher.detach().gather(1, column) / temperature - others_teacher
+    binary = sum(
+        odds_teacher.mul(sign).sigmoid() * (logsigmoid(sign * odds_teacher) - logsigmoid(sign * odds_student))
+        for sign in (1, -1)
+    )
     scale = temperature**2
-    return (kinds[0] + kinds[1]).mean() * scale, non_target.mean() * scale
+    return binary.mean() * scale, non_target.mean() * scale
 
 
-def _log_pair(scores: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, 1) the target's score, and (n, 1) the log-sum-exp of all others."""
-    rest = scores.scatter(1, column, -torch.inf)
-    return scores.gather(1, column), rest.logsumexp(1, keepdim=True)
+class _Others(torch.autograd.Function):
+    """Of all classes but the target's: (n, 1) log-sum-exp of the student, of the teacher, and KL(q_t || q_s)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, column: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shares = torch.empty_like(student), torch.empty_like(student)
+        sums = [student.new_empty(len(student), 1) for _ in range(3)]
+        for first in range(0, len(student), BLOCK):
+            block = slice(first, first + BLOCK)
+            scaled = []
+            for scores, share, others in zip((student, teacher), shares, sums):
+                part = (scores[block] / temperature).scatter_(1, column[block], -torch.inf)
+                largest = part.amax(1, keepdim=True)
+                torch.exp(part - largest, out=share[block])
+                total = share[block].sum(1, keepdim=True)
+                share[block].div_(total)
+                others[block] = total.log_().add_(largest)
+                scaled.append(part)
+            difference = scaled[1].sub_(scaled[0]).scatter_(1, column[block], 0.0)
+            expected = difference.mul_(shares[1][block]).sum(1, keepdim=True)
+            sums[2][block] = expected - sums[1][block] + sums[0][block]
+        ctx.save_for_backward(*shares)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(sums[1])
+        return sums[0], sums[1], sums[2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_others: Tensor, _: Tensor, of_divergence: Tensor) -> tuple[Any, ...]:
+        student, teacher = ctx.saved_tensors
+        gradient = student * ((of_others + of_divergence) / ctx.temperature)
+        return gradient.addcmul_(teacher, of_divergence / -ctx.temperature), None, None, None
