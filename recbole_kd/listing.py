@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 
 from recbole_kd.config import dataset_names
 from recbole_kd.contracts import CAPABILITIES
@@ -26,7 +27,7 @@ def listing(kinds: Sequence[str], data_path: str) -> str:
 
 def _lines(rows: dict[str, str]) -> str:
     width = max(map(len, rows), default=0)
-    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+    return "\n".join(f"  {name:<{width}}  {text}".rstrip() for name, text in rows.items())
 
 
 def _students() -> dict[str, str]:
@@ -78,5 +79,8 @@ def _recipes() -> dict[str, str]:
 
 
 def _datasets(data_path: str) -> dict[str, str]:
-    texts = {"ml-100k": "inside RecBole", **{name: f"recbole-kd prepare: {text}" for name, text in PREPARABLE.items()}}
-    return {name: texts.get(name, "") for name in dataset_names(data_path)}
+    names = dataset_names(data_path)
+    texts = {"ml-100k": "inside RecBole"}
+    texts |= {name: f"recbole-kd prepare: {entry.description}" for name, entry in PREPARABLE.items()}
+    texts |= {name: f"in {data_path}" for name in names if (Path(data_path) / name).is_dir()}
+    return {name: texts.get(name, "") for name in names}

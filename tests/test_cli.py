@@ -14,6 +14,7 @@ from recbole.trainer import Trainer
 
 import recbole_kd
 from recbole_kd.cli import VERBS, main, parse
+from recbole_kd.data.prepare import PREPARABLE
 from recbole_kd.errors import UserError
 from recbole_kd.registry import DISTILLERS, MODELS
 
@@ -78,6 +79,17 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     titles = [line.split(maxsplit=1)[1].partition(" [needs ")[0] for line in text.splitlines() if "[needs" in line]
     assert len(titles) == len(set(titles)) == len(DISTILLERS)
+
+
+def test_list_says_where_a_dataset_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    assert main(["list", "--kind=datasets", f"--data_path={tmp_path}"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    texts = dict((*line.split(maxsplit=1), "")[:2] for line in lines)
+    assert heading == "Datasets"
+    assert texts["mine"] == f"in {tmp_path}"
+    assert texts["ml-100k"] == "inside RecBole"
+    assert texts["gowalla"] == f"recbole-kd prepare: {PREPARABLE['gowalla'].description}"
 
 
 def test_a_run_from_the_command_line(known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
