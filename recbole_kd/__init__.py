@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 for _category in (DeprecationWarning, FutureWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"(recbole|ray|pkg_resources|torch)(\..*)?$")
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+warnings.filterwarnings("ignore", message=r"torch\.sparse\.SparseTensor\(.*is deprecated")
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 __all__ = ["run_recbole_kd"]
