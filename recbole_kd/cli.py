@@ -107,8 +107,6 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
     Raises:
         UserError: an unknown verb, a word that is no setting, or one setting with two values.
     """
-    from recbole_kd.config import parse_value
-
     words = list(words)
     verb = "train"
     if words and not words[0].startswith("-"):
@@ -129,6 +127,8 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
             text = words.pop(0)
         if not key:
             raise UserError(f"'{word}' has no name before the '='; expected --key=value.")
+        from recbole_kd.config import parse_value  # brings torch and RecBole, for which help need not wait
+
         # These are names, whatever they look like: a dataset may be called 2020.
         value = text if re.sub(r"^teacher\.\d+\.", "teacher.", key) in _TEXTS else parse_value(text)
         if key in settings and settings[key] != value:
