@@ -120,7 +120,10 @@ def _check_sizes(config: KDConfig, fewest: int) -> None:
 def make_evaluator(config: KDConfig, model: nn.Module, splits: Splits) -> tuple[Any, tuple[Any, Any, Any]]:
     """A trainer that evaluates a trained model, and the training, validation and test loader."""
     loaders = make_loaders(config, splits)
-    trainer = make_trainer(config, model)
+    # It makes no step, so that whatever the learner was (SEvo's needs a graph) is not built again.
+    trainer = make_trainer(
+        config, model, optimizer_factory=lambda parameters, rate, _: torch.optim.SGD(parameters, rate)
+    )
     trainer.eval_collector.data_collect(loaders[0])  # which `fit` does otherwise: ItemCoverage and others count items
     return trainer, loaders
 

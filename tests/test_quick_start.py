@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 import recbole_kd
+from recbole_kd.compare.plan import plan
 from recbole_kd.errors import UserError
 from recbole_kd.quick_start import evaluate_checkpoint, run_recbole_kd
 from recbole_kd.testing import known_answer_settings
+from recbole_kd.tune import parse_space, search
 
 FIELDS = {
     *("model", "dataset", "seed", "distillers", "teacher", "best_valid_score", "best_valid_result", "test_result"),
@@ -115,6 +117,13 @@ def test_metrics_that_read_the_training_data_are_evaluated_after_a_run_too(known
     assert set(run(known_answer, "BPR", **teacher, **asked)["teacher"]["test_result"]) == {"itemcoverage@10"}
 
 
+@pytest.mark.parametrize("settings", [{"sevo.graph": "bipartite"}, {"sevo.graph": "teacher", "teacher": "BPR", "teacher.epochs": 1}])
+def test_what_sevo_trained_is_evaluated_too(known_answer: Path, settings: dict[str, Any]) -> None:
+    result = run(known_answer, "BPR", learner="sevo_adamw", epochs=2, **settings)
+    given = {"data_path": str(known_answer), "topk": [10], "valid_metric": "NDCG@10"}
+    assert evaluate_checkpoint(result["checkpoint"], given)["test_result"] == result["test_result"]
+
+
 def test_evaluate_refuses_a_checkpoint_of_another_split(known_answer: Path) -> None:
     result = run(known_answer, "BPR", epochs=1)
     train = known_answer / "known-answer" / "known-answer.train.inter"
@@ -128,6 +137,30 @@ def test_a_distiller_is_refused_when_the_teacher_lacks_what_it_reads(known_answe
         run(known_answer, "BPR", distill="simrec", **{"teacher.model": "NeuMF", "teacher.epochs": 1})
     with pytest.raises(UserError, match=r"embeddings \(64 dimensions\) with the student's \(32\)"):
         run(known_answer, **{"teacher.model": "BPR", "teacher.epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("NeuMF", {"distill": "freqd", "teacher": "BPR"}, "freqd reads a vector .* of the student; NeuMF has none"),
+        ("BPR", {"distill": "simrec", "teacher": "NeuMF"}, "simrec reads a vector .* of the teacher; NeuMF has none"),
+        ("DEStudent", {"teacher": "EASE"}, "de reads a vector .* of the teacher; EASE has none"),
+        ("EASE", {"distill": "rrd", "teacher": "BPR"}, "EASE is computed in closed form: .* not learn"),
+        ("RRDStudent", {"student": "ItemKNN"}, "ItemKNN is computed in closed form: .* not learn"),
+        ("SASRec", {"distill": "rd", "teacher": "SASRec"}, "rd distils scores or vectors of users"),
+    ],
+)
+def test_models_that_do_not_go_together_are_refused_before_a_teacher_is_trained(
+    known_answer: Path, monkeypatch: pytest.MonkeyPatch, model: str, settings: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("recbole_kd.quick_start.Splits", lambda *_: pytest.fail("the data is loaded"))
+    with pytest.raises(UserError, match=message):
+        run(known_answer, model, **settings)
+    with pytest.raises(UserError, match=message):
+        plan({"models": model, "dataset": "known-answer", "data_path": str(known_answer), **settings})
+    space = parse_space("learning_rate loguniform -7,-4")
+    with pytest.raises(UserError, match=message):
+        search(model, "known-answer", config_dict={"data_path": str(known_answer), **settings}, space=space)
 
 
 def test_the_package_offers_the_run() -> None:
