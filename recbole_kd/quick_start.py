@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import colorama
 import torch
@@ -30,8 +31,8 @@ from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.evaluation.full_sort import sized_eval_batch
 from recbole_kd.learner import optimizer_factory, reads_a_teacher
 from recbole_kd.loaders import make_loaders
-from recbole_kd.registry import distiller_class, distillers
-from recbole_kd.representation import ModelStudent, is_sequential
+from recbole_kd.registry import distiller_class, distillers, models
+from recbole_kd.representation import ModelStudent, capabilities, is_sequential
 from recbole_kd.teacher import (
     AnyTeacher,
     Trained,
@@ -110,6 +111,7 @@ def _run(config: KDConfig, saved: bool, group: Group) -> dict[str, Any]:
         start_logging(config)
     else:
         config["show_progress"] = False
+    check_models(config)
     with group.first("data"):
         fetch(config)
     splits = load_splits(config)
@@ -268,8 +270,52 @@ def build_student(
     return model, trainer, loaders
 
 
-def check_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeacher) -> None:
-    """Refuses a student or a teacher that lacks what a distiller reads, before anything is trained."""
+@dataclass(frozen=True)
+class _Named:
+    """A model that is not built yet, as :func:`check_needs` looks at one."""
+
+    name: str
+    model: Any
+    capabilities: frozenset[str]
+
+    @classmethod
+    def of(cls, config: KDConfig) -> _Named:
+        kind = config.resolved.model_class
+        return cls(str(config["model"]), kind, capabilities(kind))
+
+
+def check_models(config: KDConfig) -> None:
+    """Refuses a student that cannot learn from the distillers, or a teacher's model that cannot serve them.
+
+    What a checkpoint, a file of ranks or several teachers offer is known when they are read, and checked then.
+
+    Raises:
+        UserError: such a student or teacher.
+    """
+    active = active_distillers(config)
+    if not active:
+        return
+    if not models()[config.resolved.backbone].gradient:
+        raise UserError(
+            f"{config.resolved.backbone} is computed in closed form: it teaches and does not learn. Set --model to a "
+            "student that 'recbole-kd list --kind=students' names, or leave --distill out."
+        )
+    sections = config.teacher_sections()
+    student, teacher = _Named.of(config), None
+    if len(sections) == 1:
+        ((prefix, section),) = sections.items()
+        if section.get("model") and not section.get("checkpoint") and not section.get("ranks"):
+            named = config.teacher_config(section, prefix)
+            if named.sequential == config.sequential:  # or the two do not belong together, which is said elsewhere
+                teacher = _Named.of(named)
+    for name, options in active.items():
+        check_needs(name, options, student, teacher)
+
+
+def check_needs(
+    name: str, options: Any, student: Union[ModelStudent, _Named], teacher: Union[AnyTeacher, _Named, None]
+) -> None:
+    """Refuses a student or a teacher, as far as it is known, that lacks what a distiller reads."""
     sequential = is_sequential(student.model)
     needs = _needs(name, options, sequential)
     if needs is None:
@@ -279,6 +325,8 @@ def check_needs(name: str, options: Any, student: ModelStudent, teacher: AnyTeac
             f"set --distill to one of {', '.join(able)}, or another --model."
         )
     for role, view in (("student", student), ("teacher", teacher)):
+        if view is None:
+            continue
         for need in sorted(needs[role] - view.capabilities):
             able = _able(role, view.capabilities, sequential)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"

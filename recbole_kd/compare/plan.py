@@ -14,7 +14,7 @@ from recbole_kd.checkpoint import digest
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError, closest
 from recbole_kd.properties_files import PROPERTIES, read_properties, read_yaml
-from recbole_kd.quick_start import active_distillers, needs_teacher, versions
+from recbole_kd.quick_start import active_distillers, check_models, needs_teacher, versions
 
 #: Settings of the verb, beside RecBole's and ours.
 VERB_SETTINGS = ("models", "seeds", "tune_trials", "output", "parallel")
@@ -264,6 +264,7 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
                 f"{name}: compare evaluates a row's teacher, which a file of ranks and several teachers at once are "
                 "not; set --teacher to one model or checkpoint."
             )
+        check_models(row.first_config)
         teacher = merge({"seed": seeds[0]}, settings.get("teacher") or {})
         return replace(row, role="recipe", settings={**row.settings, "teacher": teacher})
     return replace(row, settings={key: value for key, value in row.settings.items() if key != "teacher"})

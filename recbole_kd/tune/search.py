@@ -28,7 +28,7 @@ from recbole_kd.checkpoint import digest, save_json, write_atomic
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError
 from recbole_kd.properties_files import PROPERTIES, overall_properties
-from recbole_kd.quick_start import build_student, evaluate_checkpoint, load_splits, start_logging
+from recbole_kd.quick_start import build_student, check_models, evaluate_checkpoint, load_splits, start_logging
 from recbole_kd.tune.parallel import ray_session
 from recbole_kd.tune.report import write_report
 from recbole_kd.tune.space import Domain, draw_trials, read_space
@@ -100,6 +100,7 @@ def search(
     place = Path(folder) if folder is not None else Path(base["checkpoint_dir"]) / "tune" / name
     draws = draw_trials(domains, trials, base["seed"])
     _check_space(base, domains, draws, source)
+    check_models(base)
     splits = load_splits(base)
     task = Task(
         key=digest(regime, splits.content(), _teacher_files(base["teacher"] or {})),
