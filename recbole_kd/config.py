@@ -115,7 +115,7 @@ def parse_value(text: str) -> Any:
         mappings = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
         if any(len(ast.literal_eval(node)) < len(node.keys) for node in mappings):
             raise UserError(f"{text} names something twice; keep one.")
-        return value
+        return list(value) if isinstance(value, tuple) else value  # --topk=10,20
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if text[:1] in "[{" or text in ("~", "null"):

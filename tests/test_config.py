@@ -23,6 +23,7 @@ def config(model: str = "SimRecStudent", **settings: Any) -> KDConfig:
     [
         ("1e-3", 1e-3),
         ("[10,20]", [10, 20]),
+        ("10,20", [10, 20]),
         ("[Recall,NDCG]", ["Recall", "NDCG"]),
         ("{'split':{'RS':[8,1,1]}}", {"split": {"RS": [8, 1, 1]}}),
         ("None", None),
