@@ -117,7 +117,9 @@ def test_metrics_that_read_the_training_data_are_evaluated_after_a_run_too(known
     assert set(run(known_answer, "BPR", **teacher, **asked)["teacher"]["test_result"]) == {"itemcoverage@10"}
 
 
-@pytest.mark.parametrize("settings", [{"sevo.graph": "bipartite"}, {"sevo.graph": "teacher", "teacher": "BPR", "teacher.epochs": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"sevo.graph": "bipartite"}, {"sevo.graph": "teacher", "teacher": "BPR", "teacher.epochs": 1}]
+)
 def test_what_sevo_trained_is_evaluated_too(known_answer: Path, settings: dict[str, Any]) -> None:
     result = run(known_answer, "BPR", learner="sevo_adamw", epochs=2, **settings)
     given = {"data_path": str(known_answer), "topk": [10], "valid_metric": "NDCG@10"}
