@@ -27,6 +27,7 @@ from typing import Callable, Optional
 
 import numpy as np
 import torch
+from on_gowalla import BATCH, STUDENT, in_turns, load
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender import BPR
@@ -34,10 +35,8 @@ from recbole.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_kd.config import KDConfig
 from recbole_kd.contracts import CAPABILITIES, Batch, DataView, Distiller
 from recbole_kd.data.observed import Observed
-from recbole_kd.data.splits import Splits
 from recbole_kd.distiller.de import DEDistiller
 from recbole_kd.distiller.fitnet import FitNetDistiller
 from recbole_kd.distiller.freqd import FreqDDistiller
@@ -45,12 +44,11 @@ from recbole_kd.distiller.ftd import FTDDistiller
 from recbole_kd.distiller.htd import HTDDistiller
 from recbole_kd.distiller.phr import PHRDistiller
 from recbole_kd.distiller.rkd import RKDDistiller
-from recbole_kd.loaders import make_loaders
 from recbole_kd.representation import ModelStudent
 from recbole_kd.teacher import build_model
 from recbole_kd.trainer import _fused_adam
 
-STUDENT, TEACHER, BATCH, EPOCHS = 20, 300, 2048, 100
+TEACHER, EPOCHS = 300, 100
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 Clock = Callable[[], float]
@@ -178,33 +176,9 @@ def recbole_step(data_path: Path, clock: Clock) -> float:
     return (clock() - start) * 1e3 / len(train)
 
 
-def alternating(plain: Training, distilled: Training, count: int) -> tuple[float, float]:
-    """Median milliseconds of a step of each, `count` or a few more of both, in turns of ten steps.
-
-    The first two steps of a turn are not counted: they find the other's tables and moments in the caches.
-    """
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(-(-count // 8)):
-        for training, kept in zip((plain, distilled), times):
-            kept += [training.step() for _ in range(10)][2:]
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
 def graph_student(data_path: Path, clock: Clock, count: int) -> tuple[float, float]:
     """Median milliseconds of a step of LightGCN, plain and with FitNet and FreqD."""
-    settings = {
-        "data_path": str(data_path),
-        "checkpoint_dir": tempfile.mkdtemp(),
-        "embedding_size": STUDENT,
-        "n_layers": 3,
-        "train_batch_size": BATCH,
-        "show_progress": False,
-        "use_gpu": False,
-        "distill": [],
-    }
-    config = KDConfig("LightGCN", "gowalla", config_dict=settings)
-    splits = Splits(config)
-    loader = make_loaders(config, splits)[0]
+    config, splits, loader, names = load("LightGCN", data_path, n_layers=3)
     model = build_model(config, splits.train)
     student, observed = ModelStudent(model), splits.observed
     teacher = Tables(observed.users, observed.items, TEACHER, trained=False)
@@ -215,7 +189,6 @@ def graph_student(data_path: Path, clock: Clock, count: int) -> tuple[float, flo
     ]
     own = [parameter for distiller in distillers for parameter in distiller.parameters()]
     optimizer = torch.optim.Adam([{"params": list(model.parameters())}, {"params": own, "fused": _fused_adam()}])
-    names = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], config["NEG_PREFIX"] + config["ITEM_ID_FIELD"]
     batches = iter(loader)
 
     def step(distilled: bool) -> float:
@@ -231,9 +204,7 @@ def graph_student(data_path: Path, clock: Clock, count: int) -> tuple[float, flo
         optimizer.step()
         return (clock() - start) * 1e3
 
-    times = [(step(False), step(True)) for _ in range(count + 3)][3:]
-    plain, distilled = (statistics.median(column) for column in zip(*times))
-    return plain, distilled
+    return in_turns(lambda: step(False), lambda: step(True), count)
 
 
 def timed(build: Callable[[], Distiller]) -> tuple[Distiller, float]:
@@ -278,7 +249,7 @@ def main() -> None:
         distiller.begin_epoch(epoch)
         distilled = Training(observed, student, distiller, clock)
         count = 6 if label.endswith("epoch 0") else arguments.steps
-        before, after = alternating(plain, distilled, count)
+        before, after = in_turns(plain.step, distilled.step, count)
         experts = values.get("experts")
         bound = f"{floor(clock, sizes, experts, epoch):.1f}" if isinstance(experts, int) else ""
         print(

@@ -21,27 +21,24 @@ import argparse
 import itertools
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any, Callable
 
 import torch
+from on_gowalla import in_turns, load
 from recbole.utils import init_seed
 from torch import Tensor
 
-from recbole_kd.config import KDConfig
 from recbole_kd.contracts import CAPABILITIES, Batch, DataView, Distiller
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank
-from recbole_kd.data.splits import Splits
 from recbole_kd.distiller.cd import CDDistiller
 from recbole_kd.distiller.dcd import DCDDistiller
 from recbole_kd.distiller.kd import KDDistiller
 from recbole_kd.distiller.rd import RDDistiller
 from recbole_kd.distiller.rrd import IRRRDDistiller, RRDDistiller
 from recbole_kd.distiller.unkd import UnKDDistiller
-from recbole_kd.loaders import make_loaders
 from recbole_kd.loss.gather import gathered_dot
 from recbole_kd.representation import ModelStudent
 from recbole_kd.teacher import build_model
@@ -147,24 +144,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     init_seed(0, True)
 
-    settings = {
-        "data_path": arguments.data_path,
-        "checkpoint_dir": tempfile.mkdtemp(),
-        "embedding_size": 20,
-        "train_batch_size": 2048,
-        "show_progress": False,
-        "use_gpu": False,
-        "distill": [],
-    }
-    config = KDConfig("BPR", "gowalla", config_dict=settings)
-    splits = Splits(config)
-    loader = make_loaders(config, splits)[0]
+    config, splits, loader, names = load("BPR", arguments.data_path)
     observed = splits.observed
     print(f"{observed.users - 1:,} users, {observed.items - 1:,} items, {len(observed):,} training pairs")
     measure_rank_bank(observed, 2000)
     teacher = Teacher(observed)
     data = DataView(observed, epochs=100, seed=0, device=torch.device("cpu"))
-    names = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], config["NEG_PREFIX"] + config["ITEM_ID_FIELD"]
     stream = batches(loader)
     count = len(loader)
     print(f"{'':20}{'set-up':>8}{'draw':>8}{'plain':>8}{'with':>8}{'floor':>8}{'epoch':>8}{'ratio':>8}{'target':>8}")
@@ -192,16 +177,10 @@ def main() -> None:
             optimizer.step()  # noqa: B023
             return (clock() - start) * 1e3
 
-        # In turns of ten steps, of which the first two find what the other kind left in the caches.
-        plain: list[float] = []
-        distilled: list[float] = []
-        for _ in range(-(-arguments.steps // 8)):
-            for with_distiller, kept in ((False, plain), (True, distilled)):
-                kept += [step(with_distiller) for _ in range(10)][2:]
+        base, with_it = in_turns(lambda: step(False), lambda: step(True), arguments.steps)
         users, items = student.asked
         with torch.no_grad():
             floor = seconds(lambda asked=(users, items), view=student: view.scores(*asked), 9) * 1e3
-        base, with_it = statistics.median(plain), statistics.median(distilled)
         epoch = base * count / 1e3
         ratio = (with_it * count / 1e3 + draw) / epoch
         print(
