@@ -34,11 +34,11 @@ def decoupled_losses(
     Returns:
         Two scalars: means over rows. Entry: a row.
     """
-    column = target.unsqueeze(1)
-    others_student, others_teacher, non_target = _Others.apply(student, teacher.detach(), column, temperature)
+    teacher, column = teacher.detach(), target.unsqueeze(1)
+    others_student, others_teacher, non_target = _Others.apply(student, teacher, column, temperature)
     # The log-odds of the target, of which b = (sigmoid, 1 - sigmoid).
     odds_student = student.gather(1, column) / temperature - others_student
-    odds_teacher = teacher.detach().gather(1, column) / temperature - others_teacher
+    odds_teacher = teacher.gather(1, column) / temperature - others_teacher
     binary = sum(
         odds_teacher.mul(sign).sigmoid() * (logsigmoid(sign * odds_teacher) - logsigmoid(sign * odds_student))
         for sign in (1, -1)
