@@ -220,15 +220,15 @@ def run_processes(plan: Plan, function: Callable[..., Any], *arguments: Any) -> 
     with tempfile.TemporaryDirectory(prefix="recbole-kd-") as folder:
         receivers: list[Connection] = []
         processes = []
-        with deaf_to_interrupts():
-            for local in range(plan.here):
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_serve, args=(sender, plan, local, folder, function, arguments))
-                process.start()
-                sender.close()
-                receivers.append(receiver)
-                processes.append(process)
         try:
+            with deaf_to_interrupts():
+                for local in range(plan.here):
+                    receiver, sender = context.Pipe(duplex=False)
+                    process = context.Process(target=_serve, args=(sender, plan, local, folder, function, arguments))
+                    process.start()
+                    processes.append(process)
+                    receivers.append(receiver)
+                    sender.close()
             outcomes = _outcomes(receivers)
         finally:
             for process in processes:

@@ -464,7 +464,8 @@ def table(result: Mapping[str, Any]) -> str:
     if teacher:
         one = {**teacher, "parameters": sizes["teacher"]}
         rows += [("teacher", member) for member in one.get("members", [one])]
-    rows.append(("student", {**result, "parameters": sizes["student"]}))
+    name = result["model"] if result["student"] == result["model"] else f"{result['model']} ({result['student']})"
+    rows.append(("student", {**result, "model": name, "parameters": sizes["student"]}))
     if baseline:
         rows.append(("baseline", baseline))
     lines = [["", "model", *shown, "parameters", "train seconds"]]

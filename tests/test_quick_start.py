@@ -11,7 +11,7 @@ import pytest
 import recbole_kd
 from recbole_kd.compare.plan import plan
 from recbole_kd.errors import UserError
-from recbole_kd.quick_start import evaluate_checkpoint, run_recbole_kd
+from recbole_kd.quick_start import evaluate_checkpoint, run_recbole_kd, table
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.tune import parse_space, search
 
@@ -47,6 +47,12 @@ def test_a_run_gives_every_field_and_writes_it(known_answer: Path) -> None:
     assert (
         json.loads(Path(result["checkpoint"]).with_suffix(".json").read_text())["test_result"] == result["test_result"]
     )
+
+
+def test_the_table_names_the_backbone_of_a_recipe(known_answer: Path) -> None:
+    settings = {"rrd.pool": 8, "rrd.interesting": 4, "rrd.uninteresting": 4, "baseline": "none"}
+    result = run(known_answer, "RRDStudent", student="LightGCN", **{"teacher.epochs": 1, "epochs": 1, **settings})
+    assert "RRDStudent (LightGCN)" in table(result)
 
 
 def test_the_student_learns(known_answer: Path) -> None:
