@@ -17,6 +17,13 @@ class Teacher(TeacherView, Protocol):
 
     digest: str
 
+    def score_block(self, users: Tensor) -> Tensor:
+        """Scores of users (n,) with every item, (n, I), padding included, in a new array."""
+
+    @property
+    def ranks_key(self) -> str:
+        """Under which its ranked lists are kept: of all that decides them."""
+
     @property
     def parameters(self) -> int:
         """Number of weights."""
@@ -41,6 +48,10 @@ class BareTeacher:
         raise UserError(f"The teacher {self.name} has no {CAPABILITIES[what]}; use another teacher or distiller.")
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
+        self.lacks("scores")
+
+    def score_block(self, users: Tensor) -> Tensor:
+        """Scores of users (n,) with every item."""
         self.lacks("scores")
 
     def ranked_items(self, k: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -46,7 +47,7 @@ _DATASET_KEYS = tuple(dataset_arguments)
 #: Keys of a model file that say when its settings apply, rather than being settings.
 _CONDITIONAL = ("for_dataset", "for_student")
 _SCALAR_OR_LIST = ("metrics", "topk", "distill")
-_TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count")
+_TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
 #: Settings of the machine and of output: whatever they are, the same is learned.
 WITHOUT_EFFECT = frozenset(
     (
@@ -95,6 +96,7 @@ _RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
 }
 _DROPOUT = (0, 1, False)
 _SCHEDULES = ("constant", "cosine")
+_FUSIONS = ("ranks", "scores")
 
 
 def parse_value(text: str) -> Any:
@@ -416,6 +418,8 @@ class KDConfig(Config):
                 f"--{self.prefix}learning_rate_schedule={schedule!r} is not one of {', '.join(_SCHEDULES)}."
                 f"{closest(str(schedule), _SCHEDULES)}"
             )
+        if not self.prefix:
+            self._check_fusion(final["teacher"])
         for key, value in final.items():
             self._check_range(key, value)
             default = self.internal_config_dict.get(key)
@@ -423,6 +427,20 @@ class KDConfig(Config):
                 raise UserError(
                     f"--{self.prefix}{key}={value!r} is of another type than its default {default!r}; "
                     f"set a value such as --{self.prefix}{key}={default}."
+                )
+
+    @staticmethod
+    def _check_fusion(teacher: Any) -> None:
+        section = dict(teacher) if isinstance(teacher, Mapping) else {}
+        if section.get("fusion", "ranks") not in _FUSIONS:
+            raise UserError(f"--teacher.fusion={section['fusion']!r} is not one of {', '.join(_FUSIONS)}.")
+        for key, own in {"": section, **{f"{key}.": own for key, own in section.items() if key.isdigit()}}.items():
+            share = (own or {}).get("share", 1)
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
+                raise UserError(f"--teacher.{key}share={share!r}; expected a number above 0.")
+            if key and "fusion" in (own or {}):
+                raise UserError(
+                    f"--teacher.{key}fusion is set, and all teachers are fused alike; set --teacher.fusion."
                 )
 
     def _check_files(self) -> None:
@@ -497,6 +515,11 @@ class KDConfig(Config):
         if not numbered:
             return {"teacher.": section}
         return {f"teacher.{index}.": merge(section, numbered.get(str(index)) or {}) for index in range(count)}
+
+    @property
+    def teacher_fusion(self) -> str:
+        """How the rankings of several teachers become one: ``ranks`` or ``scores``."""
+        return str(self["teacher"]["fusion"])
 
     def teacher_config(self, section: Optional[Mapping[str, Any]] = None, prefix: str = "teacher.") -> KDConfig:
         """A teacher's configuration: its model's defaults, this run's data and evaluation, and its section.

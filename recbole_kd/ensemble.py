@@ -1,8 +1,8 @@
-"""Several teachers as one: rankings fused by reciprocal rank, standardised scores averaged, vectors side by side."""
+"""Several teachers as one: rankings fused by rank or score, standardised scores averaged, vectors side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Optional
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from recbole_kd.bare_teacher import BareTeacher, Teacher
 from recbole_kd.checkpoint import digest
-from recbole_kd.data.ranks import fuse_ranks
+from recbole_kd.data.observed import Observed
+from recbole_kd.data.ranks import RankBankCache, build_rank_bank, fuse_ranks
 
 __all__ = ["TeacherEnsemble"]
 
@@ -21,58 +22,100 @@ _PAIRS_FOR_MOMENTS = 1 << 22
 class TeacherEnsemble(BareTeacher):
     """Several teachers as one :class:`recbole_kd.contracts.TeacherView`.
 
-    - Ranks: reciprocal rank fusion (Cormack et al., SIGIR'09) of the members' lists, all of the length asked for.
     - Scores, where every member has those of any pair: the mean of the members' scores, each standardised by its mean
       and standard deviation over the catalogue for users spread evenly over all of them.
+    - Ranks: reciprocal rank fusion (Cormack et al., SIGIR'09) of the members' lists, all of the length asked for; or,
+      with ``fusion="scores"``, the ranking by those mean scores. Kept on disk under a digest of what decides them.
     - Vectors, of users, items and pairs: the members' side by side, of those that have any. The squared error of a
       concatenation is the sum of its parts' errors, so that a linear regression (fitnet, freqd) is exactly one
       distiller for each teacher; experts and groups (de, htd) are chosen in view of all teachers.
 
-    The layers of graphs, of which teachers have different numbers, are not offered.
+    Each member counts with its share, in ranks and in scores. The layers of graphs, of which teachers have different
+    numbers, are not offered.
     """
 
-    def __init__(self, members: Sequence[Teacher], users: int, items: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        members: Sequence[Teacher],
+        observed: Observed,
+        device: torch.device,
+        shares: Sequence[float],
+        fusion: str,
+        rank_folder: str,
+    ) -> None:
         """
         Args:
             members: two teachers or more.
-            users, items: U and I, padding included.
+            observed: the training split.
             device: where the members are.
+            shares: of each member, above 0; only their ratios count.
+            fusion: ``ranks`` or ``scores``.
+            rank_folder: where ranked lists are kept.
         """
         self.members = list(members)
         self.name = " + ".join(member.name for member in members)
-        self.digest = digest("ensemble", [member.digest for member in members])
-        self._users, self._items, self._device = users, items, device
+        self.shares = [share / sum(shares) for share in shares]
+        self.digest = digest("ensemble", [member.digest for member in members], fusion, self.shares)
+        self.observed, self.fusion = observed, fusion
+        self._device, self._ranks = device, RankBankCache(rank_folder)
         shared = frozenset.intersection(*(member.capabilities for member in members))
         either = frozenset.union(*(member.capabilities for member in members))
         scored = {"scores", "listed_scores"} if "scores" in shared else set()
         self.capabilities = (shared & {"ranks"}) | scored | (either & {"representations", "pair_representations"})
         dimensions = [member.dimension for member in self._with("representations")]
         self.dimension: Optional[int] = sum(size for size in dimensions if size) or None
-        self._fused: dict[int, Tensor] = {}
+        self._ranked: Optional[Tensor] = None
 
     def _with(self, capability: str) -> list[Teacher]:
         return [member for member in self.members if capability in member.capabilities]
 
+    @cached_property
+    def ranks_key(self) -> str:
+        """Under which its ranked lists are kept: of the members' lists, how they are fused, and the training split."""
+        members = [member.ranks_key for member in self.members]
+        return digest("ensemble", members, self.fusion, self.shares, self.observed.keys)
+
     def ranked_items(self, k: int) -> Tensor:
-        """The k items of the highest sum of reciprocal ranks, best first: (U, k) int32, filled with 0."""
-        if k not in self._fused:
-            self._fused = {k: fuse_ranks([member.ranked_items(k) for member in self.members])}
-        return self._fused[k]
+        """The k best unobserved items of every user, best first: (U, k) int32, filled with 0.
+
+        By ranks, a list is the fusion of the members' k best, so that a shorter one is not its beginning.
+        """
+        whole = self.fusion == "scores"
+        if self._ranked is None or self._ranked.shape[1] < k or (not whole and self._ranked.shape[1] != k):
+            key = self.ranks_key if whole else digest(self.ranks_key, k)
+            self._ranked = self._ranks.load(key, k)
+            if self._ranked is None:
+                if whole:
+                    self._ranked = build_rank_bank(self.score_block, self.observed, k)
+                else:
+                    self._ranked = fuse_ranks([one.ranked_items(k) for one in self.members], shares=self.shares)
+                self._ranks.save(key, self._ranked)
+        return self._ranked[:, :k]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """The mean of the members' standardised scores of users (n,) with items (n,) or (n, k), shaped like `items`."""
-        standardised = [
-            (member.scores(users, items) - mean) / deviation
-            for member, (mean, deviation) in zip(self.members, self._moments)
-        ]
-        return torch.stack(standardised).mean(0)
+        """The members' mean standardised scores of users (n,) with items (n,) or (n, k), shaped like `items`."""
+        return self._mean(member.scores(users, items) for member in self.members)
+
+    def score_block(self, users: Tensor) -> Tensor:
+        """Those of users (n,) with every item, (n, I)."""
+        return self._mean(member.score_block(users) for member in self.members)
+
+    def _mean(self, scores: Iterable[Tensor]) -> Tensor:
+        parts = (
+            ((one - mean) * (share / deviation)).to(self._device)
+            for one, share, (mean, deviation) in zip(scores, self.shares, self._moments)
+        )
+        total = next(parts)
+        for part in parts:
+            total += part
+        return total
 
     @cached_property
     def _moments(self) -> list[tuple[float, float]]:
         """Mean and standard deviation of each member's scores, over all items for evenly spaced users."""
-        count = max(1, min(self._users - 1, _PAIRS_FOR_MOMENTS // self._items))
-        users = torch.linspace(1, self._users - 1, count).round().long().to(self._device)
-        items = torch.arange(1, self._items, device=self._device).expand(count, -1)
+        count = max(1, min(self.observed.users - 1, _PAIRS_FOR_MOMENTS // self.observed.items))
+        users = torch.linspace(1, self.observed.users - 1, count).round().long().to(self._device)
+        items = torch.arange(1, self.observed.items, device=self._device).expand(count, -1)
         found = []
         for member in self.members:
             scores = member.scores(users, items).double()

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from recbole_kd.bare_teacher import BareTeacher
+from recbole_kd.checkpoint import digest
 from recbole_kd.data.ranked_lists import RankedLists
 
 __all__ = ["RankFileTeacher"]
@@ -43,6 +44,11 @@ class RankFileTeacher(BareTeacher):
         if self.lists.scores is None:
             self.lacks("listed_scores")
         return self.lists.scores_of(users, items)
+
+    @property
+    def ranks_key(self) -> str:
+        """Under which its ranked lists are kept: of the lists, in the student's ids."""
+        return digest(self.digest, self.lists.offsets, self.lists.items)
 
     def summary(self) -> dict[str, Any]:
         """The part of a run's result that tells of the teacher; a file has no checkpoint and is not evaluated."""

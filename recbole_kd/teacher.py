@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Optional, Union
 
 import recbole
@@ -217,7 +218,10 @@ def obtain_teacher(config: KDConfig, splits: Splits) -> AnyTeacher:
     teachers = [_obtain(config, splits, section, prefix) for prefix, section in sections.items()]
     if len(teachers) == 1:
         return teachers[0]
-    return TeacherEnsemble(teachers, splits.observed.users, splits.observed.items, config["device"])
+    fusion = config.teacher_fusion
+    shares = [float(section["share"]) for section in sections.values()]
+    folder = os.path.join(config["checkpoint_dir"], "ranks")
+    return TeacherEnsemble(teachers, splits.observed, config["device"], shares, fusion, folder)
 
 
 def _given(config: KDConfig, prefix: str) -> dict[str, Any]:
@@ -232,6 +236,11 @@ def _check_source(config: KDConfig, section: Mapping[str, Any], prefix: str) -> 
     sources = [key for key in ("model", "checkpoint", "ranks") if given.get(key)]
     if "ranks" in sources and len(sources) > 1:
         raise UserError(f"--{prefix}ranks and --{prefix}{sources[0]} both say who teaches; keep one.")
+    if section.get("ranks") and config.teacher_fusion == "scores":
+        raise UserError(
+            f"--teacher.fusion=scores ranks by scores of all items, and --{prefix}ranks has those that it lists; "
+            "set --teacher.fusion=ranks."
+        )
     if section.get("ranks") and config.sequential:
         raise UserError(
             f"--{prefix}ranks lists items for users, and {config.resolved.backbone} predicts the next item of a "
@@ -467,6 +476,11 @@ class FrozenTeacher:
         parts = zip(users.split(rows), items.split(rows))
         return torch.cat([expanded_scores(self.model, user, item) for user, item in parts])
 
+    @cached_property
+    def ranks_key(self) -> str:
+        """Under which its ranked lists are kept: of the weights, the training split and the order of ids."""
+        return digest(self.digest, self.observed.keys, [part.cpu() for part in self._maps or ()])
+
     @torch.no_grad()
     def score_block(self, users: Tensor) -> Tensor:
         """Scores of users (n,) with every item, (n, I), in the student's ids."""
@@ -507,14 +521,13 @@ class FrozenTeacher:
         Computed once per (weights, training split) and kept on disk; a longer list on disk serves a shorter one.
         """
         if self._ranked is None or self._ranked.shape[1] < k:
-            key = digest(self.digest, self.observed.keys, [part.cpu() for part in self._maps or ()])
-            self._ranked = self._ranks.load(key, k)
+            self._ranked = self._ranks.load(self.ranks_key, k)
             if self._ranked is None:
                 if self.ranker is not None:
                     self._ranked = self.ranker(self, k)
                 else:
                     self._ranked = build_rank_bank(self.score_block, self.observed, k)
-                self._ranks.save(key, self._ranked)
+                self._ranks.save(self.ranks_key, self._ranked)
         return self._ranked[:, :k]
 
     def summary(self) -> dict[str, Any]:

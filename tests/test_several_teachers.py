@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import torch
 
 from recbole_kd.cli import main
 from recbole_kd.config import KDConfig
+from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import fuse_ranks
 from recbole_kd.ensemble import TeacherEnsemble
 from recbole_kd.errors import UserError
@@ -34,7 +35,7 @@ def sections(data_path: Path, *sources: dict[str, Any]) -> dict[str, dict[str, A
     given = known_answer_settings(data_path, distill="rrd", **last)
     config = KDConfig("BPR", "known-answer", config_file_list=names, config_dict=given)
     return {
-        prefix: {key: value for key, value in section.items() if value not in (None, False)}
+        prefix: {key: value for key, value in section.items() if value not in (None, False, 1, "ranks")}
         for prefix, section in config.teacher_sections().items()
     }
 
@@ -69,8 +70,8 @@ def test_a_later_source_names_the_teachers_anew(known_answer: Path) -> None:
 
 
 def test_one_model_with_several_seeds_is_several_teachers(known_answer: Path) -> None:
-    found = sections(known_answer, {"teacher": "BPR", "teacher.0.seed": 1, "teacher.1.seed": 2})
-    assert found == {"teacher.0.": {"model": "BPR", "seed": 1}, "teacher.1.": {"model": "BPR", "seed": 2}}
+    found = sections(known_answer, {"teacher": "BPR", "teacher.0.seed": 2, "teacher.1.seed": 3})
+    assert found == {"teacher.0.": {"model": "BPR", "seed": 2}, "teacher.1.": {"model": "BPR", "seed": 3}}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,13 @@ def test_one_model_with_several_seeds_is_several_teachers(known_answer: Path) ->
         ({"teacher": "BPR,EASE", "teacher.1.embedding_sise": 3}, "Unknown setting 'teacher.1.embedding_sise'"),
         ({"teacher": "BPR", "teacher.ranks": "x.csv"}, "--teacher.ranks and --teacher.model both say who teaches"),
         ({"teacher.0.model": "BPR", "teacher.1.epochs": 3}, "needs a teacher; set --teacher.1=NAME"),
+        ({"teacher": "BPR,EASE", "teacher.1.share": 0}, "--teacher.1.share=0; expected a number above 0"),
+        ({"teacher": "BPR,EASE", "teacher.fusion": "sum"}, "--teacher.fusion='sum' is not one of ranks, scores"),
+        ({"teacher": "BPR,EASE", "teacher.1.fusion": "scores"}, "all teachers are fused alike; set --teacher.fusion"),
+        (
+            {"teacher": "BPR,EASE", "teacher.fusion": "scores", "teacher.0.model": None, "teacher.0.ranks": "x.csv"},
+            "--teacher.fusion=scores ranks by scores of all items, and --teacher.0.ranks has those that it lists",
+        ),
         ({"teacher": "BPR,GRU4Rec"}, "the teacher GRU4Rec is a sequential model"),
     ],
 )
@@ -123,10 +131,15 @@ def test_ranks_are_fused_by_reciprocal_rank(count: int, monkeypatch: pytest.Monk
     assert torch.equal(fuse_ranks([lists[0], lists[0]]), lists[0]), "agreement changes nothing"
 
 
-def ensemble(*members: Any) -> TeacherEnsemble:
+def ensemble(
+    *members: Any, shares: Optional[list[float]] = None, fusion: str = "ranks", folder: str = ""
+) -> TeacherEnsemble:
     for index, member in enumerate(members):
-        member.digest, member.parameters, member.files = str(index), 1, []
-    return TeacherEnsemble(members, 9, 12, torch.device("cpu"))
+        member.digest = member.ranks_key = str(index)
+        member.parameters, member.files = 1, []
+    shares = [1.0] * len(members) if shares is None else shares
+    observed = Observed(torch.tensor([1, 1, 2]), torch.tensor([1, 2, 3]), 9, 12)
+    return TeacherEnsemble(members, observed, torch.device("cpu"), shares, fusion, folder)
 
 
 def test_vectors_are_side_by_side() -> None:
@@ -157,6 +170,33 @@ def test_scores_are_the_mean_of_standardised_ones() -> None:
     users, items = torch.arange(1, 9), torch.arange(1, 12).expand(8, -1)
     wanted = sum((one - one.mean()) / one.std() for one in (member.scores(users, items) for member in (first, second)))
     torch.testing.assert_close(ensemble(first, second).scores(users, items), wanted / 2)
+
+
+def test_a_teacher_of_a_larger_share_counts_more() -> None:
+    first, second = FakeTeacher(9, 12, 3, seed=1), FakeTeacher(9, 12, 5, seed=2)
+    users, items = torch.arange(1, 9), torch.arange(1, 12).expand(8, -1)
+    one, two = ((found - found.mean()) / found.std() for found in (one.scores(users, items) for one in (first, second)))
+    found = ensemble(first, second, shares=[3.0, 1.0]).scores(users, items)
+    torch.testing.assert_close(found, 0.75 * one + 0.25 * two)
+
+    ranked = [torch.tensor([[0, 0], [1, 2]]), torch.tensor([[0, 0], [3, 1]])]
+    assert fuse_ranks(ranked, shares=[1.0, 3.0])[1].tolist() == [1, 3], "1 is in both lists"
+    assert fuse_ranks([lists[:, :1] for lists in ranked], shares=[1.0, 3.0])[1].tolist() == [3]
+
+
+def test_ranked_by_scores_the_best_are_those_of_the_highest_mean(tmp_path: Path) -> None:
+    """An item that both hold to be good comes before one that a single teacher holds to be the best."""
+    first, second = FakeTeacher(9, 12, 3, seed=1), FakeTeacher(9, 12, 5, seed=2)
+    both = ensemble(first, second, shares=[2.0, 1.0], fusion="scores", folder=str(tmp_path))
+    mean = both.scores(torch.arange(1, 9), torch.arange(12).expand(8, -1))
+    mean[:, 0] = -torch.inf
+    mean[0, 1] = mean[0, 2] = mean[1, 3] = -torch.inf  # observed
+    assert torch.equal(both.ranked_items(6)[1:].long(), mean.topk(6).indices)
+    assert torch.equal(both.ranked_items(4), both.ranked_items(6)[:, :4])
+
+    again = ensemble(first, second, shares=[4.0, 2.0], fusion="scores", folder=str(tmp_path))
+    again.score_block = lambda users: pytest.fail("the lists are kept")  # type: ignore[method-assign]
+    assert torch.equal(again.ranked_items(5), both.ranked_items(5))
 
 
 def test_it_offers_what_its_members_do_together() -> None:

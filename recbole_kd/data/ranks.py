@@ -78,21 +78,23 @@ def rank_block(score_block: Callable[[Tensor], Tensor], observed: Observed, k: i
 _FUSED_PAIRS = 1 << 22
 
 
-def fuse_ranks(lists: Sequence[Tensor], constant: float = 60.0) -> Tensor:
+def fuse_ranks(lists: Sequence[Tensor], constant: float = 60.0, shares: Optional[Sequence[float]] = None) -> Tensor:
     """Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR'09) of several rankings, in blocks of users.
 
-    An item scores the sum over the lists that hold it of 1 / (constant + rank), rank 1 being the best; what stands in
-    no list is not ranked. Of equal scores the item that an earlier list ranks, or ranks higher, comes first.
+    An item scores the sum over the lists that hold it of share / (constant + rank), rank 1 being the best; what stands
+    in no list is not ranked. Of equal scores the item that an earlier list ranks, or ranks higher, comes first.
 
     Args:
         lists: of each ranker, (U, k) ids, best first, filled with 0; an id is in a row once.
         constant: the paper's 60 keeps the first ranks from outweighing agreement further down.
+        shares: of each list, above 0; the paper's are all 1.
 
     Returns:
         (U, k) int32, filled with 0 where all lists together have fewer.
     """
     users, k = lists[0].shape
-    reciprocal = 1 / (constant + torch.arange(1, k + 1, dtype=torch.float64)).repeat(len(lists))
+    once = 1 / (constant + torch.arange(1, k + 1, dtype=torch.float64))
+    reciprocal = torch.cat([share * once for share in shares or [1.0] * len(lists)])
     fused = torch.zeros(users, k, dtype=torch.int32)
     rows = max(1, _FUSED_PAIRS // (k * len(lists)))
     for start in range(0, users, rows):

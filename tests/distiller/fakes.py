@@ -107,6 +107,9 @@ class FakeTeacher:
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
         return self.user_embeddings()[users] * self.item_embeddings()[items]
 
+    def score_block(self, users: Tensor) -> Tensor:
+        return self.user_embeddings()[users] @ self.item_embeddings().t()
+
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         return _scores(self.user_embeddings(), self.item_embeddings(), users, items)
 
