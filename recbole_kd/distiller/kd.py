@@ -1,9 +1,10 @@
 """KD: distilling the knowledge in a neural network (Hinton et al., 2015), over a list of items for each user.
 
-    loss = tau^2 * mean over users of the cross-entropy of softmax(y_s / tau) against softmax(y_t / tau)
+    loss = tau^2 * mean over users of the cross-entropy of softmax(y_s / tau) against softmax(y_t / tau_t)
 
-over the K best unobserved items of the guide: the teacher, or the student, ranked anew before each epoch. Entry: a
-distinct user of the batch.
+over the K best unobserved items of the guide: the teacher, or the student, ranked anew before each epoch. tau_t is tau
+in the paper; a temperature of its own is for scores of another scale than the student's. Entry: a distinct user of the
+batch.
 
 For next-item prediction the list is that of a sequence: the K items that the guide, as it is now, ranks highest after
 it, those that are in it not left out; or all items (``items: ~``). Entry: a sequence of the batch.
@@ -31,6 +32,7 @@ class KDOptions(Options):
     weight: float = option(0.1, "weight of the loss", minimum=0)
     items: Optional[int] = option(20, "K, items of each user or sequence; None: all, of sequential models", minimum=2)
     temperature: float = option(1.0, "tau, of both models' probabilities", above=0)
+    teacher_temperature: Optional[float] = option(None, "tau of the teacher's alone; None: the same", above=0)
     guide: str = option("teacher", "whose best items", choices=("teacher", "student"))
 
 
@@ -71,7 +73,12 @@ class KDDistiller(GuidedListDistiller):
         assert options.items is not None, "checked in the constructor"
         ranked = self.ranked_by(options.guide, "items", options.items)
         self._items = ranked.to(self.data.device)
-        self._targets = list_scores(self.teacher, self._items, self.data)
+        self._targets = self._scaled(list_scores(self.teacher, self._items, self.data))
+
+    def _scaled(self, scores: Tensor) -> Tensor:
+        """The teacher's scores, such that the student's temperature divides them to theirs."""
+        options = self.options
+        return scores * (options.temperature / (options.teacher_temperature or options.temperature))
 
     def begin_epoch(self, epoch: int) -> None:
         """Ranks anew where the student guides."""
@@ -88,7 +95,7 @@ class KDDistiller(GuidedListDistiller):
 
     def _next_item_loss(self, sequences: Sequences) -> Tensor:
         options = self.options
-        teacher = self.teacher.sequence_scores(sequences)[:, 1:]
+        teacher = self._scaled(self.teacher.sequence_scores(sequences)[:, 1:])
         if options.items is None:
             return softmax_loss(self.student.sequence_scores(sequences)[:, 1:], teacher, options.temperature)
         guide = teacher

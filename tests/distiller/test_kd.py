@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Optional
 
 import pytest
 import torch
@@ -44,14 +45,17 @@ def test_the_student_guides_by_what_it_ranks_now(made: Bench) -> None:
             made.student.user_table.neg_()
 
 
-def test_the_loss_is_the_weighted_mean_cross_entropy_times_the_squared_temperature(made: Bench) -> None:
-    distiller = made.build(KDDistiller, items=5, weight=0.3, temperature=2.0)
+@pytest.mark.parametrize("teachers", [None, 0.5])
+def test_the_loss_is_the_weighted_mean_cross_entropy_times_the_squared_temperature(
+    teachers: Optional[float], made: Bench
+) -> None:
+    distiller = made.build(KDDistiller, items=5, weight=0.3, temperature=2.0, teacher_temperature=teachers)
     users, items = made.asked(distiller)
     losses = []
     for user, row in zip(users, items):
         p = [math.exp(y / 2) for y in (made.student.item_table[row] @ made.student.user_table[user]).tolist()]
         teacher = made.teacher.item_embeddings()[row] @ made.teacher.user_embeddings()[user]
-        q = [math.exp(y / 2) for y in teacher.tolist()]
+        q = [math.exp(y / (teachers or 2)) for y in teacher.tolist()]
         losses.append(-sum(b / sum(q) * math.log(a / sum(p)) for a, b in zip(p, q)))
     assert distiller(made.batch)["kd"].item() == pytest.approx(0.3 * 4 * sum(losses) / len(losses))
 
