@@ -169,9 +169,17 @@ def _teacher_section(value: Any) -> dict[str, Any]:
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`; mappings are merged key by key, except those that RecBole takes as a whole."""
-    if any(key.isdigit() for key in low) and ("count" in high or "model" in high):  # teachers named anew
-        low = {key: value for key, value in low.items() if key != "count" and not key.isdigit()}
+    """`high` over `low`; mappings are merged key by key, except those that RecBole takes as a whole.
+
+    What `high` says of all teachers counts for those that `low` numbers too.
+    """
+    if any(key.isdigit() for key in low):
+        if "count" in high or "model" in high:  # teachers named anew
+            low = {key: value for key, value in low.items() if key != "count" and not key.isdigit()}
+        low = {
+            key: {name: one for name, one in value.items() if name not in high} if key.isdigit() and value else value
+            for key, value in low.items()
+        }
     merged = dict(low)
     for key, value in high.items():
         whole = key in _RECBOLE_MAPPINGS

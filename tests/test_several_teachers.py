@@ -69,6 +69,15 @@ def test_a_later_source_names_the_teachers_anew(known_answer: Path) -> None:
     assert len(changed) == 3
 
 
+def test_what_a_later_source_says_of_all_teachers_counts_for_each(known_answer: Path) -> None:
+    file = {"teacher": [{"model": "BPR", "epochs": 200, "embedding_size": 8}, {"model": "LightGCN"}]}
+    changed = sections(known_answer, file, {"teacher.epochs": 9, "teacher.1.embedding_size": 4})
+    assert changed == {
+        "teacher.0.": {"model": "BPR", "embedding_size": 8, "epochs": 9},
+        "teacher.1.": {"model": "LightGCN", "embedding_size": 4, "epochs": 9},
+    }
+
+
 def test_one_model_with_several_seeds_is_several_teachers(known_answer: Path) -> None:
     found = sections(known_answer, {"teacher": "BPR", "teacher.0.seed": 2, "teacher.1.seed": 3})
     assert found == {"teacher.0.": {"model": "BPR", "seed": 2}, "teacher.1.": {"model": "BPR", "seed": 3}}
