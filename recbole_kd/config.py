@@ -150,6 +150,11 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
             value = [name.strip() for name in value.split(",") if name.strip()]
         if dot:
             value = nest({rest: value}) if "." in rest else {rest: value}
+        if section == "teacher" and isinstance(value, Mapping):  # teacher.0: LightGCN is short for teacher.0.model
+            value = {
+                str(name): {"model": one} if str(name).isdigit() and isinstance(one, str) else one
+                for name, one in value.items()
+            }
         nested = merge(nested, {section: value}) if dot or isinstance(value, Mapping) else {**nested, section: value}
     return nested
 

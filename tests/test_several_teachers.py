@@ -47,8 +47,10 @@ def sections(data_path: Path, *sources: dict[str, Any]) -> dict[str, dict[str, A
         {"teacher": ["BPR", "LightGCN"], "teacher.0.embedding_size": 8, "teacher.epochs": 2},
         {"teacher": [{"model": "BPR", "embedding_size": 8, "epochs": 2}, {"model": "LightGCN", "epochs": 2}]},
         {"teacher.0.model": "BPR", "teacher.1.model": "LightGCN", "teacher.0.embedding_size": 8, "teacher.epochs": 2},
+        {"teacher.0": "BPR", "teacher.1": "LightGCN", "teacher.0.embedding_size": 8, "teacher.epochs": 2},
+        {"teacher": {0: {"model": "BPR", "embedding_size": 8}, 1: "LightGCN", "epochs": 2}},
     ],
-    ids=["commas", "list of names", "list of sections", "numbered"],
+    ids=["commas", "list of names", "list of sections", "numbered", "numbered names", "section of numbers"],
 )
 def test_several_teachers_are_named_in_any_form(form: dict[str, Any], known_answer: Path) -> None:
     assert sections(known_answer, form) == {
