@@ -97,6 +97,22 @@ def test_recipes_bring_their_teacher_and_the_plain_student_of_their_size() -> No
     assert rows["BPR (teacher)"].seeds == (2020,), "one teacher for all seeds"
 
 
+def test_each_of_several_teachers_has_a_row() -> None:
+    shared = {"teacher": [{"model": "BPR", "embedding_size": 400, "epochs": 200}, "LightGCN"]}
+    planned = plan({"dataset": "ml-100k", "models": "RRDStudent,FreqDStudent", **shared})
+    rows = {row.name: row for row in planned.rows}
+    assert [name for name, row in rows.items() if row.role == "teacher"] == ["BPR (teacher)", "LightGCN (teacher)"]
+    assert rows["RRDStudent"].teacher == "BPR (teacher)", "the gap is that to the first"
+    assert len(rows["RRDStudent"].config(2020).teacher_sections()) == 2
+    (section,) = rows["LightGCN (teacher)"].config(2020).teacher_sections().values()
+    assert section["model"] == "LightGCN"
+    assert section["seed"] == 2020
+    weighted = plan({"dataset": "ml-100k", "models": "RRDStudent,FreqDStudent", **shared, "teacher.1.share": 0.5})
+    other = {row.name: row for row in weighted.rows}
+    assert other["RRDStudent"].key(2020, "") != rows["RRDStudent"].key(2020, "")
+    assert other["BPR (teacher)"].key(2020, "") == rows["BPR (teacher)"].key(2020, "")
+
+
 def test_recipes_of_another_backbone_have_a_reference_of_their_own() -> None:
     found = names(models="SimRecStudent,RRDStudent")
     assert found[:4] == [
@@ -197,6 +213,7 @@ def test_what_a_run_depends_on() -> None:
         ({"tune_trials": -1}, "--tune_trials=-1; expected a whole number of at least 0"),
         ({"parallel": 0}, "--parallel=0; expected a whole number of at least 1"),
         ({"models": "Pop", "tune_trials": 2}, "no search space of Pop"),
+        ({"models": "RRDStudent", "teacher.ranks": "x.csv"}, "a file of ranks has no scores of all items"),
         ({"models": "BPR,SASRec"}, "SASRec predicts the next item of a sequence and BPR ranks items for a user"),
         ({"dataset": None}, "No dataset is given"),
     ],

@@ -45,7 +45,7 @@ class Row:
         dataset: the dataset's name.
         settings: nested, without the seed.
         seeds: one run for each.
-        teacher: name of the row of its teacher.
+        teacher: name of the row of its teacher, of several that of the first.
         reference: name of the row of the plain student of its size.
         space: a ``.hyper`` file to search instead of the model's own; "none" leaves the row as it is.
     """
@@ -98,13 +98,17 @@ class Row:
         config = self.config(seed)
         parts: list[Any] = [_RUN_FORMAT, versions(), data, seed]
         if needs_teacher(config):
-            section = config["teacher"] or {}
-            checkpoint = section.get("checkpoint")
-            # A file by its size and date: its content may be gigabytes.
-            stamp = None if not checkpoint or not os.path.isfile(checkpoint) else os.stat(checkpoint)
-            parts += [checkpoint, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
-            if section.get("model"):
-                parts += [_effective(config.teacher_config()), config.teacher_config()["seed"]]
+            sections = config.teacher_sections()
+            for prefix, section in sections.items():
+                checkpoint = section.get("checkpoint")
+                # A file by its size and date: its content may be gigabytes.
+                stamp = None if not checkpoint or not os.path.isfile(checkpoint) else os.stat(checkpoint)
+                parts += [checkpoint, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
+                if section.get("model"):
+                    teacher = config.teacher_config(section, prefix)
+                    parts += [_effective(teacher), teacher["seed"]]
+            if len(sections) > 1:
+                parts += [config.teacher_fusion, [section["share"] for section in sections.values()]]
         if self.role != "teacher":
             parts += [config.resolved.backbone, _effective(config)]
         return digest(*parts)
@@ -259,10 +263,10 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     settings = merge({key: value for key, value in common.items() if probe.reads(key)}, settings)
     row = replace(row, settings={"state": "WARNING", **settings, "baseline": None, "show_progress": False})
     if needs_teacher(row.first_config):
-        if list(row.first_config.teacher_sections()) != ["teacher."] or row.first_config["teacher"].get("ranks"):
+        if any(one.get("ranks") for one in row.first_config.teacher_sections().values()):
             raise UserError(
-                f"{name}: compare evaluates a row's teacher, which a file of ranks and several teachers at once are "
-                "not; set --teacher to one model or checkpoint."
+                f"{name}: compare evaluates a row's teachers, and a file of ranks has no scores of all items; set "
+                "--teacher to a model or checkpoint."
             )
         check_models(row.first_config)
         teacher = merge({"seed": seeds[0]}, settings.get("teacher") or {})
@@ -314,20 +318,31 @@ def _with_companions(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
         if row.role != "recipe":
             named.append(row)
             continue
-        teacher = replace(row, role="teacher", seeds=(seeds[0],))
-        key = teacher.key(seeds[0], "")
-        if key not in teachers:
-            teachers[key] = replace(teacher, name=_free(f"{teacher.backbone} (teacher)", taken))
+        keys = []
+        for teacher in _teachers(row, seeds):
+            keys.append(teacher.key(seeds[0], ""))
+            if keys[-1] not in teachers:
+                teachers[keys[-1]] = replace(teacher, name=_free(f"{teacher.backbone} (teacher)", taken))
         student = _plain_student(row, seeds)
         plain_key = student.key(seeds[0], "")
         twin = next((other for other in rows if other.role == "model" and other.key(seeds[0], "") == plain_key), None)
         if plain_key not in plain:
             plain[plain_key] = twin or replace(student, name=_free(f"{student.backbone} (plain)", taken))
-        named.append(replace(row, teacher=teachers[key].name, reference=plain[plain_key].name))
+        named.append(replace(row, teacher=teachers[keys[0]].name, reference=plain[plain_key].name))
     references = {row.name for row in plain.values()}
     named = [replace(row, role="plain") if row.name in references else row for row in named]
     added = [row for row in plain.values() if row.name not in {other.name for other in named}]
     return [*teachers.values(), *added, *named]
+
+
+def _teachers(row: Row, seeds: Sequence[int]) -> list[Row]:
+    """A row for each of the recipe's teachers."""
+    alone = replace(row, role="teacher", seeds=(seeds[0],))
+    sections = list(row.first_config.teacher_sections().values())
+    if len(sections) == 1:
+        return [alone]
+    own = ({key: value for key, value in one.items() if key not in ("share", "fusion")} for one in sections)
+    return [replace(alone, settings={**row.settings, "teacher": {"count": 1, **section}}) for section in own]
 
 
 def _plain_student(row: Row, seeds: Sequence[int]) -> Row:
