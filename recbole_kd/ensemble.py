@@ -80,17 +80,16 @@ class TeacherEnsemble(BareTeacher):
 
         By ranks, a list is the fusion of the members' k best, so that a shorter one is not its beginning.
         """
-        whole = self.fusion == "scores"
-        if self._ranked is None or self._ranked.shape[1] < k or (not whole and self._ranked.shape[1] != k):
-            key = self.ranks_key if whole else digest(self.ranks_key, k)
-            self._ranked = self._ranks.load(key, k)
-            if self._ranked is None:
-                if whole:
-                    self._ranked = build_rank_bank(self.score_block, self.observed, k)
-                else:
-                    self._ranked = fuse_ranks([one.ranked_items(k) for one in self.members], shares=self.shares)
-                self._ranks.save(key, self._ranked)
+        held = 0 if self._ranked is None else self._ranked.shape[1]
+        if self._ranked is None or held < k or (self.fusion == "ranks" and held > k):
+            key = self.ranks_key if self.fusion == "scores" else digest(self.ranks_key, k)
+            self._ranked = self._ranks.obtain(key, k, lambda: self._rank(k))
         return self._ranked[:, :k]
+
+    def _rank(self, k: int) -> Tensor:
+        if self.fusion == "scores":
+            return build_rank_bank(self.score_block, self.observed, k)
+        return fuse_ranks([member.ranked_items(k) for member in self.members], shares=self.shares)
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """The members' mean standardised scores of users (n,) with items (n,) or (n, k), shaped like `items`."""

@@ -521,14 +521,13 @@ class FrozenTeacher:
         Computed once per (weights, training split) and kept on disk; a longer list on disk serves a shorter one.
         """
         if self._ranked is None or self._ranked.shape[1] < k:
-            self._ranked = self._ranks.load(self.ranks_key, k)
-            if self._ranked is None:
-                if self.ranker is not None:
-                    self._ranked = self.ranker(self, k)
-                else:
-                    self._ranked = build_rank_bank(self.score_block, self.observed, k)
-                self._ranks.save(self.ranks_key, self._ranked)
+            self._ranked = self._ranks.obtain(self.ranks_key, k, lambda: self._rank(k))
         return self._ranked[:, :k]
+
+    def _rank(self, k: int) -> Tensor:
+        if self.ranker is not None:
+            return self.ranker(self, k)
+        return build_rank_bank(self.score_block, self.observed, k)
 
     def summary(self) -> dict[str, Any]:
         """The part of a run's result that tells of the teacher."""

@@ -113,6 +113,16 @@ def test_each_of_several_teachers_has_a_row() -> None:
     assert other["BPR (teacher)"].key(2020, "") == rows["BPR (teacher)"].key(2020, "")
 
 
+def test_one_of_several_teachers_may_be_a_checkpoint() -> None:
+    """What it holds is its own to say: the model that the preset names in its place is not held against it."""
+    planned = plan({"dataset": "ml-100k", "models": "BestStudent", "teacher.0.checkpoint": "lightgcn.pth"})
+    first, second = (row for row in planned.rows if row.role == "teacher")
+    assert (first.name, second.name) == ("lightgcn (teacher)", "ItemKNN (teacher)")
+    assert first.chosen()["checkpoint"] == "lightgcn.pth"
+    assert not first.chosen().get("model")
+    assert second.chosen()["share"] == 0.4
+
+
 def test_recipes_of_another_backbone_have_a_reference_of_their_own() -> None:
     found = names(models="SimRecStudent,RRDStudent")
     assert found[:4] == [

@@ -117,7 +117,8 @@ class Row:
         """Settings that a preset or the user gave, with their values: what says how this row differs from RecBole's."""
         config = self.first_config
         if self.role == "teacher":
-            return {key: value for key, value in (config["teacher"] or {}).items() if value is not None}
+            (section,) = config.teacher_sections().values()
+            return {key: value for key, value in section.items() if value is not None}
         presets = [read_properties("model", name) for name in (config.resolved.backbone, self.model)]
         keys = {*(key for preset in presets for key in preset), *self.settings, *config.distillers}
         keys -= {"for_dataset", "for_student", "data_path", "checkpoint_dir", "show_progress", "baseline"}
@@ -341,7 +342,8 @@ def _teachers(row: Row, seeds: Sequence[int]) -> list[Row]:
     sections = list(row.first_config.teacher_sections().values())
     if len(sections) == 1:
         return [alone]
-    own = ({key: value for key, value in one.items() if key not in ("share", "fusion")} for one in sections)
+    # A checkpoint says itself what it holds: a model that a preset names beside it is not asked for.
+    own = [{**section, "model": None} if section.get("checkpoint") else section for section in sections]
     return [replace(alone, settings={**row.settings, "teacher": {"count": 1, **section}}) for section in own]
 
 

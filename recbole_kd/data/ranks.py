@@ -193,6 +193,18 @@ class RankBankCache:
         """
         self.folder = folder
 
+    def obtain(self, digest: str, k: int, compute: Callable[[], Tensor]) -> Tensor:
+        """The bank (U, k) int32 under `digest`; one that is not there is computed and kept.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        bank = self.load(digest, k)
+        if bank is None:
+            bank = compute()
+            self.save(digest, bank)
+        return bank
+
     def load(self, digest: str, k: int) -> Optional[Tensor]:
         """The bank (U, k) int32 under `digest`, cut from a longer one where there is one; None where none is found."""
         pattern = re.compile(re.escape(digest) + r"-(\d+)\.npy")

@@ -73,12 +73,7 @@ class KDDistiller(GuidedListDistiller):
         assert options.items is not None, "checked in the constructor"
         ranked = self.ranked_by(options.guide, "items", options.items)
         self._items = ranked.to(self.data.device)
-        self._targets = self._scaled(list_scores(self.teacher, self._items, self.data))
-
-    def _scaled(self, scores: Tensor) -> Tensor:
-        """The teacher's scores, such that the student's temperature divides them to theirs."""
-        options = self.options
-        return scores * (options.temperature / (options.teacher_temperature or options.temperature))
+        self._targets = list_scores(self.teacher, self._items, self.data)
 
     def begin_epoch(self, epoch: int) -> None:
         """Ranks anew where the student guides."""
@@ -91,16 +86,19 @@ class KDDistiller(GuidedListDistiller):
             return {self.name: self.options.weight * self._next_item_loss(batch.sequences)}
         users = batch.distinct_users
         scores = self.student.scores(users, self._items[users].long())
-        return {self.name: self.options.weight * softmax_loss(scores, self._targets[users], self.options.temperature)}
+        return {self.name: self.options.weight * self._loss(scores, self._targets[users])}
+
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return softmax_loss(student, teacher, self.options.temperature, self.options.teacher_temperature)
 
     def _next_item_loss(self, sequences: Sequences) -> Tensor:
         options = self.options
-        teacher = self._scaled(self.teacher.sequence_scores(sequences)[:, 1:])
+        teacher = self.teacher.sequence_scores(sequences)[:, 1:]
         if options.items is None:
-            return softmax_loss(self.student.sequence_scores(sequences)[:, 1:], teacher, options.temperature)
+            return self._loss(self.student.sequence_scores(sequences)[:, 1:], teacher)
         guide = teacher
         if options.guide == "student":
             guide = self.student.sequence_scores(sequences).detach()[:, 1:]
         best = guide.topk(options.items, dim=1).indices
         student = self.student.sequence_scores(sequences, best + 1)
-        return softmax_loss(student, teacher.gather(1, best), options.temperature)
+        return self._loss(student, teacher.gather(1, best))

@@ -129,17 +129,20 @@ def pairwise_loss(better: Tensor, worse: Tensor, mask: Optional[Tensor] = None) 
     return _mean(-logsigmoid(margin), mask)
 
 
-def softmax_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy of softmax(y_s / tau) against softmax(y_t / tau), times tau^2 (KD, Hinton et al., 2015).
+def softmax_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, teacher_temperature: Optional[float] = None
+) -> Tensor:
+    """Cross-entropy of softmax(y_s / tau) against softmax(y_t / tau_t), times tau^2 (KD, Hinton et al., 2015).
 
     Args:
         student, teacher: (n, K) scores of the same items.
         temperature: tau, above 0.
+        teacher_temperature: tau_t; None: tau, as in the paper.
 
     Returns:
         Scalar: the mean over users. Entry: a user.
     """
-    target = softmax(teacher.detach() / temperature, dim=1)
+    target = softmax(teacher.detach() / (teacher_temperature or temperature), dim=1)
     return _mean(-(target * log_softmax(student / temperature, dim=1)).sum(dim=1)) * temperature**2
 
 
