@@ -431,6 +431,8 @@ class KDConfig(Config):
                 f"--{self.prefix}learning_rate_schedule={schedule!r} is not one of {', '.join(_SCHEDULES)}."
                 f"{closest(str(schedule), _SCHEDULES)}"
             )
+        if final["fused_adam"] not in (None, True, False):
+            raise UserError(f"--{self.prefix}fused_adam={final['fused_adam']!r}; expected True or False.")
         if not self.prefix:
             self._check_fusion(final["teacher"])
         for key, value in final.items():
@@ -566,10 +568,12 @@ class KDConfig(Config):
         backbone = self.resolved.backbone
         model = backbone if name == "student" else name
         if model == backbone:
-            keys = {*training_arguments, "learning_rate_schedule", *self.model_keys()}
+            keys = {*training_arguments, "learning_rate_schedule", "fused_adam", *self.model_keys()}
             if self["sevo"] is not None:
                 keys.add("sevo")
             settings = {key: self[key] for key in keys if key in self}
+            if settings["fused_adam"] is None:
+                settings["fused_adam"] = bool(self.distillers)  # as the student's is
             if (settings.get("train_neg_sample_args") or {}).get("distribution") == "none":
                 # What RecBole makes of None, and refuses to be given.
                 settings["train_neg_sample_args"] = None

@@ -100,13 +100,20 @@ class KDMixin:
             )
         else:
             optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
+        fused = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._fuses()
+        for group in optimizer.param_groups if fused else ():
+            group["fused"] = True
         own = list(self.distillers.parameters())
         if own and "params" not in kwargs:
             # The penalty is the recommender's. An expert's loss comes with a small weight: decay would wear down what
             # the loss hardly holds, to subnormal numbers, with which a matrix product takes a hundred times as long.
-            fused = {"fused": True} if learner in ("adam", "adamw") and _fused_adam() else {}
-            optimizer.add_param_group({"params": own, "weight_decay": 0.0, **fused})
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0, **({"fused": True} if fused else {})})
         return optimizer
+
+    def _fuses(self) -> bool:
+        """Whether Adam is torch's fused one: as `fused_adam` says, else in runs that have no counterpart of RecBole's."""
+        given: Optional[bool] = self.config["fused_adam"]
+        return (len(self.distillers) > 0 if given is None else given) and fused_adam_exists()
 
     # One epoch
 
@@ -355,8 +362,8 @@ class KDMixin:
 
 
 @cache
-def _fused_adam() -> bool:
-    """Whether this torch has a fused Adam on a CPU (since 2.4)."""
+def fused_adam_exists() -> bool:
+    """Whether this torch has a fused Adam on a CPU (since 2.4): one pass over weights, gradients and moments."""
     parameter = torch.zeros(1, requires_grad=True)
     try:
         optimizer = torch.optim.Adam([parameter], fused=True)

@@ -149,6 +149,7 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
             {"learning_rate_schedule": "cosin"},
             "learning_rate_schedule='cosin' is not one of constant, cosine. Did",
         ),
+        ({"fused_adam": "yes"}, "--fused_adam='yes'; expected True or False"),
         ({"shuffle": "perhaps"}, "--shuffle='perhaps' is of another type than its default True"),
         ({"eval_args": 3}, "RecBole refuses the settings: eval_args:[3] should be a dict"),
         ({"eval_args": {"mode": "partial"}}, "RecBole refuses the settings"),

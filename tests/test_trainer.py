@@ -27,7 +27,7 @@ from recbole_kd.options import Options, option
 from recbole_kd.quick_start import run_recbole_kd
 from recbole_kd.teacher import build_model
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.trainer import make_trainer
+from recbole_kd.trainer import fused_adam_exists, make_trainer
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,27 @@ def test_with_every_weight_0_a_run_equals_recboles_own_bit_for_bit(
     for name, value in found.items():
         assert torch.equal(value, state[name]), name
     assert ours["test_result"] == {name: float(value) for name, value in test_result.items()}
+
+
+@pytest.mark.skipif(not fused_adam_exists(), reason="this torch has none on a CPU")
+@pytest.mark.parametrize("learner", ["adam", "adamw"])
+def test_a_run_that_distils_takes_the_fused_adam_and_learns_the_same(learner: str, known_answer: Path, pull: None) -> None:
+    """It is one pass over weights and moments instead of a dozen; what RecBole trains too stays RecBole's to the bit."""
+
+    def groups(result: dict[str, Any]) -> list[Any]:
+        last = load_checkpoint(result["checkpoint"].replace(".pth", "-last.pth"))
+        return [group["fused"] for group in last["optimizer"]["param_groups"]]
+
+    common = {"learner": learner, "epochs": 2, "stopping_step": 10}
+    fused, unfused = (run(known_answer, distill="pull", fused_adam=value, **common) for value in (None, False))
+    assert groups(fused) == [True, True]
+    assert groups(unfused) == [None, None]
+    for name, value in weights(fused).items():
+        torch.testing.assert_close(value, weights(unfused)[name], rtol=1e-3, atol=1e-5)
+
+    assert groups(run(known_answer, distill="pull", **common, **{"pull.weight": 0.0})) == [None]
+    assert groups(run(known_answer, distill=[], teacher=None, **common)) == [None]
+    assert groups(run(known_answer, distill=[], teacher=None, **common, fused_adam=True)) == [True]
 
 
 def test_each_loss_is_known_by_name(known_answer: Path, pull: None, caplog: pytest.LogCaptureFixture) -> None:

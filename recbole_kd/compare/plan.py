@@ -262,7 +262,9 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     row = Row(name, "model", model, dataset, {}, own_seeds, space=section.get("space"))
     probe = replace(row, settings=structure).first_config
     settings = merge({key: value for key, value in common.items() if probe.reads(key)}, settings)
-    row = replace(row, settings={"state": "WARNING", **settings, "baseline": None, "show_progress": False})
+    # One Adam for all rows: a run that distils takes the fused one, and epochs are compared too.
+    base = {"state": "WARNING", "fused_adam": True}
+    row = replace(row, settings={**base, **settings, "baseline": None, "show_progress": False})
     if needs_teacher(row.first_config):
         if any(one.get("ranks") for one in row.first_config.teacher_sections().values()):
             raise UserError(

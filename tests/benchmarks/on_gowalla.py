@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any, Union
+
+import torch
+from torch import Tensor
 
 from recbole_kd.config import KDConfig
 from recbole_kd.data.splits import Splits
 from recbole_kd.loaders import make_loaders
+from recbole_kd.trainer import fused_adam_exists
 
 STUDENT, BATCH = 20, 2048
 
@@ -33,13 +37,18 @@ def load(model: str, data_path: Union[str, PathLike[str]], **settings: Any) -> t
     return config, splits, make_loaders(config, splits)[0], [config["USER_ID_FIELD"], item, config["NEG_PREFIX"] + item]
 
 
-def in_turns(plain: Callable[[], float], distilled: Callable[[], float], count: int) -> tuple[float, float]:
-    """Medians of what steps of two kinds take, `count` or a few more of each, in turns of ten.
+def adam(*groups: Iterable[Tensor], fused: bool) -> torch.optim.Adam:
+    """Adam over groups of parameters: RecBole's, or torch's fused one, which the trainer takes where there is one."""
+    return torch.optim.Adam([{"params": list(group)} for group in groups], fused=fused and fused_adam_exists())
 
-    The first two steps of a turn are not counted: they find the other's tables and moments in the caches.
+
+def in_turns(count: int, *steps: Callable[[], float]) -> tuple[float, ...]:
+    """Medians of what steps of several kinds take, `count` or a few more of each, in turns of ten.
+
+    The first two steps of a turn are not counted: they find the others' tables and moments in the caches.
     """
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in steps]
     for _ in range(-(-count // 8)):
-        for step, kept in zip((plain, distilled), times):
+        for step, kept in zip(steps, times):
             kept += [step() for _ in range(10)][2:]
-    return statistics.median(times[0]), statistics.median(times[1])
+    return tuple(map(statistics.median, times))

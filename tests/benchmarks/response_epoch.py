@@ -3,9 +3,10 @@
     python tests/benchmarks/response_epoch.py --data_path=DATASETS [--methods rrd cd] [--threads 2] [--clock cpu]
 
 Measured: RecBole's own steps of BPR (d 20, batch 2,048, Gowalla, Adam, its data loader with its negative sampling),
-plain and with one distiller, the two taking turns of ten steps in one run; medians. A plain epoch is the plain step times the number
-of batches; a distilled one adds what the distilled step takes longer, and the drawing of samples once. Set-up is what
-building the distiller takes over a teacher (d 300, random) whose ranked lists are on disk.
+plain and with one distiller, taking turns of ten steps in one run; medians. A plain epoch is the plain step times the
+number of batches; a distilled one is the distilled step, and the drawing of samples once. As in a run, the distilled
+step's Adam is torch's fused one; "alike" is the ratio to a plain step with that Adam as well. Set-up is what building the
+distiller takes over a teacher (d 300, random) whose ranked lists are on disk.
 
 The floor of each step is printed beside it: the student's scores of the distiller's items, forward alone.
 
@@ -23,10 +24,11 @@ import resource
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Callable
 
 import torch
-from on_gowalla import in_turns, load
+from on_gowalla import adam, in_turns, load
 from recbole.utils import init_seed
 from torch import Tensor
 
@@ -152,39 +154,42 @@ def main() -> None:
     data = DataView(observed, epochs=100, seed=0, device=torch.device("cpu"))
     stream = batches(loader)
     count = len(loader)
-    print(f"{'':20}{'set-up':>8}{'draw':>8}{'plain':>8}{'with':>8}{'floor':>8}{'epoch':>8}{'ratio':>8}{'target':>8}")
-    print(f"{'':20}{'s':>8}{'s':>8}{'ms':>8}{'ms':>8}{'ms':>8}{'s':>8}")
+    print(f"{'':20}{'set-up':>8}{'draw':>8}{'plain':>8}{'fused':>8}{'with':>8}{'floor':>8}{'epoch':>8}{'ratio':>8}{'alike':>8}{'target':>8}")
+    print(f"{'':20}{'s':>8}{'s':>8}{'ms':>8}{'ms':>8}{'ms':>8}{'ms':>8}{'s':>8}")
     for label, (kind, options, target) in CASES.items():
         if not any(label.startswith(method) for method in arguments.methods):
             continue
         model = build_model(config, splits.train)
         student = Student(model)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        recboles, fused = (adam(model.parameters(), fused=value) for value in (False, True))
         start = clock()
         distiller = kind(kind.options_class.parse(kind.name, options), student, teacher, data)
         setup = clock() - start
         draw = seconds(lambda made=distiller: made.begin_epoch(0), 3)
 
-        def step(distilled: bool) -> float:
+        def step(optimizer: torch.optim.Optimizer, distilled: bool) -> float:
             start = clock()
             interaction = next(stream)
             loss = model.calculate_loss(interaction)  # noqa: B023
             if distilled:
                 batch = Batch(*(interaction[name] for name in names))
                 loss = loss + sum(distiller(batch).values())  # noqa: B023
-            optimizer.zero_grad()  # noqa: B023
+            optimizer.zero_grad()
             loss.backward()
-            optimizer.step()  # noqa: B023
+            optimizer.step()
             return (clock() - start) * 1e3
 
-        base, with_it = in_turns(lambda: step(False), lambda: step(True), arguments.steps)
+        kinds = (recboles, False), (fused, False), (fused, True)
+        base, alike, with_it = in_turns(arguments.steps, *(partial(step, *kind) for kind in kinds))
         users, items = student.asked
         with torch.no_grad():
             floor = seconds(lambda asked=(users, items), view=student: view.scores(*asked), 9) * 1e3
         epoch = base * count / 1e3
-        ratio = (with_it * count / 1e3 + draw) / epoch
+        ratios = ((with_it * count / 1e3 + draw) / (plain * count / 1e3) for plain in (base, alike))
         print(
-            f"{label:20}{setup:8.1f}{draw:8.2f}{base:8.1f}{with_it:8.1f}{floor:8.1f}{epoch:8.2f}{ratio:8.2f}{target:8.1f}",
+            f"{label:20}{setup:8.1f}{draw:8.2f}{base:8.1f}{alike:8.1f}{with_it:8.1f}{floor:8.1f}{epoch:8.2f}"
+            + "".join(f"{ratio:8.2f}" for ratio in ratios)
+            + f"{target:8.1f}",
             flush=True,
         )
     print(f"peak memory of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
