@@ -111,7 +111,7 @@ class KDMixin:
         return optimizer
 
     def _fuses(self) -> bool:
-        """Whether Adam is torch's fused one: as `fused_adam` says, else in runs that have no counterpart of RecBole's."""
+        """Whether Adam is torch's fused one: as `fused_adam` says, else where the run distils."""
         given: Optional[bool] = self.config["fused_adam"]
         return (len(self.distillers) > 0 if given is None else given) and fused_adam_exists()
 

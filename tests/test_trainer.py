@@ -115,7 +115,9 @@ def test_with_every_weight_0_a_run_equals_recboles_own_bit_for_bit(
 
 @pytest.mark.skipif(not fused_adam_exists(), reason="this torch has none on a CPU")
 @pytest.mark.parametrize("learner", ["adam", "adamw"])
-def test_a_run_that_distils_takes_the_fused_adam_and_learns_the_same(learner: str, known_answer: Path, pull: None) -> None:
+def test_a_run_that_distils_takes_the_fused_adam_and_learns_the_same(
+    learner: str, known_answer: Path, pull: None
+) -> None:
     """It is one pass over weights and moments instead of a dozen; what RecBole trains too stays RecBole's to the bit."""
 
     def groups(result: dict[str, Any]) -> list[Any]:

@@ -27,7 +27,7 @@ from typing import Optional
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.projectors import SelectedExperts, SelectionHistory, annealed
+from recbole_kd.distiller.projectors import SelectedExperts, SelectionHistory, annealed, begin_epoch
 from recbole_kd.distiller.representations import NodeOrPairDistiller
 from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import Options, option
@@ -82,13 +82,13 @@ class DEDistiller(NodeOrPairDistiller):
         """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
         options = self.options
         epochs = options.anneal_epochs or self.data.epochs
-        for side in self._experts:
-            side.selection.temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
+        temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
         if self.pairs:
+            self.of_pairs.selection.begin_epoch(temperature, None)
             return
-        if not self.data.sequential:  # a sequence has no vector before its batch
-            self.user_history.record(epoch, self.users.selection.network, self.teacher.user_embeddings())
-        self.item_history.record(epoch, self.items.selection.network, self.teacher.item_embeddings())
+        users = None if self.data.sequential else self.teacher.user_embeddings()
+        of_items = self.items, self.item_history, self.teacher.item_embeddings()
+        begin_epoch(epoch, temperature, [(self.users, self.user_history, users), of_items])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"de": the weighted mean over the batch's nodes, or over its pairs}."""

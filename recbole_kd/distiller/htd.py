@@ -22,14 +22,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.projectors import SelectedExperts, SelectionHistory, annealed
+from recbole_kd.distiller.projectors import SelectedExperts, SelectionHistory, annealed, begin_epoch
 from recbole_kd.distiller.representations import RepresentationDistiller
 from recbole_kd.loss.regression import mean_over_nodes
-from recbole_kd.loss.topology import all_pairs, group_means, group_pairs, prototype_nodes, unit
+from recbole_kd.loss.topology import Grouped, all_pairs, group_means, group_pairs, prototype_nodes, unit
 from recbole_kd.options import Options, option
 
 
@@ -70,42 +69,30 @@ class HTDDistiller(RepresentationDistiller):
         """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
         options = self.options
         epochs = options.anneal_epochs or self.data.epochs
-        for side in (self.users, self.items):
-            side.selection.temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
-        if not self.data.sequential:  # a sequence has no vector before its batch
-            self.user_history.record(epoch, self.users.selection.network, self.teacher.user_embeddings())
-        self.item_history.record(epoch, self.items.selection.network, self.teacher.item_embeddings())
+        temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
+        users = None if self.data.sequential else self.teacher.user_embeddings()
+        of_items = self.items, self.item_history, self.teacher.item_embeddings()
+        begin_epoch(epoch, temperature, [(self.users, self.user_history, users), of_items])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"topology": ..., "assignment": ...}, each weighted and multiplied by its share."""
         options = self.options
-        totals, students, teachers, sizes = [], [], [], []
         sides = self.sides(batch)
+        totals, grouped = [], []
         for experts, side in zip((self.users, self.items), sides):
-            total, weights = experts(side.student, side.teacher, side.nodes)
+            total, selection = experts(side.student, side.teacher, side.nodes)
             totals.append(total)
-            order, counts = _by_group(weights)
-            sizes += counts
-            students.append(side.student.index_select(0, order))
-            teachers.append(side.teacher.index_select(0, side.nodes.index_select(0, order)).to(side.student))
+            layout, teacher = selection.layout, selection.targets.to(side.student)
+            grouped.append(Grouped(layout, layout.padded(side.student), teacher))
         assignment = mean_over_nodes(totals, sum(len(side.nodes) for side in sides))
-        topology = self._topology(torch.cat(students), torch.cat(teachers), sizes)
         return {
-            "topology": options.weight * options.alpha * topology,
+            "topology": options.weight * options.alpha * self._topology(grouped),
             "assignment": options.weight * (1 - options.alpha) * assignment,
         }
 
-    def _topology(self, student: Tensor, teacher: Tensor, sizes: list[int]) -> Tensor:
-        """Both levels of the topology among nodes (n, d_s), (n, d_t), group after group."""
-        prototypes = group_means(student, sizes), group_means(teacher, sizes)
-        student, teacher = unit(student), unit(teacher)
-        inside = group_pairs(student, teacher, sizes)
+    def _topology(self, sides: list[Grouped]) -> Tensor:
+        """Both levels of the topology among the nodes of both sides."""
+        prototypes = group_means(sides)
         if self.options.variant == "first":
-            return inside + all_pairs(*prototypes)
-        return inside + prototype_nodes(student, teacher, unit(prototypes[0]), unit(prototypes[1]))
-
-
-def _by_group(weights: Tensor) -> tuple[Tensor, list[int]]:
-    """The order that puts nodes of weights (n, K) group after group, and each group's size."""
-    groups = weights.detach().argmax(1)
-    return groups.argsort(), torch.bincount(groups, minlength=weights.shape[1]).tolist()
+            return group_pairs(sides) + all_pairs(*prototypes)
+        return group_pairs(sides) + prototype_nodes(sides, *map(unit, prototypes))

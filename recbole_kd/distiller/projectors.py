@@ -6,25 +6,36 @@ Parameters are drawn from a distiller's own generator: adding one leaves the bas
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from recbole_kd.contracts import Share
+from recbole_kd.loss.layout import GroupLayout
 from recbole_kd.loss.regression import expert_error, mixture_error
 
 __all__ = [
     "Experts",
     "SelectedExperts",
+    "Selection",
     "SelectionHistory",
     "SelectionNetwork",
     "annealed",
+    "begin_epoch",
     "gumbel_softmax",
     "linear",
 ]
 
 #: Nodes of each side whose expert is noted at every epoch.
 HISTORY_NODES = 512
+#: Temperature below which a node has one expert.
+HARD = torch.finfo(torch.float32).eps
+#: Nodes whose experts are weighed at a time.
+SELECTION_BLOCK = 1 << 16
 
 
 _ALL = Share()
@@ -51,13 +62,9 @@ def annealed(start: float, end: float, epoch: int, epochs: int) -> float:
 def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """softmax((logits + noise) / temperature) by row: (n, M), (n, M) -> (n, M).
 
-    The largest entry is subtracted before the division, so that no temperature overflows. At a temperature below the
-    resolution of the logits' type the softmax could only be one-hot, or torn by rounding alone: there the largest entry
-    gets 1 exactly, the first of equal ones, and no gradient flows.
+    The largest entry is subtracted before the division, so that no temperature overflows.
     """
     keys = logits + noise
-    if temperature < torch.finfo(keys.dtype).eps:
-        return torch.zeros_like(keys).scatter_(1, keys.argmax(1, keepdim=True), 1.0)
     return torch.softmax((keys - keys.detach().amax(1, keepdim=True)) / temperature, dim=1)
 
 
@@ -84,7 +91,7 @@ class Experts(nn.Module):
         """M."""
         return len(self.first)
 
-    def error(self, student: Tensor, weights: Tensor, table: Tensor, rows: Tensor, squared: bool) -> Tensor:
+    def error(self, student: Tensor, selection: Selection, squared: bool) -> Tensor:
         """sum_n ||e_t - sum_m s_nm E_m(e_s)||^2 over the nodes.
 
         A node whose largest weight is 1 in floating point goes through that expert alone: the others would add less
@@ -92,24 +99,64 @@ class Experts(nn.Module):
 
         Args:
             student: e_s, (n, inputs).
-            weights: s, (n, M), each row summing to 1.
-            table, rows: e_t as rows (n,) of a table (N, outputs).
+            selection: s and e_t of the n nodes.
             squared: whether the norm is squared.
         """
         parameters = (self.first, self.first_bias, self.second, self.second_bias)
-        largest, choice = weights.detach().max(1)
-        certain = largest == 1
-        if certain.all():
-            return expert_error(student, choice, *parameters, table, rows, squared=squared)
+        weights = selection.weights
+        certain = None if weights is None else weights.detach().amax(1) == 1
+        if certain is None or certain.all():
+            return expert_error(student, selection.layout, *parameters, selection.targets, squared=squared)
+        assert weights is not None
         if not certain.any():
-            return mixture_error(student, weights, *parameters, table, rows, squared=squared)
+            return mixture_error(student, weights, *parameters, selection.table, selection.rows, squared=squared)
         hard, soft = certain.nonzero().squeeze(1), (~certain).nonzero().squeeze(1)
-        routed = expert_error(student[hard], choice[hard], *parameters, table, rows[hard], squared=squared)
-        return routed + mixture_error(student[soft], weights[soft], *parameters, table, rows[soft], squared=squared)
+        parts = [(student[nodes], selection.part(nodes)) for nodes in (hard, soft)]
+        routed, mixed = (self.error(vectors, part, squared) for vectors, part in parts)
+        return routed + mixed
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Experts of n nodes.
+
+    Attributes:
+        table, rows: the nodes' vectors e_t, as rows (n,) of a table (N, d_t).
+        choice: (n,) the expert with the largest weight.
+        experts: M, their number.
+        weights: s, (n, M), each row summing to 1; None where each node has its one expert alone.
+    """
+
+    table: Tensor
+    rows: Tensor
+    choice: Tensor
+    experts: int
+    weights: Optional[Tensor] = None
+
+    def part(self, of: Union[slice, Tensor]) -> Selection:
+        """That of some of the nodes."""
+        if isinstance(of, slice) and of == slice(0, len(self.choice)):
+            return self
+        weights = None if self.weights is None else self.weights[of]
+        return Selection(self.table, self.rows[of], self.choice[of], self.experts, weights)
+
+    @cached_property
+    def layout(self) -> GroupLayout:
+        """The nodes by choice."""
+        return GroupLayout(self.choice, self.experts)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """(R, d_t) e_t in that layout, zeros in its padding."""
+        return self.layout.blank_(self.table.index_select(0, self.layout.padded(self.rows)))
 
 
 class SelectionNetwork(nn.Module):
-    """Chooses experts by the *teacher's* representation: alpha = softmax(S(e_t)), then Gumbel-softmax (eq. 4-6)."""
+    """Chooses experts by the *teacher's* representation: alpha = softmax(S(e_t)), then Gumbel-softmax (eq. 4-6).
+
+    At a temperature below the resolution of float32 the softmax could only be one-hot, or torn by rounding alone. There
+    each node has one expert, drawn with the probabilities alpha as Gumbel noise does it, and no gradient flows.
+    """
 
     def __init__(
         self, teacher_dimension: int, experts: int, selection: str, generator: torch.Generator, dtype: torch.dtype
@@ -124,21 +171,48 @@ class SelectionNetwork(nn.Module):
         self.selection = selection
         self.temperature = 1.0
         self._generator = generator
+        self._sums: Optional[Tensor] = None
 
-    def forward(self, table: Tensor, rows: Tensor) -> Tensor:
-        """(n, M) weights of the experts, each row summing to 1, for the teacher's `rows` (n,) of `table` (N, d_t)."""
-        like = self.network.weight
-        # Once the choice is hard no gradient reaches the network, and nothing needs to be kept for one.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._hard()):
-            logits: Tensor = self.network(table.index_select(0, rows).to(like))
+    def begin_epoch(self, temperature: float, table: Optional[Tensor]) -> None:
+        """Sets the temperature of an epoch.
+
+        Args:
+            temperature: tau.
+            table: (N, d_t) the teacher's vectors that rows will be of, if they are known by now. Once the choice is
+                hard nothing trains the network, so that what it says of them is computed here, once for all steps.
+        """
+        self.temperature = temperature
+        self._sums = None
+        if self._hard() and table is not None:
+            self._sums = torch.cat([self._running_sums(block) for block in table.split(SELECTION_BLOCK)])
+
+    def forward(self, table: Tensor, rows: Tensor) -> Selection:
+        """The experts of the teacher's `rows` (n,) of `table` (N, d_t)."""
+        if self._hard():
+            known = self._sums
+            sums = self._running_sums(table.index_select(0, rows)) if known is None else known.index_select(0, rows)
+            uniform = torch.rand(len(rows), 1, generator=self._generator, dtype=sums.dtype).to(sums.device)
+            choice = torch.searchsorted(sums, uniform, right=True).squeeze(1)
+            experts = sums.shape[1]
+            # The last sum may be rounded below 1.
+            return Selection(table, rows, choice.clamp_(max=experts - 1), experts)
+        logits: Tensor = self.network(table.index_select(0, rows).to(self.network.weight))
         if self.selection == "softmax":
-            return logits.softmax(1)
-        uniform = torch.rand(logits.shape, generator=self._generator, dtype=logits.dtype)
-        noise = -uniform.clamp_(min=torch.finfo(logits.dtype).tiny).log_().neg_().log_()
-        return gumbel_softmax(logits, noise.to(logits.device), self.temperature)
+            weights = logits.softmax(1)
+        else:
+            uniform = torch.rand(logits.shape, generator=self._generator, dtype=logits.dtype)
+            noise = -uniform.clamp_(min=torch.finfo(logits.dtype).tiny).log_().neg_().log_()
+            weights = gumbel_softmax(logits, noise.to(logits.device), self.temperature)
+        return Selection(table, rows, weights.detach().argmax(1), weights.shape[1], weights)
 
     def _hard(self) -> bool:
-        return self.selection == "gumbel" and self.temperature < torch.finfo(self.network.weight.dtype).eps
+        return self.selection == "gumbel" and self.temperature < HARD
+
+    @torch.no_grad()
+    def _running_sums(self, vectors: Tensor) -> Tensor:
+        """alpha_1, alpha_1 + alpha_2, ...: (n, d_t) -> (n, M)."""
+        alpha: Tensor = self.network(vectors.to(self.network.weight)).softmax(1)
+        return alpha.cumsum(1)
 
 
 class SelectionHistory(nn.Module):
@@ -194,8 +268,24 @@ class SelectedExperts(nn.Module):
 
     def forward(
         self, student: Tensor, table: Tensor, rows: Tensor, squared: bool = True, share: Share = _ALL
-    ) -> tuple[Tensor, Tensor]:
-        """The sum over this process's share of the nodes of :meth:`Experts.error`, and the weights (n, M) of all."""
-        weights = self.selection(table, rows)
+    ) -> tuple[Tensor, Selection]:
+        """The sum over this process's share of the nodes of :meth:`Experts.error`, and the experts of all."""
+        selection: Selection = self.selection(table, rows)
         part = share.part(len(rows))
-        return self.experts.error(student[part], weights[part], table, rows[part], squared), weights
+        return self.experts.error(student[part], selection.part(part), squared), selection
+
+
+def begin_epoch(
+    epoch: int, temperature: float, sides: Iterable[tuple[SelectedExperts, SelectionHistory, Optional[Tensor]]]
+) -> None:
+    """Sets the selections' temperature, and notes which experts are likeliest at an epoch's start.
+
+    Args:
+        epoch: from 0.
+        temperature: tau of this epoch.
+        sides: each with the teacher's table; None for sequences, which have no vector before their batch.
+    """
+    for side, history, table in sides:
+        side.selection.begin_epoch(temperature, table)
+        if table is not None:
+            history.record(epoch, side.selection.network, table)

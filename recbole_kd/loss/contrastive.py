@@ -254,9 +254,9 @@ def adaptive_weights(
 
 
 def with_gradient(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Optional[Tensor]]) -> Tensor:
-    """`value`, whose backward pass hands `gradients` (times the incoming one) to `tensors`.
+    """`value`, whose backward pass hands `gradients` (times the incoming one) to `tensors`, once.
 
-    For losses that computed their gradient together with their value.
+    For losses that computed their gradient together with their value. The gradients are multiplied where they lie.
 
     Args:
         value: a scalar.
@@ -277,14 +277,16 @@ def with_gradient(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: tuple[Optional[Tensor], ...], *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients
         return value.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Optional[Tensor], ...]:
         (grad,) = incoming
-        handed = (None if gradient is None else gradient * grad for gradient in ctx.saved_tensors)
-        return (None, None, *handed)
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("This loss's gradient was handed on already; compute the loss again.")
+        return (None, None, *(None if gradient is None else gradient.mul_(grad) for gradient in gradients))
 
 
 def _scores(query: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_kd.loss.contrastive import with_gradient
+from recbole_kd.loss.layout import GroupLayout
 
 __all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes", "mixture_error"]
 
@@ -51,58 +52,63 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
 
 def expert_error(
     inputs: Tensor,
-    choice: Tensor,
+    layout: GroupLayout,
     first: Tensor,
     first_bias: Tensor,
     second: Tensor,
     second_bias: Tensor,
-    table: Tensor,
-    rows: Tensor,
+    targets: Tensor,
     *,
     squared: bool = True,
 ) -> Tensor:
     """sum_n ||E_m(x_n) - t_n||^2 with each node's own expert m, E_m(x) = B_m relu(A_m x + a_m) + b_m. Entry: a node.
 
-    The nodes are sorted by expert, so that the cost is that of one expert whatever their number. Differentiable once.
+    The cost is that of one expert whatever their number: nodes lie side by side by expert, and experts with about as
+    many share a batched product. Differentiable once.
 
     Args:
         inputs: x, (n, inputs).
-        choice: m, (n,) in 0 .. M - 1.
+        layout: of the nodes' experts m, in 0 .. M - 1.
         first, first_bias: A, a: (M, inputs, hidden), (M, hidden).
         second, second_bias: B, b: (M, hidden, outputs), (M, outputs).
-        table, rows: targets, as in :func:`linear_error`.
+        targets: t, constants (R, outputs) in the layout; what is in its padding does not count.
         squared: whether the norm is squared. Where it is not and is 0, its gradient is 0.
 
     Raises:
         ValueError: the shapes do not fit.
     """
-    _check(inputs, first.shape[1], second.shape[2], table, rows)
-    parameters = (first, first_bias, second, second_bias)
-    order = choice.argsort()
-    sizes = torch.bincount(choice, minlength=len(first)).tolist()
-    x = inputs.detach().index_select(0, order)
-    difference = second_bias.detach().index_select(0, choice.index_select(0, order))
-    difference -= _targets(table, rows.index_select(0, order), x)
-    hidden, input_gradient = x.new_empty(len(x), first.shape[2]), torch.empty_like(x)
-    gradients = [torch.empty_like(parameter) for parameter in parameters]
-    # One tuple of views for each expert: its nodes' rows, its parameters, their gradients.
-    by_node = list(zip(*(rows_of.split(sizes) for rows_of in (x, hidden, difference, input_gradient))))
-    by_expert = list(zip(*(parameter.detach().unbind() for parameter in parameters)))
-    for (x_m, hidden_m, difference_m, _), (w1, b1, w2, _) in zip(by_node, by_expert):
-        torch.addmm(b1, x_m, w1, out=hidden_m).relu_()
-        difference_m.addmm_(hidden_m, w2)
-    total = _error_(difference, squared)
-    by_gradient = zip(*(gradient.unbind() for gradient in gradients))
-    for nodes, (w1, _, w2, _), (to_w1, to_b1, to_w2, to_b2) in zip(by_node, by_expert, by_gradient):
-        x_m, hidden_m, difference_m, to_x = nodes
-        torch.mm(hidden_m.t(), difference_m, out=to_w2)
-        torch.sum(difference_m, 0, out=to_b2)
-        back = _through_relu(torch.mm(difference_m, w2.t()), hidden_m)
-        torch.mm(x_m.t(), back, out=to_w1)
-        torch.sum(back, 0, out=to_b1)
-        torch.mm(back, w1.t(), out=to_x)
-    in_place = torch.empty_like(input_gradient).index_copy_(0, order, input_gradient)
-    return with_gradient(total, [inputs, *parameters], [in_place, *gradients])
+    w1, b1, w2, b2 = (parameter.detach() for parameter in (first, first_bias, second, second_bias))
+    if inputs.shape != (layout.nodes, w1.shape[1]) or targets.shape != (layout.rows, w2.shape[2]):
+        raise ValueError(
+            f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} do not fit a map from {w1.shape[1]} to "
+            f"{w2.shape[2]} of {layout.nodes} nodes in {layout.rows} rows"
+        )
+    x, targets = layout.padded(inputs.detach()), targets.to(inputs)
+    hidden, difference, input_gradient = (
+        x.new_empty(len(x), w1.shape[2]),
+        torch.empty_like(targets),
+        torch.empty_like(x),
+    )
+    gradients = [torch.empty_like(parameter) for parameter in (w1, b1, w2, b2)]
+    for run in layout.runs:
+        x_r, hidden_r, targets_r, difference_r = map(run.nodes, (x, hidden, targets, difference))
+        w1_r, b1_r, w2_r, b2_r = map(run.groups, (w1, b1, w2, b2))
+        torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r, out=hidden_r).relu_()
+        torch.sub(b2_r.unsqueeze(1), targets_r, out=difference_r)
+        torch.baddbmm(difference_r, hidden_r, w2_r, out=difference_r)
+    layout.blank_(difference)
+    total, factor = _error_(difference, squared)
+    for run in layout.runs:
+        x_r, hidden_r, difference_r, to_x = map(run.nodes, (x, hidden, difference, input_gradient))
+        w1_r, w2_r, to_w1, to_b1, to_w2, to_b2 = map(run.groups, (w1, w2, *gradients))
+        torch.bmm(hidden_r.transpose(1, 2), difference_r, out=to_w2)
+        torch.sum(difference_r, 1, out=to_b2)
+        back = _through_relu_(torch.bmm(difference_r, w2_r.transpose(1, 2)), hidden_r)
+        torch.bmm(x_r.transpose(1, 2), back, out=to_w1)
+        torch.sum(back, 1, out=to_b1)
+        torch.bmm(back, w1_r.transpose(1, 2), out=to_x)
+    parameters = [first, first_bias, second, second_bias]
+    return factor * with_gradient(total / factor, [inputs, *parameters], [layout.unpadded(input_gradient), *gradients])
 
 
 def mixture_error(
@@ -136,7 +142,7 @@ def mixture_error(
     with torch.no_grad():
         layer1 = torch.cat([first, first_bias.unsqueeze(1)], dim=1).transpose(0, 1).flatten(1)
         layer2, bias2 = second.detach().flatten(0, 1), second_bias.detach()
-    total = vectors.new_zeros(())
+    total, factor = vectors.new_zeros(()), 1
     vector_gradient, share_gradient = torch.empty_like(vectors), torch.empty_like(shares)
     layer1_gradient, layer2_gradient = torch.zeros_like(layer1), torch.zeros_like(layer2)
     bias2_gradient = torch.zeros_like(bias2)
@@ -148,19 +154,20 @@ def mixture_error(
         torch.mm(x, layer1, out=spread).relu_()
         torch.mul(by_expert[0], s.unsqueeze(2), out=by_expert[1])
         difference = torch.addmm(s @ bias2, weighted, layer2).sub_(_targets(table, rows[block], x))
-        total += _error_(difference, squared)
+        error, factor = _error_(difference, squared)
+        total += error
         layer2_gradient.addmm_(weighted.t(), difference)
         bias2_gradient.addmm_(s.t(), difference)
         torch.mm(difference, layer2.t(), out=back)
         torch.mul(back, spread, out=weighted)
         torch.addmm(by_expert[1].sum(2), difference, bias2.t(), out=share_gradient[block])
         by_expert[2].mul_(s.unsqueeze(2))
-        back = _through_relu(back, spread)
+        back = _through_relu_(back, spread)
         layer1_gradient.addmm_(x.t(), back)
         torch.mm(back, layer1.t(), out=vector_gradient[block])
     layer1_gradient = layer1_gradient.view(-1, experts, hidden).transpose(0, 1)
-    return with_gradient(
-        total,
+    return factor * with_gradient(
+        total / factor,
         [inputs, weights, first, first_bias, second, second_bias],
         [
             vector_gradient[:, :-1],
@@ -189,21 +196,19 @@ def mean_over_nodes(totals: list[Tensor], nodes: int) -> Tensor:
     return torch.stack(totals).sum() / max(1, nodes)
 
 
-def _error_(difference: Tensor, squared: bool) -> Tensor:
-    """The sum over rows of ||d||^2, or of ||d||; `difference` itself becomes the gradient of that sum."""
+def _error_(difference: Tensor, squared: bool) -> tuple[Tensor, int]:
+    """The sum over rows of ||d||^2, or of ||d||, and the factor that makes `difference` the gradient of it."""
     if squared:
         flat = difference.flatten()
-        total = torch.dot(flat, flat)
-        difference.mul_(2)
-        return total
+        return torch.dot(flat, flat), 2
     norms = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
     difference.div_(norms.clamp(min=torch.finfo(norms.dtype).tiny))
-    return norms.sum()
+    return norms.sum(), 1
 
 
-def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient of relu(x), given that of its output."""
-    through: Tensor = torch.ops.aten.threshold_backward(gradient, output, 0)
+def _through_relu_(gradient: Tensor, output: Tensor) -> Tensor:
+    """The gradient of relu(x) in the place of that of its output."""
+    through: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
     return through
 
 

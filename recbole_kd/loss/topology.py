@@ -7,17 +7,20 @@ distinct nodes. A vector of zeros has cosine 0 with everything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from recbole_kd.loss.contrastive import with_gradient
+from recbole_kd.loss.layout import GroupLayout
 
-__all__ = ["all_pairs", "angles", "distances", "group_means", "group_pairs", "prototype_nodes", "unit"]
+__all__ = ["Grouped", "all_pairs", "angles", "distances", "group_means", "group_pairs", "prototype_nodes", "unit"]
 
-#: Rows of a group whose pairs are formed at a time: bounds memory to (BLOCK, nodes of the group) cosines.
-BLOCK = 512
+#: Cosines of pairs that are held at a time, for each of groups about as long.
+BLOCK = 1 << 21
 
 
 def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
@@ -40,52 +43,89 @@ def unit(vectors: Tensor) -> Tensor:
     return vectors / norms.masked_fill(norms == 0, 1.0)
 
 
-def group_pairs(student: Tensor, teacher: Tensor, sizes: Sequence[int]) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """Nodes by group, and groups by the lengths that batched products ask for.
+
+    Attributes:
+        layout: of the nodes' groups.
+        student, teacher: (R, d_s), (R, d_t) vectors in that layout, zeros in its padding.
+    """
+
+    layout: GroupLayout
+    student: Tensor
+    teacher: Tensor
+
+    @cached_property
+    def units(self) -> Tensor:
+        """The student's as unit vectors."""
+        return unit(self.student)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """(R, 1) what makes the teacher's unit vectors: scaling products costs less than scaling wide vectors."""
+        norms = torch.linalg.vector_norm(self.teacher, dim=1, keepdim=True)
+        return norms.reciprocal().masked_fill_(norms == 0, 0)
+
+
+def group_pairs(sides: Sequence[Grouped]) -> Tensor:
     """Mean of (cos(s_a, s_b) - cos(t_a, t_b))^2 over ordered pairs of a group (HTD). Entry: a pair.
 
     Pairs are those a != b of one group whose teacher's cosine is positive; 0 where there is none. The gradient is taken
     with the value, a block of rows at a time. Differentiable once.
 
     Args:
-        student, teacher: (n, d_s), (n, d_t) unit vectors, group after group.
-        sizes: nodes of each group, n in all.
+        sides: users and items.
     """
-    _same_length(student, teacher)
-    s, t = student.detach(), teacher.detach()
+    totals, pairs = zip(*map(_pairs_within, sides))
+    return torch.stack(totals).sum() / max(1, sum(pairs))
+
+
+def _pairs_within(side: Grouped) -> tuple[Tensor, int]:
+    """The sum over the pairs of a side, and their number."""
+    s, t = side.units.detach(), side.teacher
     gradient, total, pairs = torch.empty_like(s), s.new_zeros(()), 0
-    end = 0
-    for size in sizes:
-        start, end = end, end + size
-        for first in range(start, end, BLOCK):
-            block, group = slice(first, min(first + BLOCK, end)), slice(start, end)
-            cosines = t[block] @ t[group].t()
-            cosines.diagonal(first - start).zero_()
-            difference = torch.addmm(cosines, s[block], s[group].t(), beta=-1)
+    for run in side.layout.runs:
+        s_r, t_r, scale_r, gradient_r = map(run.nodes, (s, t, side.scale, gradient))
+        step = max(1, BLOCK // (run.count * run.length))
+        for first in range(0, run.length, step):
+            rows = slice(first, first + step)
+            cosines = torch.bmm(t_r[:, rows], t_r.transpose(1, 2))
+            cosines.mul_(scale_r[:, rows]).mul_(scale_r.transpose(1, 2))
+            cosines.diagonal(first, 1, 2).zero_()
+            difference = torch.baddbmm(cosines, s_r[:, rows], s_r.transpose(1, 2), beta=-1)
             # Kept where the teacher's cosine is positive: the one pass that relu's derivative is.
             difference = torch.ops.aten.threshold_backward(difference, cosines, 0)
             flat = difference.flatten()
             total += torch.dot(flat, flat)
             pairs += int(torch.count_nonzero(cosines > 0))
             # A pair is met from both of its ends, each time with half of the gradient.
-            torch.mm(difference, s[group], out=gradient[block])
-    return with_gradient(total, [student], [gradient.mul_(4)]) / max(1, pairs)
+            gradient_r[:, rows] = torch.bmm(difference, s_r)
+    return with_gradient(total, [side.units], [gradient.mul_(4)]), pairs
 
 
-def group_means(vectors: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The mean of each group that has nodes, without gradient: (n, d), group after group -> (groups with nodes, d)."""
-    return torch.stack([group.mean(0) for group in vectors.detach().split(list(sizes)) if len(group)])
+def group_means(sides: Sequence[Grouped]) -> tuple[Tensor, Tensor]:
+    """The mean of each group that has nodes, without gradient: (groups with nodes, d_s), (groups with nodes, d_t)."""
+    student, teacher = (
+        torch.cat([side.layout.means(vectors.detach()) for side, vectors in zip(sides, of_all)])
+        for of_all in zip(*((side.student, side.teacher) for side in sides))
+    )
+    return student, teacher
 
 
-def prototype_nodes(student: Tensor, teacher: Tensor, student_prototypes: Tensor, teacher_prototypes: Tensor) -> Tensor:
+def prototype_nodes(sides: Sequence[Grouped], student_prototypes: Tensor, teacher_prototypes: Tensor) -> Tensor:
     """Mean of (cos(s_a, p_s) - cos(t_a, p_t))^2 over nodes and prototypes (HTD, second variant). Entry: such a pair.
 
     Args:
-        student, teacher: (n, d_s), (n, d_t) unit vectors.
+        sides: users and items. Vectors of the padding are 0, and so is what they add.
         student_prototypes, teacher_prototypes: (K, d_s), (K, d_t) unit vectors, constants.
     """
-    _same_length(student, teacher)
-    targets = teacher.detach() @ teacher_prototypes.t()
-    return functional.mse_loss(student @ student_prototypes.detach().t(), targets)
+    total = student_prototypes.new_zeros(())
+    for side in sides:
+        targets = (side.teacher @ teacher_prototypes.t()).mul_(side.scale)
+        found = side.units @ student_prototypes.detach().t()
+        total = total + functional.mse_loss(found, targets, reduction="sum")
+    return total / max(1, sum(side.layout.nodes for side in sides) * len(student_prototypes))
 
 
 def distances(student: Tensor, teacher: Tensor) -> Tensor:

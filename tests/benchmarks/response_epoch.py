@@ -154,7 +154,9 @@ def main() -> None:
     data = DataView(observed, epochs=100, seed=0, device=torch.device("cpu"))
     stream = batches(loader)
     count = len(loader)
-    print(f"{'':20}{'set-up':>8}{'draw':>8}{'plain':>8}{'fused':>8}{'with':>8}{'floor':>8}{'epoch':>8}{'ratio':>8}{'alike':>8}{'target':>8}")
+    print(
+        f"{'':20}{'set-up':>8}{'draw':>8}{'plain':>8}{'fused':>8}{'with':>8}{'floor':>8}{'epoch':>8}{'ratio':>8}{'alike':>8}{'target':>8}"
+    )
     print(f"{'':20}{'s':>8}{'s':>8}{'ms':>8}{'ms':>8}{'ms':>8}{'ms':>8}{'s':>8}")
     for label, (kind, options, target) in CASES.items():
         if not any(label.startswith(method) for method in arguments.methods):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_kd.contracts import Batch
 from recbole_kd.distiller.de import DEDistiller, DEOptions
-from recbole_kd.distiller.projectors import Experts, SelectedExperts, annealed, gumbel_softmax
+from recbole_kd.distiller.projectors import Experts, SelectedExperts, Selection, annealed, gumbel_softmax
 from recbole_kd.errors import UserError
 from tests.distiller.fakes import FakeStudent, FakeTeacher, assert_same_loss, batch_of, data_view
 
@@ -85,36 +85,48 @@ def test_temperature_falls_geometrically_from_tau0_to_tauP() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("temperature", [1.0, 1e-3, 1e-6, 1e-10])
+@pytest.mark.parametrize("temperature", [1.0, 1e-3, 1e-6])
 def test_selection_is_finite_for_any_logits(dtype: torch.dtype, temperature: float) -> None:
     for scale in (0.0, 1.0, 1e4, 1e35):
         logits = (scale * torch.randn(50, 7, dtype=dtype)).requires_grad_()
         weights = gumbel_softmax(logits, torch.zeros_like(logits), temperature)
         torch.testing.assert_close(weights.sum(1), torch.ones(50, dtype=dtype))
-        if weights.requires_grad:
-            (gradient,) = torch.autograd.grad(weights[:, 0].sum(), logits)
-            assert torch.isfinite(gradient).all()
+        (gradient,) = torch.autograd.grad(weights[:, 0].sum(), logits)
+        assert torch.isfinite(gradient).all()
 
 
-def test_selection_is_soft_at_the_beginning_and_one_hot_at_the_end() -> None:
+def test_selection_is_soft_at_the_beginning_and_one_expert_at_the_end() -> None:
     noise, logits = torch.randn(200, 7), torch.randn(200, 7)
     torch.testing.assert_close(gumbel_softmax(logits, noise, 1.0), torch.softmax(logits + noise, 1))
-    end = gumbel_softmax(logits, noise, 1e-10)
-    assert torch.equal(end, torch.nn.functional.one_hot((logits + noise).argmax(1), 7).float())
-
-
-def test_equal_logits_at_the_end_give_one_expert_not_two_halves() -> None:
-    weights = gumbel_softmax(torch.zeros(3, 4), torch.zeros(3, 4), 1e-10)
-    assert torch.equal(weights, torch.tensor([[1.0, 0, 0, 0]] * 3))
-
-
-def test_experts_are_drawn_in_proportion_to_alpha() -> None:
-    """The Gumbel trick: at any temperature the largest entry is m with probability alpha_m (chi-square, 3 degrees)."""
-    distiller = build(experts=4)[0]
+    distiller, _, teacher = build()
+    nodes = torch.tensor([1, 4])
+    assert distiller.items.selection(teacher.item_embeddings(), nodes).weights is not None
     distiller.begin_epoch(DATA.epochs)
+    assert distiller.items.selection(teacher.item_embeddings(), nodes).weights is None
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e35])
+def test_equal_logits_at_the_end_give_one_expert_not_two_halves(scale: float) -> None:
+    """Rows of zeros, and logits so far apart that all others have probability 0."""
+    table = scale * torch.tensor([[1.0, 0, 0, 0, 0]], dtype=torch.float64)
+    side = build(experts=4)[0].users
+    side.selection.begin_epoch(1e-20, table)
+    selection = side.selection(table, torch.zeros(50, dtype=torch.long))
+    choice = selection.choice
+    assert selection.weights is None
+    assert choice.min() >= 0
+    assert choice.max() <= 3
+    assert (len(choice.unique()) == 1) == (scale > 0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-3, 1e-20])
+def test_experts_are_drawn_in_proportion_to_alpha(temperature: float) -> None:
+    """The Gumbel trick: at any temperature the largest entry is m with probability alpha_m (chi-square, 3 degrees)."""
+    selection = build(experts=4)[0].users.selection
     teacher = torch.randn(1, 5, dtype=torch.float64)
-    draws = distiller.users.selection(teacher, torch.zeros(4000, dtype=torch.long)).sum(0)
-    expected = 4000 * torch.softmax(distiller.users.selection.network(teacher)[0], 0)
+    selection.begin_epoch(temperature, teacher)
+    choice = selection(teacher, torch.zeros(4000, dtype=torch.long)).choice
+    draws, expected = torch.bincount(choice, minlength=4), 4000 * torch.softmax(selection.network(teacher)[0], 0)
     assert ((draws - expected) ** 2 / expected).sum().item() < 16.27  # p = 0.001
 
 
@@ -124,7 +136,9 @@ def test_routing_and_mixing_agree_where_only_some_nodes_are_certain() -> None:
     weights = torch.softmax(torch.randn(6, 3, dtype=torch.float64), 1)
     weights[1], weights[4] = torch.tensor([0.0, 0, 1]), torch.tensor([1.0, 0, 0])
     expected = sum(((reconstruction(experts, weights[n], x[n]) - table[n]) ** 2).sum() for n in range(6))
-    torch.testing.assert_close(experts.error(x, weights, table, torch.arange(6), squared=True), expected)
+    selection = Selection(table, torch.arange(6), weights.argmax(1), 3, weights)
+    found = experts.error(x, selection, squared=True)
+    torch.testing.assert_close(found, expected)
 
 
 def test_once_hard_the_selection_network_has_no_gradient_and_the_chosen_experts_do() -> None:
@@ -150,7 +164,7 @@ def test_attention_is_a_plain_softmax_without_noise_at_every_epoch() -> None:
     distiller.begin_epoch(DATA.epochs)
     nodes = torch.tensor([1, 4])
     expected = torch.softmax(distiller.items.selection.network(teacher.item_embeddings()[nodes]), 1)
-    torch.testing.assert_close(distiller.items.selection(teacher.item_embeddings(), nodes), expected)
+    torch.testing.assert_close(distiller.items.selection(teacher.item_embeddings(), nodes).weights, expected)
 
 
 def test_one_expert_is_a_plain_two_layer_projector() -> None:

@@ -37,10 +37,10 @@ def grouped(distiller: HTDDistiller, student: FakeStudent, teacher: FakeTeacher,
         (0, distiller.users, student.user_table, teacher.user_embeddings(), batch.distinct_users),
         (2, distiller.items, student.item_table, teacher.item_embeddings(), batch.distinct_items),
     ):
-        uniform = torch.rand(len(ids), 2, generator=distiller.generator, dtype=torch.float64)
+        uniform = torch.rand(len(ids), generator=distiller.generator, dtype=torch.float64)
         for draw, node in zip(uniform, ids.tolist()):
-            keys = side.selection.network(targets[node]) - (-draw.log()).log()
-            group, experts = int(keys.argmax()), side.experts
+            alpha = torch.softmax(side.selection.network(targets[node]), 0)
+            group, experts = int(draw > alpha[0]), side.experts
             hidden = torch.relu(table[node] @ experts.first[group] + experts.first_bias[group])
             mapped = hidden @ experts.second[group] + experts.second_bias[group]
             nodes.append((offset + group, table[node], targets[node], mapped))

@@ -272,6 +272,15 @@ def test_with_gradient_hands_its_gradients_back_times_the_incoming_one():
     assert unused.grad is None
 
 
+def test_with_gradient_hands_them_on_once():
+    """They are multiplied in place, so that a second time would count them twice."""
+    tensor = drawn(2, 3)
+    loss = with_gradient(torch.tensor(0.0), (tensor,), (torch.ones(2, 3),))
+    torch.autograd.grad(loss, tensor, retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed on already"):
+        torch.autograd.grad(loss, tensor)
+
+
 def test_with_gradient_refuses_a_gradient_of_another_shape():
     with pytest.raises(ValueError, match="expected those of the tensors"):
         with_gradient(torch.tensor(0.0), (drawn(2, 3),), (drawn(3, 2),))

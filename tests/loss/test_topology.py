@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_kd.loss import topology
+from recbole_kd.loss import layout, topology
+from recbole_kd.loss.layout import GroupLayout
 from recbole_kd.loss.topology import (
+    Grouped,
     all_pairs,
     angles,
     distances,
@@ -46,6 +48,12 @@ def assert_same(found: Tensor, expected: Tensor, student: Tensor) -> None:
         torch.testing.assert_close(gradient, torch.autograd.grad(3 * expected, student)[0])
 
 
+def grouped(student: Tensor, teacher: Tensor, groups: list[int], count: int) -> Grouped:
+    """Vectors with the group of each, `count` groups in all."""
+    found = GroupLayout(torch.tensor(groups, dtype=torch.long), count)
+    return Grouped(found, found.padded(student), found.padded(teacher))
+
+
 sizes = st.integers(3, 8)
 seeds = st.integers(0, 1000)
 
@@ -71,27 +79,38 @@ def test_all_pairs_in_float32_is_exact_to_rounding_where_both_agree() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=4), seeds, st.integers(1, 4))
-def test_group_pairs_stay_inside_groups_and_follow_the_teachers_likes(counts: list[int], seed: int, block: int) -> None:
-    count = sum(counts)
-    raw, t = draw(seed, count, 3), draw(seed + 1, count, 5).detach()
-    group_of = [group for group, size in enumerate(counts) for _ in range(size)]
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    st.lists(st.integers(0, 3), max_size=9),
+    seeds,
+    st.integers(1, 40),
+)
+def test_group_pairs_stay_inside_groups_and_follow_the_teachers_likes(
+    users: list[int], items: list[int], seed: int, block: int
+) -> None:
+    """Users and items have groups of their own; entries of both are one mean, whatever the order of the nodes."""
+    raw, t = draw(seed, len(users) + len(items), 3), draw(seed + 1, len(users) + len(items), 5).detach()
+    group_of = users + [7 + group for group in items]
     entries = [
         (cosine(raw[a], raw[b]) - cosine(t[a], t[b])) ** 2
-        for a, b in itertools.permutations(range(count), 2)
+        for a, b in itertools.permutations(range(len(group_of)), 2)
         if group_of[a] == group_of[b] and cosine(t[a], t[b]) > 0
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topology, "BLOCK", block)
-        found = group_pairs(unit(raw), unit(t), counts)
+        patch.setattr(layout, "SHORT", 1)
+        cut = len(users)
+        sides = [grouped(raw[:cut], t[:cut], users, 7), grouped(raw[cut:], t[cut:], items, 4)]
+        found = group_pairs(sides)
     assert_same(found, mean(entries), raw)
 
 
 def test_group_means_skip_groups_without_nodes_and_carry_no_gradient() -> None:
-    vectors = torch.tensor([[1.0, 2], [3, 4], [5, 6]], requires_grad=True)
-    means = group_means(vectors, [2, 0, 1])
-    assert means.tolist() == [[2, 3], [5, 6]]
-    assert not means.requires_grad
+    vectors = torch.tensor([[1.0, 2], [5, 6], [3, 4]], requires_grad=True)
+    student, teacher = group_means([grouped(vectors, vectors.detach() * 2, [0, 2, 0], 3)])
+    assert student.tolist() == [[2, 3], [5, 6]]
+    assert teacher.tolist() == [[4, 6], [10, 12]]
+    assert not student.requires_grad
 
 
 @settings(max_examples=20, deadline=None)
@@ -101,7 +120,8 @@ def test_prototype_nodes_is_the_mean_over_nodes_and_prototypes(count: int, numbe
     p, q = draw(seed + 2, number, 3).detach(), draw(seed + 3, number, 5).detach()
     pairs = itertools.product(range(count), range(number))
     expected = mean([(cosine(s[a], p[k]) - cosine(t[a], q[k])) ** 2 for a, k in pairs])
-    assert_same(prototype_nodes(unit(s), unit(t), unit(p), unit(q)), expected, s)
+    sides = [grouped(s[:2], t[:2], [1, 0], 2), grouped(s[2:], t[2:], [0] * (count - 2), 2)]
+    assert_same(prototype_nodes(sides, unit(p), unit(q)), expected, s)
 
 
 @settings(max_examples=20, deadline=None)
@@ -134,17 +154,17 @@ def test_extreme_and_equal_vectors_have_finite_losses_and_gradients(scale: float
     student = (scale * torch.ones(4, 3)).requires_grad_()
     teacher = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     losses = [all_pairs(student, teacher), distances(student, teacher), angles(student, teacher)]
-    losses += [group_pairs(unit(student), unit(teacher), [4])]
-    losses += [prototype_nodes(unit(student), unit(teacher), torch.zeros(2, 3), torch.zeros(2, 5))]
+    sides = [grouped(student, teacher, [0] * 4, 1)]
+    losses += [group_pairs(sides), prototype_nodes(sides, torch.zeros(2, 3), torch.zeros(2, 5))]
     for loss in losses:
-        (gradient,) = torch.autograd.grad(loss, student)
+        (gradient,) = torch.autograd.grad(loss, student, retain_graph=True)
         assert torch.isfinite(loss)
         assert torch.isfinite(gradient).all()
 
 
 def test_no_more_than_one_node_is_no_relation() -> None:
     one = torch.ones(1, 3, requires_grad=True)
-    for loss in (all_pairs(one, one), distances(one, one), angles(one, one), group_pairs(unit(one), unit(one), [1])):
+    for loss in (all_pairs(one, one), distances(one, one), angles(one, one), group_pairs([grouped(one, one, [0], 1)])):
         assert loss.item() == 0
 
 
