@@ -274,7 +274,7 @@ def test_with_gradient_hands_its_gradients_back_times_the_incoming_one():
 
 def test_with_gradient_hands_them_on_once():
     """They are multiplied in place, so that a second time would count them twice."""
-    tensor = drawn(2, 3)
+    tensor = drawn(2, 3).requires_grad_()
     loss = with_gradient(torch.tensor(0.0), (tensor,), (torch.ones(2, 3),))
     torch.autograd.grad(loss, tensor, retain_graph=True)
     with pytest.raises(RuntimeError, match="handed on already"):
