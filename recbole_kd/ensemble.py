@@ -14,9 +14,16 @@ from recbole_kd.checkpoint import digest
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank, fuse_ranks
 
-__all__ = ["TeacherEnsemble"]
+__all__ = ["TeacherEnsemble", "joint_capabilities"]
 
 _PAIRS_FOR_MOMENTS = 1 << 22
+
+
+def joint_capabilities(members: Sequence[frozenset[str]]) -> frozenset[str]:
+    """What teachers offer together: ranks and scores if all of them do, vectors if any does, layers never."""
+    shared, either = frozenset.intersection(*members), frozenset.union(*members)
+    scored = {"scores", "listed_scores"} if "scores" in shared else set()
+    return (shared & {"ranks"}) | scored | (either & {"representations", "pair_representations"})
 
 
 class TeacherEnsemble(BareTeacher):
@@ -58,10 +65,7 @@ class TeacherEnsemble(BareTeacher):
         self.digest = digest("ensemble", [member.digest for member in members], fusion, self.shares)
         self.observed, self.fusion = observed, fusion
         self._device, self._ranks = device, RankBankCache(rank_folder)
-        shared = frozenset.intersection(*(member.capabilities for member in members))
-        either = frozenset.union(*(member.capabilities for member in members))
-        scored = {"scores", "listed_scores"} if "scores" in shared else set()
-        self.capabilities = (shared & {"ranks"}) | scored | (either & {"representations", "pair_representations"})
+        self.capabilities = joint_capabilities([member.capabilities for member in members])
         dimensions = [member.dimension for member in self._with("representations")]
         self.dimension: Optional[int] = sum(size for size in dimensions if size) or None
         self._ranked: Optional[Tensor] = None

@@ -26,6 +26,7 @@ from recbole_kd.contracts import CAPABILITIES, DataView, Distiller
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits, cold_users
 from recbole_kd.distributed import ALONE, Group, Plan, run_processes, share_of_steps
+from recbole_kd.ensemble import joint_capabilities
 from recbole_kd.errors import Interrupted, UserError, closest
 from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.evaluation.full_sort import sized_eval_batch
@@ -44,6 +45,7 @@ from recbole_kd.teacher import (
     require_same_task,
     train_or_fetch,
 )
+from recbole_kd.text import columns
 from recbole_kd.trainer import make_trainer
 
 _VERSIONED = ("recbole-kd", "recbole", "torch", "numpy", "scipy")
@@ -287,7 +289,7 @@ class _Named:
 def check_models(config: KDConfig) -> None:
     """Refuses a student that cannot learn from the distillers, or a teacher's model that cannot serve them.
 
-    What a checkpoint, a file of ranks or several teachers offer is known when they are read, and checked then.
+    What a checkpoint or the columns of a file of ranks offer is known when they are read, and checked then.
 
     Raises:
         UserError: such a student or teacher.
@@ -300,16 +302,28 @@ def check_models(config: KDConfig) -> None:
             f"{config.resolved.backbone} is computed in closed form: it teaches and does not learn. Set --model to a "
             "student that 'recbole-kd list --kind=students' names, or leave --distill out."
         )
-    sections = config.teacher_sections()
-    student, teacher = _Named.of(config), None
-    if len(sections) == 1:
-        ((prefix, section),) = sections.items()
-        if section.get("model") and not section.get("checkpoint") and not section.get("ranks"):
-            named = config.teacher_config(section, prefix)
-            if named.sequential == config.sequential:  # or the two do not belong together, which is said elsewhere
-                teacher = _Named.of(named)
+    student, teacher = _Named.of(config), _named_teacher(config)
     for name, options in active.items():
         check_needs(name, options, student, teacher)
+
+
+def _named_teacher(config: KDConfig) -> Optional[_Named]:
+    """The teacher, or several as one, as far as settings tell; None where a file tells, or where it is no match."""
+    members, sections = [], config.teacher_sections()
+    for prefix, section in sections.items():
+        if section.get("ranks") and len(sections) > 1:  # beside others its scores are not read
+            members.append(_Named("a file of ranks", None, frozenset({"ranks"})))
+        elif any(section.get(key) for key in ("checkpoint", "ranks")) or not section.get("model"):
+            return None
+        else:
+            named = config.teacher_config(section, prefix)
+            if named.sequential != config.sequential:  # which is said elsewhere
+                return None
+            members.append(_Named.of(named))
+    if len(members) < 2:
+        return members[0] if members else None
+    together = joint_capabilities([member.capabilities for member in members])
+    return _Named(" + ".join(member.name for member in members), None, together)
 
 
 def check_needs(
@@ -472,8 +486,7 @@ def table(result: Mapping[str, Any]) -> str:
     for role, row in rows:
         values = [f"{row['test_result'][key]:.4f}" if key in row["test_result"] else "-" for key in shown]
         lines.append([role, row["model"], *values, f"{row['parameters']:,}", f"{row['train_seconds']:.1f}"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return "\n".join(columns(lines))
 
 
 def load_trained(path: str, config_dict: Optional[Mapping[str, Any]] = None) -> tuple[Trained, Splits]:

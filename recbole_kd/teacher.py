@@ -15,9 +15,10 @@ from recbole.data.interaction import Interaction
 from recbole.utils import dataset_arguments, init_seed, training_arguments
 from torch import Tensor, nn
 
+from recbole_kd.bare_teacher import BareTeacher
 from recbole_kd.checkpoint import FORMAT, digest, load_any, load_checkpoint, save_checkpoint
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig
-from recbole_kd.contracts import CAPABILITIES, Sequences
+from recbole_kd.contracts import Sequences
 from recbole_kd.data.ranked_lists import read_ranked_lists
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank
 from recbole_kd.data.splits import Splits, token_map
@@ -386,7 +387,7 @@ def _content(trained: Trained) -> str:
     return digest(dict(model.state_dict()), beside, architecture, trained.config.resolved.backbone)
 
 
-class FrozenTeacher:
+class FrozenTeacher(BareTeacher):
     """A trained model as constants, in the student's ids: the :class:`recbole_kd.contracts.TeacherView`.
 
     It is a plain object: the model is in no parameter list, no optimiser, no checkpoint and no `train()` call of the
@@ -436,12 +437,15 @@ class FrozenTeacher:
 
     def user_embeddings(self) -> Tensor:
         """e_t of every user, (U, d_t), constant."""
-        return self._need("representations", self._vectors)[0]
+        if self._vectors is None:
+            self.lacks("representations")
+        return self._vectors[0]
 
     def item_embeddings(self) -> Tensor:
         """e_t of every item, (I, d_t), constant."""
-        items: Tensor = self._need("representations", self._items)
-        return items
+        if self._items is None:
+            self.lacks("representations")
+        return self._items
 
     @torch.no_grad()
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
@@ -450,19 +454,18 @@ class FrozenTeacher:
             return pair_products(self._vectors, users, items)
         if self._maps is not None:
             users, items = self._maps[0][users], self._maps[1][items]
-        vectors: Tensor = self._need("pair_representations", pair_representations(self.model, users, items))
+        vectors = pair_representations(self.model, users, items)
+        if vectors is None:
+            self.lacks("pair_representations")
         return vectors
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(users (U, d_t), items (I, d_t)) of each layer of the graph, the embedding tables first, constant."""
         with torch.no_grad():
-            outputs = self._need("layers", layers(self.model))
+            outputs = layers(self.model)
+        if outputs is None:
+            self.lacks("layers")
         return [self._aligned(output) for output in outputs]
-
-    def _need(self, what: str, value: Any) -> Any:
-        if value is None:
-            raise UserError(f"The teacher {self.name} has no {CAPABILITIES[what]}; use another teacher or distiller.")
-        return value
 
     @torch.no_grad()
     def scores(self, users: Tensor, items: Tensor) -> Tensor:

@@ -222,6 +222,21 @@ def test_it_offers_what_its_members_do_together() -> None:
         ensemble(bare, bare).user_embeddings()
 
 
+def test_what_teachers_lack_together_is_said_before_one_is_trained(known_answer: Path) -> None:
+    """kd reads scores of all items, which a file has not; neither of two neighbourhood models has vectors."""
+    file = lists_of_the_answer(known_answer, known_answer / "answer.csv")
+    for settings, message in (
+        (
+            {"teacher.0.model": "BPR", "teacher.1.ranks": str(file), "distill": "ir_rrd"},
+            "BPR . a file of ranks has none",
+        ),
+        ({"teacher": "ItemKNN,EASE", "distill": "de"}, "de reads a vector .* ItemKNN . EASE has none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_recbole_kd("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **settings))
+    assert not list((known_answer / "saved").rglob("*.pth"))
+
+
 def lists_of_the_answer(data_path: Path, file: Path, *, scores: bool = True, length: int = 20) -> Path:
     """A file of another system that knows the answer: liked items first, for every user."""
     lines = ["user_id,item_id,score" if scores else "user_id,item_id"]

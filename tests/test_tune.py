@@ -42,7 +42,6 @@ from recbole_kd.testing import known_answer_settings
 from recbole_kd.tune import evaluate_winner, parse_space, read_space, search, worker
 from recbole_kd.tune.parallel import parallel_map
 from recbole_kd.tune.report import summary
-from recbole_kd.tune.search import duration
 from recbole_kd.tune.space import Domain, draw_trials
 
 MODULE = sys.modules["recbole_kd.tune.search"]
@@ -564,10 +563,6 @@ def test_a_trial_uses_the_devices_that_ray_gave_it() -> None:
     assert worker.device_settings([0, 3]) == {"use_gpu": True, "gpu_id": "0,3"}
     assert worker.device_settings([]) == {"use_gpu": False, "gpu_id": ""}
     assert worker.device_settings(None) == {}
-
-
-def test_durations_are_words() -> None:
-    assert [duration(seconds) for seconds in (0.4, 75, 4210)] == ["0 s", "1 min 15 s", "1 h 10 min"]
 
 
 # Ray

@@ -11,6 +11,7 @@ from typing import Any, Optional, TextIO
 from recbole_kd.compare.perform import Job
 from recbole_kd.compare.plan import Plan
 from recbole_kd.errors import TrainingError
+from recbole_kd.text import duration
 
 #: Back to the first column, and the line cleared.
 _START_OF_LINE = "\r\x1b[K"
@@ -54,7 +55,7 @@ class Progress:
         self._count(job, record)
         score = record["best_valid_result"].get(self.metric)
         found = "" if score is None else f" validation {self.metric} {score:.4f},"
-        self.say(f"[{self.done}/{self.total}] {job.name}:{found} {_duration(record['seconds'])}{self._rest()}")
+        self.say(f"[{self.done}/{self.total}] {job.name}:{found} {duration(record['seconds'])}{self._rest()}")
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -79,22 +80,10 @@ class Progress:
 
     def _rest(self) -> str:
         left = self.seconds_left()
-        return f", about {_duration(left)} left" if left and self.done < self.total else ""
+        return f", about {duration(left)} left" if left and self.done < self.total else ""
 
     def _status(self, line: str) -> None:
         """A line that the next one overwrites; on a terminal alone."""
         if self.stream.isatty():
             self.stream.write(f"{_START_OF_LINE}{line}")
             self.stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    """In words: "41 s", "5 min", "2 h 10 min".
-
-    >>> _duration(41.2), _duration(300), _duration(7800)
-    ('41 s', '5 min', '2 h 10 min')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

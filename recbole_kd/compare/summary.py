@@ -16,6 +16,7 @@ from recbole_kd.evaluation.costs import THREADS
 from recbole_kd.evaluation.per_user import load_per_user
 from recbole_kd.evaluation.significance import bootstrap_intervals, pairwise, sample_deviation
 from recbole_kd.quick_start import versions
+from recbole_kd.text import columns
 
 FORMAT = 1
 #: A corrected p below this gets a star.
@@ -285,8 +286,6 @@ def table(results: Mapping[str, Any]) -> str:
             _number(costs["users_per_second"]["batch_1024"], "{:,.0f}"),
         ]
         lines.append(cells)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
     notes = [results["budget"]["sentence"]]
     if results["reference"]:
         notes += [
@@ -294,7 +293,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"{LEVEL}: * for other users with these trained models, ** also for models trained anew (other seeds)."
         ]
     notes += ["ms/user: median of one user at a time; users/s: 1,024 at a time; both with one thread."]
-    return "\n".join([*text, "", *notes])
+    return "\n".join([*columns(lines), "", *notes])
 
 
 def _number(value: Optional[float], form: str, factor: float = 1.0) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 
 from recbole_kd.checkpoint import save_json, write_atomic
 from recbole_kd.config import merge, nest
+from recbole_kd.text import columns
 
 #: Rows of the table on the terminal; trials.csv has all.
 ROWS = 20
@@ -109,7 +110,7 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append([*cells, *(_cell(record["settings"][name]) for name in names)])
     left_out = len(result["trials"]) - (len(lines) - 1)
     more = [f"... and {left_out} more in trials.csv"] if left_out > 0 else []
-    return "\n".join([*aligned(lines), *more])
+    return "\n".join([*columns(lines), *more])
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -132,9 +133,3 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as text in columns."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]

@@ -29,6 +29,7 @@ from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError
 from recbole_kd.properties_files import PROPERTIES, overall_properties
 from recbole_kd.quick_start import build_student, check_models, evaluate_checkpoint, load_splits, start_logging
+from recbole_kd.text import duration
 from recbole_kd.tune.parallel import ray_session
 from recbole_kd.tune.report import write_report
 from recbole_kd.tune.space import Domain, draw_trials, read_space
@@ -510,17 +511,4 @@ def _trainable(config: dict[str, Any], task: Task) -> None:
     train_trial(task, config["number"], session.report, gpus)
 
 
-def duration(seconds: float) -> str:
-    """In words of at most two units.
-
-    >>> duration(4210), duration(75), duration(8)
-    ('1 h 10 min', '1 min 15 s', '8 s')
-    """
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-__all__ = ["Journal", "duration", "evaluate_winner", "search"]
+__all__ = ["Journal", "evaluate_winner", "search"]
