@@ -547,7 +547,8 @@ class KDConfig(Config):
         """
         section = self["teacher"] or {} if section is None else section
         own = {key: value for key, value in section.items() if key not in _TEACHER_KEYS}
-        return self._derived(str(section.get("model")), own, prefix)
+        # Adam takes most of the time that large tables need.
+        return self._derived(str(section.get("model")), {"fused_adam": True, **own}, prefix)
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation."""
