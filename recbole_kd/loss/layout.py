@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["GroupLayout", "Run"]
 
 #: Rows of a run, padding included, for each that is no padding.
-PADDING = 1.5
+PADDING = 1.25
 #: Groups so short are padded to the longest of them whatever their sum.
 SHORT = 8
 

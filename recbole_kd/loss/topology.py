@@ -64,7 +64,7 @@ class Grouped:
     @cached_property
     def scale(self) -> Tensor:
         """(R, 1) what makes the teacher's unit vectors: scaling products costs less than scaling wide vectors."""
-        norms = torch.linalg.vector_norm(self.teacher, dim=1, keepdim=True)
+        norms = torch.linalg.vector_norm(self.teacher.detach(), dim=1, keepdim=True)
         return norms.reciprocal().masked_fill_(norms == 0, 0)
 
 
@@ -83,7 +83,7 @@ def group_pairs(sides: Sequence[Grouped]) -> Tensor:
 
 def _pairs_within(side: Grouped) -> tuple[Tensor, int]:
     """The sum over the pairs of a side, and their number."""
-    s, t = side.units.detach(), side.teacher
+    s, t = side.units.detach(), side.teacher.detach()
     gradient, total, pairs = torch.empty_like(s), s.new_zeros(()), 0
     for run in side.layout.runs:
         s_r, t_r, scale_r, gradient_r = map(run.nodes, (s, t, side.scale, gradient))
@@ -95,7 +95,7 @@ def _pairs_within(side: Grouped) -> tuple[Tensor, int]:
             cosines.diagonal(first, 1, 2).zero_()
             difference = torch.baddbmm(cosines, s_r[:, rows], s_r.transpose(1, 2), beta=-1)
             # Kept where the teacher's cosine is positive: the one pass that relu's derivative is.
-            difference = torch.ops.aten.threshold_backward(difference, cosines, 0)
+            torch.ops.aten.threshold_backward.grad_input(difference, cosines, 0, grad_input=difference)
             flat = difference.flatten()
             total += torch.dot(flat, flat)
             pairs += int(torch.count_nonzero(cosines > 0))
@@ -122,7 +122,7 @@ def prototype_nodes(sides: Sequence[Grouped], student_prototypes: Tensor, teache
     """
     total = student_prototypes.new_zeros(())
     for side in sides:
-        targets = (side.teacher @ teacher_prototypes.t()).mul_(side.scale)
+        targets = (side.teacher.detach() @ teacher_prototypes.t()).mul_(side.scale)
         found = side.units @ student_prototypes.detach().t()
         total = total + functional.mse_loss(found, targets, reduction="sum")
     return total / max(1, sum(side.layout.nodes for side in sides) * len(student_prototypes))

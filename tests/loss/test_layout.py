@@ -31,7 +31,7 @@ def test_rows_lie_with_their_group_and_come_back_in_order(of_rows: list[int]) ->
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=12))
-def test_a_run_of_groups_is_padded_by_half_at_most(sizes: list[int]) -> None:
+def test_a_run_of_groups_is_padded_by_a_quarter_at_most(sizes: list[int]) -> None:
     of_rows = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     for run in GroupLayout(of_rows, len(sizes)).runs:
         own = sum(run.groups(torch.tensor(sizes)).tolist())
