@@ -90,18 +90,15 @@ def expert_error(
             f"{w2.shape[2]} of {layout.nodes} nodes in {layout.rows} rows"
         )
     x, targets = layout.padded(inputs.detach()), targets.to(inputs)
-    hidden, difference, input_gradient = (
-        x.new_empty(len(x), w1.shape[2]),
-        torch.empty_like(targets),
-        torch.empty_like(x),
-    )
+    hidden, difference = x.new_empty(len(x), w1.shape[2]), torch.empty_like(targets)
+    input_gradient = torch.empty_like(x)
     gradients = [torch.empty_like(parameter) for parameter in (w1, b1, w2, b2)]
     for run in layout.runs:
         x_r, hidden_r, targets_r, difference_r = map(run.nodes, (x, hidden, targets, difference))
         w1_r, b1_r, w2_r, b2_r = map(run.groups, (w1, b1, w2, b2))
         torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r, out=hidden_r).relu_()
         torch.sub(b2_r.unsqueeze(1), targets_r, out=difference_r)
-        torch.baddbmm(difference_r, hidden_r, w2_r, out=difference_r)
+        difference_r.baddbmm_(hidden_r, w2_r)
     layout.blank_(difference)
     total, factor = _error_(difference, squared)
     for run in layout.runs:
