@@ -163,8 +163,8 @@ class Group(Share):
         for name, (dtype, shape) in described.items():
             value = held[name] if self.rank == source else torch.empty(shape, dtype=getattr(torch, dtype))
             if value.numel():
-                # gloo knows no booleans; bytes are bytes.
-                dist.broadcast(value.view(torch.uint8) if value.dtype == torch.bool else value, source)
+                # gloo knows neither booleans nor short integers; bytes are bytes.
+                dist.broadcast(value.reshape(-1).view(torch.uint8), source)
             received[name] = value
         return received
 

@@ -32,12 +32,14 @@ from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.evaluation.full_sort import sized_eval_batch
 from recbole_kd.learner import optimizer_factory, reads_a_teacher
 from recbole_kd.loaders import make_loaders
+from recbole_kd.rank_file import RankFileTeacher
 from recbole_kd.registry import distiller_class, distillers, models
 from recbole_kd.representation import ModelStudent, capabilities, is_sequential
 from recbole_kd.teacher import (
     AnyTeacher,
     Trained,
     build_model,
+    check_sources,
     facts,
     load_weights,
     make_evaluator,
@@ -302,13 +304,14 @@ def check_models(config: KDConfig) -> None:
             f"{config.resolved.backbone} is computed in closed form: it teaches and does not learn. Set --model to a "
             "student that 'recbole-kd list --kind=students' names, or leave --distill out."
         )
+    check_sources(config)
     student, teacher = _Named.of(config), _named_teacher(config)
     for name, options in active.items():
         check_needs(name, options, student, teacher)
 
 
 def _named_teacher(config: KDConfig) -> Optional[_Named]:
-    """The teacher, or several as one, as far as settings tell; None where a file tells, or where it is no match."""
+    """The teacher, or several as one, as far as settings tell; None where a file tells."""
     members, sections = [], config.teacher_sections()
     for prefix, section in sections.items():
         if section.get("ranks") and len(sections) > 1:  # beside others its scores are not read
@@ -316,10 +319,7 @@ def _named_teacher(config: KDConfig) -> Optional[_Named]:
         elif any(section.get(key) for key in ("checkpoint", "ranks")) or not section.get("model"):
             return None
         else:
-            named = config.teacher_config(section, prefix)
-            if named.sequential != config.sequential:  # which is said elsewhere
-                return None
-            members.append(_Named.of(named))
+            members.append(_Named.of(config.teacher_config(section, prefix)))
     if len(members) < 2:
         return members[0] if members else None
     together = joint_capabilities([member.capabilities for member in members])
@@ -345,7 +345,7 @@ def check_needs(
             able = _able(role, view.capabilities, sequential)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
             other = f"another {role} (--{_SETTING[role]}=NAME)"
-            if need == "listed_scores":
+            if need == "listed_scores" and isinstance(view, RankFileTeacher):
                 other = "a file with a column 'score'"
             raise UserError(f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. {advice} {other}.")
 

@@ -213,9 +213,8 @@ def obtain_teacher(config: KDConfig, splits: Splits) -> AnyTeacher:
     Raises:
         UserError: no teacher is named, or a file cannot teach on this dataset.
     """
+    check_sources(config)
     sections = config.teacher_sections()
-    for prefix, section in sections.items():  # what is wrong with any of them is said before one is trained
-        _check_source(config, section, prefix)
     teachers = [_obtain(config, splits, section, prefix) for prefix, section in sections.items()]
     if len(teachers) == 1:
         return teachers[0]
@@ -223,6 +222,16 @@ def obtain_teacher(config: KDConfig, splits: Splits) -> AnyTeacher:
     shares = [float(section["share"]) for section in sections.values()]
     folder = os.path.join(config["checkpoint_dir"], "ranks")
     return TeacherEnsemble(teachers, splits.observed, config["device"], shares, fusion, folder)
+
+
+def check_sources(config: KDConfig) -> None:
+    """Says what is wrong with where teachers come from before any is read or trained.
+
+    Raises:
+        UserError: none is named, or one is named twice over, or what is named does not go together.
+    """
+    for prefix, section in config.teacher_sections().items():
+        _check_source(config, section, prefix)
 
 
 def _given(config: KDConfig, prefix: str) -> dict[str, Any]:

@@ -99,6 +99,16 @@ def test_the_students_settings_do_not_resize_the_teacher() -> None:
     assert (teacher["seed"], teacher["topk"], teacher["valid_metric"]) == (3, [5], "NDCG@5")
 
 
+def test_who_takes_the_fused_adam() -> None:
+    """Who distils does so in the trainer; its teacher and the plain student beside it do by their settings."""
+    distils = config("RRDStudent")
+    assert distils["fused_adam"] is None
+    assert distils.teacher_config()["fused_adam"] is True
+    assert distils.baseline_config()["fused_adam"] is True
+    assert config("RRDStudent", fused_adam=False).baseline_config()["fused_adam"] is False
+    assert config("RRDStudent", **{"teacher.fused_adam": False}).teacher_config()["fused_adam"] is False
+
+
 def test_the_baseline_is_of_the_students_size() -> None:
     baseline = config(embedding_size=8, epochs=2).baseline_config()
     assert (baseline["model"], baseline["embedding_size"], baseline["epochs"]) == ("BPR", 8, 2)
@@ -225,8 +235,9 @@ def test_what_suits_a_student_is_a_file_of_its_own() -> None:
 def test_rates_chosen_for_one_student_are_not_anothers() -> None:
     of = {
         student: KDConfig("RRDStudent", "citeulike", config_dict={"student": student})
-        for student in ("BPR", "LightGCN")
+        for student in ("BPR", "LightGCN", "ENMF")
     }
-    assert (of["BPR"]["learning_rate"], of["BPR"]["epochs"]) == (2e-2, 200)
-    assert of["LightGCN"]["learning_rate"] != 2e-2
-    assert of["BPR"]["rrd"] == of["LightGCN"]["rrd"], "the recipe's own choice for the dataset holds for both"
+    assert (of["BPR"]["learning_rate"], of["BPR"]["weight_decay"], of["BPR"]["epochs"]) == (2e-2, 3e-6, 200)
+    assert (of["LightGCN"]["learning_rate"], of["LightGCN"]["weight_decay"]) == (2e-2, 0.0)
+    assert of["ENMF"]["learning_rate"] != 2e-2
+    assert of["BPR"]["rrd"] == of["ENMF"]["rrd"], "the recipe's own choice for the dataset holds for all"

@@ -223,13 +223,13 @@ def test_it_offers_what_its_members_do_together() -> None:
 
 
 def test_what_teachers_lack_together_is_said_before_one_is_trained(known_answer: Path) -> None:
-    """kd reads scores of all items, which a file has not; neither of two neighbourhood models has vectors."""
+    """Beside a file, whose scores are not read, there are ranks alone; two neighbourhood models have no vectors."""
     file = lists_of_the_answer(known_answer, known_answer / "answer.csv")
+    beside = {"teacher.0.model": "BPR", "teacher.1.ranks": str(file)}
     for settings, message in (
-        (
-            {"teacher.0.model": "BPR", "teacher.1.ranks": str(file), "distill": "ir_rrd"},
-            "BPR . a file of ranks has none",
-        ),
+        ({**beside, "distill": "ir_rrd"}, "BPR . a file of ranks has none"),
+        ({**beside, "distill": "kd"}, "BPR . a file of ranks has none.* or another teacher .--teacher=NAME"),
+        ({**beside, "distill": "kd", "teacher.fusion": "scores"}, "--teacher.fusion=scores ranks by scores of all"),
         ({"teacher": "ItemKNN,EASE", "distill": "de"}, "de reads a vector .* ItemKNN . EASE has none"),
     ):
         with pytest.raises(UserError, match=message):

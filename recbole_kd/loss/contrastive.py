@@ -11,13 +11,16 @@ Rows are nodes; the caller leaves padding out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Optional
+from functools import wraps
+from typing import Any, Optional, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_Loss = TypeVar("_Loss", bound=Callable[..., Any])
 
 PRECISIONS = ("fp32", "bf16")
 #: Similarities held at once, at most, by a block of rows over the whole catalogue.
@@ -256,7 +259,8 @@ def adaptive_weights(
 def with_gradient(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Optional[Tensor]]) -> Tensor:
     """`value`, whose backward pass hands `gradients` (times the incoming one) to `tensors`, once.
 
-    For losses that computed their gradient together with their value. The gradients are multiplied where they lie.
+    For losses that computed their gradient together with their value. The gradients are multiplied where they lie, so
+    that each is a tensor of its own.
 
     Args:
         value: a scalar.
@@ -272,6 +276,19 @@ def with_gradient(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[
         raise ValueError(f"gradients have shapes {found}; expected those of the tensors, {shapes}.")
     result: Tensor = _WithGradient.apply(value, tuple(gradients), *tensors)
     return result
+
+
+def own_precision(loss: _Loss) -> _Loss:
+    """A loss that takes its gradient itself, computed in its inputs' type inside of autocast too (`enable_amp`)."""
+
+    @wraps(loss)
+    def computed(*arguments: Any, **named: Any) -> Any:
+        if not (torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()):
+            return loss(*arguments, **named)
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return loss(*arguments, **named)
+
+    return cast(_Loss, computed)
 
 
 class _WithGradient(torch.autograd.Function):

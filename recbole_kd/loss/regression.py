@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_kd.loss.contrastive import with_gradient
+from recbole_kd.loss.contrastive import own_precision, with_gradient
 from recbole_kd.loss.layout import GroupLayout
 
 __all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes", "mixture_error"]
@@ -25,11 +25,9 @@ BLOCK = 2048
 MIXTURE_BLOCK = 256
 
 
+@own_precision
 def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     """sum_n ||W x_n - t_n||^2, differentiable once in W and x. Entry: a node.
-
-    No W x_n is formed: the sum is ||T||^2 - 2 <X, T W> + <X'X, W'W>, and T, the widest, is read once while it is in
-    cache. A sum much smaller than ||T||^2 is rounded to that size, in float32 to about a millionth of it.
 
     Args:
         inputs: x, (n, inputs); a bias is a column of ones.
@@ -41,21 +39,19 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
         ValueError: the shapes do not fit.
     """
     _check(inputs, weight.shape[1], weight.shape[0], table, rows)
-    x, matrix = inputs.detach(), weight.detach()
-    squares, mapped_back, met = x.new_zeros(()), torch.empty_like(x), torch.zeros_like(matrix.t())
-    for block in _blocks(len(x), BLOCK):
-        targets = _targets(table, rows[block], x)
-        flat = targets.flatten()
-        squares += torch.dot(flat, flat)
-        torch.mm(targets, matrix, out=mapped_back[block])
-        met.addmm_(x[block].t(), targets)
-    of_weight, of_inputs = matrix.t() @ matrix, x.t() @ x
-    total = squares - 2 * (x * mapped_back).sum() + (of_weight * of_inputs).sum()
-    input_gradient = torch.addmm(mapped_back, x, of_weight, beta=-2, alpha=2)
-    weight_gradient = torch.addmm(met.t(), matrix, of_inputs, beta=-2, alpha=2)
-    return with_gradient(total, [inputs, weight], [input_gradient, weight_gradient])
+    vectors, matrix = inputs.detach(), weight.detach()
+    total = vectors.new_zeros(())
+    input_gradient, weight_gradient = torch.empty_like(vectors), torch.zeros_like(matrix.t())
+    for block in _blocks(len(vectors), BLOCK):
+        difference = torch.mm(vectors[block], matrix.t()).sub_(_targets(table, rows[block], vectors))
+        flat = difference.flatten()
+        total += torch.dot(flat, flat)
+        torch.mm(difference, matrix, out=input_gradient[block])
+        weight_gradient.addmm_(vectors[block].t(), difference)
+    return 2 * with_gradient(total / 2, [inputs, weight], [input_gradient, weight_gradient.t()])
 
 
+@own_precision
 def expert_error(
     inputs: Tensor,
     layout: GroupLayout,
@@ -114,6 +110,7 @@ def expert_error(
     return factor * with_gradient(total / factor, [inputs, *parameters], [layout.unpadded(input_gradient), *gradients])
 
 
+@own_precision
 def mixture_error(
     inputs: Tensor,
     weights: Tensor,

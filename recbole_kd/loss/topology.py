@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_kd.loss.contrastive import with_gradient
+from recbole_kd.loss.contrastive import own_precision, with_gradient
 from recbole_kd.loss.layout import GroupLayout
 
 __all__ = ["Grouped", "all_pairs", "angles", "distances", "group_means", "group_pairs", "prototype_nodes", "unit"]
@@ -63,7 +63,10 @@ class Grouped:
 
     @cached_property
     def scale(self) -> Tensor:
-        """(R, 1) what makes the teacher's unit vectors: scaling products costs less than scaling wide vectors."""
+        """(R, 1) what makes the teacher's unit vectors: scaling products costs less than scaling wide vectors.
+
+        In float32 for lengths between 1e-18 and 1e18, whose squares are numbers.
+        """
         norms = torch.linalg.vector_norm(self.teacher.detach(), dim=1, keepdim=True)
         return norms.reciprocal().masked_fill_(norms == 0, 0)
 
@@ -78,13 +81,14 @@ def group_pairs(sides: Sequence[Grouped]) -> Tensor:
         sides: users and items.
     """
     totals, pairs = zip(*map(_pairs_within, sides))
-    return torch.stack(totals).sum() / max(1, sum(pairs))
+    return torch.stack(totals).sum() / torch.stack(pairs).sum().clamp(min=1)
 
 
-def _pairs_within(side: Grouped) -> tuple[Tensor, int]:
+@own_precision
+def _pairs_within(side: Grouped) -> tuple[Tensor, Tensor]:
     """The sum over the pairs of a side, and their number."""
     s, t = side.units.detach(), side.teacher.detach()
-    gradient, total, pairs = torch.empty_like(s), s.new_zeros(()), 0
+    gradient, total, pairs = torch.empty_like(s), s.new_zeros(()), s.new_zeros((), dtype=torch.long)
     for run in side.layout.runs:
         s_r, t_r, scale_r, gradient_r = map(run.nodes, (s, t, side.scale, gradient))
         step = max(1, BLOCK // (run.count * run.length))
@@ -98,7 +102,7 @@ def _pairs_within(side: Grouped) -> tuple[Tensor, int]:
             torch.ops.aten.threshold_backward.grad_input(difference, cosines, 0, grad_input=difference)
             flat = difference.flatten()
             total += torch.dot(flat, flat)
-            pairs += int(torch.count_nonzero(cosines > 0))
+            pairs += torch.count_nonzero(cosines > 0)
             # A pair is met from both of its ends, each time with half of the gradient.
             gradient_r[:, rows] = torch.bmm(difference, s_r)
     return with_gradient(total, [side.units], [gradient.mul_(4)]), pairs

@@ -130,6 +130,17 @@ def test_experts_are_drawn_in_proportion_to_alpha(temperature: float) -> None:
     assert ((draws - expected) ** 2 / expected).sum().item() < 16.27  # p = 0.001
 
 
+def test_once_hard_what_is_known_of_a_table_is_what_its_rows_say() -> None:
+    """Computed once an epoch, or of the rows of a step where there is no table before it: the same experts."""
+    side, table = build(experts=4)[0].users, torch.randn(9, 5, dtype=torch.float64)
+    choices = []
+    for known in (table, None):
+        side.selection.begin_epoch(1e-20, known)
+        side.selection._generator.manual_seed(3)
+        choices.append(side.selection(table, torch.arange(9).repeat(20)).choice)
+    assert torch.equal(*choices)
+
+
 def test_routing_and_mixing_agree_where_only_some_nodes_are_certain() -> None:
     experts = build()[0].users.experts
     x, table = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)

@@ -164,3 +164,20 @@ def test_cosine_distance_compares_directions() -> None:
 def test_each_node_of_every_side_counts_the_same() -> None:
     assert mean_over_nodes([torch.tensor(6.0), torch.tensor(2.0)], 3 + 1).item() == 2
     assert mean_over_nodes([torch.tensor(0.0)], 0).item() == 0
+
+
+@pytest.mark.parametrize("name", ["linear", "experts", "mixture"])
+def test_autocast_changes_nothing(name: str) -> None:
+    """With `enable_amp` the loss is computed in the type of its inputs: its own gradient would not follow otherwise."""
+    x, parameters = draw(0, 6, INPUTS).float(), [parameter.float() for parameter in experts(2)]
+    table, rows, choice = draw(5, TABLE, OUTPUTS).detach().float(), torch.arange(6), torch.tensor([0, 1] * 3)
+    weight = draw(1, OUTPUTS, INPUTS).float()
+    losses = {
+        "linear": lambda: linear_error(x, weight, table, rows),
+        "experts": lambda: expert_error(x, *routed(choice, 2, parameters, table, rows)),
+        "mixture": lambda: mixture_error(x, torch.full((6, 2), 0.5), *parameters, table, rows),
+    }
+    expected = losses[name]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = losses[name]()
+    assert torch.equal(found, expected)

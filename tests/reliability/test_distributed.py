@@ -36,7 +36,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "FreqD": ("FreqDStudent", {}),
     "SEvo": ("BPR", {"learner": "sevo_adamw", "sevo.graph": "bipartite"}),
-    "a graph student, distillers that do not share": ("SimRecTeacher", {"distill": "ftd,rkd", "teacher": "BPR"}),
+    "a graph student, distillers that do not share": (
+        "SimRecTeacher",
+        {"distill": "ftd,rkd,htd", "teacher": "BPR", "htd.experts": 3},
+    ),
     "a base loss with dropout, in one process": (
         "NeuMF",
         {
