@@ -12,7 +12,7 @@ import recbole_kd
 
 ROOT = Path(recbole_kd.__file__).parent
 #: Units that any part may use: they know nothing of models, distillers or training.
-BASE = {"errors", "options", "checkpoint", "properties_files"}
+BASE = {"errors", "options", "checkpoint", "properties_files", "text"}
 
 #: Part -> parts of the package that it may import beside BASE and itself.
 ALLOWED = {
@@ -31,6 +31,7 @@ ALLOWED = {
     "ensemble": {"bare_teacher", "data"},
     "teacher": {
         *(
+            "bare_teacher",
             "config",
             "contracts",
             "data",
