@@ -100,14 +100,14 @@ class KDMixin:
             )
         else:
             optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
-        fused = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._fuses()
-        for group in optimizer.param_groups if fused else ():
-            group["fused"] = True
         own = list(self.distillers.parameters())
         if own and "params" not in kwargs:
             # The penalty is the recommender's. An expert's loss comes with a small weight: decay would wear down what
             # the loss hardly holds, to subnormal numbers, with which a matrix product takes a hundred times as long.
-            optimizer.add_param_group({"params": own, "weight_decay": 0.0, **({"fused": True} if fused else {})})
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._fuses():
+            for group in optimizer.param_groups:
+                group["fused"] = True
         return optimizer
 
     def _fuses(self) -> bool:

@@ -1,8 +1,8 @@
 """Rows of unequal groups laid out for batched matrix products.
 
-A product for each of thirty groups of sixty rows takes twice as long as one batched product of the same size, which
-threads share group by group. A batch wants groups of one length: neighbouring groups of about one length are padded to
-the longest of them, and where lengths differ much the run of groups is halved until they do not.
+A product for each of thirty groups of sixty rows takes nearly twice as long as one batched product of the same size,
+which threads share group by group. A batch wants groups of one length: neighbouring groups of about one length are
+padded to the longest of them, and where lengths differ much the run of groups is halved until they do not.
 """
 
 from __future__ import annotations
@@ -45,17 +45,18 @@ class Run:
 
 
 class GroupLayout:
-    """Where each row of a batch lies when rows of a group are neighbours and groups are padded."""
+    """Where each row of a batch lies when rows of a group are neighbours and groups are padded.
+
+    Attributes:
+        runs: the groups' runs.
+        nodes, rows: n, and R with the padding.
+    """
 
     def __init__(self, groups: Tensor, count: int) -> None:
         """
         Args:
             groups: (n,) the group of each row, in 0 .. G - 1.
             count: G, the groups, some of which may have no row.
-
-        Attributes:
-            runs: the groups' runs.
-            nodes, rows: n, and R with the padding.
         """
         sizes: list[int] = torch.bincount(groups, minlength=count).tolist()
         self.runs = list(_runs(sizes))
@@ -91,7 +92,7 @@ class GroupLayout:
 
 def _runs(sizes: Sequence[int], first: int = 0, start: int = 0) -> Iterator[Run]:
     """Runs of neighbouring groups whose padded length is not far above their sizes."""
-    count, length = len(sizes), max(*sizes, 1, 1)
+    count, length = len(sizes), max([1, *sizes])
     if count == 1 or length <= max(SHORT, PADDING * sum(sizes) / count):
         yield Run(first, count, start, length)
         return

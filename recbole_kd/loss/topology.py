@@ -110,10 +110,8 @@ def _pairs_within(side: Grouped) -> tuple[Tensor, Tensor]:
 
 def group_means(sides: Sequence[Grouped]) -> tuple[Tensor, Tensor]:
     """The mean of each group that has nodes, without gradient: (groups with nodes, d_s), (groups with nodes, d_t)."""
-    student, teacher = (
-        torch.cat([side.layout.means(vectors.detach()) for side, vectors in zip(sides, of_all)])
-        for of_all in zip(*((side.student, side.teacher) for side in sides))
-    )
+    student = torch.cat([side.layout.means(side.student.detach()) for side in sides])
+    teacher = torch.cat([side.layout.means(side.teacher.detach()) for side in sides])
     return student, teacher
 
 
