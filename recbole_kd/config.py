@@ -44,8 +44,6 @@ _RECBOLE_SECTIONS = {
 }
 #: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
 _DATASET_KEYS = tuple(dataset_arguments)
-#: Keys of a model file that say when its settings apply, rather than being settings.
-_CONDITIONAL = ("for_dataset", "for_student")
 _SCALAR_OR_LIST = ("metrics", "topk", "distill")
 _TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
 #: Settings of the machine and of output: whatever they are, the same is learned.
@@ -214,6 +212,8 @@ class KDConfig(Config):
     internal_config_dict: dict[str, Any]
     external_config_dict: dict[str, Any]
     final_config_dict: dict[str, Any]
+    #: Settings that a properties file of the model, recipe or student gives.
+    preset_keys: set[str]
 
     def __init__(
         self,
@@ -281,14 +281,16 @@ class KDConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
         backbone = self.resolved.backbone
+        self.preset_keys = set()
         super()._load_internal_config_dict(backbone, model_class, dataset)
         settings = merge(self.internal_config_dict, overall_properties())
         settings = merge(settings, read_properties("dataset", dataset))
         for file in dict.fromkeys((backbone, model)):
-            own, for_student, for_dataset = _layers(read_properties("model", file), backbone, dataset)
-            # A recipe is for any student; what suits this one is a file of its own, under the recipe's own cases.
-            student = _layers(read_properties("student", backbone), backbone, dataset) if file in recipes() else ()
-            for layer in (own, *student, for_student, for_dataset):
+            always, for_dataset = _layers("model", file, dataset)
+            # A recipe is for any student; what suits this one is a file of its own, under the recipe's own choices.
+            student = _layers("student", backbone, dataset) if file in recipes() else ()
+            for layer in (always, *student, for_dataset):
+                self.preset_keys |= set(layer)
                 settings = merge(settings, layer)
         settings["student"] = backbone
         learner = str(self.external_config_dict.get("learner", settings["learner"])).lower()
@@ -316,6 +318,8 @@ class KDConfig(Config):
     def _get_final_config_dict(self) -> dict[str, Any]:
         self._check_known()
         final = merge(self.internal_config_dict, self.external_config_dict)
+        for key in self.external_config_dict:
+            final[key] = _like(final[key], self.internal_config_dict.get(key))
         self.data_root = final["data_path"]
         final["student"] = self.resolved.backbone
         final["distill"] = list(final.get("distill") or [])
@@ -546,9 +550,17 @@ class KDConfig(Config):
             prefix: what stands before the names of its settings.
         """
         section = self["teacher"] or {} if section is None else section
-        own = {key: value for key, value in section.items() if key not in _TEACHER_KEYS}
         # Adam takes most of the time that large tables need.
-        return self._derived(str(section.get("model")), {"fused_adam": True, **own}, prefix)
+        settings = {"fused_adam": True, **self.teacher_settings(section)}
+        return self._derived(str(section.get("model")), settings, prefix)
+
+    def teacher_settings(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """What a teacher's section says, over what suits its model as the teacher of a recipe (properties/teacher/)."""
+        settings: dict[str, Any] = {}
+        if self.resolved.recipe:
+            for layer in _layers("teacher", str(section.get("model")), self.dataset):
+                settings = merge(settings, layer)
+        return merge(settings, {key: value for key, value in section.items() if key not in _TEACHER_KEYS})
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation."""
@@ -610,11 +622,11 @@ class KDConfig(Config):
         return {key: _plain(value) for key, value in self.final_config_dict.items()}
 
 
-def _layers(file: Mapping[str, Any], backbone: str, dataset: str) -> tuple[dict[str, Any], ...]:
-    """A properties file's settings: for all, for this backbone, for this dataset; each replaces those before it."""
-    always = {key: value for key, value in file.items() if key not in _CONDITIONAL}
-    cases = (file.get("for_student", {}).get(backbone, {}), file.get("for_dataset", {}).get(dataset, {}))
-    return tuple(nest(settings) for settings in (always, *cases))
+def _layers(kind: str, name: str, dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A properties file's settings: for all datasets, and for this one, which replace those."""
+    file = dict(read_properties(kind, name))
+    cases = file.pop("for_dataset", {})
+    return nest(file), nest(cases.get(dataset, {}))
 
 
 def _shared_keys() -> set[str]:
@@ -635,6 +647,12 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
+
+
+def _like(value: Any, default: Any) -> Any:
+    """A whole number as its default is written, 0 as 0.0: one setting has one digest, and RecBole counts by ints."""
+    plain = {type(value), type(default)} == {int, float}
+    return type(default)(value) if plain and float(value).is_integer() else value
 
 
 def _same_kind(value: Any, default: Any) -> bool:

@@ -167,7 +167,7 @@ class KDMixin:
     def _schedule_learning_rate(self, epoch: int) -> None:
         if self.config["learning_rate_schedule"] == "cosine":
             # A function of the epoch alone, so that a resumed run needs no state of it.
-            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.config["epochs"]))
+            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config["learning_rate"] * factor
 

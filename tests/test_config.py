@@ -241,3 +241,39 @@ def test_rates_chosen_for_one_student_are_not_anothers() -> None:
     assert (of["LightGCN"]["learning_rate"], of["LightGCN"]["weight_decay"]) == (2e-2, 0.0)
     assert of["ENMF"]["learning_rate"] != 2e-2
     assert of["BPR"]["rrd"] == of["ENMF"]["rrd"], "the recipe's own choice for the dataset holds for all"
+
+
+def teachers(model: str, dataset: str = "citeulike", **settings: Any) -> list[KDConfig]:
+    run = KDConfig(model, dataset, config_dict=settings)
+    return [run.teacher_config(section, prefix) for prefix, section in run.teacher_sections().items()]
+
+
+def test_what_suits_a_recipes_teacher_is_a_file_of_its_own() -> None:
+    (own,) = teachers("RRDStudent")
+    assert (own["model"], own["embedding_size"], own["learning_rate"], own["epochs"]) == ("BPR", 400, 2e-3, 60)
+    (other,) = teachers("RRDStudent", teacher="LightGCN")
+    assert (other["model"], other["embedding_size"], other["learning_rate"]) == ("LightGCN", 400, 5e-3)
+    graph, neighbours = teachers("BestStudent")
+    assert (graph["learning_rate"], neighbours["learning_rate"]) == (5e-3, 1e-3), "each has what suits its model"
+
+
+def test_a_teachers_own_settings_go_before_what_suits_it() -> None:
+    (given,) = teachers("RRDStudent", **{"teacher.embedding_size": 32})
+    assert (given["embedding_size"], given["learning_rate"]) == (32, 2e-3)
+    graph, _ = teachers("BestStudent", **{"teacher.epochs": 3})
+    assert (graph["epochs"], graph["learning_rate"]) == (3, 5e-3)
+    (plain,) = teachers("BPR", distill=["rrd"], teacher="BPR")
+    assert (plain["embedding_size"], plain["epochs"]) == (64, 300), "RecBole's own, where no recipe is asked for"
+
+
+def test_a_students_file_may_name_its_teacher() -> None:
+    (teacher,) = teachers("KDStudent", "amazon-beauty", student="SASRec")
+    assert (teacher["model"], teacher["hidden_size"]) == ("SASRec", 64)
+    (given,) = teachers("KDStudent", "amazon-beauty", student="SASRec", teacher="GRU4Rec")
+    assert given["model"] == "GRU4Rec"
+
+
+def test_a_whole_number_is_read_as_its_default_is_written() -> None:
+    given = config("BPR", weight_decay=0, epochs=3.0)
+    assert (given["weight_decay"], given["epochs"]) == (0, 3)
+    assert (type(given["weight_decay"]), type(given["epochs"])) == (float, int), "one setting, one digest"

@@ -63,6 +63,12 @@ def test_another_setting_finds_no_stale_teacher(known_answer: Path, change: dict
     assert not teacher_of(known_answer, **change).trained.from_cache
 
 
+def test_a_teacher_without_epochs_may_be_given_the_schedule_of_one_that_has_them(known_answer: Path) -> None:
+    settings = {"teacher.model": "ItemKNN", "teacher.epochs": 0, "teacher.learning_rate_schedule": "cosine"}
+    teacher = teacher_of(known_answer, distill="rrd", **settings)
+    assert teacher.trained.test_result["ndcg@10"] > 0.1
+
+
 def test_another_split_finds_no_stale_teacher(known_answer: Path) -> None:
     teacher_of(known_answer)
     train, valid = (known_answer / "known-answer" / f"known-answer.{part}.inter" for part in ("train", "valid"))

@@ -13,7 +13,7 @@ from typing import Any, Optional
 from recbole_kd.checkpoint import digest
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError, closest
-from recbole_kd.properties_files import PROPERTIES, read_properties, read_yaml
+from recbole_kd.properties_files import PROPERTIES, read_yaml
 from recbole_kd.quick_start import active_distillers, check_models, needs_teacher, versions
 
 #: Settings of the verb, beside RecBole's and ours.
@@ -118,10 +118,10 @@ class Row:
         config = self.first_config
         if self.role == "teacher":
             (section,) = config.teacher_sections().values()
-            return {key: value for key, value in section.items() if value is not None}
-        presets = [read_properties("model", name) for name in (config.resolved.backbone, self.model)]
-        keys = {*(key for preset in presets for key in preset), *self.settings, *config.distillers}
-        keys -= {"for_dataset", "for_student", "data_path", "checkpoint_dir", "show_progress", "baseline"}
+            settings = {**section, **config.teacher_settings(section)}
+            return {key: value for key, value in settings.items() if value is not None}
+        keys = {*config.preset_keys, *self.settings, *config.distillers}
+        keys -= {"data_path", "checkpoint_dir", "show_progress", "baseline"}
         if not needs_teacher(config):
             keys -= {"teacher", "distill"}
         values = config.plain_values()
