@@ -21,7 +21,7 @@ from recbole.utils import ModelType, dataset_arguments, evaluation_arguments, ge
 from recbole_kd.checkpoint import load_any
 from recbole_kd.data.item_graphs import SEvoOptions
 from recbole_kd.errors import UserError, closest
-from recbole_kd.options import check_names
+from recbole_kd.options import Options, check_names
 from recbole_kd.properties_files import (
     PROPERTIES,
     Repeated,
@@ -514,6 +514,11 @@ class KDConfig(Config):
         """Names of the distillers, in the order given."""
         return [str(name) for name in self["distill"]]
 
+    def active_distillers(self) -> dict[str, Options]:
+        """Checked options of the distillers whose weights are not all 0, by name."""
+        options = {name: distiller_class(name).options_class.parse(name, self[name]) for name in self.distillers}
+        return {name: value for name, value in options.items() if not distiller_class(name).is_off(value)}
+
     def teacher_sections(self) -> dict[str, dict[str, Any]]:
         """Settings of each teacher, by what stands before their names: ``teacher.``, or ``teacher.0.`` and so on.
 
@@ -586,7 +591,7 @@ class KDConfig(Config):
                 keys.add("sevo")
             settings = {key: self[key] for key in keys if key in self}
             if settings["fused_adam"] is None:
-                settings["fused_adam"] = bool(self.distillers)  # as the student's is
+                settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
             if (settings.get("train_neg_sample_args") or {}).get("distribution") == "none":
                 # What RecBole makes of None, and refuses to be given.
                 settings["train_neg_sample_args"] = None

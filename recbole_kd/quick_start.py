@@ -229,15 +229,9 @@ def load_splits(config: KDConfig) -> Splits:
     return splits
 
 
-def active_distillers(config: KDConfig) -> dict[str, Any]:
-    """Checked options of the distillers whose weights are not all 0, by name."""
-    options = {name: distiller_class(name).options_class.parse(name, config[name]) for name in config.distillers}
-    return {name: value for name, value in options.items() if not distiller_class(name).is_off(value)}
-
-
 def needs_teacher(config: KDConfig) -> bool:
     """Whether anything of the run reads a teacher."""
-    return bool(active_distillers(config)) or reads_a_teacher(config)
+    return bool(config.active_distillers()) or reads_a_teacher(config)
 
 
 def build_student(
@@ -257,7 +251,7 @@ def build_student(
         # computes and keeps the ranked lists that the others find.
         with torch.random.fork_rng(), group.first("ranks"):
             torch.manual_seed(config["seed"])
-            for name, options in active_distillers(config).items():
+            for name, options in config.active_distillers().items():
                 check_needs(name, options, view, teacher)
                 distillers[name] = distiller_class(name)(options, view, teacher, data)
     trainer = make_trainer(
@@ -296,7 +290,7 @@ def check_models(config: KDConfig) -> None:
     Raises:
         UserError: such a student or teacher.
     """
-    active = active_distillers(config)
+    active = config.active_distillers()
     if not active:
         return
     if not models()[config.resolved.backbone].gradient:
@@ -392,7 +386,7 @@ def _evaluated(trainer: Any, data: Any, split: str, checkpoint: str, given: Mapp
 def train_baseline(config: KDConfig, splits: Splits) -> Optional[Trained]:
     """The plain model that the result stands beside, if the settings name one."""
     name = config["baseline"]
-    if name is None or str(name).lower() == "none" or not active_distillers(config):
+    if name is None or str(name).lower() == "none" or not config.active_distillers():
         return None
     baseline = config.baseline_config()
     require_same_task(config, baseline, "baseline")

@@ -277,3 +277,8 @@ def test_a_whole_number_is_read_as_its_default_is_written() -> None:
     given = config("BPR", weight_decay=0, epochs=3.0)
     assert (given["weight_decay"], given["epochs"]) == (0, 3)
     assert (type(given["weight_decay"]), type(given["epochs"])) == (float, int), "one setting, one digest"
+
+
+def test_the_plain_student_has_the_optimiser_of_the_one_it_stands_beside() -> None:
+    assert config("KDStudent").baseline_config()["fused_adam"] is True
+    assert config("KDStudent", **{"kd.weight": 0}).baseline_config()["fused_adam"] is False, "which learns nothing then"

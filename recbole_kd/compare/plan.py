@@ -14,7 +14,7 @@ from recbole_kd.checkpoint import digest
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError, closest
 from recbole_kd.properties_files import PROPERTIES, read_yaml
-from recbole_kd.quick_start import active_distillers, check_models, needs_teacher, versions
+from recbole_kd.quick_start import check_models, needs_teacher, versions
 
 #: Settings of the verb, beside RecBole's and ours.
 VERB_SETTINGS = ("models", "seeds", "tune_trials", "output", "parallel")
@@ -79,7 +79,7 @@ class Row:
     @property
     def distillers(self) -> list[str]:
         """The distillers that have a weight."""
-        return [] if self.role == "teacher" else list(active_distillers(self.first_config))
+        return [] if self.role == "teacher" else list(self.first_config.active_distillers())
 
     @property
     def backbone(self) -> str:

@@ -22,19 +22,18 @@ Ablations of table 4: ``selection: softmax`` is attention, ``experts: 1`` one ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.projectors import SelectedExperts, SelectionHistory, annealed, begin_epoch
+from recbole_kd.distiller.projectors import AnnealedOptions, SelectedExperts, SelectionHistory, begin_epoch
 from recbole_kd.distiller.representations import NodeOrPairDistiller
 from recbole_kd.loss.regression import mean_over_nodes
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class DEOptions(Options):
+class DEOptions(AnnealedOptions):
     """Options of the section ``de``."""
 
     weight: float = option(0.01, "lambda, weight of the loss", minimum=0)
@@ -43,9 +42,6 @@ class DEOptions(Options):
     selection: str = option(
         "gumbel", "gumbel: annealed to one expert a node; softmax: attention over all", choices=("gumbel", "softmax")
     )
-    temperature: float = option(1.0, "tau0, temperature of the selection in the first epoch", above=0)
-    end_temperature: float = option(1e-10, "tauP, temperature that the annealing ends at", above=0)
-    anneal_epochs: Optional[int] = option(None, "P, epochs of annealing; by default all epochs of training", minimum=1)
 
 
 class DEDistiller(NodeOrPairDistiller):
@@ -80,9 +76,7 @@ class DEDistiller(NodeOrPairDistiller):
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
-        options = self.options
-        epochs = options.anneal_epochs or self.data.epochs
-        temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
+        temperature = self.options.temperature_at(epoch, self.data.epochs)
         if self.pairs:
             self.of_pairs.selection.begin_epoch(temperature, None)
             return

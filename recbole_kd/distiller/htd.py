@@ -20,20 +20,19 @@ groups of the topology without the Gumbel noise; here, as in the paper, both ter
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.projectors import SelectedExperts, SelectionHistory, annealed, begin_epoch
+from recbole_kd.distiller.projectors import AnnealedOptions, SelectedExperts, SelectionHistory, begin_epoch
 from recbole_kd.distiller.representations import RepresentationDistiller
 from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.loss.topology import Grouped, all_pairs, group_means, group_pairs, prototype_nodes, unit
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class HTDOptions(Options):
+class HTDOptions(AnnealedOptions):
     """Options of the section ``htd``."""
 
     weight: float = option(0.01, "weight of both terms", minimum=0)
@@ -44,9 +43,6 @@ class HTDOptions(Options):
         "group level: first, between prototypes; second, between prototypes and nodes",
         choices=("first", "second"),
     )
-    temperature: float = option(1.0, "temperature of the group assignment in the first epoch", above=0)
-    end_temperature: float = option(1e-10, "temperature that the annealing ends at", above=0)
-    anneal_epochs: Optional[int] = option(None, "epochs of annealing; by default all epochs of training", minimum=1)
 
 
 class HTDDistiller(RepresentationDistiller):
@@ -67,9 +63,7 @@ class HTDDistiller(RepresentationDistiller):
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
-        options = self.options
-        epochs = options.anneal_epochs or self.data.epochs
-        temperature = annealed(options.temperature, options.end_temperature, epoch, epochs)
+        temperature = self.options.temperature_at(epoch, self.data.epochs)
         users = None if self.data.sequential else self.teacher.user_embeddings()
         of_items = self.items, self.item_history, self.teacher.item_embeddings()
         begin_epoch(epoch, temperature, [(self.users, self.user_history, users), of_items])

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from recbole_kd.contracts import Share
 from recbole_kd.loss.layout import GroupLayout
 from recbole_kd.loss.regression import expert_error, mixture_error
+from recbole_kd.options import Options, option
 
 __all__ = [
+    "AnnealedOptions",
     "Experts",
     "SelectedExperts",
     "Selection",
@@ -57,6 +59,19 @@ def _draw(parameter: nn.Parameter, inputs: int, generator: torch.Generator) -> N
 def annealed(start: float, end: float, epoch: int, epochs: int) -> float:
     """tau(p) = start (end / start)^(p / P), the temperature of epoch p of P; `end` from epoch P on."""
     return start * (end / start) ** min(1.0, epoch / epochs)
+
+
+@dataclass(frozen=True)
+class AnnealedOptions(Options):
+    """Options of a selection that is annealed to one expert a node."""
+
+    temperature: float = option(1.0, "tau0, temperature of the selection in the first epoch", above=0)
+    end_temperature: float = option(1e-10, "tauP, temperature that the annealing ends at", above=0)
+    anneal_epochs: Optional[int] = option(None, "P, epochs of annealing; by default all epochs of training", minimum=1)
+
+    def temperature_at(self, epoch: int, epochs: int) -> float:
+        """tau of an epoch, from 0, of all `epochs` of training."""
+        return annealed(self.temperature, self.end_temperature, epoch, self.anneal_epochs or epochs)
 
 
 def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
