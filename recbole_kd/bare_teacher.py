@@ -57,6 +57,9 @@ class BareTeacher:
     def ranked_items(self, k: int) -> Tensor:
         self.lacks("ranks")
 
+    def ranked_users(self, k: int) -> Tensor:
+        self.lacks("scores")
+
     def user_embeddings(self) -> Tensor:
         self.lacks("representations")
 

@@ -104,6 +104,9 @@ class TeacherView(Protocol):
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where a user has fewer."""
 
+    def ranked_users(self, k: int) -> Tensor:
+        """The k best users of every item among those who did not observe it, by score: (I, k) int32, filled with 0."""
+
     def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
         """y_t of the next item after each of n sequences: (n, k) for items (n, k), (n, I) for every item."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_kd.bare_teacher import BareTeacher, Teacher
 from recbole_kd.checkpoint import digest
 from recbole_kd.data.observed import Observed
-from recbole_kd.data.ranks import RankBankCache, build_rank_bank, fuse_ranks
+from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_bank, fuse_ranks
 
 __all__ = ["TeacherEnsemble", "joint_capabilities"]
 
@@ -94,6 +94,11 @@ class TeacherEnsemble(BareTeacher):
         if self.fusion == "scores":
             return build_rank_bank(self.score_block, self.observed, k)
         return fuse_ranks([member.ranked_items(k) for member in self.members], shares=self.shares)
+
+    def ranked_users(self, k: int) -> Tensor:
+        """The k best users of every item by :meth:`scores` among those who did not observe it, (I, k) int32."""
+        key = digest(self.ranks_key, "users")
+        return self._ranks.obtain(key, k, lambda: build_user_bank(self.score_block, self.observed, k))
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """The members' mean standardised scores of users (n,) with items (n,) or (n, k), shaped like `items`."""

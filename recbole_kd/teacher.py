@@ -20,7 +20,7 @@ from recbole_kd.checkpoint import FORMAT, digest, load_any, load_checkpoint, sav
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig
 from recbole_kd.contracts import Sequences
 from recbole_kd.data.ranked_lists import read_ranked_lists
-from recbole_kd.data.ranks import RankBankCache, build_rank_bank
+from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_bank
 from recbole_kd.data.splits import Splits, token_map
 from recbole_kd.ensemble import TeacherEnsemble
 from recbole_kd.errors import UserError
@@ -540,6 +540,21 @@ class FrozenTeacher(BareTeacher):
         if self.ranker is not None:
             return self.ranker(self, k)
         return build_rank_bank(self.score_block, self.observed, k)
+
+    def ranked_users(self, k: int) -> Tensor:
+        """The k best users of every item among those who did not observe it: (I, k) int32, filled with 0. Kept too."""
+        return self._ranks.obtain(digest(self.ranks_key, "users"), k, lambda: self._rank_users(k))
+
+    def _rank_users(self, k: int) -> Tensor:
+        if self._vectors is None:
+            return build_user_bank(self.score_block, self.observed, k)
+        users, items = self._vectors
+
+        def score_block(block: Tensor) -> Tensor:
+            self.forward_passes += 1
+            return items[block.to(items.device)] @ users.t()
+
+        return build_rank_bank(score_block, self.observed.transposed(), k)
 
     def summary(self) -> dict[str, Any]:
         """The part of a run's result that tells of the teacher."""

@@ -203,6 +203,21 @@ def test_ranked_items_are_computed_once_and_kept(known_answer: Path) -> None:
     assert not torch.equal(other.ranked_items(10), ranked)
 
 
+@pytest.mark.parametrize("model", ["LightGCN", "EASE"], ids=["vectors", "scores alone"])
+def test_ranked_users_of_items_are_kept_too(known_answer: Path, model: str) -> None:
+    first = teacher_of(known_answer, distill="ir_rrd", **{"teacher.model": model})
+    ranked = first.ranked_users(10)
+    _, splits = prepared(known_answer)
+    users, items = everything(splits)
+    scores = first.scores(users, items).masked_fill(splits.observed.contains(users[:, None], items), -torch.inf)
+    of_ranked = scores[ranked[1:].long() - 1, items[0][:, None] - 1]
+    assert torch.allclose(of_ranked, scores.t().topk(10, dim=1).values, atol=1e-6), "the ten best, best first"
+    assert all(len(set(row)) == 10 for row in ranked[1:].tolist())
+    second = teacher_of(known_answer, distill="ir_rrd", **{"teacher.model": model})
+    assert torch.equal(second.ranked_users(10), ranked)
+    assert second.forward_passes == 0
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -121,7 +121,7 @@ def budget_sentence(plan: Plan) -> str:
     teacher = f"; each teacher was trained once, with seed {teachers[0].seeds[0]}" if teachers else ""
     return (
         f"Every student was trained with {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)} on one split, "
-        f"{tuned}, for at most {plan.epochs} epochs, stopped after {plan.stopping_step} evaluations without a better "
+        f"{tuned}, for at most {plan.epochs} epoch{'s' * (plan.epochs != 1)}, stopped after {plan.stopping_step} evaluations without a better "
         f"{valid} on validation{f' (except {but})' if but else ''}{teacher}."
     )
 

@@ -18,6 +18,8 @@ from recbole_kd.errors import UserError
 
 #: Bytes of scores held at a time: freed blocks beyond 32 MiB go back to the system, and each new one is paged in anew.
 _BLOCK_BYTES = 16 << 20
+#: The same where each block's users are ranked for all items: every block sorts the best so far again.
+_USER_BLOCK_BYTES = 128 << 20
 #: Users scored at a time, at least.
 _LEAST_USERS = 32
 
@@ -31,7 +33,7 @@ def build_rank_bank(
 ) -> Tensor:
     """The k best unobserved items of every user, best first.
 
-    The same function ranks users for items (IR-RRD): give `observed.transposed()` and a `score_block` of items.
+    The same function ranks users for items: give `observed.transposed()` and a `score_block` of items.
 
     Args:
         score_block: users (n,) -> their scores of every item, (n, I), padding included. The block is overwritten.
@@ -62,16 +64,49 @@ def rank_blocks(observed: Observed, block_users: Optional[int] = None) -> list[r
 @torch.no_grad()
 def rank_block(score_block: Callable[[Tensor], Tensor], observed: Observed, k: int, block: range) -> Tensor:
     """(users of `block`, k) int32: the rows of :func:`build_rank_bank`'s result, whose arguments these are."""
-    scores = score_block(torch.arange(block.start, block.stop))
-    pairs = slice(int(observed.offsets[block.start]), int(observed.offsets[block.stop]))
-    rows, items = observed.user_ids[pairs] - block.start, observed.indices[pairs]
-    scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
-    scores[:, 0] = -torch.inf
+    scores = _unobserved_scores(score_block, observed, block)
     longest = min(k, observed.items)
     best, ranked = scores.topk(longest, dim=1)
     bank = torch.zeros(len(block), k, dtype=torch.int32)
     bank[:, :longest] = ranked.masked_fill_(best == -torch.inf, 0)
     return bank
+
+
+@torch.no_grad()
+def _unobserved_scores(score_block: Callable[[Tensor], Tensor], observed: Observed, block: range) -> Tensor:
+    """(users of `block`, I) scores, those of observed items and of padding -inf."""
+    scores = score_block(torch.arange(block.start, block.stop))
+    pairs = slice(int(observed.offsets[block.start]), int(observed.offsets[block.stop]))
+    rows, items = observed.user_ids[pairs] - block.start, observed.indices[pairs]
+    scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+def build_user_bank(
+    score_block: Callable[[Tensor], Tensor], observed: Observed, k: int, block_users: Optional[int] = None
+) -> Tensor:
+    """The k best users of every item among those who did not observe it, best first, as in IR-RRD.
+
+    Users are scored a block at a time, which a teacher that reads a user's whole history does once for all items; each
+    block's users compete with the k best so far. Where items can be scored a block at a time, :func:`build_rank_bank`
+    of ``observed.transposed()`` is faster.
+
+    Args:
+        score_block, observed, block_users: as of :func:`build_rank_bank`.
+        k: K', length of the lists.
+
+    Returns:
+        (I, k) int32 on the CPU, filled with 0 where fewer than k users did not observe an item. Row 0 is all 0.
+    """
+    bank, best = torch.zeros(observed.items, k, dtype=torch.long), torch.full((observed.items, k), -torch.inf)
+    for block in rank_blocks(observed, block_users or max(_LEAST_USERS, _USER_BLOCK_BYTES // (4 * observed.items))):
+        scores = _unobserved_scores(score_block, observed, block).t()
+        best, bank = best.to(scores), bank.to(scores.device)
+        best, place = torch.cat([best, scores], dim=1).topk(k, dim=1)
+        users = torch.arange(block.start, block.stop, device=scores.device).expand(observed.items, -1)
+        bank = torch.cat([bank, users], dim=1).gather(1, place)
+    return bank.masked_fill_(best == -torch.inf, 0).int().cpu()
 
 
 #: Pairs of a user and a listed item that are fused at a time.

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, Sequences, StudentView, TeacherView
 from recbole_kd.data.observed import Observed
-from recbole_kd.data.ranks import build_rank_bank, require_unobserved
+from recbole_kd.data.ranks import require_unobserved
 from recbole_kd.data.samplers import Complement, draw_without_replacement, exponential_log_weights, items_at
 from recbole_kd.distiller.lists import ListDistiller, require_drawable
 from recbole_kd.loss.ranking import listwise_loss
@@ -131,12 +131,7 @@ class IRRRDDistiller(ListDistiller):
         _require_lists(options, self.name, data.observed, ("users", "items"))
         _require_lists(options, self.name, users_of_items, ("items", "users"))
         self._items = _Lists(options, data.observed, self.ranked_items("pool", options.pool), data.device)
-        everyone = torch.arange(data.users, device=data.device)
-
-        def score_block(items: Tensor) -> Tensor:
-            return teacher.scores(everyone, items.to(data.device).expand(data.users, -1)).t().contiguous()
-
-        ranked_users = build_rank_bank(score_block, users_of_items, options.pool)
+        ranked_users = teacher.ranked_users(options.pool).cpu()
         self._users = _Lists(options, users_of_items, ranked_users, data.device)
 
     @classmethod

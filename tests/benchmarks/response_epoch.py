@@ -94,6 +94,9 @@ class Teacher:
     def ranked_items(self, k: int) -> Tensor:
         return self.ranked[:, :k]
 
+    def ranked_users(self, k: int) -> Tensor:
+        return build_rank_bank(lambda items: self.items[items] @ self.users.t(), self.observed.transposed(), k)
+
 
 def batches(loader: Any) -> Iterator[Any]:
     """RecBole's batches, epoch after epoch."""

@@ -124,6 +124,13 @@ class FakeTeacher:
         ranked[0] = 0
         return nn.functional.pad(ranked, (0, k - ranked.shape[1]))
 
+    def ranked_users(self, k: int) -> Tensor:
+        """(I, k) best users of each item who did not observe it, 0 where there are fewer."""
+        turned = FakeTeacher.__new__(FakeTeacher)
+        turned._layers = [(items, users) for users, items in self._layers]
+        turned.observed = None if self.observed is None else self.observed.transposed()
+        return turned.ranked_items(k)
+
 
 def data_view(users: int, items: int, pairs: Optional[Sequence[tuple[int, int]]] = None, *, seed: int = 0) -> DataView:
     """A training split of the given observed pairs; by default every user has a third of the items, drawn at random."""
