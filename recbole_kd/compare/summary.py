@@ -119,10 +119,12 @@ def budget_sentence(plan: Plan) -> str:
     but = "; ".join(f"{name}: {budget}" for name, budget in plan.own_budgets.items())
     teachers = [row for row in plan.rows if row.role == "teacher"]
     teacher = f"; each teacher was trained once, with seed {teachers[0].seeds[0]}" if teachers else ""
+    counts = {"seed": len(plan.seeds), "epoch": plan.epochs}
+    seeds, epochs = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
     return (
-        f"Every student was trained with {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)} on one split, "
-        f"{tuned}, for at most {plan.epochs} epoch{'s' * (plan.epochs != 1)}, stopped after {plan.stopping_step} evaluations without a better "
-        f"{valid} on validation{f' (except {but})' if but else ''}{teacher}."
+        f"Every student was trained with {seeds} on one split, {tuned}, for at most {epochs}, stopped after "
+        f"{plan.stopping_step} evaluations without a better {valid} on validation"
+        f"{f' (except {but})' if but else ''}{teacher}."
     )
 
 
