@@ -45,7 +45,7 @@ def ranked_by_sorting(scores: Tensor, observed: Observed, k: int) -> list[list[i
     seed=st.integers(0, 999),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_bank_is_what_sorting_gives_whatever_the_block(
+def test_banks_of_items_and_of_users_are_what_sorting_gives_whatever_the_block(
     users: int, items: int, k: int, share: float, block_users: int, seed: int
 ) -> None:
     observed = split(users, items, share, seed)
@@ -53,25 +53,9 @@ def test_the_bank_is_what_sorting_gives_whatever_the_block(
     bank = build_rank_bank(lambda block: scores[block], observed, k, block_users)
     assert bank.dtype == torch.int32
     assert bank.tolist() == ranked_by_sorting(scores, observed, k)
-
-
-@given(
-    users=st.integers(2, 8),
-    items=st.integers(2, 12),
-    k=st.integers(1, 9),
-    share=st.floats(0, 1),
-    block_users=st.integers(1, 9),
-    seed=st.integers(0, 999),
-)
-@settings(max_examples=60, deadline=None)
-def test_users_compete_for_items_block_by_block(
-    users: int, items: int, k: int, share: float, block_users: int, seed: int
-) -> None:
-    observed = split(users, items, share, seed)
-    scores = torch.randn(users, items, generator=torch.Generator().manual_seed(seed))
-    bank = build_user_bank(lambda block: scores[block], observed, k, block_users)
-    assert bank.dtype == torch.int32
-    assert bank.tolist() == ranked_by_sorting(scores.t(), observed.transposed(), k)
+    of_items = build_user_bank(lambda block: scores[block], observed, k, block_users)
+    assert of_items.dtype == torch.int32
+    assert of_items.tolist() == ranked_by_sorting(scores.t(), observed.transposed(), k)
 
 
 def test_padding_is_in_no_list_even_with_the_best_score() -> None:
