@@ -16,6 +16,9 @@ For next-item prediction, RRD's list is the teacher's of a sequence: the K' item
 that are in it not left out, and for the uninteresting ones all below; both are found and drawn for each batch. Entry: a
 sequence of the batch.
 
+The paper's r are the scores themselves; ``temperature`` tau makes them r / tau, for a student whose scores are bounded:
+of cosines the likelihood can tell no item from another by more than a factor of exp(2).
+
 Where published code differs: it clamps scores at 80 before exp, which log-sum-exp makes unnecessary; it sums over the
 users of a batch beside a base loss that is summed too, with a weight of 1e-3; the mean here, beside a mean, takes about
 the same weight. The authors found later that the plain top K, with no sampling, does considerably better (their
@@ -50,6 +53,9 @@ class RRDOptions(Options):
     emphasis: float = option(10.0, "T, in ranks: how far down the list interesting items are drawn", above=0)
     sampling: str = option(
         "exponential", "how interesting items are chosen: drawn, or the plain top K", choices=("top", "exponential")
+    )
+    temperature: float = option(
+        1.0, "tau, divides the student's scores; 0.1, say, where they are cosines, as SimpleX's", above=0
     )
 
     def check(self, section: str) -> None:
@@ -204,4 +210,6 @@ class _Lists:
     def loss(self, scores: Tensor) -> Tensor:
         """Mean over rows for the student's scores (n, K + L) of what :meth:`of` gave."""
         k = self._options.interesting
+        if self._options.temperature != 1:
+            scores = scores / self._options.temperature
         return listwise_loss(scores[:, :k], scores[:, k:])

@@ -56,6 +56,16 @@ def test_the_loss_is_the_weighted_mean_of_equation_9_over_distinct_users(made: B
     assert distiller(made.batch)["rrd"].item() == pytest.approx(0.3 * total / len(users))
 
 
+def test_the_temperature_divides_the_students_scores(made: Bench) -> None:
+    distiller = made.build(RRDDistiller, weight=1.0, temperature=0.1, **SIZES)
+    users, items = made.asked(distiller)
+    total = 0.0
+    for user, row in zip(users, items):
+        r = made.student.item_table[row] @ made.student.user_table[user] / 0.1
+        total += sum(float(torch.logsumexp(r[k:], 0) - r[k]) for k in range(4))
+    assert distiller(made.batch)["rrd"].item() == pytest.approx(total / len(users))
+
+
 def test_items_are_drawn_anew_each_epoch_and_kept_within(made: Bench) -> None:
     distiller = made.build(RRDDistiller, **SIZES)
     _, first = made.asked(distiller, 0)
