@@ -93,6 +93,8 @@ _RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
     "temperature": (1e-12, None, False),
 }
 _DROPOUT = (0, 1, False)
+#: Whole numbers below this are the same as floats.
+_EXACT = 2**53
 _SCHEDULES = ("constant", "cosine")
 _FUSIONS = ("ranks", "scores")
 
@@ -320,6 +322,8 @@ class KDConfig(Config):
         final = merge(self.internal_config_dict, self.external_config_dict)
         for key in self.external_config_dict:
             final[key] = _like(final[key], self.internal_config_dict.get(key))
+        if self.resolved.recipe and final.get("teacher"):
+            final["teacher"] = _with_presets(final["teacher"], self.dataset)
         self.data_root = final["data_path"]
         final["student"] = self.resolved.backbone
         final["distill"] = list(final.get("distill") or [])
@@ -527,18 +531,8 @@ class KDConfig(Config):
         Raises:
             UserError: settings of a teacher that there is not.
         """
-        section = dict(self["teacher"] or {})
-        numbered = {key: section.pop(key) for key in list(section) if key.isdigit()}
-        count = section.pop("count", None) or max(map(int, numbered), default=0) + 1
-        for key in numbered:
-            if key != str(int(key)) or int(key) >= count:
-                raise UserError(
-                    f"teacher.{key} is set, and there are {count} teachers, counted from 0; name them all, as in "
-                    "--teacher=BPR,LightGCN."
-                )
-        if not numbered:
-            return {"teacher.": section}
-        return {f"teacher.{index}.": merge(section, numbered.get(str(index)) or {}) for index in range(count)}
+        sections = _teacher_sections(self["teacher"] or {})
+        return {f"teacher.{index}." if index else "teacher.": section for index, section in sections.items()}
 
     @property
     def teacher_fusion(self) -> str:
@@ -555,17 +549,9 @@ class KDConfig(Config):
             prefix: what stands before the names of its settings.
         """
         section = self["teacher"] or {} if section is None else section
+        own = {key: value for key, value in section.items() if key not in _TEACHER_KEYS}
         # Adam takes most of the time that large tables need.
-        settings = {"fused_adam": True, **self.teacher_settings(section)}
-        return self._derived(str(section.get("model")), settings, prefix)
-
-    def teacher_settings(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        """What a teacher's section says, over what suits its model as the teacher of a recipe (properties/teacher/)."""
-        settings: dict[str, Any] = {}
-        if self.resolved.recipe:
-            for layer in _layers("teacher", str(section.get("model")), self.dataset):
-                settings = merge(settings, layer)
-        return merge(settings, {key: value for key, value in section.items() if key not in _TEACHER_KEYS})
+        return self._derived(str(section.get("model")), {"fused_adam": True, **own}, prefix)
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation."""
@@ -592,6 +578,9 @@ class KDConfig(Config):
             settings = {key: self[key] for key in keys if key in self}
             if settings["fused_adam"] is None:
                 settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
+            # A recipe's own words for sizes may mean nothing to this backbone.
+            known = {*self._derived(model, {}, prefix="").internal_config_dict, *self.external_config_dict, "sevo"}
+            settings = {key: value for key, value in settings.items() if key in known}
             if (settings.get("train_neg_sample_args") or {}).get("distribution") == "none":
                 # What RecBole makes of None, and refuses to be given.
                 settings["train_neg_sample_args"] = None
@@ -634,6 +623,39 @@ def _layers(kind: str, name: str, dataset: str) -> tuple[dict[str, Any], dict[st
     return nest(file), nest(cases.get(dataset, {}))
 
 
+def _teacher_sections(teacher: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of each teacher by its number; of a single one that has none by an empty text."""
+    section = dict(teacher)
+    numbered = {key: section.pop(key) for key in list(section) if key.isdigit()}
+    count = section.pop("count", None) or max(map(int, numbered), default=0) + 1
+    for key in numbered:
+        if key != str(int(key)) or int(key) >= count:
+            raise UserError(
+                f"teacher.{key} is set, and there are {count} teachers, counted from 0; name them all, as in "
+                "--teacher=BPR,LightGCN."
+            )
+    if not numbered:
+        return {"": section}
+    return {str(index): merge(section, numbered.get(str(index)) or {}) for index in range(count)}
+
+
+def _with_presets(teacher: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Section `teacher` of a recipe, over what suits each model as a teacher (properties/teacher/)."""
+    complete = dict(teacher)
+    for index, section in _teacher_sections(teacher).items():
+        if section.get("checkpoint") or section.get("ranks"):
+            continue
+        preset: dict[str, Any] = {}
+        for layer in _layers("teacher", str(section.get("model")), dataset):
+            preset = merge(preset, layer)
+        missing = {key: value for key, value in preset.items() if key not in section}
+        if index:
+            complete[index] = {**missing, **(complete.get(index) or {})}
+        else:
+            complete = {**missing, **complete}
+    return complete
+
+
 def _shared_keys() -> set[str]:
     """Settings of data, evaluation and machine, which every model of a run shares."""
     return (
@@ -656,8 +678,10 @@ def _plain(value: Any) -> Any:
 
 def _like(value: Any, default: Any) -> Any:
     """A whole number as its default is written, 0 as 0.0: one setting has one digest, and RecBole counts by ints."""
-    plain = {type(value), type(default)} == {int, float}
-    return type(default)(value) if plain and float(value).is_integer() else value
+    if isinstance(value, Mapping) and isinstance(default, Mapping):
+        return {key: _like(one, default.get(key)) for key, one in value.items()}
+    plain = {type(value), type(default)} == {int, float} and abs(value) < _EXACT
+    return type(default)(value) if plain and value == int(value) else value
 
 
 def _same_kind(value: Any, default: Any) -> bool:

@@ -77,7 +77,7 @@ class TeacherEnsemble(BareTeacher):
     def ranks_key(self) -> str:
         """Under which its ranked lists are kept: of the members' lists, how they are fused, and the training split."""
         members = [member.ranks_key for member in self.members]
-        return digest("ensemble", members, self.fusion, self.shares, self.observed.keys)
+        return digest("ensemble 2", members, self.fusion, self.shares, self.observed.keys)
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0.
@@ -106,7 +106,9 @@ class TeacherEnsemble(BareTeacher):
 
     def score_block(self, users: Tensor) -> Tensor:
         """Those of users (n,) with every item, (n, I)."""
-        return self._mean(member.score_block(users) for member in self.members)
+        items = torch.arange(self.observed.items, device=self._device)
+        # A member's own blocks may be of other numbers (before a sigmoid, say) than those whose moments are taken.
+        return self.scores(users.to(self._device), items.expand(len(users), -1))
 
     def _mean(self, scores: Iterable[Tensor]) -> Tensor:
         parts = (

@@ -230,6 +230,9 @@ def test_what_suits_a_student_is_a_file_of_its_own() -> None:
     assert recipe.baseline_config()["mf_embedding_size"] == 20, "it stands beside a student of its size"
     assert config("RRDStudent", **settings, mf_embedding_size=8)["mf_embedding_size"] == 8
     assert config("NeuMF")["mf_embedding_size"] == 64, "RecBole's own, where no recipe is asked for"
+    sequential = KDConfig("KDStudent", "amazon-beauty", config_dict={"student": "SASRec"}).baseline_config()
+    assert "embedding_size" not in sequential.external_config_dict, "what the recipe calls a size, SASRec does not read"
+    assert sequential["hidden_size"] == 16
 
 
 def test_rates_chosen_for_one_student_are_not_anothers() -> None:
@@ -266,6 +269,17 @@ def test_a_teachers_own_settings_go_before_what_suits_it() -> None:
     assert (plain["embedding_size"], plain["epochs"]) == (64, 300), "RecBole's own, where no recipe is asked for"
 
 
+def test_a_runs_own_settings_tell_the_whole_teacher() -> None:
+    """Digests, kept results and a search's folder are made of them."""
+    assert KDConfig("KDStudent", "citeulike").plain_values()["teacher"]["embedding_size"] == 400
+    numbered = KDConfig("BestStudent", "citeulike", config_dict={"teacher.epochs": 3}).plain_values()["teacher"]
+    assert numbered["epochs"] == 3
+    assert "epochs" not in numbered["0"], "what is said for all is not said again for one"
+    assert numbered["0"]["embedding_size"] == 400
+    read = KDConfig("KDStudent", "citeulike", config_dict={"teacher.checkpoint": "saved/some.pth"})
+    assert "embedding_size" not in read["teacher"], "a file has the sizes that it has"
+
+
 def test_a_students_file_may_name_its_teacher() -> None:
     (teacher,) = teachers("KDStudent", "amazon-beauty", student="SASRec")
     assert (teacher["model"], teacher["hidden_size"]) == ("SASRec", 64)
@@ -274,9 +288,12 @@ def test_a_students_file_may_name_its_teacher() -> None:
 
 
 def test_a_whole_number_is_read_as_its_default_is_written() -> None:
-    given = config("BPR", weight_decay=0, epochs=3.0)
-    assert (given["weight_decay"], given["epochs"]) == (0, 3)
-    assert (type(given["weight_decay"]), type(given["epochs"])) == (float, int), "one setting, one digest"
+    given = config("BPR", weight_decay=0, epochs=3.0, distill=["rrd"], **{"rrd.weight": 1})
+    values = [given["weight_decay"], given["epochs"], given["rrd"]["weight"]]
+    assert values == [0, 3, 1]
+    assert [type(value) for value in values] == [float, int, float], "one setting, one digest"
+    with pytest.raises(UserError, match="weight_decay"):
+        config("BPR", weight_decay=-(10**400))
 
 
 def test_the_plain_student_has_the_optimiser_of_the_one_it_stands_beside() -> None:

@@ -210,6 +210,22 @@ def test_ranked_by_scores_the_best_are_those_of_the_highest_mean(tmp_path: Path)
     assert torch.equal(again.ranked_items(5), both.ranked_items(5))
 
 
+class Probable(FakeTeacher):
+    """Ranks by probabilities and gives logits as scores, as CDAE does."""
+
+    def score_block(self, users: torch.Tensor) -> torch.Tensor:
+        return super().score_block(users).sigmoid()
+
+
+def test_lists_and_scores_are_of_the_same_numbers_whatever_a_member_ranks_by(tmp_path: Path) -> None:
+    both = ensemble(FakeTeacher(9, 12, 3, seed=1), Probable(9, 12, 5, seed=2), fusion="scores", folder=str(tmp_path))
+    scores = both.scores(torch.arange(9), torch.arange(12).expand(9, -1)).masked_fill(
+        both.observed.contains(torch.arange(9)[:, None], torch.arange(12).expand(9, -1)), -torch.inf
+    )
+    assert torch.equal(both.ranked_items(6)[1:].long(), scores[1:, 1:].topk(6).indices + 1)
+    assert torch.equal(both.ranked_users(5)[1:].long(), scores[1:, 1:].t().topk(5).indices + 1)
+
+
 def test_it_offers_what_its_members_do_together() -> None:
     bare = FakeTeacher(9, 12, 3, capabilities=frozenset({"ranks", "listed_scores"}))
     assert ensemble(FakeTeacher(9, 12, 3), FakeTeacher(9, 12, 3)).capabilities == {

@@ -118,8 +118,7 @@ class Row:
         config = self.first_config
         if self.role == "teacher":
             (section,) = config.teacher_sections().values()
-            settings = {**section, **config.teacher_settings(section)}
-            return {key: value for key, value in settings.items() if value is not None}
+            return {key: value for key, value in section.items() if value is not None}
         keys = {*config.preset_keys, *self.settings, *config.distillers}
         keys -= {"data_path", "checkpoint_dir", "show_progress", "baseline"}
         if not needs_teacher(config):

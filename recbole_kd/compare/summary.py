@@ -119,11 +119,11 @@ def budget_sentence(plan: Plan) -> str:
     but = "; ".join(f"{name}: {budget}" for name, budget in plan.own_budgets.items())
     teachers = [row for row in plan.rows if row.role == "teacher"]
     teacher = f"; each teacher was trained once, with seed {teachers[0].seeds[0]}" if teachers else ""
-    counts = {"seed": len(plan.seeds), "epoch": plan.epochs}
-    seeds, epochs = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
+    counts = {"seed": len(plan.seeds), "epoch": plan.epochs, "evaluation": plan.stopping_step}
+    seeds, epochs, evaluations = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
     return (
         f"Every student was trained with {seeds} on one split, {tuned}, for at most {epochs}, stopped after "
-        f"{plan.stopping_step} evaluations without a better {valid} on validation"
+        f"{evaluations} without a better {valid} on validation"
         f"{f' (except {but})' if but else ''}{teacher}."
     )
 
