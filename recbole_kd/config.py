@@ -289,9 +289,12 @@ class KDConfig(Config):
         settings = merge(settings, read_properties("dataset", dataset))
         for file in dict.fromkeys((backbone, model)):
             always, for_dataset = _layers("model", file, dataset)
-            # A recipe is for any student; what suits this one is a file of its own, under the recipe's own choices.
-            student = _layers("student", backbone, dataset) if file in recipes() else ()
-            for layer in (always, *student, for_dataset):
+            layers = [always, for_dataset]
+            if file in recipes():
+                # A recipe is for any student; what suits this one is a file of its own.
+                student, student_for_dataset = _layers("student", backbone, dataset)
+                layers = [always, student, for_dataset, student_for_dataset]
+            for layer in layers:
                 self.preset_keys |= set(layer)
                 settings = merge(settings, layer)
         settings["student"] = backbone

@@ -244,6 +244,10 @@ def test_rates_chosen_for_one_student_are_not_anothers() -> None:
     assert (of["LightGCN"]["learning_rate"], of["LightGCN"]["weight_decay"]) == (2e-2, 0.0)
     assert of["ENMF"]["learning_rate"] != 2e-2
     assert of["BPR"]["rrd"] == of["ENMF"]["rrd"], "the recipe's own choice for the dataset holds for all"
+    cosines = KDConfig("RRDStudent", "citeulike", config_dict={"student": "SimpleX"})
+    assert cosines["rrd"]["temperature"] == 0.1
+    assert cosines["rrd"]["weight"] != of["BPR"]["rrd"]["weight"], "but for what a student's file says of the dataset"
+    assert cosines["kd"] is None, "what suits it for another distiller is no setting of this run"
 
 
 def teachers(model: str, dataset: str = "citeulike", **settings: Any) -> list[KDConfig]:
