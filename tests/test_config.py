@@ -247,7 +247,8 @@ def test_rates_chosen_for_one_student_are_not_anothers() -> None:
     cosines = KDConfig("RRDStudent", "citeulike", config_dict={"student": "SimpleX"})
     assert cosines["rrd"]["temperature"] == 0.1
     assert cosines["rrd"]["weight"] != of["BPR"]["rrd"]["weight"], "but for what a student's file says of the dataset"
-    assert cosines["kd"] is None, "what suits it for another distiller is no setting of this run"
+    other = KDConfig("KDStudent", "citeulike", config_dict={"student": "SimpleX"})
+    assert other["rrd"] is None, "what suits a student for another distiller is no setting of this run"
 
 
 def teachers(model: str, dataset: str = "citeulike", **settings: Any) -> list[KDConfig]:
