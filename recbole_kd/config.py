@@ -582,7 +582,8 @@ class KDConfig(Config):
             if settings["fused_adam"] is None:
                 settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
             # A recipe's own words for sizes may mean nothing to this backbone.
-            known = {*self._derived(model, {}, prefix="").internal_config_dict, *self.external_config_dict, "sevo"}
+            plain = self._derived(model, {}, prefix="").internal_config_dict
+            known = {*plain, *(set(self.external_config_dict) - self.preset_keys), "sevo"}
             settings = {key: value for key, value in settings.items() if key in known}
             if (settings.get("train_neg_sample_args") or {}).get("distribution") == "none":
                 # What RecBole makes of None, and refuses to be given.
