@@ -81,6 +81,7 @@ class Teacher:
     dimension = 300
 
     def __init__(self, observed: Observed) -> None:
+        self.observed = observed
         self.users = torch.randn(observed.users, self.dimension) / 20
         self.items = torch.randn(observed.items, self.dimension) / 20
         self.ranked = build_rank_bank(self.score_block, observed, POOL)
