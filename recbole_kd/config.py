@@ -31,7 +31,7 @@ from recbole_kd.properties_files import (
     read_properties,
     read_yaml,
 )
-from recbole_kd.registry import Resolved, distiller_class, distiller_name, distillers, recipes, resolve_model
+from recbole_kd.registry import MODELS, Resolved, distiller_class, distiller_name, distillers, recipes, resolve_model
 
 #: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
 #: train_neg_sample_args) the given keys replace and the others stay.
@@ -581,10 +581,10 @@ class KDConfig(Config):
             settings = {key: self[key] for key in keys if key in self}
             if settings["fused_adam"] is None:
                 settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
-            # A recipe's own words for sizes may mean nothing to this backbone.
-            plain = self._derived(model, {}, prefix="").internal_config_dict
-            known = {*plain, *(set(self.external_config_dict) - self.preset_keys), "sevo"}
-            settings = {key: value for key, value in settings.items() if key in known}
+            if model in MODELS:
+                # A recipe's own words for sizes may mean nothing to this backbone, whose file lists what it reads.
+                listed = self._derived(model, {}, prefix="").internal_config_dict
+                settings = {key: settings[key] for key in settings if key in listed or key not in self.preset_keys}
             if (settings.get("train_neg_sample_args") or {}).get("distribution") == "none":
                 # What RecBole makes of None, and refuses to be given.
                 settings["train_neg_sample_args"] = None

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recbole.model.general_recommender import BPR
 
+from recbole_kd import registry
 from recbole_kd.config import KDConfig, nest, parse_value
 from recbole_kd.errors import UserError
 from recbole_kd.properties_files import load_yaml
@@ -233,6 +235,16 @@ def test_what_suits_a_student_is_a_file_of_its_own() -> None:
     sequential = KDConfig("KDStudent", "amazon-beauty", config_dict={"student": "SASRec"}).baseline_config()
     assert "embedding_size" not in sequential.external_config_dict, "what the recipe calls a size, SASRec does not read"
     assert sequential["hidden_size"] == 16
+
+
+class Foreign(BPR):
+    """A model of somebody else's package: what it reads is listed nowhere."""
+
+
+def test_the_plain_model_of_somebody_elses_package_keeps_the_recipes_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = {"recbole_kd.models": {"Foreign": f"{__name__}:Foreign"}}
+    monkeypatch.setattr(registry, "_offered", lambda group: offered.get(group, {}))
+    assert config("KDStudent", student="Foreign").baseline_config()["embedding_size"] == 20
 
 
 def test_rates_chosen_for_one_student_are_not_anothers() -> None:

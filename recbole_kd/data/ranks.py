@@ -52,12 +52,12 @@ def build_rank_bank(
     return bank
 
 
-def rank_blocks(observed: Observed, block_users: Optional[int] = None) -> list[range]:
-    """The users, padding left out, in the blocks in which they are scored: as many as make a block of 16 MiB.
+def rank_blocks(observed: Observed, block_users: Optional[int] = None, held: int = _BLOCK_BYTES) -> list[range]:
+    """The users, padding left out, in the blocks in which they are scored: as many as make a block of `held` bytes.
 
     Of catalogues so large that this is a handful, as many as keep a product busy with an item once it is read.
     """
-    rows = block_users or max(_LEAST_USERS, _BLOCK_BYTES // (4 * observed.items))
+    rows = block_users or max(_LEAST_USERS, held // (4 * observed.items))
     return [range(start, min(start + rows, observed.users)) for start in range(1, observed.users, rows)]
 
 
@@ -100,12 +100,12 @@ def build_user_bank(
         (I, k) int32 on the CPU, filled with 0 where fewer than k users did not observe an item. Row 0 is all 0.
     """
     bank, best = torch.zeros(observed.items, k, dtype=torch.long), torch.full((observed.items, k), -torch.inf)
-    for block in rank_blocks(observed, block_users or max(_LEAST_USERS, _USER_BLOCK_BYTES // (4 * observed.items))):
+    for block in rank_blocks(observed, block_users, _USER_BLOCK_BYTES):
         scores = _unobserved_scores(score_block, observed, block).t()
         best, bank = best.to(scores), bank.to(scores.device)
         best, place = torch.cat([best, scores], dim=1).topk(k, dim=1)
-        users = torch.arange(block.start, block.stop, device=scores.device).expand(observed.items, -1)
-        bank = torch.cat([bank, users], dim=1).gather(1, place)
+        # Places up to k are of those who were the best so far, the others of this block's users.
+        bank = torch.where(place < k, bank.gather(1, place.clamp(max=k - 1)), place - k + block.start)
     return bank.masked_fill_(best == -torch.inf, 0).int().cpu()
 
 
