@@ -23,6 +23,8 @@ __all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes"
 #: Nodes of a block: of a linear layer, and of all experts at once.
 BLOCK = 2048
 MIXTURE_BLOCK = 256
+#: A product over 21 columns takes half as long again as one over 24 where MKL has no masked kernels (AMD's processors).
+LANES = 8
 
 
 @own_precision
@@ -39,7 +41,8 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
         ValueError: the shapes do not fit.
     """
     _check(inputs, weight.shape[1], weight.shape[0], table, rows)
-    vectors, matrix = inputs.detach(), weight.detach()
+    width = inputs.shape[1]
+    vectors, matrix = (functional.pad(each.detach(), (0, -width % LANES)) for each in (inputs, weight))
     total = vectors.new_zeros(())
     input_gradient, weight_gradient = torch.empty_like(vectors), torch.zeros_like(matrix.t())
     for block in _blocks(len(vectors), BLOCK):
@@ -49,7 +52,8 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
         total += torch.dot(flat, flat)
         torch.mm(difference, matrix, out=input_gradient[block])
         weight_gradient.addmm_(vectors[block].t(), difference)
-    return 2 * with_gradient(total / 2, [inputs, weight], [input_gradient, weight_gradient.t()])
+    gradients = [input_gradient[:, :width], weight_gradient[:width].t()]
+    return 2 * with_gradient(total / 2, [inputs, weight], gradients)
 
 
 @own_precision
