@@ -1,11 +1,12 @@
 """``recbole-kd analyse``: what a student took over from its teacher and what not, as pictures and tables.
 
-Four diagnostics that the papers print, for any two checkpoints on one dataset and split:
+Diagnostics for any two checkpoints on one dataset and split, four of them those that the papers print:
 
 - ``spectrum``: the difference of their vectors by frequency of the user-item graph (FreqD, fig. 1-2);
 - ``smoothing``: mean average distance of the vectors of the most popular users and items (SimRec, table 6);
 - ``experts``: which expert the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
-- ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5).
+- ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5);
+- ``compression``: what the teacher would rank in fewer dimensions, down to the student's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,12 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
+from torch import Tensor, nn
 
 from recbole_kd.checkpoint import PathLike, load_any, load_checkpoint, write_atomic
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
+from recbole_kd.evaluation.compression import principal_scores, principal_vectors
 from recbole_kd.evaluation.groups import GroupMeans, activity_groups, group_means, taste_groups
 from recbole_kd.evaluation.smoothing import popular_distances
 from recbole_kd.evaluation.spectrum import (
@@ -486,12 +490,77 @@ def _draw_map(axes: Any, vectors: NDArray[Any], labels: NDArray[np.int64], color
     axes.set_title("Users (t-SNE of the teacher's vectors)", fontsize=10)
 
 
+class _VectorModel(nn.Module):
+    """Scores that are dot products of vectors (U, d) and (I, d), as RecBole's evaluation asks for them."""
+
+    def __init__(self, config: Any, users: Tensor, items: Tensor) -> None:
+        super().__init__()
+        self._names = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.users, self.items = (nn.Parameter(table, requires_grad=False) for table in (users, items))
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores of single pairs."""
+        users, items = (interaction[name] for name in self._names)
+        return (self.users[users] * self.items[items]).sum(1)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of all items."""
+        return self.users[interaction[self._names[0]]] @ self.items.t()
+
+
+def _compression(subject: _Subject) -> Part:
+    """The metric of the teacher in fewer dimensions."""
+    vectors = _vectors(subject)
+    dimension, whole = (vectors[role][0].shape[1] for role in ("student", "teacher"))
+    if dimension >= whole:
+        raise _Impossible(f"the student's {dimension} dimensions are no fewer than the teacher's {whole}.")
+    doubled = (dimension << power for power in itertools.count())
+    sizes = [*itertools.takewhile(lambda size: size < whole, doubled), whole]
+    config, tables = subject.trained.config, vectors["teacher"]
+    curves: dict[str, list[float]] = {"vectors": [], "scores": []}
+    for what, compress in (("vectors", principal_vectors), ("scores", principal_scores)):
+        # Row 0 is padding, which no direction is fitted to.
+        rotated = [table.to(tables[0]) for table in compress(*(table[1:] for table in tables))]
+        users, items = (nn.functional.pad(table, (0, 0, 1, 0)) for table in rotated)
+        for size in sizes:
+            model = _VectorModel(config, users[:, :size].contiguous(), items[:, :size].contiguous())
+            curves[what].append(float(_evaluated(subject, config, model.to(config["device"]))[1].mean()))
+    levels = {
+        role: float(_per_user(subject, role, model)[1].mean())
+        for role, model in subject.models().items()
+        if role != "teacher"
+    }
+    label = metric_label(subject.metric)
+    figure, (axes,) = panels(1, 1, 6.4, 4.0)
+    for (what, curve), color in zip(curves.items(), (PALETTE[1], TEACHER_COLOR)):
+        axes.plot(sizes, curve, color=color, marker="o", ms=4, lw=1.8, label=f"the teacher's {what}")
+    for role, level in levels.items():
+        axes.axhline(level, color=_COLORS[role], lw=1.4, ls="--", label=f"{role}, {subject.name(role)}, as trained")
+    log_axis(axes, sizes[0], sizes[-1])
+    axes.set_title(f"{subject.name('teacher')} in fewer dimensions")
+    axes.set_xlabel("dimensions that are kept")
+    axes.set_ylabel(label)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    finding = (
+        f"{label}: of the teacher's {curves['vectors'][-1]:.4f}, {dimension} dimensions keep "
+        f"{curves['vectors'][0]:.4f} by its vectors and {curves['scores'][0]:.4f} by its scores; "
+        + ", ".join(f"the {role} has {level:.4f}" for role, level in levels.items())
+    )
+    rows = [[size, *map(_cell, values)] for size, *values in zip(sizes, *curves.values())]
+    heading = ["dimensions", "by the teacher's vectors", "by the teacher's scores", *levels]
+    return Part("compression", finding, [heading, *([*row, *map(_cell, levels.values())] for row in rows)], figure)
+
+
 def _per_user(subject: _Subject, role: str, model: FrozenTeacher) -> tuple[NDArray[Any], NDArray[Any]]:
     """(user ids (n,), the metric's values (n,)) on the test split, users ascending."""
     if model.reordered:
         raise _Impossible(f"the {role} numbers users and items in another order than the student.")
-    config = model.trained.config
-    trainer, (_, _, test) = make_evaluator(config, model.model, subject.splits)
+    return _evaluated(subject, model.trained.config, model.model)
+
+
+def _evaluated(subject: _Subject, config: Any, model: nn.Module) -> tuple[NDArray[Any], NDArray[Any]]:
+    """:func:`_per_user` of any model that RecBole's evaluation can ask."""
+    trainer, (_, _, test) = make_evaluator(config, model, subject.splits)
     trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
     users, values = trainer.eval_collector.per_user()
     if subject.metric not in values:
@@ -514,6 +583,7 @@ PARTS: dict[str, Callable[[_Subject], Part]] = {
     "smoothing": _smoothing,
     "experts": _experts,
     "gain": _gain,
+    "compression": _compression,
 }
 
 

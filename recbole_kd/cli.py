@@ -319,14 +319,14 @@ VERBS: dict[str, Verb] = {
         _prepare,
     ),
     "analyse": Verb(
-        "what a student took over from its teacher: spectrum, smoothing, experts, gains",
+        "what a student took over from its teacher: spectrum, smoothing, experts, gains, compression",
         "  --student=FILE --teacher=FILE   checkpoints on one dataset and split\n"
         "  --output=DIR          the folder that gets a picture (PNG) and a table (CSV) of each part\n"
         "  --baseline=FILE       a plain student to stand beside the distilled one\n"
-        "  --parts=spectrum,smoothing,experts,gain   only these (those that the models allow)\n"
+        "  --parts=spectrum,smoothing,experts,gain,compression   only these (those that the models allow)\n"
         "  --bands=11            bands of frequency, an odd number\n"
         "  --groups=20           groups of users by taste\n"
-        "  --metric=ndcg@20      of the gains (the one that epochs are chosen by)\n"
+        "  --metric=ndcg@20      of gains and compression (the one that epochs are chosen by)\n"
         "  --data_path=DIR       the folder above the dataset's",
         _analyse,
     ),

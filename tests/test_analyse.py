@@ -79,7 +79,7 @@ def test_every_part_is_a_picture_and_a_table(runs: Runs, tmp_path: Path) -> None
     }
     for name in PARTS:
         assert min(imread(tmp_path / f"{name}.png").shape[:2]) > 300
-        assert len(table(tmp_path / f"{name}.csv")) > 4
+        assert len(table(tmp_path / f"{name}.csv")) > (2 if name == "compression" else 4)
 
 
 def test_the_spectrum_adds_up_to_the_distance_of_the_vectors(runs: Runs, tmp_path: Path) -> None:
@@ -128,6 +128,24 @@ def test_gains_are_the_evaluators_metric_split_by_group(runs: Runs, tmp_path: Pa
             assert users == 48
             mean = sum(float(row[role]) * int(row["users"]) for row in own) / users
             assert mean == pytest.approx(expected, abs=1e-4)
+
+
+def test_compression_ends_at_the_teacher_itself(runs: Runs, tmp_path: Path) -> None:
+    (part,), _ = analyse(**runs.pair, output=tmp_path, parts=["compression"])
+    rows = table(tmp_path / "compression.csv")
+    assert [row["dimensions"] for row in rows] == ["6", "12", "16"], "the student's, doubled, and the teacher's"
+    levels = {
+        role: evaluate_checkpoint(runs.pair[role], runs.quiet)["test_result"]["ndcg@10"]
+        for role in ("student", "teacher")
+    }
+    for column in ("by the teacher's vectors", "by the teacher's scores"):
+        assert float(rows[-1][column]) == pytest.approx(levels["teacher"], abs=1e-4)
+        assert 0 < float(rows[0][column]) != float(rows[-1][column])
+    assert [float(row["student"]) for row in rows] == [pytest.approx(levels["student"], abs=1e-4)] * 3
+    assert "of the teacher's" in part.finding
+    teacher = runs.pair["teacher"]
+    with pytest.raises(UserError, match="the student's 16 dimensions are no fewer than the teacher's 16"):
+        analyse(teacher, teacher, tmp_path, parts=["compression"], config_dict=runs.quiet)
 
 
 def test_experts_are_those_of_every_epoch(runs: Runs, tmp_path: Path) -> None:
