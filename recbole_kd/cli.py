@@ -66,6 +66,16 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         # The reader of our output (head, less) has gone; nothing is wrong and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
+            raise
+        detail = re.search(r"\d+ bytes|[\d.]+ [GMT]iB", str(error))
+        print(
+            f"recbole-kd: not enough memory{f' for {detail[0]}' if detail else ''}; lower what a model or step holds, "
+            "such as --train_batch_size, --embedding_size, or a distiller's experts, pool or nodes.",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
         print(f"recbole-kd: {error.strerror or error}{where}; see --checkpoint_dir and --data_path.", file=sys.stderr)

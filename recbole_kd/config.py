@@ -6,6 +6,7 @@ import ast
 import inspect
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from recbole.utils import ModelType, dataset_arguments, evaluation_arguments, ge
 from recbole_kd.checkpoint import load_any
 from recbole_kd.data.item_graphs import SEvoOptions
 from recbole_kd.errors import UserError, closest
-from recbole_kd.options import Options, check_names
+from recbole_kd.options import LARGEST_INT, Options, check_names, is_whole
 from recbole_kd.properties_files import (
     PROPERTIES,
     Repeated,
@@ -491,8 +492,9 @@ class KDConfig(Config):
             return
         bound = f"between {least:g} and {most:g}" if most is not None else f"of at least {least:g}"
         expected = f"expected a {'whole ' if whole else ''}number {bound}."
-        number = isinstance(value, (int, float)) and not (whole and float(value) != int(value))
-        if not number or not least <= value <= (most if most is not None else float("inf")):
+        number = isinstance(value, (int, float)) and not (whole and not is_whole(value))
+        largest = LARGEST_INT if whole else sys.float_info.max
+        if not number or not least <= value <= (most if most is not None else largest):
             raise UserError(f"--{self.prefix}{key}={value!r}; {expected}")
 
     # Views of the settings.

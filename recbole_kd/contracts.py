@@ -220,6 +220,7 @@ class Distiller(nn.Module):
 
     def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:
         super().__init__()
+        self.check_data(options, data)
         self.options = options
         self.student = student
         self.teacher = teacher
@@ -244,6 +245,14 @@ class Distiller(nn.Module):
         None where the distiller has no meaning for next-item prediction. One that has reads ``batch.sequences``.
         """
         return None
+
+    @classmethod
+    def check_data(cls, options: Options, data: DataView) -> None:
+        """Refuses a training split on which these options cannot be met; asked before a teacher is trained for it.
+
+        Raises:
+            UserError: what is asked for and what there is.
+        """
 
     @classmethod
     def is_off(cls, options: Options) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Optional, TypeVar, Union
 
 from recbole_kd.errors import UserError, closest
+
+#: Whole numbers beyond it are none that tensors can count to.
+LARGEST_INT = 2**63 - 1
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -116,10 +119,10 @@ def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
         return value
     if hint in (int, float):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or (hint is int and value != int(value)):
+        if not number or (hint is int and not is_whole(value)):
             kind = "a whole number" if hint is int else "a number"
             raise UserError(f"{name}={value!r} is not {kind}; expected {_bounds(metadata) or kind}.")
-        if not math.isfinite(value) or not _inside(value, metadata):
+        if not abs(value) <= (LARGEST_INT if hint is int else sys.float_info.max) or not _inside(value, metadata):
             raise UserError(f"{name}={value!r} is out of range; expected {_bounds(metadata) or 'a finite number'}.")
         return hint(value)
     if hint is str:
@@ -129,6 +132,11 @@ def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
             raise UserError(f"{name}={value!r} is not {expected}.{closest(str(value), choices or ())}")
         return value
     raise TypeError(f"{name}: options of type {hint} are not supported")
+
+
+def is_whole(value: Union[int, float]) -> bool:
+    """Whether a number is a whole one, however large; infinity and what is not a number are none."""
+    return isinstance(value, int) or value.is_integer()
 
 
 def _inside(value: float, metadata: Mapping[str, Any]) -> bool:

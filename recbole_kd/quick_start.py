@@ -22,7 +22,7 @@ from torch import nn
 
 from recbole_kd.checkpoint import digest, load_checkpoint, save_json
 from recbole_kd.config import KDConfig, dataset_names
-from recbole_kd.contracts import CAPABILITIES, DataView, Distiller
+from recbole_kd.contracts import CAPABILITIES, DataView, Distiller, Share
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits, cold_users
 from recbole_kd.distributed import ALONE, Group, Plan, run_processes, share_of_steps
@@ -119,6 +119,7 @@ def _run(config: KDConfig, saved: bool, group: Group) -> dict[str, Any]:
     with group.first("data"):
         fetch(config)
     splits = load_splits(config)
+    check_data(config, splits)
     teacher = shared_teacher(config, splits, group) if needs_teacher(config) else None
     if teacher is not None and config["ray_address"]:
         from recbole_kd.tune.shards import rank_in_shards
@@ -245,8 +246,7 @@ def build_student(
     view = ModelStudent(model)
     distillers: dict[str, Distiller] = {}
     if teacher is not None:
-        share = share_of_steps(model, group)
-        data = DataView(splits.observed, config["epochs"], config["seed"], config["device"], config.sequential, share)
+        data = _data_view(config, splits, share_of_steps(model, group))
         # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
         # computes and keeps the ranked lists that the others find.
         with torch.random.fork_rng(), group.first("ranks"):
@@ -266,6 +266,22 @@ def build_student(
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     return model, trainer, loaders
+
+
+def _data_view(config: KDConfig, splits: Splits, share: Optional[Share] = None) -> DataView:
+    return DataView(
+        splits.observed, config["epochs"], config["seed"], config["device"], config.sequential, share or Share()
+    )
+
+
+def check_data(config: KDConfig, splits: Splits) -> None:
+    """Refuses options of distillers that the training split cannot meet, before a teacher is trained for them.
+
+    Raises:
+        UserError: such an option, lists longer than a user's unobserved items say.
+    """
+    for name, options in config.active_distillers().items():
+        distiller_class(name).check_data(options, _data_view(config, splits))
 
 
 @dataclass(frozen=True)

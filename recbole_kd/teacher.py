@@ -491,7 +491,7 @@ class FrozenTeacher(BareTeacher):
     @cached_property
     def ranks_key(self) -> str:
         """Under which its ranked lists are kept: of the weights, the training split and the order of ids."""
-        return digest(self.digest, self.observed.keys, [part.cpu() for part in self._maps or ()])
+        return digest("ranks 2", self.digest, self.observed.keys, [part.cpu() for part in self._maps or ()])
 
     @torch.no_grad()
     def score_block(self, users: Tensor) -> Tensor:

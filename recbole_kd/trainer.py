@@ -139,6 +139,8 @@ class KDMixin:
         self._schedule_learning_rate(epoch_idx)
         if len(self.distillers):
             self.distillers.train()
+            # What ranks by the student does so without dropout, whatever ran before; RecBole calls train() after this.
+            self.model.eval()
             with self.step_context():  # a student that is asked for scores in blocks is propagated once
                 for distiller in self._computed().values():
                     distiller.begin_epoch(epoch_idx)

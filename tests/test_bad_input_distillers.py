@@ -41,8 +41,19 @@ BAD: dict[str, tuple[list[str], str]] = {
     "an unknown coefficient": (["--distill=freqd", "--freqd.beta=0.3"], r"Unknown option 'freqd\.beta'.*has: .*alpha, filter"),
     "alpha above a half": (["--distill=freqd", "--freqd.alpha=0.7"], r"freqd\.alpha=0\.7 is out of range; expected at least 0 and at most 0\.5"),
     "a scores' file for vectors": (["--distill=de", "--teacher.ranks={ranks}"], r"de reads a vector .* the file ranks\.csv has none"),
-    "too many clusters": (["--distill=rrd", "--teacher=NCL", "--teacher.num_clusters=41"], r"--teacher\.num_clusters=41 is more than the 40 users or items"),
-    "too small for convolutions": (["--distill=rrd", "--teacher=ConvNCF", "--teacher.embedding_size=16"], r"--teacher\.embedding_size=16 is too small for ConvNCF's cnn_kernels"),
+    "too many clusters": ([*RRD, "--teacher=NCL", "--teacher.num_clusters=41"], r"--teacher\.num_clusters=41 is more than the 40 users or items"),
+    "too small for convolutions": ([*RRD, "--teacher=ConvNCF", "--teacher.embedding_size=16"], r"--teacher\.embedding_size=16 is too small for ConvNCF's cnn_kernels"),
+    "a filter beyond float32": (["--distill=freqd", "--freqd.filter=[1.0e+200,-1.0e+199]"], r"freqd\.filter=.* has a coefficient beyond 1e\+06"),
+    "a small filter that rises": (["--distill=freqd", "--freqd.filter=[1.0e-5,1.0e-5]"], r"freqd\.filter=.*increases near frequency"),
+    "a number beyond all others": (["--distill=rrd", "--rrd.pool=1e400"], r"rrd\.pool=inf is not a whole number"),
+    "a number beyond what tensors count": (["--distill=rd", f"--rd.dynamic_samples=1{'0' * 20}"], r"rd\.dynamic_samples=10+ is out of range"),
+    "a weight beyond floats": (["--distill=rrd", f"--rrd.weight=1{'0' * 400}"], r"rrd\.weight=10+ is out of range"),
+    "a pool that no memory holds": (["--distill=cd", "--cd.pool=100000000000"], r"cd\.pool=100,000,000,000 is more than the 40 items"),
+    "groups that no memory holds": (["--distill=unkd", "--unkd.pool=30", "--unkd.groups=1000000000000", "--unkd.pairs=1000000000000"], r"unkd\.groups=1,000,000,000,000 is more than the 40 items"),
+    "experts that no memory holds": (["--distill=de", "--de.experts=100000000000"], r"not enough memory.*; lower .*experts"),
+    "emphasis below any rank": (["--distill=rrd", "--rrd.emphasis=1e-40"], r"rrd\.emphasis=1e-40 is out of range; expected at least 0\.001"),
+    "epochs without end": (["--distill=kd", "--stopping_step=1e400"], r"--stopping_step=inf; expected a whole number"),
+    "a score beyond 32 bits": (["--distill=kd", "--kd.items=10", "--teacher.ranks={large}"], r"--teacher\.ranks=.*: the score in row 2 is not a finite number of 32 bits"),
     "no such file": ([*RRD, "--teacher.ranks=none.csv"], r"--teacher\.ranks=none\.csv: there is no such file"),
     "unknown users": ([*RRD, "--teacher.ranks={unknown}"], r"--teacher\.ranks=.*: 1 of 961 rows name users that the dataset does not have .* such as 'stranger'; drop those rows"),
     "an item twice": ([*RRD, "--teacher.ranks={twice}"], r"--teacher\.ranks=.*: 1 rows repeat a user and an item, such as 'u0' and 'i0'"),
@@ -64,6 +75,7 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, lines in files.items():
         (folder / f"{name}.csv").write_text("\n".join(["user_id,item_id", *lines]) + "\n")
+    (folder / "large.csv").write_text("user_id,item_id,score\nu0,i0,1\nu0,i1,1e300\n")
     return folder
 
 
@@ -92,8 +104,19 @@ def test_one_line_names_the_setting(case: str, data_path: Path, capsys: pytest.C
     assert {path.parent.name for path in left} <= {"teachers", "ranks"}, "nothing of the student is written"
 
 
+@pytest.mark.parametrize(
+    "case", ["K of kd", "pool of unkd", "L below the pool", "users of an item", "a group without two items"]
+)
+def test_lists_that_the_split_cannot_fill_are_refused_before_a_teacher_is_trained(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = BAD[case]
+    assert re.search(message, refusal(write_known_answer(tmp_path), words, capsys))
+    assert not list((tmp_path / "saved").rglob("*.pth"))
+
+
 def test_a_user_who_observed_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """RecBole's sampler of negatives says it first; tests/data/test_ranks.py has what a distiller says of it."""
+    """RecBole's sampler of negatives would say it later, and less of it."""
     folder = write_known_answer(tmp_path)
     files = {part: folder / "known-answer" / f"known-answer.{part}.inter" for part in ("train", "valid", "test")}
     for file in files.values():
@@ -101,5 +124,5 @@ def test_a_user_who_observed_everything(tmp_path: Path, capsys: pytest.CaptureFi
         everything = [f"u5\ti{item}" for item in range(40)] if file == files["train"] else []
         file.write_text("\n".join([*kept, *everything]) + "\n")
     line = refusal(folder, ["--distill=kd", "--teacher=EASE"], capsys)
-    assert "Negatives cannot be sampled: Some users have interacted with all items" in line
-    assert "set `user_inter_num_interval`" in line
+    assert "kd.items=20: 1 users are observed with all 40 items" in line
+    assert '--user_inter_num_interval="[0,40)"' in line

@@ -124,6 +124,8 @@ def _nearest(counts: Any, start: int, neighbours: int) -> tuple[Any, Any]:
         found = best > 0
         chosen_rows.append(rows[found] + start)
         chosen_columns.append(size - 1 - best[found] % size)
+        if not found.any():
+            break
     return np.concatenate(chosen_rows), np.concatenate(chosen_columns)
 
 
@@ -134,19 +136,20 @@ def check_decreasing(coefficients: Sequence[float], setting: str) -> None:
     largest slope is found exactly, from the roots of the slope's own derivative.
 
     Args:
-        coefficients: theta of h(x) = sum_k theta_k x^k.
+        coefficients: theta of h(x) = sum_k theta_k x^k, not all 0.
         setting: the option to name in the message.
 
     Raises:
         UserError: h^2 increases on [0, 2]; the message says where.
     """
     theta = np.asarray(coefficients, dtype=np.float64)
+    theta = theta / np.abs(theta).max()  # the filter's size says nothing of its slope
     # Coefficients that no frequency can make count only break the search for roots.
-    weight = Polynomial(np.where(np.abs(theta) > 1e-15 * np.abs(theta).max(initial=0.0), theta, 0.0)).trim() ** 2
+    weight = Polynomial(np.where(np.abs(theta) > 1e-15, theta, 0.0)).trim() ** 2
     slope = weight.deriv()
     turning = [root.real for root in slope.deriv().roots() if abs(root.imag) < 1e-9 and 0 < root.real < 2]
     steepest = max([0.0, 2.0, *turning], key=lambda x: float(slope(x)))
-    if slope(steepest) > 1e-9 * max(1.0, float(np.abs(weight.coef).max())):
+    if slope(steepest) > 1e-9 * float(np.abs(weight.coef).max()):
         raise UserError(
             f"{setting}={list(coefficients)} is a filter whose weight h(x)^2 increases near frequency "
             f"x={steepest:.3g}; expected one that decreases on [0, 2], such as [1, -0.5]: change --{setting}."

@@ -131,6 +131,10 @@ def read_ranked_lists(
     return RankedLists(offsets, items, values, observed.items, int((~kept).sum()), digest)
 
 
+#: Scores and ranks are kept in 32 bits.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 class _Reader:
     """Collects the rows of a file as internal ids, and what is wrong with them."""
 
@@ -151,12 +155,14 @@ class _Reader:
         for name in ("rank", "score"):
             column = batch.get(name)
             if column is not None:
+                if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+                    raise UserError(f"{self.source}: column '{name}' holds {column.type}; expected numbers.")
                 column = column.to_numpy(zero_copy_only=False).astype(np.float64)
-                wrong = np.flatnonzero(~np.isfinite(column))
+                wrong = np.flatnonzero(~(np.abs(column) <= _LARGEST))
                 if len(wrong):
                     raise UserError(
-                        f"{self.source}: the {name} in row {first + int(wrong[0]):,} is not a finite number; "
-                        "give every row one."
+                        f"{self.source}: the {name} in row {first + int(wrong[0]):,} is not a finite number of 32 bits;"
+                        " give every row one."
                     )
             numbers.append(column)
         found = (ids["users"] > 0) & (ids["items"] > 0)

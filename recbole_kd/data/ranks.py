@@ -66,10 +66,43 @@ def rank_block(score_block: Callable[[Tensor], Tensor], observed: Observed, k: i
     """(users of `block`, k) int32: the rows of :func:`build_rank_bank`'s result, whose arguments these are."""
     scores = _unobserved_scores(score_block, observed, block)
     longest = min(k, observed.items)
-    best, ranked = scores.topk(longest, dim=1)
+    best, ranked = _best(scores, longest)
     bank = torch.zeros(len(block), k, dtype=torch.int32)
     bank[:, :longest] = ranked.masked_fill_(best == -torch.inf, 0)
     return bank
+
+
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, best first, and their columns (n, k); of equal ones the smaller column comes first.
+
+    So the k best are the first of any longer list. `torch.topk` leaves to chance which of equal ones it takes.
+
+    Raises:
+        UserError: a score is not a number.
+    """
+    if k == scores.shape[1]:
+        values, columns = scores.sort(dim=1, descending=True, stable=True)
+    else:
+        values, columns = scores.topk(k + 1, dim=1)
+    broken = int(values[:, 0].isnan().sum())
+    if broken:
+        raise UserError(
+            f"{broken:,} of {len(values):,} rankings are of scores that are not numbers (NaN); "
+            "train their model again with a lower --teacher.learning_rate, or give another --teacher.checkpoint."
+        )
+    if k == scores.shape[1]:
+        return values, columns
+    tied = ((values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)).any(dim=1).nonzero().squeeze(1)
+    values, columns = values[:, :k], columns[:, :k]
+    if len(tied):
+        rows, least = scores[tied], values[tied, -1:]
+        above, equal = rows > least, rows == least
+        left = k - above.sum(dim=1, keepdim=True)
+        chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= left))
+        by_column = chosen.nonzero()[:, 1].view(len(tied), k)
+        values[tied], order = rows.gather(1, by_column).sort(dim=1, descending=True, stable=True)
+        columns[tied] = by_column.gather(1, order)
+    return values, columns
 
 
 @torch.no_grad()
@@ -103,7 +136,8 @@ def build_user_bank(
     for block in rank_blocks(observed, block_users, _USER_BLOCK_BYTES):
         scores = _unobserved_scores(score_block, observed, block).t()
         best, bank = best.to(scores), bank.to(scores.device)
-        best, place = torch.cat([best, scores], dim=1).topk(k, dim=1)
+        # Those who were the best so far have smaller ids than this block's users, and are in their order.
+        best, place = _best(torch.cat([best, scores], dim=1), k)
         # Places up to k are of those who were the best so far, the others of this block's users.
         bank = torch.where(place < k, bank.gather(1, place.clamp(max=k - 1)), place - k + block.start)
     return bank.masked_fill_(best == -torch.inf, 0).int().cpu()
@@ -170,7 +204,7 @@ def require_unobserved(
         UserError: some user has fewer; it says how many users, and what to set.
     """
     unobserved = observed.items - 1 - observed.counts[1:]
-    short = int((unobserved < below + count).sum())
+    short = int((unobserved < min(below + count, observed.items)).sum())
     if not short:
         return
     catalogue, least = observed.items - 1, int(unobserved.min())

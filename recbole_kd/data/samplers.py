@@ -24,10 +24,11 @@ def exponential_log_weights(length: int, emphasis: float) -> Tensor:
 
 def better_of_two(log_weights: Tensor) -> Tensor:
     """(k,) log-weights of the better of two ranks, each drawn with the given log-weights (k,)."""
-    weights = torch.softmax(log_weights.double(), dim=0)
-    at_least = weights.flip(0).cumsum(0).flip(0)
-    # P(min = k) = P(both >= k) - P(both > k)
-    return (weights * (2 * at_least - weights)).log().to(log_weights.dtype)
+    weights = torch.log_softmax(log_weights.double(), dim=0)
+    at_least = weights.flip(0).logcumsumexp(0).flip(0)
+    beyond = torch.cat([at_least[1:], at_least.new_full((1,), -torch.inf)])
+    # P(min = k) = P(both >= k) - P(both > k) = p_k (P(one >= k) + P(one > k)); in logarithms no weight is rounded to 0.
+    return (weights + torch.logaddexp(at_least, beyond)).to(log_weights.dtype)
 
 
 def draw_without_replacement(log_weights: Tensor, rows: int, samples: int, generator: torch.Generator) -> Tensor:

@@ -30,7 +30,7 @@ class CDOptions(Options):
     weight: float = option(0.1, "weight of the loss", minimum=0)
     samples: int = option(10, "n, items drawn for each user", minimum=1)
     pool: int = option(100, "K', length of the guide's ranked list", minimum=1)
-    emphasis: float = option(0.1, "T, as a share of the pool: how far down the list items are drawn", above=0)
+    emphasis: float = option(0.1, "T, as a share of the pool: how far down the list items are drawn", minimum=1e-6)
     temperature: float = option(2.0, "tau, of the teacher's probabilities", above=0)
     bias: float = option(0.0, "b, added to the teacher's scores")
     guide: str = option("teacher", "whose list items are drawn from", choices=("teacher", "student"))
@@ -48,10 +48,6 @@ class CDDistiller(GuidedListDistiller):
     options: CDOptions
 
     def __init__(self, options: CDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        """
-        Raises:
-            UserError: a user has fewer unobserved items than the pool.
-        """
         super().__init__(options, student, teacher, data)
         self._weights = exponential_log_weights(options.pool, options.emphasis * options.pool)
         if options.better_of_two:

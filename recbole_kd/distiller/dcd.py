@@ -33,7 +33,7 @@ class DCDOptions(Options):
     interesting: int = option(40, "K, under-ranked items of each user", minimum=1)
     uninteresting: int = option(40, "L, over-ranked items of each user", minimum=1)
     pool: int = option(100, "K', length of the teacher's ranked list", minimum=2)
-    emphasis: float = option(10.0, "T, in ranks: gaps well above it count alike", above=0)
+    emphasis: float = option(10.0, "T, in ranks: gaps well above it count alike", minimum=1e-3, maximum=1e9)
 
     def check(self, section: str) -> None:
         require_drawable(section, self, "interesting", "uninteresting")
@@ -47,10 +47,6 @@ class DCDDistiller(ListDistiller):
     options: DCDOptions
 
     def __init__(self, options: DCDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        """
-        Raises:
-            UserError: a user has fewer unobserved items than the pool.
-        """
         super().__init__(options, student, teacher, data)
         self._ranked = self.ranked_items("pool", options.pool)
         self._drawn = torch.empty(0)

@@ -33,6 +33,9 @@ from recbole_kd.errors import UserError
 from recbole_kd.loss.regression import cosine_distances, linear_error, mean_over_nodes
 from recbole_kd.options import Options, option
 
+#: Coefficients beyond it bring squares near the end of float32.
+_LARGEST = 1e6
+
 
 @dataclass(frozen=True)
 class FreqDOptions(Options):
@@ -59,12 +62,18 @@ class FreqDOptions(Options):
     def check(self, section: str) -> None:
         """
         Raises:
-            UserError: the filter has no coefficient that is not 0, or its weight increases on [0, 2].
+            UserError: the filter has no coefficient that is not 0, or a very large one, or its weight increases on
+                [0, 2].
         """
         if not any(self.coefficients):
             raise UserError(
                 f"{section}.filter={list(self.coefficients)} removes every frequency; expected a coefficient that is "
                 f"not 0, such as --{section}.filter=[1,-0.5]."
+            )
+        if max(map(abs, self.coefficients)) > _LARGEST:
+            raise UserError(
+                f"{section}.filter={list(self.coefficients)} has a coefficient beyond {_LARGEST:g}; divide by the "
+                f"largest, and change --{section}.weight instead, such as --{section}.filter=[1,-0.5]."
             )
         if self.monotone:
             check_decreasing(self.coefficients, f"{section}.filter")

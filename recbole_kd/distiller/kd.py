@@ -41,28 +41,30 @@ class KDDistiller(GuidedListDistiller):
 
     name = "kd"
     options_class = KDOptions
+    list_lengths = ("items",)
     options: KDOptions
 
     def __init__(self, options: KDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        self._items = self._targets = torch.empty(0)
+        if options.guide == "teacher" and not data.sequential:
+            self._rank()
+
+    @classmethod
+    def check_data(cls, options: Options, data: DataView) -> None:
         """
         Raises:
             UserError: a user has fewer unobserved items than ``items``, or the catalogue has.
         """
-        super().__init__(options, student, teacher, data)
-        if data.sequential:
-            if options.items is not None and options.items >= data.items:
-                raise UserError(
-                    f"{self.name}.items={options.items:,} is more than the {data.items - 1:,} items; lower it."
-                )
-            return
-        if options.items is None:
+        assert isinstance(options, KDOptions)
+        if options.items is None and not data.sequential:
             raise UserError(
-                f"{self.name}.items is None, and the scores of all users with all items are not held: that is for "
-                f"sequential models; set --{self.name}.items to a number such as 20."
+                f"{cls.name}.items is None, and the scores of all users with all items are not held: that is for "
+                f"sequential models; set --{cls.name}.items to a number such as 20."
             )
-        self._items = self._targets = torch.empty(0)
-        if options.guide == "teacher":
-            self._rank()
+        if data.sequential and options.items is not None and options.items >= data.items:
+            raise UserError(f"{cls.name}.items={options.items:,} is more than the {data.items - 1:,} items; lower it.")
+        super().check_data(options, data)
 
     @classmethod
     def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Union
+from typing import ClassVar, Union
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ _PAIRS_AT_ONCE = 1 << 20
 class ListDistiller(Distiller):
     """Base of the distillers that read ranked lists of unobserved items and the student's scores of them."""
 
+    #: Options that each ask for so many unobserved items of every user.
+    list_lengths: ClassVar[tuple[str, ...]] = ("pool",)
+
     @classmethod
     def student_needs(cls, options: Options) -> frozenset[str]:
         return frozenset({"scores"})
@@ -28,6 +31,16 @@ class ListDistiller(Distiller):
     def teacher_needs(cls, options: Options) -> frozenset[str]:
         return frozenset({"ranks"})
 
+    @classmethod
+    def check_data(cls, options: Options, data: DataView) -> None:
+        """
+        Raises:
+            UserError: a user of the training split has fewer unobserved items than one of the `list_lengths`.
+        """
+        if not data.sequential:
+            for name in cls.list_lengths:
+                require_unobserved(data.observed, f"{cls.name}.{name}", getattr(options, name))
+
     def ranked_items(self, setting: str, k: int) -> Tensor:
         """The teacher's k best unobserved items of every user, best first: (U, k) int32 on the CPU.
 
@@ -35,19 +48,16 @@ class ListDistiller(Distiller):
             setting: the option that asks for k, such as ``pool``.
 
         Raises:
-            UserError: a user of the training split has fewer unobserved items, or the teacher ranks fewer for one.
+            UserError: the teacher ranks fewer for a user of the training split.
         """
-        setting = f"{self.name}.{setting}"
-        require_unobserved(self.data.observed, setting, k)
         ranked = self.teacher.ranked_items(k).cpu()
-        require_listed(self.data.observed, setting, ranked, self.teacher.name)
+        require_listed(self.data.observed, f"{self.name}.{setting}", ranked, self.teacher.name)
         return ranked
 
     def ranked_by(self, guide: str, setting: str, k: int) -> Tensor:
         """:meth:`ranked_items` by the guide: ``teacher``, or ``student`` as it is now."""
         if guide == "teacher":
             return self.ranked_items(setting, k)
-        require_unobserved(self.data.observed, f"{self.name}.{setting}", k)
         return student_ranking(self.student, self.data, k)
 
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.data.ranks import require_unobserved
 from recbole_kd.data.samplers import Complement
 from recbole_kd.distiller.lists import ListDistiller
 from recbole_kd.loss.ranking import discrepancy_weights, position_weights, weighted_positive_loss
@@ -32,7 +31,7 @@ class RDOptions(Options):
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
     interesting: int = option(10, "K, the teacher's best items taken as positives", minimum=1)
-    emphasis: float = option(1.0, "T, in ranks: how slowly weights fall with the rank", above=0)
+    emphasis: float = option(1.0, "T, in ranks: how slowly weights fall with the rank", minimum=1e-3)
     mu: float = option(0.1, "how sharply the student's rank counts against the teacher's", above=0)
     start_epoch: int = option(10, "epoch (0 is the first) from which the student's ranks count", minimum=0)
     dynamic_samples: int = option(100, "random items that the student's ranks are approximated from", minimum=1)
@@ -43,17 +42,13 @@ class RDDistiller(ListDistiller):
     """Ranking distillation: the teacher's top items as positives, weighted by rank and by the student's discrepancy."""
 
     name = "rd"
+    list_lengths = ("interesting", "dynamic_samples")
     options_class = RDOptions
     options: RDOptions
 
     def __init__(self, options: RDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        """
-        Raises:
-            UserError: a user has fewer unobserved items than ``interesting`` or ``dynamic_samples``.
-        """
         super().__init__(options, student, teacher, data)
         self._ranked = self.ranked_items("interesting", options.interesting).to(data.device)
-        require_unobserved(data.observed, f"{self.name}.dynamic_samples", options.dynamic_samples)
         self._unobserved = Complement(data.observed, self._ranked.cpu()[:, :0])
         self._sampled = torch.empty(0)
         self._dynamic = False
@@ -69,11 +64,12 @@ class RDDistiller(ListDistiller):
         """{"rd": the weighted mean over the batch's distinct users}."""
         options, users = self.options, batch.distinct_users
         scores = self.student.scores(users, self._ranked[users].long())
-        weights = position_weights(options.interesting, options.emphasis, like=scores)
+        discrepancy = None
         if self._dynamic:
             with torch.no_grad():
                 sampled = self.student.scores(users, self._sampled[users].long())
-            weights = weights * discrepancy_weights(scores.detach(), sampled, self.data.items - 1, options.mu)
-            if options.renormalise:
-                weights = torch.nn.functional.normalize(weights, p=1, dim=1)
+            discrepancy = discrepancy_weights(scores.detach(), sampled, self.data.items - 1, options.mu)
+        weights = position_weights(
+            options.interesting, options.emphasis, discrepancy, options.renormalise, like=scores.detach()
+        )
         return {self.name: options.weight * weighted_positive_loss(scores, weights)}

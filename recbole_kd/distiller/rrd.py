@@ -50,7 +50,7 @@ class RRDOptions(Options):
     interesting: int = option(40, "K, interesting items of each user", minimum=1)
     uninteresting: int = option(40, "L, uninteresting items of each user", minimum=1)
     pool: int = option(100, "K', length of the ranked list that interesting items are drawn from", minimum=1)
-    emphasis: float = option(10.0, "T, in ranks: how far down the list interesting items are drawn", above=0)
+    emphasis: float = option(10.0, "T, in ranks: how far down the list interesting items are drawn", minimum=1e-3)
     sampling: str = option(
         "exponential", "how interesting items are chosen: drawn, or the plain top K", choices=("top", "exponential")
     )
@@ -71,16 +71,21 @@ class RRDDistiller(ListDistiller):
     options: RRDOptions
 
     def __init__(self, options: RRDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        if not data.sequential:
+            self._lists = _Lists(options, data.observed, self.ranked_items("pool", options.pool), data.device)
+
+    @classmethod
+    def check_data(cls, options: Options, data: DataView) -> None:
         """
         Raises:
             UserError: a user has too few unobserved items for the pool and the uninteresting items below it.
         """
-        super().__init__(options, student, teacher, data)
+        assert isinstance(options, RRDOptions)
         if data.sequential:
-            _require_lists(options, self.name, _nothing_observed(1, data.items), ("sequences", "items"))
-            return
-        _require_lists(options, self.name, data.observed, ("users", "items"))
-        self._lists = _Lists(options, data.observed, self.ranked_items("pool", options.pool), data.device)
+            _require_lists(options, cls.name, _nothing_observed(1, data.items), ("sequences", "items"))
+        else:
+            _require_lists(options, cls.name, data.observed, ("users", "items"))
 
     @classmethod
     def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
@@ -128,17 +133,20 @@ class IRRRDDistiller(ListDistiller):
     options: IRRRDOptions
 
     def __init__(self, options: IRRRDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        self._items = _Lists(options, data.observed, self.ranked_items("pool", options.pool), data.device)
+        ranked_users = teacher.ranked_users(options.pool).cpu()
+        self._users = _Lists(options, data.observed.transposed(), ranked_users, data.device)
+
+    @classmethod
+    def check_data(cls, options: Options, data: DataView) -> None:
         """
         Raises:
             UserError: a user has too few unobserved items, or an item too few users who have not observed it.
         """
-        super().__init__(options, student, teacher, data)
-        users_of_items = data.observed.transposed()
-        _require_lists(options, self.name, data.observed, ("users", "items"))
-        _require_lists(options, self.name, users_of_items, ("items", "users"))
-        self._items = _Lists(options, data.observed, self.ranked_items("pool", options.pool), data.device)
-        ranked_users = teacher.ranked_users(options.pool).cpu()
-        self._users = _Lists(options, users_of_items, ranked_users, data.device)
+        assert isinstance(options, IRRRDOptions)
+        _require_lists(options, cls.name, data.observed, ("users", "items"))
+        _require_lists(options, cls.name, data.observed.transposed(), ("items", "users"))
 
     @classmethod
     def teacher_needs(cls, options: Options) -> frozenset[str]:

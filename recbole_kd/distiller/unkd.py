@@ -33,7 +33,7 @@ class UnKDOptions(Options):
     weight: float = option(1.0, "weight of the loss", minimum=0)
     pairs: int = option(30, "pairs of each user, over all groups", minimum=1)
     groups: int = option(4, "G, groups of equal popularity mass", minimum=1)
-    emphasis: float = option(20.0, "T, in ranks within a group: how far down items are drawn", above=0)
+    emphasis: float = option(20.0, "T, in ranks within a group: how far down items are drawn", minimum=1e-3)
     pool: int = option(500, "K', length of the teacher's ranked list, over all groups", minimum=2)
 
     def check(self, section: str) -> None:
@@ -52,21 +52,29 @@ class UnKDDistiller(ListDistiller):
     options: UnKDOptions
 
     def __init__(self, options: UnKDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+        super().__init__(options, student, teacher, data)
+        ranked = self.ranked_items("pool", options.pool)
+        group_of = popularity_groups(data.observed.popularity, options.groups)
+        self._pairs = GroupPairs(ranked, group_of, options.groups)
+        self._drawn = torch.empty(0)
+
+    @classmethod
+    def check_data(cls, options: Options, data: DataView) -> None:
         """
         Raises:
             UserError: a user has fewer unobserved items than the pool, or a group has no two items.
         """
-        super().__init__(options, student, teacher, data)
-        ranked = self.ranked_items("pool", options.pool)
-        group_of = popularity_groups(data.observed.popularity, options.groups)
-        sizes = torch.bincount(group_of[1:], minlength=options.groups)
+        super().check_data(options, data)
+        assert isinstance(options, UnKDOptions)
+        groups, items = options.groups, data.items - 1
+        if groups > items:
+            raise UserError(f"{cls.name}.groups={groups:,} is more than the {items:,} items there are; lower it.")
+        sizes = torch.bincount(popularity_groups(data.observed.popularity, groups)[1:], minlength=groups)
         if int(sizes.min()) < 2:
             raise UserError(
-                f"{self.name}.groups={options.groups}: group {int(sizes.argmin()) + 1} of them holds "
-                f"{int(sizes.min())} items, and a pair takes two; lower {self.name}.groups."
+                f"{cls.name}.groups={groups}: group {int(sizes.argmin()) + 1} of them holds "
+                f"{int(sizes.min())} items, and a pair takes two; lower {cls.name}.groups."
             )
-        self._pairs = GroupPairs(ranked, group_of, options.groups)
-        self._drawn = torch.empty(0)
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws every user's pairs anew."""

@@ -42,13 +42,26 @@ def listwise_loss(
     return _mean(per_user, None if interesting_mask is None else interesting_mask.any(dim=1))
 
 
-def position_weights(k: int, temperature: float, *, like: Tensor) -> Tensor:
-    """(k,) weights of ranks 1..k, proportional to exp(-rank / temperature) and summing to 1 (RD, Tang & Wang, KDD'18).
+def position_weights(
+    k: int, temperature: float, discrepancy: Optional[Tensor] = None, renormalise: bool = True, *, like: Tensor
+) -> Tensor:
+    """Weights a_k of ranks 1..k, proportional to exp(-rank / temperature) and summing to 1 (RD, Tang & Wang, KDD'18).
 
-    `like` gives device and type.
+    Args:
+        discrepancy: (n, k) b_k in [0, 1) of :func:`discrepancy_weights`; weights are then w_k = a_k b_k.
+        renormalise: whether the w_k of a row sum to 1; to 0 where every b_k is 0.
+        like: gives device and type.
+
+    Returns:
+        (k,), or with `discrepancy` (n, k), constant.
     """
-    ranks = torch.arange(1, k + 1, dtype=like.dtype, device=like.device)
-    return softmax(-ranks / temperature, dim=0)
+    logarithms = -torch.arange(k, dtype=like.dtype, device=like.device) / temperature
+    if discrepancy is None:
+        return softmax(logarithms, dim=0)
+    if not renormalise:
+        return softmax(logarithms, dim=0) * discrepancy
+    # In logarithms, as all but the last ranks may have b_k = 0, and those an a_k that is rounded to 0.
+    return softmax(logarithms + discrepancy.log(), dim=1).nan_to_num_(0.0)
 
 
 def discrepancy_weights(scores: Tensor, sampled: Tensor, items: int, mu: float) -> Tensor:

@@ -150,7 +150,7 @@ def angles(student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher: (n, d_s), (n, d_t). Forms (n, n, n) cosines and (n, n, d) directions.
     """
     _same_length(student, teacher)
-    # Where two of the nodes are the same one, both cosines are 0, or both 1: no part of the sum.
+    # Where two of the nodes are the same one, both cosines are 0: no part of the sum.
     total = functional.smooth_l1_loss(_angle_cosines(student), _angle_cosines(teacher.detach()), reduction="sum")
     nodes = len(student)
     return total / max(1, nodes * (nodes - 1) * (nodes - 2))
@@ -166,7 +166,10 @@ def _relative_distances(vectors: Tensor) -> Tensor:
 def _angle_cosines(vectors: Tensor) -> Tensor:
     """(n, n, n): entry (b, a, c) is the cosine of the angle at b between the directions to a and to c."""
     directions = unit(vectors.unsqueeze(0) - vectors.unsqueeze(1))
-    return directions @ directions.transpose(1, 2)
+    cosines = directions @ directions.transpose(1, 2)
+    # a and c are the same node: its cosine would be 0 where it is also the same point as b, else 1.
+    cosines.diagonal(dim1=1, dim2=2).zero_()
+    return cosines
 
 
 def _same_length(student: Tensor, teacher: Tensor) -> None:

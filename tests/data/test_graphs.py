@@ -99,6 +99,12 @@ def test_neighbours_are_those_who_share_most(seed: int, block: int) -> None:
         assert found[a, b].item() == pytest.approx((degree[a] * degree[b]).item() ** -0.5)
 
 
+def test_more_neighbours_than_there_are_is_all_of_them() -> None:
+    pairs = observed(0)
+    everyone = neighbour_adjacency(pairs, USERS).to_dense()
+    assert torch.equal(neighbour_adjacency(pairs, 10**9).to_dense(), everyone)
+
+
 def test_items_are_neighbours_through_the_transposed_pairs() -> None:
     # Items 1 and 2 share both users, item 3 shares one of them with either.
     pairs = Observed(torch.tensor([1, 1, 2, 2, 2]), torch.tensor([1, 2, 1, 2, 3]), 3, 4)

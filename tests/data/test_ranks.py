@@ -58,6 +58,27 @@ def test_banks_of_items_and_of_users_are_what_sorting_gives_whatever_the_block(
     assert of_items.tolist() == ranked_by_sorting(scores.t(), observed.transposed(), k)
 
 
+@given(levels=st.integers(1, 4), k=st.integers(1, 8), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_of_equal_scores_the_smaller_id_comes_first_so_that_a_short_list_begins_a_longer_one(
+    levels: int, k: int, seed: int
+) -> None:
+    observed = split(7, 12, seed=seed)
+    scores = torch.randint(0, levels, (7, 12), generator=torch.Generator().manual_seed(seed)).float()
+    whole = build_rank_bank(lambda users: scores[users], observed, 12)
+    assert whole.tolist() == ranked_by_sorting(scores, observed, 12), "Python's sort keeps the order of equal ones"
+    assert torch.equal(build_rank_bank(lambda users: scores[users], observed, k, block_users=2), whole[:, :k])
+    of_items = build_user_bank(lambda users: scores[users], observed, k, block_users=2)
+    assert of_items.tolist() == ranked_by_sorting(scores.t(), observed.transposed(), k)
+
+
+def test_scores_that_are_not_numbers_are_refused() -> None:
+    scores = torch.rand(5, 9)
+    scores[2, 3] = torch.nan
+    with pytest.raises(UserError, match=r"1 of 4 rankings are of scores that are not numbers.*teacher\.learning_rate"):
+        build_rank_bank(lambda users: scores[users], split(5, 9, share=0.0), 3)
+
+
 def test_padding_is_in_no_list_even_with_the_best_score() -> None:
     observed = split(5, 9)
     scores = torch.zeros(5, 9)

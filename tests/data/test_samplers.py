@@ -111,6 +111,13 @@ def test_better_of_two_ranks() -> None:
     torch.testing.assert_close(actual, torch.tensor([expected[k] for k in range(5)]))
 
 
+def test_better_of_two_ranks_that_next_to_never_come_can_still_be_drawn() -> None:
+    logarithms = better_of_two(exponential_log_weights(20, 0.02))
+    # Of two draws the better is k where one is and the other is k or worse: p_k^2 (1 + 2 e^-50 ...), all but p_k^2 itself.
+    torch.testing.assert_close(logarithms - logarithms[0], -100.0 * torch.arange(20))
+    assert (draw_without_replacement(logarithms, 50, 15, generator()) >= 0).all()
+
+
 def test_items_at_positions() -> None:
     ranked = torch.tensor([[7, 8, 9], [4, 5, 6]], dtype=torch.int32)
     assert items_at(ranked, torch.tensor([[0, 2], [-1, 1]])).tolist() == [[7, 9], [0, 5]]

@@ -96,7 +96,7 @@ def test_it_learns(distiller: type[RRDDistiller]) -> None:
         ({**SIZES, "uninteresting": 30}, r"rrd\.uninteresting=30 below the 8 of rrd\.pool.*11 of 11 users.*the least"),
         ({**SIZES, "uninteresting": 0}, r"rrd\.uninteresting=0 is out of range; expected at least 1"),
         ({**SIZES, "interesting": 0}, r"rrd\.interesting=0 is out of range"),
-        ({**SIZES, "emphasis": 0}, r"rrd\.emphasis=0 is out of range; expected above 0"),
+        ({**SIZES, "emphasis": 0}, r"rrd\.emphasis=0 is out of range; expected at least 0\.001"),
         ({**SIZES, "sampling": "exponentially"}, r"Did you mean 'exponential'"),
     ],
 )

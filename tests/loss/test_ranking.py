@@ -124,6 +124,18 @@ def test_position_weights_fall_exponentially(temperature: float) -> None:
     torch.testing.assert_close(weights.tolist(), [weight / sum(falling) for weight in falling])
 
 
+def test_weights_of_what_the_student_ranks_too_low_sum_to_one_however_far_down_it_is() -> None:
+    discrepancy = torch.tensor([[0.0, 0.5, 0.25], [0.0, 0.0, 0.1], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    a = [math.exp(-rank / 0.5) for rank in (1, 2, 3)]
+    w = [[a[k] * row[k] for k in range(3)] for row in discrepancy.tolist()]
+    expected = torch.tensor([[x / max(sum(row), 1e-300) for x in row] for row in w], dtype=torch.float64)
+    torch.testing.assert_close(position_weights(3, 0.5, discrepancy, like=discrepancy), expected)
+    plain = torch.tensor([[x / sum(a) for x in row] for row in w], dtype=torch.float64)
+    torch.testing.assert_close(position_weights(3, 0.5, discrepancy, renormalise=False, like=discrepancy), plain)
+    last = torch.zeros(1, 40).index_fill_(1, torch.tensor([39]), 0.3)  # exp(-40 / 0.1) is 0 in float32
+    assert position_weights(40, 0.1, last, like=last).sum().item() == 1
+
+
 @given(n=sizes, k=sizes, sampled=sizes, seed=seeds)
 @settings(max_examples=30, deadline=None)
 def test_discrepancy_weights_follow_the_approximate_rank(n: int, k: int, sampled: int, seed: int) -> None:

@@ -149,6 +149,18 @@ def test_a_scaled_and_shifted_copy_has_the_same_distances_and_angles() -> None:
     assert angles(3 * t + 1, t).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_a_triplet_has_three_nodes_also_where_two_of_them_are_one_point() -> None:
+    t = draw(0, 4, 4).detach()
+    s = torch.stack([t[0], t[0], t[2], t[3]])
+    expected = mean(
+        [
+            huber(cosine(s[a] - s[b], s[c] - s[b]).nan_to_num(0), cosine(t[a] - t[b], t[c] - t[b]))
+            for a, b, c in itertools.permutations(range(4), 3)
+        ]
+    )
+    assert angles(s, t).item() == pytest.approx(expected.item())
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-15, 1e4, 1e9])
 def test_extreme_and_equal_vectors_have_finite_losses_and_gradients(scale: float) -> None:
     student = (scale * torch.ones(4, 3)).requires_grad_()
