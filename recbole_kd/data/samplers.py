@@ -226,6 +226,10 @@ class GroupPairs:
             for g in range(groups):
                 self._counts[start : start + _BLOCK, g] = (group == g).sum(dim=1)
 
+    def without_pairs(self) -> Tensor:
+        """(G,) the share of users, padding left out, with fewer than two items of each group."""
+        return (self._counts[1:] < 2).float().mean(dim=0)
+
     def draw(self, pairs: int, emphasis: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Better and worse items, (U, pairs) int32 each; 0 where a user has fewer than two items of the group.
 

@@ -13,6 +13,7 @@ two of them has no pair of that group.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,9 @@ from recbole_kd.distiller.lists import ListDistiller
 from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import pairwise_loss
 from recbole_kd.options import Options, option
+
+#: Share of users without a pair of a group above which it is said.
+_MANY = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,13 @@ class UnKDDistiller(ListDistiller):
         ranked = self.ranked_items("pool", options.pool)
         group_of = popularity_groups(data.observed.popularity, options.groups)
         self._pairs = GroupPairs(ranked, group_of, options.groups)
+        without = self._pairs.without_pairs()
+        if float(without.max()) > _MANY:
+            shares = ", ".join(f"{share:.0%}" for share in without.tolist())
+            logging.getLogger().warning(
+                f"{self.name}.pool={options.pool:,} is too short for pairs of every group (the most popular first) for "
+                f"{shares} of the users; a larger {self.name}.pool reaches more of them."
+            )
         self._drawn = torch.empty(0)
 
     @classmethod

@@ -55,6 +55,16 @@ def test_the_loss_is_the_weighted_mean_over_the_pairs_that_exist(made: Bench) ->
     assert distiller(made.batch)["unkd"].item() == pytest.approx(0.3 * sum(losses) / len(losses))
 
 
+def test_it_says_which_groups_a_pool_is_too_short_for(made: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    made.build(UnKDDistiller, **{**SIZES, "pool": 4})
+    ranked, groups = made.teacher.ranked_items(4), popularity_groups(made.data.observed.popularity, 3)
+    share = [
+        sum((groups[row.long()] == group).sum().item() < 2 for row in ranked[1:]) / (len(ranked) - 1)
+        for group in range(3)
+    ]
+    assert f"for {', '.join(f'{part:.0%}' for part in share)} of the users; a larger unkd.pool" in caplog.text
+
+
 def test_pairs_are_drawn_anew_each_epoch(made: Bench) -> None:
     distiller = made.build(UnKDDistiller, **SIZES)
     assert not torch.equal(made.asked(distiller, 0)[1], made.asked(distiller, 1)[1])
