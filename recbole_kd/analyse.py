@@ -313,9 +313,13 @@ def _experts(subject: _Subject) -> Part:
     """The likeliest expert of some users and items at each epoch."""
     state = _latest_state(subject.trained)
     kept = state.get("distillers") or {}
-    names = [key[: -len(".user_history._extra_state")] for key in kept if key.endswith(".user_history._extra_state")]
+    network = ".users.selection.network.weight"
+    names = [key[: -len(network)] for key in kept if key.endswith(network)]
     if not names:
-        raise _Impossible("the student's checkpoint keeps no record of experts; the distillers de and htd write one.")
+        raise _Impossible(
+            "the student's checkpoint keeps no record of experts; de and htd write one for students that have "
+            "a vector for each user and each item."
+        )
     name = names[0]
     figure, grid = panels(4, 2, 4.6, 3.2)
     rows: list[list[Any]] = []

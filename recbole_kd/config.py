@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Optional
@@ -46,7 +47,9 @@ _RECBOLE_SECTIONS = {
 #: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
 _DATASET_KEYS = tuple(dataset_arguments)
 _SCALAR_OR_LIST = ("metrics", "topk", "distill")
-_TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
+TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
+#: Packages of a model's bases that read no settings.
+_NO_MODEL = ("torch", "builtins", "abc", "typing")
 #: Settings of the machine and of output: whatever they are, the same is learned.
 WITHOUT_EFFECT = frozenset(
     (
@@ -180,7 +183,7 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     What `high` says of all teachers counts for those that `low` numbers too.
     """
     if any(key.isdigit() for key in low):
-        if "count" in high or "model" in high:  # teachers named anew
+        if any(key in high for key in ("count", "model", "checkpoint", "ranks")):  # teachers named anew
             low = {key: value for key, value in low.items() if key != "count" and not key.isdigit()}
         low = {
             key: {name: one for name, one in value.items() if name not in high} if key.isdigit() and value else value
@@ -288,6 +291,10 @@ class KDConfig(Config):
         super()._load_internal_config_dict(backbone, model_class, dataset)
         settings = merge(self.internal_config_dict, overall_properties())
         settings = merge(settings, read_properties("dataset", dataset))
+        if backbone not in MODELS:  # another package's: what it has by default is in a file beside its module
+            own = model_class.__mro__[1] if self.resolved.recipe else model_class
+            beside = Path(inspect.getfile(own)).with_name(f"{backbone}.yaml")
+            settings = merge(settings, nest(read_yaml(beside)) if beside.is_file() else {})
         for file in dict.fromkeys((backbone, model)):
             always, for_dataset = _layers("model", file, dataset)
             layers = [always, for_dataset]
@@ -311,9 +318,7 @@ class KDConfig(Config):
         names = self.external_config_dict.get("distill", settings.get("distill")) or []
         if not isinstance(names, (list, tuple)):
             raise UserError(f"--distill={names!r} is no list of distillers; expected names, such as --distill=simrec.")
-        names = [distiller_name(str(name)) for name in names]
-        if "distill" in self.external_config_dict:
-            self.external_config_dict["distill"] = names
+        names = _distiller_names(names)
         for name in names:
             settings[name] = {**read_properties("distiller", name), **settings.get(name, {})}
         for name in distillers():
@@ -330,7 +335,7 @@ class KDConfig(Config):
             final["teacher"] = _with_presets(final["teacher"], self.dataset)
         self.data_root = final["data_path"]
         final["student"] = self.resolved.backbone
-        final["distill"] = list(final.get("distill") or [])
+        final["distill"] = _distiller_names(final.get("distill") or [])
         # RecBole compares this with a number before a dataset is there; the flow sets it when the catalogue is known.
         final["eval_batch_size_given"] = final.get("eval_batch_size") is not None
         final["eval_batch_size"] = final.get("eval_batch_size") or 4096
@@ -379,7 +384,12 @@ class KDConfig(Config):
                 raise UserError(
                     f"--{key} is not supported: RecBole keeps datasets as pickles, which execute code. Leave it out."
                 )
-        names = given.get("distill", self.internal_config_dict.get("distill")) or []
+        names = _distiller_names(given.get("distill", self.internal_config_dict.get("distill")) or [])
+        if given.get("teacher") and not names and "sevo" not in self.internal_config_dict:
+            raise UserError(
+                "Section 'teacher' is set but not used: --distill is empty. Set --distill=NAME, such as rrd, or leave "
+                "--teacher out."
+            )
         for key in given:
             if key in distillers() and key not in names:
                 raise UserError(
@@ -389,7 +399,8 @@ class KDConfig(Config):
             if key in self.internal_config_dict or key in ("model", "dataset", "config_files"):
                 continue
             if key not in self._readable_keys():
-                known = [self.prefix + name for name in [*self.internal_config_dict, *names]]
+                own = TEACHER_KEYS if self.prefix else ()
+                known = [self.prefix + name for name in [*own, *self.internal_config_dict, *names]]
                 raise UserError(
                     f"Unknown setting '{self.prefix}{key}': no part of the program reads it."
                     f"{closest(self.prefix + key, known)}"
@@ -403,18 +414,12 @@ class KDConfig(Config):
         if "sevo" in self.internal_config_dict:
             SEvoOptions.parse("sevo", merge(self.internal_config_dict, given)["sevo"])
         for name in names:
-            distiller_class(str(name)).options_class.parse(
-                str(name), merge(self.internal_config_dict, given).get(str(name))
-            )
+            distiller_class(name).options_class.parse(name, merge(self.internal_config_dict, given).get(name))
         # What the teacher reads beyond these is checked when its own configuration is made.
 
     def _readable_keys(self) -> set[str]:
         keys = {key for category in self.parameters.values() for key in category}
-        keys |= _keys_read_by_recbole()
-        for base in self.resolved.model_class.__mro__:
-            if base.__module__.startswith(("recbole.model", "recbole_kd.model")):
-                keys |= _keys_read(inspect.getsource(inspect.getmodule(base) or base))
-        return keys
+        return keys | _keys_read_by_recbole() | _keys_read_by_model(self.resolved.model_class)
 
     def _check_metrics(self, final: Mapping[str, Any]) -> None:
         metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
@@ -554,9 +559,17 @@ class KDConfig(Config):
             prefix: what stands before the names of its settings.
         """
         section = self["teacher"] or {} if section is None else section
-        own = {key: value for key, value in section.items() if key not in _TEACHER_KEYS}
+        model = str(section.get("model"))
+        if model in recipes():
+            raise UserError(
+                f"--{prefix}model={model} is a recipe, a student with a teacher of its own; name its backbone "
+                f"({recipes()[model]['student']}), or train it first and give --{prefix}checkpoint=FILE."
+            )
+        if section.get("distill"):
+            raise UserError(f"--{prefix}distill is set, and a teacher is trained alone; leave it out.")
+        own = {key: value for key, value in section.items() if key not in TEACHER_KEYS}
         # Adam takes most of the time that large tables need.
-        return self._derived(str(section.get("model")), {"fused_adam": True, **own}, prefix)
+        return self._derived(model, {"fused_adam": True, **own}, prefix)
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation."""
@@ -564,6 +577,9 @@ class KDConfig(Config):
         keys = set(probe.final_config_dict) - _shared_keys() - set(overall_properties()) - {"model", "dataset"}
         keys -= {key for key in probe.final_config_dict if key.isupper() or key.endswith("_neg_sample_args")}
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
+        if model not in MODELS:  # one of another package may have no properties file that lists what it reads
+            read = _keys_read_by_model(probe.resolved.model_class) - _shared_keys()
+            settings |= {key: stored[key] for key in read if key in stored and not key.isupper()}
         return self._derived(model, settings)
 
     def baseline_config(self) -> KDConfig:
@@ -620,6 +636,10 @@ class KDConfig(Config):
     def plain_values(self) -> dict[str, Any]:
         """The settings as plain values, for checkpoints, digests and results."""
         return {key: _plain(value) for key, value in self.final_config_dict.items()}
+
+
+def _distiller_names(given: Iterable[Any]) -> list[str]:
+    return [distiller_name(str(name)) for name in given]
 
 
 def _layers(kind: str, name: str, dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -711,6 +731,16 @@ def _keys_read(source: str) -> set[str]:
     )
 
 
+def _keys_read_by_model(model_class: type[Any]) -> frozenset[str]:
+    """Settings that the modules of a model and of its bases read, RecBole's and any other package's."""
+    bases = (base for base in model_class.__mro__ if base.__module__.split(".")[0] not in _NO_MODEL)
+    found: set[str] = set()
+    for module in set(map(inspect.getmodule, bases)):
+        with suppress(OSError, TypeError):  # what has no source tells nothing
+            found |= _keys_read(inspect.getsource(module))  # type: ignore[arg-type]
+    return frozenset(found)
+
+
 @cache
 def _keys_read_by_recbole() -> frozenset[str]:
     """Settings that RecBole's data, evaluation, sampling and training code reads, found in its sources."""
@@ -729,4 +759,4 @@ def dataset_names(data_path: str) -> list[str]:
     return sorted({"ml-100k", *local, *ours, *downloads})
 
 
-__all__ = ["WITHOUT_EFFECT", "KDConfig", "dataset_names", "merge", "nest", "parse_value", "recipes"]
+__all__ = ["TEACHER_KEYS", "WITHOUT_EFFECT", "KDConfig", "dataset_names", "merge", "nest", "parse_value", "recipes"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from recbole_kd.config import dataset_names
 from recbole_kd.contracts import CAPABILITIES
 from recbole_kd.data.prepare import PREPARABLE
+from recbole_kd.errors import UserError
 from recbole_kd.registry import ModelEntry, distiller_class, distillers, load_class, models, recipes
 from recbole_kd.representation import capabilities
 
@@ -47,20 +48,28 @@ def _teachers() -> dict[str, str]:
 def _offers(entry: ModelEntry) -> str:
     """What a distiller can read of a model; some of it needs a package more."""
     requires = f"; requires {entry.requires}" if entry.requires else ""
-    return f"[{', '.join(sorted(capabilities(load_class(entry.path))))}{requires}]"
+    try:
+        offered = sorted(capabilities(load_class(entry.path)))
+    except (ImportError, AttributeError, ValueError) as error:
+        return f"[cannot be loaded: {error}]"
+    return f"[{', '.join(offered)}{requires}]"
 
 
 def _distillers() -> dict[str, str]:
     rows = {}
     for name in distillers():
-        kind = distiller_class(name)
+        try:
+            kind = distiller_class(name)
+        except UserError as error:
+            rows[name] = str(error)
+            continue
         options = kind.options_class()
         needs = [
             f"{role}: {', '.join(sorted(wanted))}"
             for role, wanted in (("student", kind.student_needs(options)), ("teacher", kind.teacher_needs(options)))
             if wanted
         ]
-        alone = [distiller_class(other).__module__ for other in distillers()].count(kind.__module__) == 1
+        alone = sum(path.partition(":")[0] == kind.__module__ for path in distillers().values()) <= 1
         paragraph = (inspect.getdoc(inspect.getmodule(kind) if alone else kind) or "").split("\n\n")[0]
         summary = " ".join(paragraph.split()).rstrip(".")
         sequential = kind.sequential_needs(options)
@@ -73,7 +82,9 @@ def _distillers() -> dict[str, str]:
 def _recipes() -> dict[str, str]:
     rows = {"SimRecStudent": "SimRecTeacher -> SimRecStudent, distill simrec (an architecture of its own)"}
     for name, recipe in recipes().items():
-        teacher = (recipe.get("teacher") or {}).get("model", "a teacher of your choice")
+        section = recipe.get("teacher") or {}
+        named = [section, *(section[key] for key in sorted(section) if key.isdigit())]
+        teacher = " + ".join(one["model"] for one in named if "model" in one) or "a teacher of your choice"
         rows[name] = f"{teacher} -> {recipe['student']}, distill {', '.join(recipe.get('distill') or [])}"
     return rows
 

@@ -33,7 +33,7 @@ from recbole_kd.evaluation.full_sort import sized_eval_batch
 from recbole_kd.learner import optimizer_factory, reads_a_teacher
 from recbole_kd.loaders import make_loaders
 from recbole_kd.rank_file import RankFileTeacher
-from recbole_kd.registry import distiller_class, distillers, models
+from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
 from recbole_kd.representation import ModelStudent, capabilities, is_sequential
 from recbole_kd.teacher import (
     AnyTeacher,
@@ -291,11 +291,13 @@ class _Named:
     name: str
     model: Any
     capabilities: frozenset[str]
+    setting: str = "model"
 
     @classmethod
     def of(cls, config: KDConfig) -> _Named:
-        kind = config.resolved.model_class
-        return cls(str(config["model"]), kind, capabilities(kind))
+        resolved = config.resolved
+        setting = "student" if resolved.recipe else "model"
+        return cls(resolved.backbone, resolved.model_class, capabilities(resolved.model_class), setting)
 
 
 def check_models(config: KDConfig) -> None:
@@ -346,21 +348,27 @@ def check_needs(
         able = _able("student", frozenset(CAPABILITIES), sequential)
         raise UserError(
             f"{name} distils scores or vectors of users, and {student.name} predicts the next item of a sequence; "
-            f"set --distill to one of {', '.join(able)}, or another --model."
+            f"set --distill to one of {', '.join(able)}, or another --{getattr(student, 'setting', 'model')}."
         )
     for role, view in (("student", student), ("teacher", teacher)):
         if view is None:
             continue
         for need in sorted(needs[role] - view.capabilities):
             able = _able(role, view.capabilities, sequential)
-            advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
-            other = f"another {role} (--{_SETTING[role]}=NAME)"
+            advice = f"Set --distill to one that does not ({', '.join(able)}) or use" if able else "Use"
+            if name in able:
+                advice = f"With its default options (properties/distiller/{name}.yaml) it does not; set them, or use"
+            setting = getattr(student, "setting", "model") if role == "student" else "teacher"
+            offering = [one for one in _EXAMPLES if need in capabilities(load_class(MODELS[one].path))]
+            other = f"another {role} (--{setting}={'|'.join(offering) or 'NAME'})"
             if need == "listed_scores" and isinstance(view, RankFileTeacher):
                 other = "a file with a column 'score'"
             raise UserError(f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. {advice} {other}.")
 
 
-_SETTING = {"student": "model", "teacher": "teacher"}
+#: Models that a message names where one of them would do.
+_EXAMPLES = ("BPR", "LightGCN", "SimpleX", "NeuMF", "SASRec", "GRU4Rec")
+_ROLES = ("student", "teacher")
 
 
 def _needs(name: str, options: Any, sequential: bool) -> Optional[dict[str, frozenset[str]]]:
@@ -369,13 +377,17 @@ def _needs(name: str, options: Any, sequential: bool) -> Optional[dict[str, froz
     if not sequential:
         return {"student": kind.student_needs(options), "teacher": kind.teacher_needs(options)}
     needs = kind.sequential_needs(options)
-    return None if needs is None else dict.fromkeys(_SETTING, needs)
+    return None if needs is None else dict.fromkeys(_ROLES, needs)
 
 
 def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str]:
     """Distillers that do with what a student or teacher offers, as they are by default."""
     able = []
     for name in distillers():
+        try:
+            distiller_class(name)
+        except UserError:  # another package's, broken
+            continue
         needs = _needs(name, distiller_class(name).options_class(), sequential)
         if needs is not None and needs[role] <= capabilities:
             able.append(name)
@@ -516,6 +528,11 @@ def load_trained(path: str, config_dict: Optional[Mapping[str, Any]] = None) -> 
     if dataset != state["dataset"]:
         raise UserError(f"'{path}' was trained on {state['dataset']}, and --dataset={dataset}; leave --dataset out.")
     stored = {key: state["config"][key] for key in _DATA_SETTINGS if key in state["config"]}
+    if "valid_metric" not in given and ("topk" in given or "metrics" in given):
+        # Nothing is chosen here: any metric that is computed will do.
+        probe = {key: given.get(key, state["config"].get(key)) for key in ("metrics", "topk")}
+        metric, cutoff = (value[0] if isinstance(value, (list, tuple)) and value else value for value in probe.values())
+        given["valid_metric"] = f"{metric}@{cutoff}"
     base = KDConfig(backbone, dataset, config_dict={**stored, "distill": [], "teacher": None, **given})
     config = base.checkpoint_config(backbone, state["config"])
     start_logging(config)

@@ -144,14 +144,7 @@ def distiller_name(given: str) -> str:
     """
     if ":" not in given:
         return lookup("distiller", given, distillers(), "distill")
-    try:
-        kind = load_class(given)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"There is no distiller at '{given}' ({error}); expected --distill=package.module:Class, installed."
-        ) from None
-    if not (isinstance(kind, type) and issubclass(kind, Distiller)):
-        raise UserError(f"'{given}' is no distiller; expected a subclass of recbole_kd.contracts.Distiller.")
+    kind = _checked_distiller(given)
     if distillers().get(kind.name, given) != given:
         raise UserError(f"'{given}' calls itself '{kind.name}', and there is a distiller of that name; rename it.")
     _NAMED_BY_PATH[kind.name] = given
@@ -243,6 +236,28 @@ def distiller_class(name: str) -> type[Distiller]:
     """The distiller of that name.
 
     Raises:
-        UserError: no such distiller.
+        UserError: no such distiller, or one of another package that cannot be loaded or is none.
     """
-    return load_class(distillers()[lookup("distiller", name, distillers(), "distill")])
+    path = distillers()[lookup("distiller", name, distillers(), "distill")]
+    return load_class(path) if name in DISTILLERS else _checked_distiller(path)
+
+
+@cache
+def _checked_distiller(path: str) -> type[Distiller]:
+    """The distiller of another package at "module:Class".
+
+    Raises:
+        UserError: there is none, or it lacks what every distiller has.
+    """
+    try:
+        kind = load_class(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"There is no distiller at '{path}' ({error}); expected package.module:Class, installed; see --distill."
+        ) from None
+    if not (isinstance(kind, type) and issubclass(kind, Distiller)):
+        raise UserError(f"'{path}' is no distiller; expected a subclass of recbole_kd.contracts.Distiller.")
+    for attribute in ("name", "options_class"):
+        if not hasattr(kind, attribute):
+            raise UserError(f"'{path}' has no `{attribute}`, which every distiller has; see CONTRIBUTING.md.")
+    return kind

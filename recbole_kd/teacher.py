@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from recbole_kd.bare_teacher import BareTeacher
 from recbole_kd.checkpoint import FORMAT, digest, load_any, load_checkpoint, save_checkpoint
-from recbole_kd.config import WITHOUT_EFFECT, KDConfig
+from recbole_kd.config import TEACHER_KEYS, WITHOUT_EFFECT, KDConfig
 from recbole_kd.contracts import Sequences
 from recbole_kd.data.ranked_lists import read_ranked_lists
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_bank
 from recbole_kd.data.splits import Splits, token_map
 from recbole_kd.ensemble import TeacherEnsemble
-from recbole_kd.errors import UserError
+from recbole_kd.errors import UserError, closest
 from recbole_kd.learner import optimizer_factory
 from recbole_kd.loaders import make_loaders
 from recbole_kd.model.trimming import trimmed
@@ -246,7 +246,15 @@ def _check_source(config: KDConfig, section: Mapping[str, Any], prefix: str) -> 
     sources = [key for key in ("model", "checkpoint", "ranks") if given.get(key)]
     if "ranks" in sources and len(sources) > 1:
         raise UserError(f"--{prefix}ranks and --{prefix}{sources[0]} both say who teaches; keep one.")
-    if section.get("ranks") and config.teacher_fusion == "scores":
+    numbered = (config.external_config_dict.get("teacher") or {}).get(prefix.partition(".")[2].rstrip(".")) or {}
+    own = given if prefix == "teacher." else numbered  # what is said of all teachers is not said of a file
+    strange = [key for key in own if not key.isdigit() and key not in (*TEACHER_KEYS, "seed")]
+    if strange and (section.get("checkpoint") or section.get("ranks")):
+        raise UserError(
+            f"--{prefix}{strange[0]} is set, and the teacher comes from a file, which says all of itself; leave it out."
+            f"{closest(strange[0], TEACHER_KEYS)}"
+        )
+    if section.get("ranks") and config.teacher_fusion == "scores" and prefix != "teacher.":
         raise UserError(
             f"--teacher.fusion=scores ranks by scores of all items, and --{prefix}ranks has those that it lists; "
             "set --teacher.fusion=ranks."
@@ -262,6 +270,7 @@ def _check_source(config: KDConfig, section: Mapping[str, Any], prefix: str) -> 
         raise UserError(
             f"Distillation ({', '.join(config.distillers) or 'sevo'}) needs a teacher; "
             f"set --{prefix.rstrip('.')}=NAME, such as LightGCN, --{prefix}checkpoint=FILE or --{prefix}ranks=FILE."
+            + "".join(f" --{prefix}{key} is none of these.{closest(key, TEACHER_KEYS)}" for key in strange[:1])
         )
     require_same_task(config, config.teacher_config(section, prefix), "teacher")
 

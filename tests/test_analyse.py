@@ -41,7 +41,8 @@ class Runs:
         self.result = run_recbole_kd("BPR", "known-answer", config_dict={**self.settings, **distilled})
         neural = {"embedding_size": None, "mf_embedding_size": 4, "mlp_embedding_size": 4, "mlp_hidden_size": [4]}
         neural = {key: value for key, value in neural.items() if value is not None}
-        settings = {**self.settings, **neural, "epochs": 1}
+        pairs = {"distill": ["de"], "de.experts": 3, "teacher.checkpoint": self.result["teacher"]["checkpoint"]}
+        settings = {**self.settings, **neural, "epochs": 1, **pairs}  # its experts are of pairs
         self.neural = run_recbole_kd("NeuMF", "known-answer", config_dict=settings)["checkpoint"]
 
     @property
@@ -164,6 +165,7 @@ def test_what_the_models_do_not_allow_is_left_out_with_its_reason(runs: Runs, tm
     teacher = runs.pair["teacher"]
     parts, left_out = analyse(runs.neural, teacher, tmp_path, groups=3, config_dict=runs.quiet)
     assert [part.name for part in parts] == ["gain"]
+    assert "no record of experts; de and htd write one" in left_out["experts"]
     assert left_out["spectrum"] == "the student NeuMF has no vector for each user and each item."
     assert "no record of experts" in left_out["experts"]
     with pytest.raises(UserError, match="--parts=spectrum is not possible here: the student NeuMF has no vector"):

@@ -54,6 +54,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "emphasis below any rank": (["--distill=rrd", "--rrd.emphasis=1e-40"], r"rrd\.emphasis=1e-40 is out of range; expected at least 0\.001"),
     "epochs without end": (["--distill=kd", "--stopping_step=1e400"], r"--stopping_step=inf; expected a whole number"),
     "a score beyond 32 bits": (["--distill=kd", "--kd.items=10", "--teacher.ranks={large}"], r"--teacher\.ranks=.*: the score in row 2 is not a finite number of 32 bits"),
+    "vectors of a recipe's backbone": (["--model=FreqDStudent", "--student=NeuMF"], r"freqd reads a vector for each user and each item of the student; NeuMF has none\. Set --distill to one that does not \(.*\) or use another student \(--student=BPR\|LightGCN\|SimpleX\)"),
+    "a guide that the file is not": (["--distill=kd", "--kd.items=10", "--kd.guide=student", "--teacher.ranks={scored}"], r"kd reads scores of single users .* With its default options .* or use another teacher \(--teacher=BPR"),
+    "a setting of a teacher from a file": ([*RRD, "--teacher.ranks={ranks}", "--teacher.epochs=3"], r"--teacher\.epochs is set, and the teacher comes from a file"),
+    "a misspelt source": ([*RRD, "--teacher.checkpont=x"], r"needs a teacher; .* --teacher\.checkpont is none of these\. Did you mean 'checkpoint'"),
     "no such file": ([*RRD, "--teacher.ranks=none.csv"], r"--teacher\.ranks=none\.csv: there is no such file"),
     "unknown users": ([*RRD, "--teacher.ranks={unknown}"], r"--teacher\.ranks=.*: 1 of 961 rows name users that the dataset does not have .* such as 'stranger'; drop those rows"),
     "an item twice": ([*RRD, "--teacher.ranks={twice}"], r"--teacher\.ranks=.*: 1 rows repeat a user and an item, such as 'u0' and 'i0'"),
@@ -75,6 +79,9 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, lines in files.items():
         (folder / f"{name}.csv").write_text("\n".join(["user_id,item_id", *lines]) + "\n")
+    (folder / "scored.csv").write_text(
+        "\n".join(["user_id,item_id,score", *(f"{row},{-n}" for n, row in enumerate(rows))])
+    )
     (folder / "large.csv").write_text("user_id,item_id,score\nu0,i0,1\nu0,i1,1e300\n")
     return folder
 
@@ -88,7 +95,8 @@ def refusal(data_path: Path, words: list[str], capsys: pytest.CaptureFixture[str
     else:
         del given["teacher.epochs"]
     common = [f"--{key}={value}" for key, value in given.items()]
-    assert main(["--model=BPR", "--dataset=known-answer", *common, *(word.format(**files) for word in words)]) == 2
+    model = [] if any("--model" in word for word in words) else ["--model=BPR"]
+    assert main([*model, "--dataset=known-answer", *common, *(word.format(**files) for word in words)]) == 2
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err + captured.out
     (line,) = [line for line in captured.err.splitlines() if line.startswith("recbole-kd:")]

@@ -174,6 +174,8 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ({"save_dataset": True}, "--save_dataset is not supported: RecBole keeps datasets as pickles"),
         ({"student": "BPR"}, "--student=BPR changes the backbone of a recipe, and SimRecStudent is no recipe"),
         ({".x": 1}, "has an empty part"),
+        ({"distill": [], "teacher": "LightGCN"}, "Section 'teacher' is set but not used: --distill is empty"),
+        ({"distill": "rrd", "rrd.weight": True}, "rrd.weight=True is not a number; expected a number, at least 0"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
@@ -190,6 +192,25 @@ def test_a_wrong_setting_of_the_teacher_is_named_as_the_teachers() -> None:
         config(teacher="LihgtGCN").teacher_config()
     with pytest.raises(UserError, match=r"--teacher.epochs=-3; expected"):
         config(**{"teacher.epochs": -3}).teacher_config()
+    with pytest.raises(UserError, match=r"Unknown setting 'teacher.shar'.*Did you mean 'teacher.share'"):
+        config(**{"teacher.shar": 1}).teacher_config()
+
+
+def test_a_teacher_is_no_recipe_and_does_not_distil() -> None:
+    with pytest.raises(
+        UserError, match=r"--teacher.model=RRDStudent is a recipe.*its backbone \(BPR\), or train it first"
+    ):
+        config(teacher="RRDStudent").teacher_config()
+    with pytest.raises(UserError, match=r"--teacher.distill is set, and a teacher is trained alone"):
+        config(**{"teacher.distill": "kd"}).teacher_config()
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "ranks"])
+def test_a_file_takes_the_place_of_a_recipes_teachers(source: str) -> None:
+    best = KDConfig("BestStudent", "ml-100k", config_dict={f"teacher.{source}": "FILE"})
+    (section,) = best.teacher_sections().values()
+    assert section[source] == "FILE"
+    assert section["model"] is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from recbole_kd import registry
 from recbole_kd.cli import main
 from recbole_kd.config import KDConfig
 from recbole_kd.errors import UserError
-from recbole_kd.quick_start import run_recbole_kd
+from recbole_kd.quick_start import evaluate_checkpoint, run_recbole_kd
 from recbole_kd.testing import DistillerConformance, known_answer_settings
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
@@ -73,3 +73,66 @@ def test_it_is_used_by_its_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_what_is_no_distiller_is_refused(path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         KDConfig("BPR", "ml-100k", config_dict={"distill": path})
+
+
+def test_a_search_in_another_process_finds_it_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = KDConfig("BPR", "ml-100k", config_dict={"distill": f"kd,{PATH}"}).external_config_dict
+    monkeypatch.setattr(registry, "_NAMED_BY_PATH", {})  # as in a worker that has only the settings
+    assert KDConfig("BPR", "ml-100k", config_dict=given).distillers == ["kd", "centred"]
+
+
+def test_an_entry_point_that_is_broken_breaks_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offered = {"recbole_kd.distillers": {"gone": "nowhere.gone:Nothing", "other": "collections:OrderedDict"}}
+    offered["recbole_kd.models"] = {"Gone": "nowhere.gone:Model"}
+    monkeypatch.setattr(registry, "_offered", lambda group: offered.get(group, {}))
+    assert main(["list", "--kind=distillers"]) == 0
+    assert main(["list", "--kind=students"]) == 0
+    listed = capsys.readouterr().out
+    assert "There is no distiller at 'nowhere.gone:Nothing'" in listed
+    assert "'collections:OrderedDict' is no distiller" in listed
+    assert "[cannot be loaded: No module named 'nowhere']" in listed
+    for name, message in {"gone": "There is no distiller at", "other": "is no distiller"}.items():
+        with pytest.raises(UserError, match=message):
+            KDConfig("BPR", "ml-100k", config_dict={"distill": name})
+    assert main(["--model=BPR", "--dataset=ml-100k", "--teacher=EASE", "--distill=de"]) == 2
+    assert "de reads a vector" in capsys.readouterr().err
+
+
+MODEL = '''
+"""BPR with a bias of its own, as a package of somebody else's."""
+
+from recbole.model.general_recommender import BPR
+
+
+class Biased(BPR):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.bias = config["biased_by"]
+
+    def forward(self, user, item):
+        users, items = super().forward(user, item)
+        return users + self.bias, items
+'''
+
+
+def test_a_model_of_another_package_has_settings_of_its_own_and_is_read_back(
+    known_answer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "somebodys_biased.py").write_text(MODEL)
+    (tmp_path / "Biased.yaml").write_text("embedding_size: 12\nbiased_by: 0.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    offered = {"recbole_kd.models": {"Biased": "somebodys_biased:Biased"}}
+    monkeypatch.setattr(registry, "_offered", lambda group: offered.get(group, {}))
+    settings = known_answer_settings(known_answer, epochs=1, biased_by=0.5)
+    result = run_recbole_kd("Biased", "known-answer", config_dict=settings)
+    assert result["parameters"]["student"] == 12 * (49 + 41), "the size of the file beside its module"
+    data = {"data_path": str(known_answer), "use_gpu": False, "topk": [10]}
+    read = evaluate_checkpoint(result["checkpoint"], data)
+    assert read["test_result"] == result["test_result"]
+    taught = {"teacher.checkpoint": result["checkpoint"], "distill": "kd", "kd.items": 10, "student": "Biased"}
+    recipe = known_answer_settings(known_answer, epochs=1, baseline="none", biased_by=0.1, embedding_size=6, **taught)
+    assert run_recbole_kd("KDStudent", "known-answer", config_dict=recipe)["student"] == "Biased"
+    with pytest.raises(UserError, match="Unknown setting 'biased_bye'"):
+        KDConfig("Biased", "known-answer", config_dict={"biased_bye": 1})
