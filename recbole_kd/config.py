@@ -417,6 +417,10 @@ class KDConfig(Config):
             distiller_class(name).options_class.parse(name, merge(self.internal_config_dict, given).get(name))
         # What the teacher reads beyond these is checked when its own configuration is made.
 
+    def knows(self, key: str) -> bool:
+        """Whether any part of the program reads a setting of that name from this model's configuration."""
+        return key in self.internal_config_dict or key in self._readable_keys()
+
     def _readable_keys(self) -> set[str]:
         keys = {key for category in self.parameters.values() for key in category}
         return keys | _keys_read_by_recbole() | _keys_read_by_model(self.resolved.model_class)

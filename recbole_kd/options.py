@@ -121,8 +121,7 @@ def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or (hint is int and not is_whole(value)):
             kind = "a whole number" if hint is int else "a number"
-            expected = ", ".join(filter(None, (kind, _bounds(metadata))))
-            raise UserError(f"{name}={value!r} is not {kind}; expected {expected}.")
+            raise UserError(f"{name}={value!r} is not {kind}; expected {_bounds(metadata) or kind}.")
         if not abs(value) <= (LARGEST_INT if hint is int else sys.float_info.max) or not _inside(value, metadata):
             raise UserError(f"{name}={value!r} is out of range; expected {_bounds(metadata) or 'a finite number'}.")
         return hint(value)

@@ -119,7 +119,8 @@ def _run(config: KDConfig, saved: bool, group: Group) -> dict[str, Any]:
     with group.first("data"):
         fetch(config)
     splits = load_splits(config)
-    check_data(config, splits)
+    if any(not (one.get("checkpoint") or one.get("ranks")) for one in config.teacher_sections().values()):
+        check_data(config, splits)
     teacher = shared_teacher(config, splits, group) if needs_teacher(config) else None
     if teacher is not None and config["ray_address"]:
         from recbole_kd.tune.shards import rank_in_shards
@@ -355,7 +356,7 @@ def check_needs(
             continue
         for need in sorted(needs[role] - view.capabilities):
             able = _able(role, view.capabilities, sequential)
-            advice = f"Set --distill to one that does not ({', '.join(able)}) or use" if able else "Use"
+            advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
             if name in able:
                 advice = f"With its default options (properties/distiller/{name}.yaml) it does not; set them, or use"
             setting = getattr(student, "setting", "model") if role == "student" else "teacher"

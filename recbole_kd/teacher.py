@@ -248,7 +248,7 @@ def _check_source(config: KDConfig, section: Mapping[str, Any], prefix: str) -> 
         raise UserError(f"--{prefix}ranks and --{prefix}{sources[0]} both say who teaches; keep one.")
     numbered = (config.external_config_dict.get("teacher") or {}).get(prefix.partition(".")[2].rstrip(".")) or {}
     own = given if prefix == "teacher." else numbered  # what is said of all teachers is not said of a file
-    strange = [key for key in own if not key.isdigit() and key not in (*TEACHER_KEYS, "seed")]
+    strange = [key for key in own if not (key.isdigit() or key in TEACHER_KEYS or config.knows(key))]
     if strange and (section.get("checkpoint") or section.get("ranks")):
         raise UserError(
             f"--{prefix}{strange[0]} is set, and the teacher comes from a file, which says all of itself; leave it out."

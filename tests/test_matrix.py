@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -170,7 +171,7 @@ def assert_is_a_refusal(sentence: str, student: str, teacher: str) -> None:
     assert any(text in sentence for text in CAPABILITIES.values()), sentence
     assert f"; {student} has none" in sentence or f"; {teacher} has none" in sentence, sentence
     assert "Use " in sentence
-    assert "--teacher=NAME" in sentence or "--model=NAME" in sentence, sentence
+    assert re.search(r"another (student \(--model|teacher \(--teacher)=\w+", sentence), sentence
 
 
 @pytest.mark.parametrize("student", STUDENTS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
+from torch import Tensor
 
 from recbole_kd import representation
 from recbole_kd.config import KDConfig
@@ -131,8 +132,9 @@ def test_an_autoencoders_scores_are_read_from_one_row_a_user(
     assert torch.equal(whole[:, 0].argsort(), single.argsort())
     monkeypatch.setattr(representation, "_CELLS_AT_ONCE", 2 * model.n_items)
     blocks = expanded_scores(model, users, items)
-    torch.testing.assert_close(blocks, whole)
-    torch.testing.assert_close(expanded_scores(model, users, items[:, 0]), whole[:, 0])
+    # Products of other heights round otherwise, by how much depends on the processor: measured against whole tensors.
+    assert _apart(blocks, whole) < 1e-5
+    assert _apart(expanded_scores(model, users, items[:, 0]), whole[:, 0]) < 1e-5
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found, expected = (
         torch.autograd.grad(scores.square().sum(), parameters, allow_unused=True) for scores in (blocks, whole)
@@ -141,4 +143,8 @@ def test_an_autoencoders_scores_are_read_from_one_row_a_user(
     for one, other in zip(found, expected):
         if other is not None:
             assert one is not None
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+            assert _apart(one, other) < 1e-4
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm().clamp(min=1e-12)).item()

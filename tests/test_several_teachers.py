@@ -244,7 +244,7 @@ def test_what_teachers_lack_together_is_said_before_one_is_trained(known_answer:
     beside = {"teacher.0.model": "BPR", "teacher.1.ranks": str(file)}
     for settings, message in (
         ({**beside, "distill": "ir_rrd"}, "BPR . a file of ranks has none"),
-        ({**beside, "distill": "kd"}, "BPR . a file of ranks has none.* or another teacher .--teacher=NAME"),
+        ({**beside, "distill": "kd"}, "BPR . a file of ranks has none.* or another teacher .--teacher=BPR"),
         ({**beside, "distill": "kd", "teacher.fusion": "scores"}, "--teacher.fusion=scores ranks by scores of all"),
         ({"teacher": "ItemKNN,EASE", "distill": "de"}, "de reads a vector .* ItemKNN . EASE has none"),
     ):
