@@ -32,9 +32,9 @@ _MANY = 0.1
 
 @dataclass(frozen=True)
 class UnKDOptions(Options):
-    """Options of the section ``unkd``. Defaults: the published ones."""
+    """Options of the section ``unkd``. Defaults: the published ones, but for the weight, which was 1."""
 
-    weight: float = option(1.0, "weight of the loss", minimum=0)
+    weight: float = option(0.1, "weight of the loss", minimum=0)
     pairs: int = option(30, "pairs of each user, over all groups", minimum=1)
     groups: int = option(4, "G, groups of equal popularity mass", minimum=1)
     emphasis: float = option(20.0, "T, in ranks within a group: how far down items are drawn", minimum=1e-3)
