@@ -40,9 +40,9 @@ def principal_scores(users: Tensor, items: Tensor) -> Pair:
     themselves are never formed.
 
     Args:
-        users, items: (U, d), (I, d), without padding, U and I at least d.
+        users, items: (U, d), (I, d), without padding. The result has as many columns as scores can have rank.
     """
     of_users, users_r = torch.linalg.qr(users.double())
     of_items, items_r = torch.linalg.qr(items.double())
-    left, values, right = torch.linalg.svd(users_r @ items_r.t())
+    left, values, right = torch.linalg.svd(users_r @ items_r.t(), full_matrices=False)
     return of_users @ left * values.sqrt(), of_items @ right.t() * values.sqrt()

@@ -37,6 +37,12 @@ def test_scores_are_approximated_with_the_least_error(teacher: tuple[Tensor, Ten
     torch.testing.assert_close(users[:, :rank] @ items[:, :rank].t(), truncated(scores, rank))
 
 
+def test_fewer_users_than_dimensions_have_scores_of_no_higher_rank(teacher: tuple[Tensor, Tensor]) -> None:
+    users, items = principal_scores(teacher[0][:4], teacher[1])
+    assert users.shape == (4, 4)
+    torch.testing.assert_close(users @ items.t(), teacher[0][:4] @ teacher[1].t())
+
+
 @pytest.mark.parametrize("compress", [principal_vectors, principal_scores])
 def test_all_dimensions_are_the_teacher(compress, teacher: tuple[Tensor, Tensor]) -> None:  # type: ignore[no-untyped-def]
     users, items = compress(*teacher)
