@@ -67,7 +67,8 @@ def pull(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(data_path: Path, model: str = "BPR", **settings: Any) -> dict[str, Any]:
-    given = known_answer_settings(data_path, **{"teacher.model": "BPR", "teacher.epochs": 2, **settings})
+    teacher = {"teacher.model": "BPR", "teacher.epochs": 2} if settings.get("distill", model == "SimRecStudent") else {}
+    given = known_answer_settings(data_path, **{**teacher, **settings})
     return run_recbole_kd(model, "known-answer", config_dict=given)
 
 
