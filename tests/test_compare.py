@@ -123,6 +123,51 @@ def test_one_of_several_teachers_may_be_a_checkpoint() -> None:
     assert second.chosen()["share"] == 0.4
 
 
+def test_a_file_of_ranks_teaches_and_has_no_row() -> None:
+    """It has no scores of all items, which the table would need of it: the student is measured against the plain one."""
+    given = {"models": "RRDStudent", "distill": ["rrd"], "teacher": {"model": None, "ranks": "lists.csv"}}
+    planned = plan({"dataset": "ml-100k", **given})
+    plain, recipe = planned.rows
+    assert (plain.role, recipe.role) == ("plain", "recipe")
+    assert (recipe.teacher, recipe.reference) == (None, plain.name)
+    beside = plan({"dataset": "ml-100k", "models": "RRDStudent", "teacher": [{"ranks": "lists.csv"}, "LightGCN"]})
+    assert [row.name for row in beside.rows if row.role == "teacher"] == ["LightGCN (teacher)"]
+    assert beside.rows[-1].teacher == "LightGCN (teacher)"
+
+
+def test_a_comparison_with_a_file_of_ranks(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows that a file teaches and one that a model teaches: gaps are told of the last alone."""
+    lists = known_answer / "lists.csv"
+    items = sorted({line.split("\t")[1] for line in _lines(known_answer)})
+    users = sorted({line.split("\t")[0] for line in _lines(known_answer)})
+    lists.write_text("user_id,item_id\n" + "".join(f"{user},{item}\n" for user in users for item in items))
+    monkeypatch.chdir(known_answer)
+    small = {"rrd.pool": 8, "rrd.interesting": 2, "rrd.uninteresting": 2, "rrd.weight": 1, "learning_rate": 0.05}
+    models = {
+        "by a file": {"model": "BPR", "distill": ["rrd"], "teacher": {"ranks": "lists.csv"}, **small},
+        "by a model": {"model": "BPR", "distill": ["rrd"], "teacher": {"model": "BPR", "epochs": 2}, **small},
+    }
+    found = compare(
+        known_answer_settings(known_answer, dataset="known-answer", output="report", seeds=1, models=models)
+    )
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["by a file"]["teacher"] is None
+    assert rows["by a file"]["gap_closed"]["ndcg@10"] is None
+    assert rows["by a file"]["relative_gain"]["ndcg@10"] is not None
+    assert rows["by a model"]["teacher"] == "BPR (teacher)"
+    assert table(found)
+    before = (known_answer / "report" / "results.json").read_text()
+    lists.write_text("user_id,item_id\n" + "".join(f"{user},{item}\n" for user in users for item in items[::-1]))
+    changed = compare(
+        known_answer_settings(known_answer, dataset="known-answer", output="report", seeds=1, models=models)
+    )
+    assert json.loads(before)["rows"][-2]["mean"] != changed["rows"][-2]["mean"], "another file is another teacher"
+
+
+def _lines(folder: Path) -> list[str]:
+    return (folder / "known-answer" / "known-answer.train.inter").read_text().splitlines()[1:]
+
+
 def test_recipes_of_another_backbone_have_a_reference_of_their_own() -> None:
     found = names(models="SimRecStudent,RRDStudent")
     assert found[:4] == [
@@ -223,7 +268,6 @@ def test_what_a_run_depends_on() -> None:
         ({"tune_trials": -1}, "--tune_trials=-1; expected a whole number of at least 0"),
         ({"parallel": 0}, "--parallel=0; expected a whole number of at least 1"),
         ({"models": "Pop", "tune_trials": 2}, "no search space of Pop"),
-        ({"models": "RRDStudent", "teacher.ranks": "x.csv"}, "a file of ranks has no scores of all items"),
         ({"models": "BPR,SASRec"}, "SASRec predicts the next item of a sequence and BPR ranks items for a user"),
         ({"dataset": None}, "No dataset is given"),
     ],

@@ -34,12 +34,13 @@ from ray.tune.schedulers import TrialScheduler
 
 from recbole_kd.cli import main
 from recbole_kd.config import KDConfig
+from recbole_kd.distiller.rkd import RKDDistiller
 from recbole_kd.errors import UserError
 from recbole_kd.properties_files import PROPERTIES
 from recbole_kd.quick_start import run_recbole_kd
 from recbole_kd.registry import recipes
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.tune import evaluate_winner, parse_space, read_space, search, worker
+from recbole_kd.tune import default_space, evaluate_winner, parse_space, read_space, search, worker
 from recbole_kd.tune.parallel import parallel_map
 from recbole_kd.tune.report import summary
 from recbole_kd.tune.space import Domain, draw_trials
@@ -516,6 +517,40 @@ def test_bad_input_is_refused_before_anything_is_trained(
     assert message in str(raised.value)
     assert not trained
     assert not (known_answer / "saved" / "tune").exists()
+
+
+def test_the_default_space_is_the_models_and_its_distillers(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever names a student and distillers gets what recipes search of each: weights, and what the method has."""
+
+    def space(model: str, *distillers: str) -> dict[str, Domain]:
+        teacher = {"model": "BPR"} if distillers else None
+        return default_space(KDConfig(model, "ml-100k", config_dict={"distill": list(distillers), "teacher": teacher}))
+
+    plain = space("BPR")
+    assert set(plain) == {"learning_rate", "weight_decay"}
+    both = space("BPR", "rrd", "kd")
+    rrd, kd = (read_space(PROPERTIES / "tune" / f"{name}Student.hyper") for name in ("RRD", "KD"))
+    assert {key: domain for key, domain in both.items() if key in plain} == plain
+    assert {key for key in both if key not in plain} == {key for key in (*rrd, *kd) if "." in key}
+    assert both["rrd.weight"] == rrd["rrd.weight"]
+    # A recipe's own file says all of the distillers that it names; what it distils no more is left out.
+    assert space("DERRDStudent", "rrd") == {
+        key: domain
+        for key, domain in read_space(PROPERTIES / "tune" / "DERRDStudent.hyper").items()
+        if not key.startswith("de.")
+    }
+    # A model without a file is searched as the recipe is.
+    assert set(space("ENMF", "kd")) == set(kd)
+    assert not caplog.records
+    with_other = space("BPR", f"{__name__}:Nothing")
+    assert with_other == plain
+    assert "Nothing of nothing is searched" in caplog.text
+
+
+class Nothing(RKDDistiller):
+    """Another package's distiller, for which there is no space."""
+
+    name = "nothing"
 
 
 def test_a_model_without_a_space_of_ours_takes_a_file(known_answer: Path, here: None, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from recbole_kd.compare.summary import summarise, table
 from recbole_kd.config import merge, nest
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.processes import in_own_process
-from recbole_kd.properties_files import PROPERTIES
 from recbole_kd.quick_start import load_splits
 
 #: Makes a job's files; gets (epoch, epochs) told.
@@ -127,23 +126,18 @@ def _attempt(job: Job) -> Optional[Exception]:
 
 def _tuned(planned: Plan, progress: Progress) -> Plan:
     """The plan with each student's settings chosen on validation, by the same number of trials for every one."""
-    from recbole_kd.tune import read_space, search
+    from recbole_kd.tune import search
 
     rows = []
     for row in planned.rows:
         if row.role != "teacher" and row.space != "none":
             progress.say(f"{row.name}: {planned.tune_trials} trials on validation")
-            space: Any = row.space
-            if row.role == "plain" and space is None:
-                # A model that is its own recipe has distillers in its space, which its plain student does not read.
-                whole = read_space(PROPERTIES / "tune" / f"{row.model}.hyper")
-                space = {key: domain for key, domain in whole.items() if row.first_config.reads(key)}
             try:
                 found = search(
                     row.model,
                     row.dataset,
                     config_dict={**row.settings, "seed": row.seeds[0]},
-                    space=space,
+                    space=row.space,
                     trials=planned.tune_trials,
                     cpus=planned.parallel if planned.parallel > 1 else None,
                 )

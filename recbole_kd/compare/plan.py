@@ -12,8 +12,8 @@ from typing import Any, Optional
 
 from recbole_kd.checkpoint import digest
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
-from recbole_kd.errors import UserError, closest
-from recbole_kd.properties_files import PROPERTIES, read_yaml
+from recbole_kd.errors import UserError
+from recbole_kd.properties_files import read_yaml
 from recbole_kd.quick_start import check_models, needs_teacher, versions
 
 #: Settings of the verb, beside RecBole's and ours.
@@ -45,7 +45,7 @@ class Row:
         dataset: the dataset's name.
         settings: nested, without the seed.
         seeds: one run for each.
-        teacher: name of the row of its teacher, of several that of the first.
+        teacher: name of the row of its teacher, of several that of the first; None where files of ranks teach.
         reference: name of the row of the plain student of its size.
         space: a ``.hyper`` file to search instead of the model's own; "none" leaves the row as it is.
     """
@@ -100,10 +100,10 @@ class Row:
         if needs_teacher(config):
             sections = config.teacher_sections()
             for prefix, section in sections.items():
-                checkpoint = section.get("checkpoint")
+                file = section.get("checkpoint") or section.get("ranks")
                 # A file by its size and date: its content may be gigabytes.
-                stamp = None if not checkpoint or not os.path.isfile(checkpoint) else os.stat(checkpoint)
-                parts += [checkpoint, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
+                stamp = None if not file or not os.path.isfile(file) else os.stat(file)
+                parts += [file, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
                 if section.get("model"):
                     teacher = config.teacher_config(section, prefix)
                     parts += [_effective(teacher), teacher["seed"]]
@@ -265,11 +265,6 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     base = {"state": "WARNING", "fused_adam": True}
     row = replace(row, settings={**base, **settings, "baseline": None, "show_progress": False})
     if needs_teacher(row.first_config):
-        if any(one.get("ranks") for one in row.first_config.teacher_sections().values()):
-            raise UserError(
-                f"{name}: compare evaluates a row's teachers, and a file of ranks has no scores of all items; set "
-                "--teacher to a model or checkpoint."
-            )
         check_models(row.first_config)
         teacher = merge({"seed": seeds[0]}, settings.get("teacher") or {})
         return replace(row, role="recipe", settings={**row.settings, "teacher": teacher})
@@ -330,7 +325,7 @@ def _with_companions(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
         twin = next((other for other in rows if other.role == "model" and other.key(seeds[0], "") == plain_key), None)
         if plain_key not in plain:
             plain[plain_key] = twin or replace(student, name=_free(f"{student.backbone} (plain)", taken))
-        named.append(replace(row, teacher=teachers[keys[0]].name, reference=plain[plain_key].name))
+        named.append(replace(row, teacher=teachers[keys[0]].name if keys else None, reference=plain[plain_key].name))
     references = {row.name for row in plain.values()}
     named = [replace(row, role="plain") if row.name in references else row for row in named]
     added = [row for row in plain.values() if row.name not in {other.name for other in named}]
@@ -338,11 +333,12 @@ def _with_companions(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
 
 
 def _teachers(row: Row, seeds: Sequence[int]) -> list[Row]:
-    """A row for each of the recipe's teachers."""
+    """A row for each of the recipe's teachers that can be evaluated: a file of ranks has no scores of all items."""
     alone = replace(row, role="teacher", seeds=(seeds[0],))
     sections = list(row.first_config.teacher_sections().values())
     if len(sections) == 1:
-        return [alone]
+        return [] if sections[0].get("ranks") else [alone]
+    sections = [section for section in sections if not section.get("ranks")]
     # A checkpoint says itself what it holds: a model that a preset names beside it is not asked for.
     own = [{**section, "model": None} if section.get("checkpoint") else section for section in sections]
     return [replace(alone, settings={**row.settings, "teacher": {"count": 1, **section}}) for section in own]
@@ -373,12 +369,15 @@ def _effective(config: KDConfig) -> dict[str, Any]:
 
 
 def _check_spaces(rows: Iterable[Row]) -> None:
+    from recbole_kd.tune import default_space
+
     for row in rows:
         if row.role == "teacher" or row.space is not None:
             continue
-        if not (PROPERTIES / "tune" / f"{row.model}.hyper").is_file():
-            spaces = sorted(path.stem for path in (PROPERTIES / "tune").glob("*.hyper"))
+        try:
+            default_space(row.first_config)
+        except UserError:
             raise UserError(
-                f"--tune_trials is set and there is no search space of {row.model}.{closest(row.model, spaces)} "
+                f"--tune_trials is set and there is no search space of {row.model}. "
                 f"Give one as models.{row.name}.space=FILE.hyper in a YAML file; space: none leaves it as it is."
-            )
+            ) from None

@@ -44,7 +44,9 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -
     rows = []
     for row in plan.rows:
         own_reference = row.name if row.role == "plain" else row.reference or reference
-        own_teacher = row.name if row.role == "teacher" else row.teacher or teacher
+        own_teacher = row.name if row.role == "teacher" else row.teacher
+        if row.role in ("plain", "model"):  # which have none
+            own_teacher = teacher
         rows.append(
             {
                 "name": row.name,

@@ -4,6 +4,6 @@ Search for a model's settings on the validation split (Ray Tune), and shards of 
 """
 
 from recbole_kd.tune.search import evaluate_winner, search
-from recbole_kd.tune.space import Domain, parse_space, read_space
+from recbole_kd.tune.space import Domain, default_space, parse_space, read_space
 
-__all__ = ["Domain", "evaluate_winner", "parse_space", "read_space", "search"]
+__all__ = ["Domain", "default_space", "evaluate_winner", "parse_space", "read_space", "search"]

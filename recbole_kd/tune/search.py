@@ -27,12 +27,12 @@ from tqdm import tqdm
 from recbole_kd.checkpoint import digest, save_json, write_atomic
 from recbole_kd.config import WITHOUT_EFFECT, KDConfig, merge, nest
 from recbole_kd.errors import UserError
-from recbole_kd.properties_files import PROPERTIES, overall_properties
+from recbole_kd.properties_files import overall_properties
 from recbole_kd.quick_start import build_student, check_models, evaluate_checkpoint, load_splits, start_logging
 from recbole_kd.text import duration
 from recbole_kd.tune.parallel import ray_session
 from recbole_kd.tune.report import write_report
-from recbole_kd.tune.space import Domain, draw_trials, read_space
+from recbole_kd.tune.space import Domain, default_space, draw_trials, read_space
 from recbole_kd.tune.worker import Task, teacher_of, train_trial, trial_config
 
 #: ASHA's: of the trials that reach a rung, one in so many goes on; a rung is as many times later than the one before.
@@ -65,7 +65,7 @@ def search(
 
     Args:
         model, dataset, config_file_list, config_dict: the run that is tuned, as for `run_recbole_kd`.
-        space: what is searched, a ``.hyper`` file or what `parse_space` gives; by default properties/tune/MODEL.hyper.
+        space: what is searched, a ``.hyper`` file or what `parse_space` gives; by default :func:`default_space`.
         trials: configurations in all, those of an earlier search in `folder` included.
         folder: gets trials.csv, trials.png, best.yaml, result.json and the winner's checkpoint; by default under
             ``checkpoint_dir``/tune, named by the content of the search.
@@ -156,13 +156,7 @@ def _space(base: KDConfig, space: Union[str, Path, Mapping[str, Domain], None]) 
             raise UserError("The search space is empty; give a setting at least, as in a .hyper file.")
         return space, "The search space"
     if space is None:
-        space = PROPERTIES / "tune" / f"{base['model']}.hyper"
-        if not space.is_file():
-            known = sorted(path.stem for path in (PROPERTIES / "tune").glob("*.hyper"))
-            raise UserError(
-                f"There is no search space for {base['model']} among ours ({', '.join(known)}); "
-                "write one and set --params_file=FILE.hyper (docs/tune.md shows how)."
-            )
+        return default_space(base), "The search space"
     return read_space(Path(space)), str(space)
 
 

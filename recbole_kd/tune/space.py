@@ -14,6 +14,7 @@ comment must be understood, and nothing is evaluated.
 from __future__ import annotations
 
 import ast
+import logging
 import math
 import re
 import warnings
@@ -24,7 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from recbole_kd.config import KDConfig
 from recbole_kd.errors import UserError, closest
+from recbole_kd.properties_files import PROPERTIES
+from recbole_kd.registry import recipes
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 #: kind -> (values that it takes, an example).
@@ -71,6 +75,42 @@ class Domain:
         if self.kind == "loguniform":
             return f"{math.exp(low):.4g} to {math.exp(high):.4g}, logarithmic"
         return f"{low:g} to {high:g}" + (f" in steps of {self.values[2]:g}" if self.kind == "quniform" else "")
+
+
+def default_space(config: KDConfig) -> dict[str, Domain]:
+    """What is searched where no file says: properties/tune/MODEL.hyper, less what this run does not read.
+
+    Of a distiller that the file says nothing of, the recipe that distils with it alone says what is searched; and all
+    else, such as the learning rate, where the model has no file.
+
+    Raises:
+        UserError: neither the model nor a distiller of the run has such a file.
+    """
+    folder = PROPERTIES / "tune"
+    own = folder / f"{config['model']}.hyper"
+    space = read_space(own) if own.is_file() else {}
+    has_own = bool(space)
+    for distiller in config.distillers:
+        if any(name.startswith(f"{distiller}.") for name in space):
+            continue
+        alone = [name for name, recipe in recipes().items() if recipe.get("distill") == [distiller]]
+        files = [path for path in (folder / f"{name}.hyper" for name in alone) if path.is_file()]
+        if not files:
+            logging.getLogger().warning(
+                f"Nothing of {distiller} is searched: there is no space for it; set --params_file=FILE.hyper to one."
+            )
+        for path in files[:1]:
+            found = read_space(path)
+            wanted = [name for name in found if not has_own or name.startswith(f"{distiller}.")]
+            space.update({name: found[name] for name in wanted if name not in space})
+    space = {name: domain for name, domain in space.items() if config.reads(name)}
+    if not space:
+        known = sorted(path.stem for path in folder.glob("*.hyper"))
+        raise UserError(
+            f"There is no search space for {config['model']} among ours ({', '.join(known)}); "
+            "write one and set --params_file=FILE.hyper (docs/tune.md shows how)."
+        )
+    return space
 
 
 def read_space(path: Path) -> dict[str, Domain]:
@@ -208,4 +248,4 @@ def draw_trials(space: Mapping[str, Domain], trials: int, seed: int) -> list[dic
     return drawn
 
 
-__all__ = ["Domain", "draw_trials", "parse_space", "read_space"]
+__all__ = ["Domain", "default_space", "draw_trials", "parse_space", "read_space"]
