@@ -234,20 +234,19 @@ def check_sources(config: KDConfig) -> None:
         _check_source(config, section, prefix)
 
 
-def _given(config: KDConfig, prefix: str) -> dict[str, Any]:
-    """What files and the command line say of the teacher whose settings have that prefix."""
-    section = dict(config.external_config_dict.get("teacher") or {})
+def _given(config: KDConfig, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What files and the command line say of the teacher with that prefix; and that without what is said of all."""
+    everything = dict(config.external_config_dict.get("teacher") or {})
     number = prefix.partition(".")[2].rstrip(".")
-    return {**section, **(section.get(number) or {})}
+    own = dict(everything.get(number) or {}) if number else everything
+    return {**everything, **own}, own
 
 
 def _check_source(config: KDConfig, section: Mapping[str, Any], prefix: str) -> None:
-    given = _given(config, prefix)
+    given, own = _given(config, prefix)  # what is said of all teachers is not said of a file
     sources = [key for key in ("model", "checkpoint", "ranks") if given.get(key)]
     if "ranks" in sources and len(sources) > 1:
         raise UserError(f"--{prefix}ranks and --{prefix}{sources[0]} both say who teaches; keep one.")
-    numbered = (config.external_config_dict.get("teacher") or {}).get(prefix.partition(".")[2].rstrip(".")) or {}
-    own = given if prefix == "teacher." else numbered  # what is said of all teachers is not said of a file
     strange = [key for key in own if not (key.isdigit() or key in TEACHER_KEYS or config.knows(key))]
     if strange and (section.get("checkpoint") or section.get("ranks")):
         raise UserError(
@@ -311,7 +310,7 @@ def _from_checkpoint(config: KDConfig, splits: Splits, section: Mapping[str, Any
     stored = dict(state["config"])
     backbone = str(state.get("backbone") or stored.get("model"))
     named = section.get("model")
-    if _given(config, prefix).get("model") and named != backbone:
+    if _given(config, prefix)[0].get("model") and named != backbone:
         raise UserError(
             f"'{path}' holds a {backbone}, and --{prefix}model={named}; leave --{prefix}model out or give another file."
         )
