@@ -216,6 +216,8 @@ class Distiller(nn.Module):
     #: Whether `forward` gives this process's part of each loss, by ``data.share``, so that the processes' losses sum to
     #: the loss; otherwise one process computes the whole. Random numbers are drawn alike by all processes.
     shares: ClassVar[bool] = False
+    #: Whether it compares the two models' vectors as they are: then their sizes are asked before a teacher is trained.
+    same_dimensions: ClassVar[bool] = False
     generator: torch.Generator
 
     def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:
@@ -252,6 +254,14 @@ class Distiller(nn.Module):
 
         Raises:
             UserError: what is asked for and what there is.
+        """
+
+    @classmethod
+    def check_dimensions(cls, options: Options, student: StudentView, teacher: Optional[int]) -> None:
+        """Refuses a teacher whose vectors have `teacher` dimensions, where they must be as long as the student's.
+
+        Raises:
+            UserError: the two sizes.
         """
 
     @classmethod

@@ -276,13 +276,23 @@ def _data_view(config: KDConfig, splits: Splits, share: Optional[Share] = None) 
 
 
 def check_data(config: KDConfig, splits: Splits) -> None:
-    """Refuses options of distillers that the training split cannot meet, before a teacher is trained for them.
+    """Refuses options that the training split or the models' sizes cannot meet, before a teacher is trained for them.
 
     Raises:
         UserError: such an option, lists longer than a user's unobserved items say.
     """
-    for name, options in config.active_distillers().items():
-        distiller_class(name).check_data(options, _data_view(config, splits))
+    active = {name: (distiller_class(name), options) for name, options in config.active_distillers().items()}
+    for kind, options in active.values():
+        kind.check_data(options, _data_view(config, splits))
+    comparing = [(kind, options) for kind, options in active.values() if kind.same_dimensions]
+    sections = config.teacher_sections()
+    if not comparing or any(section.get(key) for section in sections.values() for key in ("checkpoint", "ranks")):
+        return
+    configs = [config, *(config.teacher_config(section, prefix) for prefix, section in sections.items())]
+    student, *teachers = (ModelStudent(build_model(one, splits.train)) for one in configs)
+    dimensions = sum(teacher.dimension or 0 for teacher in teachers)
+    for kind, options in comparing:
+        kind.check_dimensions(options, student, dimensions or None)
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,25 @@ def test_evaluate_refuses_a_checkpoint_of_another_split(known_answer: Path) -> N
 def test_a_distiller_is_refused_when_the_teacher_lacks_what_it_reads(known_answer: Path) -> None:
     with pytest.raises(UserError, match=r"simrec reads a vector for each user .* of the teacher; NeuMF has none"):
         run(known_answer, "BPR", distill="simrec", **{"teacher.model": "NeuMF", "teacher.epochs": 1})
+
+
+@pytest.mark.parametrize("space", ["input", "output"])
+def test_embeddings_of_another_size_are_refused_before_a_teacher_is_trained(known_answer: Path, space: str) -> None:
+    given = {"teacher.epochs": 1, "simrec.space": space}
     with pytest.raises(UserError, match=r"embeddings \(64 dimensions\) with the student's \(32\)"):
-        run(known_answer, **{"teacher.model": "BPR", "teacher.epochs": 1})
+        run(known_answer, **given, **{"teacher.model": "BPR"})
+    with pytest.raises(UserError, match=r"\(64 dimensions\).*\(32\).* Of several teachers those side by side count"):
+        run(
+            known_answer,
+            **given,
+            teacher=[{"model": "BPR", "embedding_size": 32}, {"model": "LightGCN", "embedding_size": 32}],
+        )
+    assert not list(known_answer.glob("saved/**/*.pth"))
+    run(
+        known_answer,
+        **given,
+        teacher=[{"model": "BPR", "embedding_size": 16}, {"model": "LightGCN", "embedding_size": 16}],
+    )
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ class SimRecDistiller(Distiller):
     name = "simrec"
     options_class = SimRecOptions
     shares = True
+    same_dimensions = True
     options: SimRecOptions
     user_anchors: Tensor
     item_anchors: Tensor
@@ -119,16 +120,23 @@ class SimRecDistiller(Distiller):
         super().__init__(options, student, teacher, data)
         if options.embedding_weight:
             user_anchors, item_anchors = _anchors(teacher, options.high_order)
-            found = user_anchors.shape[1]
-            expected = student.tables()[0].shape[1] if options.space == "input" else student.dimension
-            if found != expected:
-                raise UserError(
-                    f"SimRec's embedding term compares the teacher's embeddings ({found} dimensions) with the "
-                    f"student's ({expected}); set --teacher.embedding_size={expected} or --simrec.embedding_weight=0."
-                )
+            self.check_dimensions(options, student, user_anchors.shape[1])
             # Constants: they move with the module, and stay out of its checkpoint.
             self.register_buffer("user_anchors", user_anchors, persistent=False)
             self.register_buffer("item_anchors", item_anchors, persistent=False)
+
+    @classmethod
+    def check_dimensions(cls, options: Options, student: StudentView, teacher: Optional[int]) -> None:
+        assert isinstance(options, SimRecOptions)
+        if not options.embedding_weight:
+            return
+        expected = student.tables()[0].shape[1] if options.space == "input" else student.dimension
+        if teacher != expected:
+            raise UserError(
+                f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
+                f"({expected}); set --teacher.embedding_size={expected} or --simrec.embedding_weight=0. Of several "
+                "teachers those side by side count."
+            )
 
     @classmethod
     def student_needs(cls, options: Options) -> frozenset[str]:
