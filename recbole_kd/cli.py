@@ -361,7 +361,7 @@ VERBS: dict[str, Verb] = {
     "tune": Verb(
         "search a model's settings with Ray Tune, choosing on validation",
         "  --model=NAME --dataset=NAME      and any setting that train takes, the same for all trials\n"
-        "  --params_file=FILE.hyper         the search space (properties/tune/MODEL.hyper)\n"
+        "  --params_file=FILE.hyper         the search space (by default the model's and its distillers')\n"
         "  --trials=50                      configurations in all\n"
         "  --prune=false                    train every trial to its end (ASHA stops those that are behind)\n"
         "  --grace_epochs=N                 epochs that every trial is trained for (a ninth of --epochs)\n"

@@ -216,8 +216,6 @@ class Distiller(nn.Module):
     #: Whether `forward` gives this process's part of each loss, by ``data.share``, so that the processes' losses sum to
     #: the loss; otherwise one process computes the whole. Random numbers are drawn alike by all processes.
     shares: ClassVar[bool] = False
-    #: Whether it compares the two models' vectors as they are: then their sizes are asked before a teacher is trained.
-    same_dimensions: ClassVar[bool] = False
     generator: torch.Generator
 
     def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:
@@ -257,8 +255,13 @@ class Distiller(nn.Module):
         """
 
     @classmethod
+    def same_dimensions(cls, options: Options) -> bool:
+        """Whether the two models' vectors are compared as they are, so that their sizes are asked before training."""
+        return False
+
+    @classmethod
     def check_dimensions(cls, options: Options, student: StudentView, teacher: Optional[int]) -> None:
-        """Refuses a teacher whose vectors have `teacher` dimensions, where they must be as long as the student's.
+        """Refuses a teacher whose vectors have `teacher` dimensions; asked where :meth:`same_dimensions` says so.
 
         Raises:
             UserError: the two sizes.

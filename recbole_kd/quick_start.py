@@ -281,10 +281,11 @@ def check_data(config: KDConfig, splits: Splits) -> None:
     Raises:
         UserError: such an option, lists longer than a user's unobserved items say.
     """
-    active = {name: (distiller_class(name), options) for name, options in config.active_distillers().items()}
-    for kind, options in active.values():
-        kind.check_data(options, _data_view(config, splits))
-    comparing = [(kind, options) for kind, options in active.values() if kind.same_dimensions]
+    active = [(distiller_class(name), options) for name, options in config.active_distillers().items()]
+    data = _data_view(config, splits)
+    for kind, options in active:
+        kind.check_data(options, data)
+    comparing = [(kind, options) for kind, options in active if kind.same_dimensions(options)]
     sections = config.teacher_sections()
     if not comparing or any(section.get(key) for section in sections.values() for key in ("checkpoint", "ranks")):
         return

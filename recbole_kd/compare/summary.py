@@ -44,9 +44,7 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -
     rows = []
     for row in plan.rows:
         own_reference = row.name if row.role == "plain" else row.reference or reference
-        own_teacher = row.name if row.role == "teacher" else row.teacher
-        if row.role in ("plain", "model"):  # which have none
-            own_teacher = teacher
+        own_teacher = {"teacher": row.name, "recipe": row.teacher}.get(row.role, teacher)
         rows.append(
             {
                 "name": row.name,

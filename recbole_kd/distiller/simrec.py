@@ -107,7 +107,6 @@ class SimRecDistiller(Distiller):
     name = "simrec"
     options_class = SimRecOptions
     shares = True
-    same_dimensions = True
     options: SimRecOptions
     user_anchors: Tensor
     item_anchors: Tensor
@@ -126,10 +125,13 @@ class SimRecDistiller(Distiller):
             self.register_buffer("item_anchors", item_anchors, persistent=False)
 
     @classmethod
+    def same_dimensions(cls, options: Options) -> bool:
+        assert isinstance(options, SimRecOptions)
+        return bool(options.embedding_weight)
+
+    @classmethod
     def check_dimensions(cls, options: Options, student: StudentView, teacher: Optional[int]) -> None:
         assert isinstance(options, SimRecOptions)
-        if not options.embedding_weight:
-            return
         expected = student.tables()[0].shape[1] if options.space == "input" else student.dimension
         if teacher != expected:
             raise UserError(

@@ -88,8 +88,8 @@ def default_space(config: KDConfig) -> dict[str, Domain]:
     """
     folder = PROPERTIES / "tune"
     own = folder / f"{config['model']}.hyper"
-    space = read_space(own) if own.is_file() else {}
-    has_own = bool(space)
+    has_own = own.is_file()
+    space = read_space(own) if has_own else {}
     for distiller in config.distillers:
         if any(name.startswith(f"{distiller}.") for name in space):
             continue
