@@ -137,7 +137,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
             text = words.pop(0)
         if not key:
             raise UserError(f"'{word}' has no name before the '='; expected --key=value.")
-        from recbole_kd.config import parse_value  # brings torch and RecBole, for which help need not wait
+        from recbole_kd.experiment.settings import parse_value  # brings torch and RecBole, for which help need not wait
 
         # These are names, whatever they look like: a dataset may be called 2020.
         value = text if re.sub(r"^teacher\.\d+\.", "teacher.", key) in _TEXTS else parse_value(text)
@@ -165,7 +165,7 @@ def usage(verb: str = "train") -> str:
 
 
 def _train(settings: dict[str, Any]) -> None:
-    from recbole_kd.quick_start import run_recbole_kd, table
+    from recbole_kd.verbs.train import run_recbole_kd, table
 
     files = str(settings.pop("config_files", "") or "").split()
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
@@ -176,7 +176,7 @@ def _train(settings: dict[str, Any]) -> None:
 
 
 def _list(settings: dict[str, Any]) -> None:
-    from recbole_kd.listing import listing
+    from recbole_kd.verbs.list import listing
 
     kinds = ("students", "teachers", "distillers", "recipes", "datasets")
     kind = settings.pop("kind", None)
@@ -188,7 +188,7 @@ def _list(settings: dict[str, Any]) -> None:
 
 
 def _evaluate(settings: dict[str, Any]) -> None:
-    from recbole_kd.quick_start import evaluate_checkpoint
+    from recbole_kd.verbs.train import evaluate_checkpoint
 
     checkpoint = settings.pop("checkpoint", None)
     result_file = settings.pop("result_file", None)
@@ -196,14 +196,14 @@ def _evaluate(settings: dict[str, Any]) -> None:
         raise UserError("evaluate needs a checkpoint; set --checkpoint=FILE, such as saved/BPR-ml-100k-....pth.")
     result = evaluate_checkpoint(str(checkpoint), settings)
     if result_file:
-        from recbole_kd.checkpoint import save_json
+        from recbole_kd.files.checkpoint import save_json
 
         save_json(result, str(result_file), "result_file")
     print(json.dumps(result, indent=2))
 
 
 def _recommend(settings: dict[str, Any]) -> None:
-    from recbole_kd.recommend import run_recommend
+    from recbole_kd.verbs.recommend import run_recommend
 
     keys = ("checkpoint", "users", "k", "format", "output", "seen", "exclude_seen")
     given = {key: settings.pop(key) for key in keys if key in settings}
@@ -215,7 +215,7 @@ def _recommend(settings: dict[str, Any]) -> None:
 
 
 def _export(settings: dict[str, Any]) -> None:
-    from recbole_kd.export import run_export, summary
+    from recbole_kd.verbs.export import run_export, summary
 
     keys = ("checkpoint", "output", "index", "seen", "overwrite")
     given = {key: settings.pop(key) for key in keys if key in settings}
@@ -244,7 +244,7 @@ def _prepare(settings: dict[str, Any]) -> None:
 
 
 def _analyse(settings: dict[str, Any]) -> None:
-    from recbole_kd.analyse import run_analyse
+    from recbole_kd.verbs.analyse import run_analyse
 
     run_analyse(settings)
 
@@ -264,9 +264,9 @@ _SEARCH = ("trials", "prune", "grace_epochs", "cpus", "cpus_per_trial", "gpus_pe
 
 
 def _tune(settings: dict[str, Any]) -> None:
-    from recbole_kd.checkpoint import save_json
-    from recbole_kd.tune import evaluate_winner, search
-    from recbole_kd.tune.report import summary
+    from recbole_kd.files.checkpoint import save_json
+    from recbole_kd.verbs.tune import evaluate_winner, search
+    from recbole_kd.verbs.tune.report import summary
 
     files = str(settings.pop("config_files", "") or "").split()
     own = {key: settings.pop(key) for key in _SEARCH if key in settings}
@@ -287,7 +287,7 @@ def _no_more(settings: dict[str, Any], verb: str, known: Sequence[str]) -> None:
 
 
 def _compare(settings: dict[str, Any]) -> None:
-    from recbole_kd.compare import compare, table
+    from recbole_kd.verbs.compare import compare, table
 
     results = compare(settings)
     print(f"\n{results['dataset']}, test split\n{table(results)}")

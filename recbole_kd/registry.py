@@ -14,7 +14,7 @@ import torch
 
 from recbole_kd.contracts import Distiller
 from recbole_kd.errors import UserError, closest
-from recbole_kd.properties_files import model_names, read_properties
+from recbole_kd.files.properties import model_names, read_properties
 
 _RECBOLE = "recbole.model.general_recommender"
 

@@ -21,11 +21,11 @@ import torch
 from recbole.utils import init_seed
 from torch import Tensor
 
-from recbole_kd.config import KDConfig
 from recbole_kd.contracts import Batch, DataView, Distiller
 from recbole_kd.data.splits import Splits
-from recbole_kd.representation import ModelStudent
-from recbole_kd.teacher import FrozenTeacher, Trained, build_model
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages.teacher import FrozenTeacher, Trained, build_model
+from recbole_kd.student.readers import ModelStudent
 
 USERS, ITEMS, TASTES = 48, 40, 4
 

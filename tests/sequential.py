@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_kd.config import KDConfig
 from recbole_kd.contracts import Batch, DataView, Sequences
+from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
-from recbole_kd.loaders import make_loaders
-from recbole_kd.representation import ModelStudent
-from recbole_kd.teacher import FrozenTeacher, Trained, build_model
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages.teacher import FrozenTeacher, Trained, build_model
+from recbole_kd.student.readers import ModelStudent
 from recbole_kd.testing import known_sequences_settings
 
 #: Sizes that make each model small and without chance.

@@ -170,7 +170,7 @@ def test_what_keeps_its_own_state_goes_on_when_repeated(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("recbole_kd.quick_start.shared_teacher", interrupt)
+    monkeypatch.setattr("recbole_kd.verbs.train.shared_teacher", interrupt)
     words = [*quick(known_answer, model="SimRecStudent"), "--config_files", "a.yaml b.yaml"]
     for name in ("a.yaml", "b.yaml"):
         Path(name).write_text("")

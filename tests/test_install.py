@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_kd.properties_files import PROPERTIES
+from recbole_kd.files.properties import PROPERTIES
 
 ROOT = Path(__file__).parent.parent
 

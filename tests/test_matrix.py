@@ -13,18 +13,18 @@ import pytest
 import torch
 from recbole.utils import ModelType, init_seed
 
-from recbole_kd.checkpoint import load_checkpoint
-from recbole_kd.config import KDConfig
 from recbole_kd.contracts import CAPABILITIES, DataView
+from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
-from recbole_kd.loaders import make_loaders
-from recbole_kd.quick_start import check_needs, run_recbole_kd
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, load_class
-from recbole_kd.representation import ModelStudent
-from recbole_kd.teacher import FrozenTeacher, build_model, train_or_fetch
+from recbole_kd.stages.teacher import FrozenTeacher, build_model, train_or_fetch
+from recbole_kd.student.readers import ModelStudent
 from recbole_kd.testing import known_answer_settings, write_known_answer
-from recbole_kd.trainer import make_trainer
+from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.verbs.train import check_needs, run_recbole_kd
 
 SIZE = 16
 GENERAL = [name for name in MODELS if load_class(MODELS[name].path).type != ModelType.SEQUENTIAL]

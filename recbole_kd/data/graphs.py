@@ -147,7 +147,8 @@ def check_decreasing(coefficients: Sequence[float], setting: str) -> None:
     # Coefficients that no frequency can make count only break the search for roots.
     weight = Polynomial(np.where(np.abs(theta) > 1e-15, theta, 0.0)).trim() ** 2
     slope = weight.deriv()
-    turning = [root.real for root in slope.deriv().roots() if abs(root.imag) < 1e-9 and 0 < root.real < 2]
+    roots: list[complex] = slope.deriv().roots().tolist()
+    turning = [root.real for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 2]
     steepest = max([0.0, 2.0, *turning], key=lambda x: float(slope(x)))
     if slope(steepest) > 1e-9 * float(np.abs(weight.coef).max()):
         raise UserError(

@@ -14,9 +14,9 @@ from recbole.data import dataset as recbole_datasets
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_kd.checkpoint import digest
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import digest
 
 
 class Splits:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.samplers import better_of_two, draw_without_replacement, exponential_log_weights, items_at
-from recbole_kd.distiller.lists import GuidedListDistiller, list_scores, require_drawable
+from recbole_kd.distiller.base.lists import GuidedListDistiller, list_scores, require_drawable
 from recbole_kd.loss.ranking import soft_target_loss
 from recbole_kd.options import Options, option
 

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.projectors import AnnealedOptions, SelectedExperts, SelectionHistory, begin_epoch
-from recbole_kd.distiller.representations import NodeOrPairDistiller
+from recbole_kd.distiller.base.experts import AnnealedOptions, SelectedExperts, SelectionHistory, begin_epoch
+from recbole_kd.distiller.base.nodes import NodeOrPairDistiller
 from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import option
 

@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_decreasing, neighbour_adjacency
-from recbole_kd.distiller.projectors import linear
-from recbole_kd.distiller.representations import RepresentationDistiller
+from recbole_kd.distiller.base.experts import linear
+from recbole_kd.distiller.base.nodes import RepresentationDistiller
 from recbole_kd.errors import UserError
 from recbole_kd.loss.regression import cosine_distances, linear_error, mean_over_nodes
 from recbole_kd.options import Options, option

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recbole_kd.contracts import Batch
-from recbole_kd.distiller.representations import RepresentationDistiller
+from recbole_kd.distiller.base.nodes import RepresentationDistiller
 from recbole_kd.loss.topology import all_pairs
 from recbole_kd.options import Options, option
 

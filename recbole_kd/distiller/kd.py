@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, Sequences, StudentView, TeacherView
-from recbole_kd.distiller.lists import GuidedListDistiller, list_scores
+from recbole_kd.distiller.base.lists import GuidedListDistiller, list_scores
 from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import softmax_loss
 from recbole_kd.options import Options, option

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.samplers import Complement
-from recbole_kd.distiller.lists import ListDistiller
+from recbole_kd.distiller.base.lists import ListDistiller
 from recbole_kd.loss.ranking import discrepancy_weights, position_weights, weighted_positive_loss
 from recbole_kd.options import Options, option
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch
-from recbole_kd.distiller.representations import RepresentationDistiller
+from recbole_kd.distiller.base.nodes import RepresentationDistiller
 from recbole_kd.loss.topology import angles, distances
 from recbole_kd.options import Options, option
 

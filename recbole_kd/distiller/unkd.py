@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.samplers import GroupPairs, popularity_groups
-from recbole_kd.distiller.lists import ListDistiller
+from recbole_kd.distiller.base.lists import ListDistiller
 from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import pairwise_loss
 from recbole_kd.options import Options, option

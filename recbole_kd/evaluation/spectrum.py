@@ -116,7 +116,7 @@ def estimated_band_energies(
     """
     random = np.random.default_rng(seed)
     nodes = adjacency.shape[0]
-    signs = random.integers(0, 2, (nodes, probes)) * 2.0 - 1
+    signs: Any = random.integers(0, 2, (nodes, probes)) * 2.0 - 1
     weights = _band_weights(edges, degree)
     counts = weights @ _moments(adjacency, signs, degree) / probes
     energies = [weights @ _moments(adjacency, _narrow(signal, probes, random), degree) for signal in signals]
@@ -152,7 +152,7 @@ def _moments(adjacency: Any, signal: Array, degree: int) -> Array:
     return moments[: degree + 1]
 
 
-def _band_weights(edges: Array, degree: int) -> Array:
+def _band_weights(edges: Array, degree: int) -> Any:
     """(B, degree + 1) damped Chebyshev coefficients of the bands' indicator functions of 1 - x."""
     orders = np.arange(1, degree + 1)
     angles = np.arccos(np.clip(1 - edges, -1, 1))  # rising with the frequency

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_kd.loss.contrastive import own_precision, with_gradient
-from recbole_kd.loss.layout import GroupLayout
+from recbole_kd.loss.kernel.layout import GroupLayout
 
 __all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes", "mixture_error"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_kd.loss.contrastive import own_precision, with_gradient
-from recbole_kd.loss.layout import GroupLayout
+from recbole_kd.loss.kernel.layout import GroupLayout
 
 __all__ = ["Grouped", "all_pairs", "angles", "distances", "group_means", "group_pairs", "prototype_nodes", "unit"]
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from recbole_kd.checkpoint import PathLike, save_json, write_atomic
 from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import PathLike, save_json, write_atomic
 from recbole_kd.report.page import findings, html_page
 from recbole_kd.report.static import STYLE, pictures
 from recbole_kd.report.tables import csv_table, latex_table, markdown_accuracy, markdown_costs

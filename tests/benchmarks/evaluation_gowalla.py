@@ -33,7 +33,7 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from scipy.sparse.linalg import svds
 
-from recbole_kd.evaluation.full_sort import FastFullSortEvalDataLoader, FullSortCollector, sized_eval_batch
+from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader, FullSortCollector, sized_eval_batch
 
 
 def timed(run: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:

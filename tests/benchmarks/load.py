@@ -49,14 +49,14 @@ import pyarrow.csv
 import torch
 from torch import Tensor
 
-from recbole_kd.bare_teacher import BareTeacher
-from recbole_kd.config import KDConfig
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank
 from recbole_kd.data.samplers import Complement
 from recbole_kd.data.splits import Splits
 from recbole_kd.evaluation.costs import peak_memory, reset_peak_memory
-from recbole_kd.quick_start import build_student, load_splits
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.teacher.bare import BareTeacher
+from recbole_kd.verbs.train import build_student, load_splits
 
 NAME = "synthetic"
 GB = 2**30

@@ -19,11 +19,11 @@ from typing import Any
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
-from recbole_kd.config import KDConfig
+from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
-from recbole_kd.loaders import make_loaders
-from recbole_kd.teacher import build_model
-from recbole_kd.trainer import make_trainer
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages.teacher import build_model
+from recbole_kd.trainer.kd_trainer import make_trainer
 
 
 def main() -> None:

@@ -41,9 +41,9 @@ from recbole_kd.distiller.kd import KDDistiller
 from recbole_kd.distiller.rd import RDDistiller
 from recbole_kd.distiller.rrd import IRRRDDistiller, RRDDistiller
 from recbole_kd.distiller.unkd import UnKDDistiller
-from recbole_kd.loss.gather import gathered_dot
-from recbole_kd.representation import ModelStudent
-from recbole_kd.teacher import build_model
+from recbole_kd.loss.kernel.gather import gathered_dot
+from recbole_kd.stages.teacher import build_model
+from recbole_kd.student.readers import ModelStudent
 
 POOL = 500
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -21,8 +21,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from recbole_kd import distributed, quick_start
 from recbole_kd.cli import parse
+from recbole_kd.cluster import group as distributed
+from recbole_kd.verbs import train as quick_start
 
 
 def timed(name: str, function: Any, spent: Counter[str]) -> Any:

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from recbole_kd.data.graphs import bipartite_adjacency
-from recbole_kd.data.item_graphs import consecutive_adjacency
 from recbole_kd.data.observed import Observed
-from recbole_kd.optimizer import NeumannSmoother, SEvoAdam, SEvoAdamW, smoothed_groups
+from recbole_kd.sevo.graphs import consecutive_adjacency
+from recbole_kd.sevo.optimizer import NeumannSmoother, SEvoAdam, SEvoAdamW, smoothed_groups
 
 DIMENSION = 64
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch
+from recbole_kd.distiller.base.experts import Experts, SelectedExperts, Selection, annealed, gumbel_softmax
 from recbole_kd.distiller.de import DEDistiller, DEOptions
-from recbole_kd.distiller.projectors import Experts, SelectedExperts, Selection, annealed, gumbel_softmax
 from recbole_kd.errors import UserError
 from tests.distiller.fakes import FakeStudent, FakeTeacher, assert_same_loss, batch_of, data_view
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_kd.checkpoint import load_checkpoint
-from recbole_kd.distiller.projectors import HISTORY_NODES, SelectionHistory, linear
-from recbole_kd.quick_start import run_recbole_kd
+from recbole_kd.distiller.base.experts import HISTORY_NODES, SelectionHistory, linear
+from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.testing import known_answer_settings
+from recbole_kd.verbs.train import run_recbole_kd
 
 
 def test_it_notes_the_likeliest_expert_of_evenly_spaced_nodes() -> None:

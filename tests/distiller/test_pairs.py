@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_kd.contracts import Batch, Distiller
 from recbole_kd.distiller.de import DEDistiller, DEOptions
 from recbole_kd.distiller.fitnet import FitNetDistiller, FitNetOptions
-from recbole_kd.representation import ModelStudent
+from recbole_kd.student.readers import ModelStudent
 from recbole_kd.testing import Bench, DistillerConformance
 from tests.distiller.fakes import ALL, FakeStudent, FakeTeacher, assert_same_loss, batch_of, data_view
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_kd.loss import layout, regression
-from recbole_kd.loss.layout import GroupLayout
+from recbole_kd.loss import regression
+from recbole_kd.loss.kernel import layout
+from recbole_kd.loss.kernel.layout import GroupLayout
 from recbole_kd.loss.regression import cosine_distances, expert_error, linear_error, mean_over_nodes, mixture_error
 
 INPUTS, HIDDEN, OUTPUTS, TABLE = 3, 4, 5, 30

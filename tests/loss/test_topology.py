@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_kd.loss import layout, topology
-from recbole_kd.loss.layout import GroupLayout
+from recbole_kd.loss import topology
+from recbole_kd.loss.kernel import layout
+from recbole_kd.loss.kernel.layout import GroupLayout
 from recbole_kd.loss.topology import (
     Grouped,
     all_pairs,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from tests.test_representation import build
+from tests.student.test_readers import build
 
 
 def dense_adjacency(model: Any, pairs: list[tuple[int, int]]) -> torch.Tensor:
@@ -28,8 +28,8 @@ def teacher(known_answer: Path) -> Any:
 
 
 def observed_pairs(known_answer: Path) -> list[tuple[int, int]]:
-    from recbole_kd.config import KDConfig
     from recbole_kd.data.splits import Splits
+    from recbole_kd.experiment.settings import KDConfig
     from recbole_kd.testing import known_answer_settings
 
     splits = Splits(KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer)))

@@ -11,8 +11,8 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_kd.model.stosa import joined, positive, squared_wasserstein, wasserstein_attention
-from recbole_kd.quick_start import run_recbole_kd
 from recbole_kd.testing import known_sequences_settings, write_known_sequences
+from recbole_kd.verbs.train import run_recbole_kd
 from tests.sequential import SequentialBench
 
 

@@ -56,8 +56,9 @@ def tell_moments(descriptor: int) -> None:
     import torch
     from recbole.trainer import Trainer
 
-    import recbole_kd.quick_start  # noqa: F401  before its parts are replaced
-    from recbole_kd import checkpoint, teacher
+    import recbole_kd.verbs.train  # noqa: F401  before its parts are replaced
+    from recbole_kd.files import checkpoint
+    from recbole_kd.stages import teacher
 
     def telling(letter: str, function: Any) -> Any:
         def told(*arguments: Any, **named: Any) -> Any:
@@ -121,7 +122,7 @@ def start(words: Sequence[str], folder: Path, fork: bool) -> Process:
     """Starts the command line in a folder: in a new interpreter, or in a fork of this one, which is seconds faster."""
     reading, writing = os.pipe()
     if fork:
-        import recbole_kd.quick_start  # noqa: F401  once, here, for all forks
+        import recbole_kd.verbs.train  # noqa: F401  once, here, for all forks
 
         process = multiprocessing.get_context("fork").Process(target=command, args=(words, writing, folder))
         process.start()
@@ -205,7 +206,7 @@ def last_file(folder: Path) -> Path | None:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """All that a finished run left, as plain values and digests to the bit, without times and places."""
-    from recbole_kd.checkpoint import digest, load_checkpoint
+    from recbole_kd.files.checkpoint import digest, load_checkpoint
 
     (result_file,) = [
         path for path in (folder / "saved").glob("*.json") if "test_result" in json.loads(path.read_text())

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_kd.cli import VERBS, main, parse
-from recbole_kd.config import KDConfig
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from tests.test_cli import quick
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from recbole_kd.cli import main
-from tests.test_checkpoint import archive, call, named, storage, tensor
+from tests.files.test_checkpoint import archive, call, named, storage, tensor
 from tests.test_cli import quick
 
 Words = list[str]
@@ -84,9 +84,9 @@ def _(data: Path, canary: Path) -> tuple[Words, str]:
 
 @sample("checkpoint: a state set by build")
 def _(data: Path, canary: Path) -> tuple[Words, str]:
-    hostile = call("tests.test_checkpoint.SetsState", state=str(canary))
+    hostile = call("tests.files.test_checkpoint.SetsState", state=str(canary))
     path = archive(data, {"format": "recbole-kd/1", "epoch": hostile})
-    return quick(data, model="BPR", resume=path), "names tests.test_checkpoint.SetsState"
+    return quick(data, model="BPR", resume=path), "names tests.files.test_checkpoint.SetsState"
 
 
 @sample("checkpoint: a persistent id that names a function")

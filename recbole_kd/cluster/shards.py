@@ -1,0 +1,184 @@
+"""Ranked lists and full-ranking evaluation in shards of users, by the workers of a Ray cluster (``--ray_address``).
+
+A shard is a run of the very blocks of users in which one process would score them, so that every product has the shape
+that it has there, and what comes together is equal to the bit. A worker reads data and model from the files that this
+process reads, by the same safe reader, and keeps them for its next shard. On several machines these files, under
+--data_path and --checkpoint_dir, must be where all of them see them. A worker computes on one thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional, TypeVar
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_kd.cluster.group import PartOfBatches
+from recbole_kd.cluster.ray import parallel_map, ray_session
+from recbole_kd.contracts import Share
+from recbole_kd.data.ranks import rank_block, rank_blocks
+from recbole_kd.errors import UserError
+from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.checkpoint import digest
+from recbole_kd.stages.teacher import AnyTeacher, FrozenTeacher, make_evaluator, obtain_teacher
+from recbole_kd.verbs.train import load_splits, load_trained
+from recbole_kd.verbs.tune.search import absolute_settings
+
+__all__ = ["evaluate_in_shards", "rank_in_shards"]
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+#: Shards for each core of the cluster, so that the last ones even out what is slower.
+_SHARDS_A_CORE = 4
+#: What a worker read last, under its key.
+_KEPT: dict[str, Any] = {}
+#: Settings that decide how a checkpoint is evaluated, beside the data's.
+_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place", "eval_batch_size", "use_gpu")
+
+
+def rank_in_shards(teacher: AnyTeacher, config: KDConfig) -> None:
+    """Lets a teacher compute the ranked lists that are not on disk yet by the cluster at ``config["ray_address"]``.
+
+    Of several teachers, each that is a model.
+    """
+    settings = {**absolute_settings(config), "ray_address": None, "resume": None}
+    for number, member in enumerate(getattr(teacher, "members", [teacher])):
+        if isinstance(member, FrozenTeacher):
+            source = _Source(config["model"], config["dataset"], settings, number, member.digest)
+            member.ranker = _Ranker(source, str(config["ray_address"]))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a worker obtains a teacher by: the settings of a run, which of its teachers, and that one's content."""
+
+    model: str
+    dataset: str
+    settings: Mapping[str, Any]
+    member: int
+    content: str
+
+    def load(self) -> FrozenTeacher:
+        """The teacher, from the file that the run made or was given."""
+        config = KDConfig(self.model, self.dataset, config_dict=self.settings)
+        teacher = obtain_teacher(config, load_splits(config))
+        member: FrozenTeacher = getattr(teacher, "members", [teacher])[self.member]
+        if member.digest != self.content:
+            raise UserError(
+                f"A worker of the cluster reads another teacher {member.name} than this process; set --checkpoint_dir "
+                "and --data_path to folders that all machines share."
+            )
+        return member
+
+
+@dataclass(frozen=True)
+class _Ranker:
+    source: _Source
+    address: str
+
+    def __call__(self, teacher: FrozenTeacher, k: int) -> Tensor:
+        """(U, k) int32: what `build_rank_bank` gives of the teacher's scores."""
+        blocks = rank_blocks(teacher.observed)
+        tasks = [(self.source, k, blocks[share.part(len(blocks))]) for share in _shares(self.address, len(blocks))]
+        lists = [torch.tensor(part) for part in _map(_rank, tasks, self.address)]
+        return torch.cat([torch.zeros(1, k, dtype=torch.int32), *lists])
+
+
+def _rank(task: tuple[_Source, int, Sequence[range]]) -> NDArray[np.int32]:
+    source, k, blocks = task
+    torch.set_num_threads(1)
+    teacher: FrozenTeacher = _kept(source.content, source.load)
+    return torch.cat([rank_block(teacher.score_block, teacher.observed, k, block) for block in blocks]).numpy()
+
+
+def evaluate_in_shards(trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any]) -> Any:
+    """What ``trainer.evaluate(data)`` gives, each batch of users scored by the cluster at ``config["ray_address"]``.
+
+    Args:
+        trainer: of the model that `checkpoint` holds; its collector knows the training data.
+        data: its loader of that split. One that is not of full ranking is evaluated here.
+        split: ``valid`` or ``test``.
+        checkpoint: a file of recbole-kd.
+        given: settings beside the checkpoint's own that say how the data is read.
+    """
+    if not isinstance(data, FastFullSortEvalDataLoader) or data.is_sequential:
+        return trainer.evaluate(data, load_best_model=False)
+    config, address = trainer.config, str(trainer.config["ray_address"])
+    settings = {
+        **given,
+        **{key: config[key] for key in _EVALUATION},
+        "data_path": os.path.abspath(config.data_root),
+        "checkpoint_dir": os.path.abspath(config["checkpoint_dir"]),
+        "show_progress": False,
+        "ray_address": None,
+    }
+    path = os.path.abspath(checkpoint)
+    batches = -(-data.sample_size // data.step)
+    tasks = [(path, os.stat(path).st_mtime_ns, settings, split, share) for share in _shares(address, batches)]
+    parts = _map(_collect, tasks, address)
+    collector = trainer.eval_collector
+    collector.data_struct.join([{name: torch.tensor(value) for name, value in part.items()} for part in parts])
+    collector.model_collect(trainer.model)
+    return trainer.evaluator.evaluate(collector.get_data_struct())
+
+
+def _collect(task: tuple[str, int, Mapping[str, Any], str, Share]) -> dict[str, NDArray[Any]]:
+    """What the evaluator reads of a share of a split's batches."""
+    path, written, settings, split, share = task
+    torch.set_num_threads(1)
+
+    def load() -> tuple[Any, dict[str, Any]]:
+        trained, splits = load_trained(path, settings)
+        trainer, loaders = make_evaluator(trained.config, trained.model, splits)
+        return trainer, dict(zip(("train", "valid", "test"), loaders))
+
+    trainer, loaders = _kept(digest(path, written, dict(settings)), load)
+    trainer.evaluate(PartOfBatches(loaders[split], share), load_best_model=False)
+    return {name: value.numpy() for name, value in trainer.eval_collector.collected().items()}
+
+
+def _kept(key: str, load: Callable[[], Any]) -> Any:
+    """What `load` gives, kept until another key is asked for."""
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = load()
+    return _KEPT[key]
+
+
+def _shares(address: str, most: int) -> list[Share]:
+    """The shares of so many blocks or batches, a few for each core of the cluster, none of them empty."""
+    with ray_session(_cluster(address)):
+        count = min(most, _SHARDS_A_CORE * _cores())
+    return [Share(rank, count) for rank in range(count)]
+
+
+def _map(function: Callable[[Task], Result], tasks: Sequence[Task], address: str) -> list[Result]:
+    """The function's results, in the order of the tasks.
+
+    Raises:
+        UserError: as a worker does.
+    """
+    with ray_session(_cluster(address)):
+        try:
+            results = dict(parallel_map(function, tasks, _cores()))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+    return [results[number] for number in range(len(tasks))]
+
+
+def _cores() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _cluster(address: str) -> Optional[str]:
+    return None if address == "local" else address

@@ -1,0 +1,98 @@
+"""RecBole 1.2.1 on today's numpy, scipy and pandas: the only module that adapts RecBole.
+
+RecBole's last release is of February 2025. Three of its spellings no longer work. Each is replaced by today's while
+Python imports the module of RecBole that holds it. numpy, scipy, pandas and RecBole's files stay as they are.
+
+===========================  =====================================  ============================
+RecBole's source             why it fails                           what is compiled instead
+===========================  =====================================  ============================
+``np.float_`` and others     numpy 2 has removed the names          ``np.float64`` and others
+``matrix._update(entries)``  scipy 1.13 has removed the method      ``matrix._dict.update(...)``
+``column.fillna(v,           pandas 3 fills a copy, silently        ``column = column.fillna(v)``
+inplace=True)``
+===========================  =====================================  ============================
+
+A spelling that still works is left alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+
+__all__ = ["adapted", "install"]
+
+#: numpy's names until version 1, and the same types today.
+_NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
+_NEEDED = re.compile(rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(")
+
+
+class _Today(ast.NodeTransformer):
+    """RecBole's syntax tree with today's spellings."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Name) and node.value.id == "np" and node.attr in _NUMPY:
+            node.attr = _NUMPY[node.attr]
+        return node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        self.generic_visit(node)
+        call = node.value
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            return node
+        target, method = call.func.value, call.func.attr
+        if method == "_update" and _dok_keeps_a_dict():
+            call.func = ast.Attribute(ast.Attribute(target, "_dict", ast.Load()), "update", ast.Load())
+        elif method == "fillna" and isinstance(target, ast.Subscript):
+            call.keywords = [keyword for keyword in call.keywords if keyword.arg != "inplace"]
+            column = ast.Subscript(target.value, target.slice, ast.Store())
+            return ast.copy_location(ast.Assign([column], call), node)
+        return node
+
+
+def _dok_keeps_a_dict() -> bool:
+    """Whether scipy's ``dok_matrix`` holds its entries in ``_dict`` (since 1.13) instead of being a dict itself."""
+    from scipy.sparse import dok_matrix
+
+    return not hasattr(dok_matrix, "_update")
+
+
+def adapted(source: str) -> ast.Module:
+    """The syntax tree of a module of RecBole, with today's spellings."""
+    return ast.fix_missing_locations(_Today().visit(ast.parse(source)))
+
+
+class _Loader(SourceFileLoader):
+    """Compiles a module from its adapted source; a module that needs no adaptation comes from Python's cache."""
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        source = self.get_data(self.path).decode("utf-8")
+        if _NEEDED.search(source) is None:
+            return super().get_code(fullname)
+        return compile(adapted(source), self.path, "exec", dont_inherit=True)
+
+
+class _Finder(MetaPathFinder):
+    """Finds RecBole's modules where Python would, and gives them the loader above."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith("recbole."):
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def install() -> None:
+    """Adapts RecBole's modules as they are imported from now on. ``import recbole_kd`` calls it; once is enough."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())

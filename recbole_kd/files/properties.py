@@ -1,0 +1,138 @@
+"""The YAML files under properties/: where they are, and how they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_kd.errors import UserError
+
+_PACKAGE = Path(__file__).parent.parent
+#: In a wheel the folder lies inside the package; in a checkout beside it.
+PROPERTIES = next(folder / "properties" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "properties").is_dir())
+
+
+class Repeated(yaml.MarkedYAMLError):
+    """A mapping names something twice, of which YAML's own loader keeps the last."""
+
+
+class SafeLoader(yaml.SafeLoader):
+    """YAML without tags that construct objects or names given twice, reading 1e-3 as a number as RecBole does."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here a node has what the text says, before a merge key (<<) brings in names that may be given anew.
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in names:
+                    raise Repeated(problem=f"'{key.value}' is given twice; keep one", problem_mark=key.start_mark)
+                names.add((key.tag, key.value))
+        return node
+
+
+SafeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?(?:[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)
+        |\.[0-9_]+(?:[eE][-+]?[0-9]+)?
+        |[-+]?\.(?:inf|Inf|INF)
+        |\.(?:nan|NaN|NAN))$""",
+        re.X,
+    ),
+    list("-+0123456789."),
+)
+
+
+#: A settings file is shorter than this, and holds fewer values than this when its aliases are written out.
+_MOST_BYTES, _MOST_VALUES = 1 << 22, 1 << 18
+
+
+def load_yaml(text: str) -> Any:
+    """What YAML text holds: plain values, of a bounded size however often aliases repeat them.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, holds a tag that would construct an object, names something twice, refers to
+            itself, or unfolds to more than any settings need.
+    """
+    try:
+        content = yaml.load(text, Loader=SafeLoader)
+        if _unfolded(content, {}) > _MOST_VALUES:
+            raise _Refused(f"its aliases unfold to more than {_MOST_VALUES:,} values")
+    except RecursionError:
+        raise _Refused("it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # a date that is none, a number of ten thousand digits
+        raise _Refused(str(error)) from None
+    return content
+
+
+class _Refused(yaml.YAMLError):
+    """YAML that is well-formed and is not read."""
+
+
+def _unfolded(value: Any, known: dict[int, int]) -> int:
+    """How many values there are in `value`, each counted wherever it is repeated."""
+    if not isinstance(value, (dict, list, tuple, set)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded(part, known) for part in parts)
+    elif known[id(value)] == 0:
+        raise _Refused("it refers to itself")
+    return known[id(value)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, holds a tag that would construct an object or a name twice, or
+            no mapping.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise UserError(f"The configuration file {path} is longer than {_MOST_BYTES:,} bytes; expected settings.")
+        content = load_yaml(text.decode("utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the configuration file {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where is not None else ""
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise UserError(f"The configuration file {path} is not plain YAML{line}: {problem}.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(
+            f"The configuration file {path} holds no settings by name; expected lines such as 'epochs: 50'."
+        )
+    return content
+
+
+@cache
+def _cached(path: Path) -> Mapping[str, Any]:
+    return read_yaml(path) if path.is_file() else {}
+
+
+def read_properties(kind: str, name: str) -> dict[str, Any]:
+    """The settings in properties/kind/name.yaml; empty where there is no such file."""
+    return dict(_cached(PROPERTIES / kind / f"{name}.yaml"))
+
+
+def overall_properties() -> dict[str, Any]:
+    """The settings in properties/overall.yaml."""
+    return dict(_cached(PROPERTIES / "overall.yaml"))
+
+
+def model_names() -> list[str]:
+    """Names of the files under properties/model, sorted."""
+    return sorted(path.stem for path in (PROPERTIES / "model").glob("*.yaml"))

@@ -1,0 +1,329 @@
+"""The graphs on which SEvo smooths an optimiser's updates, and SEvo's options.
+
+Each graph is a symmetric-normalised adjacency Ã in CSR form, built from the training split alone. Its nodes are the
+rows of an item table (padding included, and any row that a model adds at the end, such as BERT4Rec's mask; none of
+these has a neighbour), or the rows of the user table followed by those of the item table.
+
+Source: SEvo (NeurIPS'24), "Graph-enhanced Optimizers for Structure-aware Recommendation Embedding Evolution".
+Deviation: the weight of a teacher's neighbours is exp(-d / temperature) with d = 1 - cos. The authors' slides print d
+as the cosine *similarity*, with which the least similar items would be tied most strongly.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from recbole_kd.data.graphs import bipartite_adjacency, symmetric_normalized
+from recbole_kd.data.observed import Observed
+from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import digest, load_checkpoint, save_checkpoint
+from recbole_kd.options import Options, option
+
+__all__ = [
+    "GRAPHS",
+    "SEvoOptions",
+    "cached_adjacency",
+    "category_adjacency",
+    "consecutive_adjacency",
+    "item_categories",
+    "sevo_adjacency",
+    "teacher_adjacency",
+    "training_sequences",
+]
+
+#: What ``sevo.graph`` can be.
+GRAPHS = ("consecutive", "bipartite", "category", "teacher")
+
+#: Scores of a block of items against all items: bounds the memory of the search for neighbours to 64 MiB of float32.
+BLOCK_CELLS = 1 << 24
+
+#: Pairs of items that share a category: more make a graph that takes longer to smooth on than a training step.
+MOST_PAIRS = 20_000_000
+
+
+@dataclass(frozen=True)
+class SEvoOptions(Options):
+    """Section ``sevo``: on which graph, and how strongly, the updates of embedding tables are smoothed."""
+
+    beta: float = option(0.99, "strength of smoothing; 0 is the plain optimiser", minimum=0, below=1)
+    layers: int = option(3, "L, steps on the graph that an update spreads", minimum=0)
+    iterative: bool = option(False, "iterate x <- beta Ã x + (1 - beta) Delta instead of the rescaled Neumann series")
+    graph: str = option("consecutive", "which items are neighbours", choices=GRAPHS)
+    tables: tuple[str, ...] = option((), "parameters to smooth, in the order of the graph's nodes; none: found")
+    window: int = option(1, "H of graph consecutive: farthest neighbours in a sequence, in steps", minimum=1)
+    maxlen: int = option(50, "of graph consecutive: last items of a user's sequence that count", minimum=2)
+    neighbours: int = option(10, "of graph teacher: nearest items that each item chooses", minimum=1)
+    temperature: float = option(1.0, "of graph teacher: tau of exp(-d/tau), d = 1 - cosine", above=0)
+    category: str = option("class", "of graph category: the item feature whose values are the categories")
+
+
+def consecutive_adjacency(
+    user_ids: Tensor, item_ids: Tensor, order: Tensor, nodes: int, window: int = 1, maxlen: int = 50
+) -> Tensor:
+    """Ã of the graph that ties items which follow each other in a user's training sequence.
+
+    Two items h <= window steps apart add 1/h to their edge, in both directions, each time they are; an item that
+    follows itself is its own neighbour. Only the last `maxlen` items of a user count.
+
+    Args:
+        user_ids, item_ids: (n,) the training interactions, in any order.
+        order: (n,) their time or position; of equal ones the first listed comes first.
+        nodes: rows of the item table.
+        window: H, at least 1.
+        maxlen: items of a sequence that count, at least 2.
+
+    Returns:
+        (nodes, nodes) sparse CSR, float32.
+
+    Raises:
+        UserError: no user has two training interactions.
+    """
+    in_time = torch.argsort(order, stable=True)
+    by_user = in_time[torch.argsort(user_ids[in_time], stable=True)]
+    users, items = user_ids[by_user].long(), item_ids[by_user].long()
+    last_place = torch.bincount(users).cumsum(0)[users]
+    recent = last_place - torch.arange(len(users), device=users.device) <= maxlen
+    users, items = users[recent], items[recent]
+
+    rows, columns, weights = [], [], []
+    for steps in range(1, min(window, len(users) - 1) + 1):
+        together = users[steps:] == users[:-steps]
+        earlier, later = items[:-steps][together], items[steps:][together]
+        rows += [earlier, later]
+        columns += [later, earlier]
+        weights.append(torch.full((2 * len(earlier),), 1 / steps))
+    if not any(len(part) for part in rows):
+        raise UserError(
+            "No user has two training interactions, so that no items are consecutive; "
+            "keep longer sequences (--user_inter_num_interval) or choose another --sevo.graph."
+        )
+    return symmetric_normalized(torch.cat(rows), torch.cat(columns), torch.cat(weights).to(items.device), nodes)
+
+
+def category_adjacency(item_ids: Tensor, category_ids: Tensor, nodes: int) -> Tensor:
+    """Ã of the graph that ties, with weight 1, all items which share a category.
+
+    Args:
+        item_ids, category_ids: (n,) pairs of an item and a category that it has; id 0 is padding on either side.
+        nodes: rows of the item table.
+
+    Returns:
+        (nodes, nodes) sparse CSR, float32.
+
+    Raises:
+        UserError: no items share a category, or so many do that the graph would not fit a training step.
+    """
+    real = (item_ids > 0) & (category_ids > 0)
+    items, categories = item_ids[real].cpu().numpy(), category_ids[real].cpu().numpy()
+    shape = (nodes, int(categories.max(initial=0)) + 1)
+    member = scipy.sparse.csr_matrix((np.ones(len(items), dtype=np.float32), (items, categories)), shape=shape)
+    pairs = float(np.square(np.asarray(member.sum(axis=0), dtype=np.float64)).sum())
+    if pairs > MOST_PAIRS:
+        raise UserError(
+            f"--sevo.graph=category would tie {pairs:.2g} pairs of items; expected at most {MOST_PAIRS:.2g}: "
+            "name a finer feature with --sevo.category."
+        )
+    shared = (member @ member.T).tocoo()
+    other = shared.row != shared.col
+    if not other.any():
+        raise UserError("No two items share a category; name another feature with --sevo.category.")
+    rows, columns = (torch.from_numpy(ids[other].astype(np.int64)) for ids in (shared.row, shared.col))
+    return symmetric_normalized(rows, columns, torch.ones(len(rows)), nodes)
+
+
+def teacher_adjacency(
+    embeddings: Tensor, neighbours: int, temperature: float, nodes: Optional[int] = None, block: Optional[int] = None
+) -> Tensor:
+    """Ã of the graph that ties each item to the items nearest to it in a teacher's embedding.
+
+    Item i chooses its `neighbours` largest cosines, exactly, with w_ij = exp(-(1 - cos_ij) / temperature) and 0 for the
+    items that it does not choose; the edge's weight is w_ij + w_ji. A weight that underflows is no edge.
+
+    Args:
+        embeddings: (I, d) the teacher's item embeddings; row 0 is padding.
+        neighbours: k, less than the number of other items.
+        temperature: tau, above 0.
+        nodes: rows of the student's item table; I where it is not given.
+        block: items whose cosines are held at a time, (block, I) numbers; sized for 64 MiB where it is not given.
+
+    Returns:
+        (nodes, nodes) sparse CSR of the embeddings' dtype, on a CPU.
+
+    Raises:
+        UserError: more neighbours than there are other items.
+    """
+    items = len(embeddings)
+    if neighbours > items - 2:
+        raise UserError(
+            f"--sevo.neighbours={neighbours} is more than the {max(items - 2, 0)} other items; choose fewer."
+        )
+    directions = normalize(embeddings.detach(), dim=1)
+    block = block or max(1, BLOCK_CELLS // items)
+    chosen, cosines = [], []
+    for start in range(1, items, block):
+        similarity = directions[start : start + block] @ directions.T
+        similarity[:, 0] = -torch.inf
+        own = torch.arange(len(similarity), device=similarity.device)
+        similarity[own, own + start] = -torch.inf
+        best = similarity.topk(neighbours, dim=1)
+        chosen.append(best.indices.cpu())
+        cosines.append(best.values.double().cpu())
+    rows = torch.arange(1, items).repeat_interleave(neighbours)
+    columns = torch.cat(chosen).flatten()
+    weights = torch.exp((torch.cat(cosines).flatten() - 1) / temperature)
+    kept = weights > 0
+    rows, columns, weights = rows[kept], columns[kept], weights[kept]
+    adjacency = symmetric_normalized(
+        torch.cat([rows, columns]), torch.cat([columns, rows]), torch.cat([weights, weights]), nodes or items
+    )
+    return adjacency.to(embeddings.dtype)
+
+
+def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(users (n,), items (n,), places (n,)) of a training split: each user's items in time, for the consecutive graph.
+
+    A sequential model's rows are (items so far, next item). The next items are the sequence without its first item, and
+    that is the history of the row whose history has one item.
+
+    Args:
+        train: RecBole's dataset of the training split.
+
+    Raises:
+        UserError: interactions have no time.
+    """
+    rows, config = train.inter_feat, train.config
+    if train.time_field not in rows:
+        raise UserError(
+            f"The consecutive graph needs the time of interactions, and column '{train.time_field}' is not loaded; "
+            "name it in --load_col or choose another --sevo.graph."
+        )
+    users, items, times = rows[train.uid_field], rows[train.iid_field], rows[train.time_field].double()
+    histories = train.iid_field + config["LIST_SUFFIX"]
+    if histories in rows:
+        lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]]
+        first = lengths == 1
+        users, items = torch.cat([users[first], users]), torch.cat([rows[histories][first, 0], items])
+        times = torch.cat([torch.full((int(first.sum()),), -torch.inf, dtype=times.dtype), times])
+        # Items of the same time are in the order of their histories' lengths.
+        by_length = torch.argsort(torch.cat([torch.zeros_like(lengths[first]), lengths]), stable=True)
+        users, items, times = users[by_length], items[by_length], times[by_length]
+    places = torch.empty(len(times), dtype=torch.long)
+    places[torch.argsort(times, stable=True)] = torch.arange(len(times))
+    return users, items, places
+
+
+def item_categories(dataset: Any, feature: str) -> tuple[Tensor, Tensor]:
+    """(items (n,), categories (n,)): one pair for each category that an item has; id 0 is padding on either side.
+
+    Args:
+        dataset: a RecBole dataset with item features.
+        feature: name of a token or token_seq column of the items.
+
+    Raises:
+        UserError: no such column, or one of numbers.
+    """
+    features = dataset.item_feat
+    tokens = [] if features is None else [name for name in features.columns if name in dataset.token_like_fields]
+    choices = [name for name in tokens if name != dataset.iid_field]
+    if feature not in choices:
+        raise UserError(
+            f"--sevo.category={feature} is no token column of the items of {dataset.dataset_name}; "
+            f"expected one of: {', '.join(choices) or 'none is loaded'}. Check --sevo.category and --load_col."
+        )
+    values = features[feature].reshape(len(features), -1)
+    items = features[dataset.iid_field].unsqueeze(1).expand_as(values)
+    return items.flatten(), values.flatten()
+
+
+def sevo_adjacency(
+    options: SEvoOptions, train: Any, observed: Observed, item_rows: int, teacher_items: Optional[Tensor] = None
+) -> Tensor:
+    """Ã of the graph that the options name.
+
+    Args:
+        options: section ``sevo``.
+        train: RecBole's dataset of the training split.
+        observed: its pairs.
+        item_rows: rows of the item table that is smoothed, at least I.
+        teacher_items: (I, d) the teacher's item embeddings, for graph teacher.
+
+    Returns:
+        (item_rows, item_rows) sparse CSR; of graph bipartite (U + I, U + I), users first.
+
+    Raises:
+        UserError: the graph cannot be built from what there is.
+    """
+    if options.graph == "bipartite":
+        return bipartite_adjacency(observed)
+    if options.graph == "category":
+        return category_adjacency(*item_categories(train, options.category), item_rows)
+    if options.graph == "teacher":
+        if teacher_items is None:
+            raise UserError(
+                "--sevo.graph=teacher reads a teacher's item embeddings, and there is no teacher that has them; "
+                "set --teacher or choose another --sevo.graph."
+            )
+        return teacher_adjacency(teacher_items, options.neighbours, options.temperature, item_rows)
+    return consecutive_adjacency(*training_sequences(train), item_rows, options.window, options.maxlen)
+
+
+#: The options that each graph depends on.
+_GRAPH_OPTIONS = {
+    "consecutive": ("window", "maxlen"),
+    "bipartite": (),
+    "category": ("category",),
+    "teacher": ("neighbours", "temperature"),
+}
+
+
+def cached_adjacency(
+    folder: str,
+    options: SEvoOptions,
+    train: Any,
+    observed: Observed,
+    item_rows: int,
+    teacher_items: Optional[Tensor] = None,
+) -> Tensor:
+    """What :func:`sevo_adjacency` gives, kept in `folder` under a digest of all that it is made of.
+
+    A file that is not whole, or whose graph cannot be one, is made anew.
+
+    Raises:
+        UserError: the graph cannot be built, or the folder cannot be written.
+    """
+    content: list[Any]
+    if options.graph == "consecutive":
+        content = list(training_sequences(train))
+    elif options.graph == "category":
+        content = list(item_categories(train, options.category))
+    else:
+        content = [observed.users, observed.items, observed.keys if options.graph == "bipartite" else teacher_items]
+    chosen = [getattr(options, name) for name in _GRAPH_OPTIONS[options.graph]]
+    key = digest("item graph", options.graph, chosen, item_rows, content)
+    path = os.path.join(folder, f"{options.graph}-{key[:32]}.pth")
+    if os.path.isfile(path):
+        with suppress(UserError, KeyError, TypeError, RuntimeError):
+            stored = load_checkpoint(path)
+            if stored["key"] == key:
+                parts, size = (stored["rows"], stored["columns"], stored["weights"]), (stored["nodes"], stored["nodes"])
+                # Sparse products read what the columns say unchecked, and this is a file.
+                return torch.sparse_csr_tensor(*parts, size=size, check_invariants=True)
+    adjacency = sevo_adjacency(options, train, observed, item_rows, teacher_items)
+    state = {
+        "key": key,
+        "rows": adjacency.crow_indices(),
+        "columns": adjacency.col_indices(),
+        "weights": adjacency.values(),
+        "nodes": adjacency.shape[0],
+    }
+    save_checkpoint(state, path)
+    return adjacency

@@ -1,0 +1,117 @@
+"""Learners beyond RecBole's own: SEvo's optimisers, with the graph and the tables that they smooth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Optional
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from recbole_kd.contracts import TeacherView
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.sevo.graphs import SEvoOptions, cached_adjacency
+from recbole_kd.sevo.optimizer import NeumannSmoother, sevo_optimizer, smoothed_groups
+from recbole_kd.student.readers import embedding_tables, is_sequential, item_tables
+
+#: parameters, learning rate, weight decay -> optimiser
+OptimizerFactory = Callable[[Iterable[Tensor], float, float], Optimizer]
+
+
+def reads_a_teacher(config: KDConfig) -> bool:
+    """Whether the learner needs a teacher's item embeddings."""
+    return config["sevo"] is not None and SEvoOptions.parse("sevo", config["sevo"]).graph == "teacher"
+
+
+def optimizer_factory(
+    config: KDConfig, splits: Splits, model: nn.Module, teacher: Optional[TeacherView] = None
+) -> Optional[OptimizerFactory]:
+    """How to build the optimiser of ``--learner=sevo_...``; None where the learner is one of RecBole's.
+
+    Args:
+        config: the run's settings.
+        splits: the data; graphs are built from the training split alone.
+        model: whose tables are smoothed.
+        teacher: gives the item embeddings of graph ``teacher``.
+
+    Raises:
+        UserError: no tables to smooth, or a graph that cannot be built.
+    """
+    if config["sevo"] is None:
+        return None
+    options = SEvoOptions.parse("sevo", config["sevo"])
+    tables = _tables(options, splits, model)
+    teacher_items = None
+    if options.graph == "teacher":
+        if teacher is None or not teacher.capabilities & {"representations", "sequence_vectors"}:
+            raise UserError(
+                "--sevo.graph=teacher reads a teacher's item vectors, and there is none; "
+                "set --teacher=NAME of a model with vectors, such as BPR, or another --sevo.graph."
+            )
+        teacher_items = teacher.item_embeddings()
+    rows = len(tables[-1][-1])
+    folder = os.path.join(config["checkpoint_dir"], "graphs")
+    adjacency = cached_adjacency(folder, options, splits.train, splits.observed, rows, teacher_items)
+    smoother = NeumannSmoother(adjacency.to(config["device"]), options.beta, options.layers, options.iterative)
+
+    def build(parameters: Iterable[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:
+        *others, last = tables
+        elsewhere = {id(table) for group in others for table in group}
+        groups = [{"params": group, "smoother": smoother} for group in others]
+        groups += smoothed_groups([one for one in parameters if id(one) not in elsewhere], last, smoother)
+        return sevo_optimizer(str(config["learner"]).lower(), groups, learning_rate, weight_decay)
+
+    return build
+
+
+def _tables(options: SEvoOptions, splits: Splits, model: nn.Module) -> list[list[Tensor]]:
+    """The smoothed parameters: lists of tables that are, one under the other, the graph's nodes.
+
+    Raises:
+        UserError: no such parameters, or of other sizes than the graph.
+    """
+    chosen = _named_tables(options, model) if options.tables else _found_tables(options, model)
+    joint = options.graph == "bipartite"
+    groups = [chosen] if joint else [[table] for table in chosen]
+    items = splits.train.item_num
+    for group in groups:
+        rows = [len(table) if table.dim() == 2 else 0 for table in group]
+        # A model's rows beyond the items (BERT4Rec's mask) have no neighbour.
+        fits = rows == [splits.train.user_num, items] if joint else items <= rows[0] == len(groups[0][0])
+        if not fits:
+            expected = f"users and items, {splits.train.user_num:,} and {items:,}" if joint else f"the {items:,} items"
+            raise UserError(
+                f"--sevo.graph={options.graph} has a node for each of {expected} (padding included), and the tables to "
+                f"smooth have {', '.join(f'{count:,}' for count in rows)} rows; "
+                "set --sevo.tables or another --sevo.graph."
+            )
+    return groups
+
+
+def _named_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
+    named: dict[str, Any] = dict(model.named_parameters())
+    for name in options.tables:
+        if name not in named:
+            raise UserError(
+                f"sevo.tables names '{name}', and {type(model).__name__} has no such parameter; it has: "
+                f"{', '.join(list(named)[:12])}."
+            )
+    return [named[name] for name in options.tables]
+
+
+def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
+    if options.graph == "bipartite" and is_sequential(model):
+        raise UserError(
+            f"--sevo.graph=bipartite ties users and items, and {type(model).__name__} has no table of users; "
+            "set --sevo.graph to consecutive, category or teacher."
+        )
+    tables = embedding_tables(model) if options.graph == "bipartite" else item_tables(model)
+    if tables is None:
+        raise UserError(
+            f"SEvo smooths embedding tables, and none are known of {type(model).__name__}; "
+            "name them with --sevo.tables, or choose another --learner."
+        )
+    return list(tables)

@@ -1,0 +1,429 @@
+"""How scores and representations are read from each recommender: the student's view, and what the teacher's is made of.
+
+A reader is chosen by the architecture's name, looked up along the class's bases, so that a recipe (a subclass of its
+backbone) is read as its backbone is. A recommender without a reader is still a student or teacher of scores and ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Optional, Union
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from recbole_kd.contracts import Sequences
+from recbole_kd.loss.kernel.gather import gathered_dot
+
+Pair = tuple[Tensor, Tensor]
+
+
+def _tables(users: str, items: str) -> Callable[[Any], Pair]:
+    return lambda model: (getattr(model, users).weight, getattr(model, items).weight)
+
+
+def _forward(model: Any) -> Pair:
+    outputs = model.forward()
+    return outputs[0], outputs[1]
+
+
+def _sgl(model: Any) -> Pair:
+    users, items = model.forward(model.train_graph)
+    return users, items
+
+
+def _enmf(model: Any) -> Pair:
+    return model.user_embedding.weight * model.H_i.weight, model.item_embedding.weight
+
+
+def _simplex(model: Any) -> Pair:
+    """Unit vectors whose dot product is SimpleX's cosine score, dropout left out."""
+    history = model.item_emb(model.history_item_id)
+    users = model.get_UI_aggregation(model.user_emb.weight, history, model.history_item_len)
+    return nn.functional.normalize(users, dim=1), nn.functional.normalize(model.item_emb.weight, dim=1)
+
+
+#: Architecture -> (users (U, d), items (I, d)) whose dot product is the score.
+_REPRESENTATIONS: dict[str, Callable[[Any], Pair]] = {
+    "SimRecStudent": _forward,
+    "SimRecTeacher": _forward,
+    "BPR": _tables("user_embedding", "item_embedding"),
+    "LINE": _tables("user_embedding", "item_embedding"),
+    "LightGCN": _forward,
+    "NGCF": _forward,
+    "DGCF": _forward,
+    "NCL": _forward,
+    "SpectralCF": _forward,
+    "SGL": _sgl,
+    "ENMF": _enmf,
+    "SimpleX": _simplex,
+}
+
+#: Architecture -> embedding tables under the representations.
+_TABLES: dict[str, Callable[[Any], Pair]] = {
+    "SimpleX": _tables("user_emb", "item_emb"),
+    **dict.fromkeys(set(_REPRESENTATIONS) - {"SimpleX"}, _tables("user_embedding", "item_embedding")),
+}
+
+
+def _propagated(model: Any, adjacency: Tensor) -> list[Pair]:
+    current = model.get_ego_embeddings()
+    outputs = [current]
+    for _ in range(model.n_layers):
+        current = torch.sparse.mm(adjacency, current)
+        outputs.append(current)
+    return [(output[: model.n_users], output[model.n_users :]) for output in outputs]
+
+
+#: Architecture -> output of each layer of its graph, the tables first.
+_LAYERS: dict[str, Callable[[Any], list[Pair]]] = {
+    "SimRecTeacher": lambda model: model.layers(),
+    "LightGCN": lambda model: _propagated(model, model.norm_adj_matrix),
+    "NCL": lambda model: _propagated(model, model.norm_adj_mat),
+}
+
+#: Architecture -> scores of pairs that carry gradient and are no probabilities, where `predict` gives those.
+_PAIR_SCORES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "NeuMF": lambda model, users, items: model.forward(users, items),
+    "NNCF": lambda model, users, items: model.forward(users, items),
+}
+
+
+def _catalogue(model: Any, users: Tensor) -> Tensor:
+    scores: Tensor = model.full_sort_predict(Interaction({model.USER_ID: users}))
+    return scores.view(len(users), -1)
+
+
+#: Architecture that scores all items of a user at once, from the user's history -> scores of users (n,), (n, I). Asked
+#: for single pairs, RecBole's `predict` computes such a row for each of them.
+_ROW_SCORES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    **dict.fromkeys(("MultiDAE", "MultiVAE", "MacridVAE", "RecVAE", "RaCT", "DiffRec", "LDiffRec"), _catalogue),
+    **dict.fromkeys(("EASE", "ADMMSLIM", "SLIMElastic", "ItemKNN", "AsymKNN"), _catalogue),
+    "CDAE": lambda model, users: model.forward(model.get_rating_matrix(users), users),
+}
+_CELLS_AT_ONCE = 1 << 25
+
+#: Architecture -> its last layer, a linear map of a pair's vector to the pair's score.
+_LAST_LAYERS: dict[str, str] = {"NeuMF": "predict_layer", "NNCF": "out_layer", "ConvNCF": "predict_layers"}
+
+
+def _sequence_output(model: Any, sequences: Sequences) -> Tensor:
+    output: Tensor = model.forward(sequences.items, sequences.lengths)
+    return output
+
+
+def _bert4rec(model: Any, sequences: Sequences) -> Tensor:
+    """The output at a mask that follows the last item, as BERT4Rec predicts."""
+    last = sequences.lengths.unsqueeze(1)
+    masked = nn.functional.pad(sequences.items, (0, 1)).scatter(1, last, model.mask_token)[:, 1:]
+    output: Tensor = model.gather_indexes(model.forward(masked), sequences.lengths - 1)
+    return output
+
+
+#: Sequential architecture -> vectors (n, d) of sequences.
+_SEQUENCE_VECTORS: dict[str, Callable[[Any, Sequences], Tensor]] = {
+    "GRU4Rec": _sequence_output,
+    "SASRec": _sequence_output,
+    "SRGNN": _sequence_output,
+    "BERT4Rec": _bert4rec,
+    "STOSA": _sequence_output,
+}
+
+#: Sequential architecture -> item tables, the rows of each in the order of the ids.
+_ITEM_TABLES: dict[str, Callable[[Any], list[Tensor]]] = {
+    **dict.fromkeys(_SEQUENCE_VECTORS, lambda model: [model.item_embedding.weight]),
+    "STOSA": lambda model: [model.mean_embedding.weight, model.covariance_embedding.weight],
+}
+
+
+def _reader(table: Mapping[str, Any], model: Union[nn.Module, type[Any]]) -> Optional[Any]:
+    kind = model if isinstance(model, type) else type(model)
+    return next((table[base.__name__] for base in kind.__mro__ if base.__name__ in table), None)
+
+
+def representations(model: nn.Module) -> Optional[Pair]:
+    """(users (U, d), items (I, d)) whose dot product is the model's score, or None where it has none."""
+    reader = _reader(_REPRESENTATIONS, model)
+    return None if reader is None else reader(model)
+
+
+def layers(model: nn.Module) -> Optional[list[Pair]]:
+    """(users, items) of each layer of the model's graph, the tables first; None where it has no graph."""
+    reader = _reader(_LAYERS, model)
+    return None if reader is None else reader(model)
+
+
+def embedding_tables(model: nn.Module) -> Optional[Pair]:
+    """The embedding tables (users (U, d), items (I, d)) under the representations; None where none are known."""
+    reader = _reader(_TABLES, model)
+    return None if reader is None else reader(model)
+
+
+def item_tables(model: nn.Module) -> Optional[list[Tensor]]:
+    """The parameters with a row for each item, in the order of the ids; None where none are known.
+
+    A sequential model may have a row more (BERT4Rec's mask).
+    """
+    reader = _reader(_ITEM_TABLES, model)
+    if reader is not None:
+        tables: list[Tensor] = reader(model)
+        return tables
+    pair = embedding_tables(model)
+    return None if pair is None else [pair[1]]
+
+
+def is_sequential(model: Any) -> bool:
+    """Whether the model predicts the next item of a sequence."""
+    return getattr(model, "type", None) == ModelType.SEQUENTIAL
+
+
+def sequence_vectors(model: nn.Module, sequences: Sequences) -> Tensor:
+    """(n, d) vectors of sequences; scores are their products with :func:`item_vectors`, up to an item's bias.
+
+    Of STOSA they are the negative squared distances.
+    """
+    reader = _reader(_SEQUENCE_VECTORS, model)
+    if reader is None:
+        raise TypeError(f"{type(model).__name__} has no known vectors of sequences")
+    vectors: Tensor = reader(model, sequences)
+    return vectors
+
+
+def item_vectors(model: Any) -> Tensor:
+    """(I, d) vectors of a sequential model's items."""
+    if hasattr(model, "item_vectors"):
+        vectors: Tensor = model.item_vectors()
+        return vectors
+    table: Tensor = model.item_embedding.weight
+    return table[: model.n_items]
+
+
+def next_item_scores(model: Any, vectors: Tensor, items: Optional[Tensor] = None) -> Tensor:
+    """Scores of items after sequences: (n, k) for items (n, k), (n, I) for every item.
+
+    Args:
+        vectors: (n, d) of :func:`sequence_vectors`.
+    """
+    if hasattr(model, "item_vectors"):
+        distances: Tensor = model.scores(vectors, items)
+        return distances
+    table, bias = item_vectors(model), getattr(model, "output_bias", None)
+    if items is None:
+        scores = vectors @ table.t()
+        return scores if bias is None else scores + bias
+    scores = torch.bmm(table[items], vectors.unsqueeze(2)).squeeze(2)
+    return scores if bias is None else scores + bias[items]
+
+
+def capabilities(model: Union[nn.Module, type[Any]]) -> frozenset[str]:
+    """What of :data:`recbole_kd.contracts.CAPABILITIES` a model, or a class of models, offers."""
+    if is_sequential(model):
+        return frozenset({"sequences", "sequence_vectors"} if _reader(_SEQUENCE_VECTORS, model) else ())
+    tables: dict[str, Mapping[str, Any]] = {
+        "representations": _REPRESENTATIONS,
+        "tables": _TABLES,
+        "layers": _LAYERS,
+        "pair_representations": {**_REPRESENTATIONS, **_LAST_LAYERS},
+    }
+    found = (name for name, table in tables.items() if _reader(table, model))
+    return frozenset({"scores", "listed_scores", "ranks", *found})
+
+
+def pair_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
+    """Scores of users (n,) with items (n,) through the model itself, (n,)."""
+    reader = _reader(_PAIR_SCORES, model)
+    if reader is not None:
+        scores: Tensor = reader(model, users, items)
+        return scores
+    scores = model.predict(Interaction({model.USER_ID: users, model.ITEM_ID: items}))
+    return scores.view(-1)
+
+
+def embedding_scores(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
+    """Dot products of users (n,) with items (n,) or (n, k), shaped like `items`."""
+    return gathered_dot(vectors[0], vectors[1], users, items)
+
+
+def expanded_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
+    """`pair_scores` of users (n,) with items (n,) or (n, k), shaped like `items`."""
+    rows = _reader(_ROW_SCORES, model)
+    if rows is not None:
+        return _from_rows(rows, model, users, items)
+    if items.dim() == 2:
+        users = users[:, None].expand_as(items)
+    return pair_scores(model, users.reshape(-1), items.reshape(-1)).view(items.shape)
+
+
+def _from_rows(rows: Callable[[Any, Tensor], Tensor], model: Any, users: Tensor, items: Tensor) -> Tensor:
+    """Scores of users (n,) with items (n,) or (n, k) out of one row of the catalogue for each distinct user.
+
+    Rows are computed in blocks. Where gradient is wanted and there are several, each is computed again on the way
+    back, so that no more than one block is ever held.
+    """
+    distinct, position = torch.unique(users, return_inverse=True)
+    columns = items if items.dim() == 2 else items.unsqueeze(1)
+    order = position.argsort()
+    blocks = distinct.split(max(1, _CELLS_AT_ONCE // model.n_items))
+    counts = torch.bincount(position, minlength=len(distinct)).split([len(block) for block in blocks])
+
+    def gathered(block: Tensor, chosen: Tensor, first: int) -> Tensor:
+        scores = rows(model, block)
+        flat = (position[chosen] - first).unsqueeze(1) * scores.shape[1] + columns[chosen]
+        return scores.reshape(-1).gather(0, flat.reshape(-1)).view(flat.shape)
+
+    parts, first, start = [], 0, 0
+    for block, count in zip(blocks, counts):
+        chosen = order[start : start + int(count.sum())]
+        if len(blocks) > 1 and torch.is_grad_enabled():
+            parts.append(checkpoint(gathered, block, chosen, first, use_reentrant=False))
+        else:
+            parts.append(gathered(block, chosen, first))
+        first, start = first + len(block), start + len(chosen)
+    return torch.cat(parts)[order.argsort()].view(items.shape)
+
+
+def pair_representations(model: Any, users: Tensor, items: Tensor) -> Optional[Tensor]:
+    """Vectors (n, d) of the pairs of users (n,) and items (n,), of which the score is a linear map; None without any.
+
+    What enters the last layer of a model that encodes both together (NeuMF); for a model whose score is a dot product,
+    the elementwise product of its two vectors, whose sum is the score.
+    """
+    vectors = representations(model)
+    if vectors is not None:
+        return pair_products(vectors, users, items)
+    last = _reader(_LAST_LAYERS, model)
+    if last is None:
+        return None
+    entered: list[Tensor] = []
+    hook = getattr(model, last).register_forward_pre_hook(lambda layer, inputs: entered.append(inputs[0]))
+    try:
+        model.forward(users, items)
+    finally:
+        hook.remove()
+    return entered[0]
+
+
+def pair_products(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
+    """The elementwise products of the vectors of users (n,) and items (n,): (n, d)."""
+    return vectors[0].index_select(0, users) * vectors[1].index_select(0, items)
+
+
+@contextmanager
+def shared_propagation(model: nn.Module) -> Iterator[None]:
+    """Within the block, `model.forward()` without arguments is computed once, whoever calls it.
+
+    A graph recommender propagates in `forward()`; its own loss and every distiller of a step share that one pass. So
+    they do with a sequential model's pass over the batch's sequences: over the same tensors, not over equal ones.
+    """
+    forward = model.forward
+    outputs: list[Any] = []
+    passes: list[tuple[tuple[Any, ...], Any]] = []
+    sequential = is_sequential(model)
+
+    def once(*arguments: Any, **named: Any) -> Any:
+        if sequential and not named:
+            for known, output in passes:
+                if len(known) == len(arguments) and all(one is other for one, other in zip(known, arguments)):
+                    return output
+            passes.append((arguments, forward(*arguments)))
+            return passes[-1][1]
+        if arguments or named:
+            return forward(*arguments, **named)
+        if not outputs:
+            # With gradient even where the first to ask wants none: those who come later do.
+            with torch.enable_grad():
+                outputs.append(forward())
+        return outputs[0]
+
+    model.forward = once
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+class ModelStudent:
+    """The :class:`recbole_kd.contracts.StudentView` of a RecBole recommender."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.name = type(model).__name__
+        self.capabilities = capabilities(model)
+        self._in_step = False
+        self._vectors: Optional[Pair] = None
+        self._outputs: Optional[tuple[Sequences, Tensor]] = None
+        with torch.no_grad():
+            vectors = item_vectors(model) if "sequence_vectors" in self.capabilities else representations(model)
+        if isinstance(vectors, tuple):
+            vectors = vectors[1]
+        self.dimension = None if vectors is None else vectors.shape[1]
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One training step: representations are computed at most once inside."""
+        self._in_step = True
+        try:
+            with shared_propagation(self.model):
+                yield
+        finally:
+            self._in_step, self._vectors, self._outputs = False, None, None
+
+    def _representations(self) -> Pair:
+        if self._vectors is not None:
+            return self._vectors
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self._in_step):
+            vectors = representations(self.model)
+        if vectors is None:
+            raise TypeError(f"{self.name} has no representations")
+        if self._in_step:
+            self._vectors = vectors
+        return vectors
+
+    def scores(self, users: Tensor, items: Tensor) -> Tensor:
+        """y_s of users (n,) with items (n,) or (n, k), shaped like `items`."""
+        if "representations" in self.capabilities:
+            return embedding_scores(self._representations(), users, items)
+        return expanded_scores(self.model, users, items)
+
+    def user_embeddings(self) -> Tensor:
+        """e_s of every user, (U, d_s)."""
+        return self._representations()[0]
+
+    def item_embeddings(self) -> Tensor:
+        """e_s of every item, (I, d_s)."""
+        if "sequence_vectors" in self.capabilities:
+            return item_vectors(self.model)
+        return self._representations()[1]
+
+    def sequence_embeddings(self, sequences: Sequences) -> Tensor:
+        """e_s of n sequences, (n, d_s)."""
+        if self._outputs is not None and self._outputs[0] is sequences:
+            return self._outputs[1]
+        vectors = sequence_vectors(self.model, sequences)
+        if self._in_step:
+            self._outputs = sequences, vectors
+        return vectors
+
+    def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
+        """y_s of the next item after each sequence: (n, k) for items (n, k), (n, I) for every item."""
+        return next_item_scores(self.model, self.sequence_embeddings(sequences), items)
+
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        """Vectors of the pairs of users (n,) and items (n,), (n, d_s)."""
+        if "representations" in self.capabilities:
+            return pair_products(self._representations(), users, items)
+        vectors = pair_representations(self.model, users, items)
+        if vectors is None:
+            raise TypeError(f"{self.name} has no pair representations")
+        return vectors
+
+    def tables(self) -> Pair:
+        """The embedding tables: users (U, d), items (I, d)."""
+        tables = embedding_tables(self.model)
+        if tables is None:
+            raise TypeError(f"{self.name} has no embedding tables")
+        return tables

@@ -1,0 +1,486 @@
+"""KDTrainer: RecBole's training loop with distillers, through its hooks and without copying any of it.
+
+RecBole's `fit` calls `_train_epoch` with a loss function, builds its optimiser in `_build_optimizer`, and writes what
+`_save_checkpoint` makes of it. The mixin below fills these hooks over whichever trainer RecBole would use for a model,
+so that a teacher which needs a trainer of its own (RaCT, RecVAE, NCL, the closed-form ones) keeps it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import scipy.sparse
+import torch
+from recbole.trainer import RecVAETrainer, Trainer
+from recbole.utils import get_trainer, set_color
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from recbole_kd.cluster.group import ALONE, Group, SharedMixin
+from recbole_kd.contracts import Batch, Distiller, Sequences
+from recbole_kd.errors import TrainingError, UserError, closest
+from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
+from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, random_state, restore_random_state, save_checkpoint
+
+_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+_SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
+#: Name of the base model's own loss in logs and TensorBoard.
+BASE_LOSS = "rec"
+
+
+class KDMixin:
+    """What distillation adds to a RecBole trainer, whichever it is; :func:`make_trainer` joins the two."""
+
+    config: Any
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    saved_model_file: str
+    best_valid_score: float
+    best_valid_result: Optional[Mapping[str, float]]
+    cur_step: int
+    epochs: int
+    start_epoch: int
+    tensorboard: Any
+    logger: Any
+
+    def __init__(
+        self,
+        config: Any,
+        model: nn.Module,
+        distillers: Optional[Mapping[str, Distiller]] = None,
+        step_context: Callable[[], AbstractContextManager[None]] = nullcontext,
+        facts: Optional[Mapping[str, Any]] = None,
+        file_name: Optional[str] = None,
+        optimizer_factory: Optional[Callable[[Iterable[Tensor], float, float], torch.optim.Optimizer]] = None,
+    ) -> None:
+        # All of this before RecBole's constructor, which already builds the optimiser.
+        self.distillers = nn.ModuleDict(dict(distillers or {})).to(config["device"])
+        self.step_context = step_context
+        self.facts = dict(facts or {})
+        self.optimizer_factory = optimizer_factory
+        self.loss_names: tuple[str, ...] = (BASE_LOSS,)
+        self.loss_history: dict[int, dict[str, float]] = {}
+        self.valid_history: list[dict[str, float]] = []
+        self.epoch_seconds: list[float] = []
+        self.best_epoch = -1
+        self._values: tuple[Tensor, ...] = ()
+        self._bar: Optional[_Bar] = None
+        self._epoch = 0
+        self._began = 0.0
+        self._train_data: Any = None
+        self._resumed: Optional[dict[str, Any]] = None
+        super().__init__(config, model)  # type: ignore[call-arg]
+        self.eval_collector = FullSortCollector(config)
+        self.test_batch_size = PAIRS_PER_CALL
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-{os.getpid()}.pth"
+        self.saved_model_file = os.path.join(config["checkpoint_dir"], name)
+
+    # Optimiser
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        learner = str(kwargs.get("learner", self.config["learner"])).lower()
+        optimizer: torch.optim.Optimizer
+        if self.optimizer_factory is not None and "params" not in kwargs:
+            rates = self.config["learning_rate"], self.config["weight_decay"]
+            optimizer = self.optimizer_factory(self.model.parameters(), *rates)
+        elif learner not in _LEARNERS:
+            raise UserError(
+                f"Unknown learner '{learner}'.{closest(learner, _LEARNERS + _SEVO)} "
+                f"Set --learner to one of {', '.join(_LEARNERS + _SEVO)}."
+            )
+        else:
+            optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
+        own = list(self.distillers.parameters())
+        if own and "params" not in kwargs:
+            # The penalty is the recommender's. An expert's loss comes with a small weight: decay would wear down what
+            # the loss hardly holds, to subnormal numbers, with which a matrix product takes a hundred times as long.
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._fuses():
+            for group in optimizer.param_groups:
+                group["fused"] = True
+        return optimizer
+
+    def _fuses(self) -> bool:
+        """Whether Adam is torch's fused one: as `fused_adam` says, else where the run distils."""
+        given: Optional[bool] = self.config["fused_adam"]
+        return (len(self.distillers) > 0 if given is None else given) and fused_adam_exists()
+
+    # One epoch
+
+    def fit(self, train_data: Any, *arguments: Any, **named: Any) -> Any:
+        """RecBole's `fit`; the loader is kept at hand for checkpoints and a resumed run's random state."""
+        self._train_data = train_data
+        self._began = time.perf_counter()
+        if self._resumed is not None:
+            self._restore_streams(self._resumed)
+        return super().fit(train_data, *arguments, **named)  # type: ignore[misc]
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Optional[Callable[[Any], Any]] = None,
+        show_progress: bool = False,
+    ) -> Any:
+        # Between two epochs everything that the rest of the run depends on is at rest.
+        if self.config["save_last"] and epoch_idx > self.start_epoch:
+            self._save_state(self.last_file, epoch_idx - 1)
+        self._epoch = epoch_idx
+        self._schedule_learning_rate(epoch_idx)
+        if len(self.distillers):
+            self.distillers.train()
+            # What ranks by the student does so without dropout, whatever ran before; RecBole calls train() after this.
+            self.model.eval()
+            with self.step_context():  # a student that is asked for scores in blocks is propagated once
+                for distiller in self._computed().values():
+                    distiller.begin_epoch(epoch_idx)
+            loss_func = self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[arg-type]
+        batches = train_data
+        if show_progress:
+            epochs = f"{self.config['model']}: epoch {epoch_idx + 1} of {self.epochs}"
+            description = set_color(epochs + self._time_left(epoch_idx), "pink")
+            self._bar = batches = _Bar(train_data, total=len(train_data), dynamic_ncols=True, desc=description)
+        start = time.perf_counter()
+        try:
+            losses = super()._train_epoch(batches, epoch_idx, loss_func, show_progress=False)  # type: ignore[misc]
+        finally:
+            self._bar = None
+        self.epoch_seconds.append(time.perf_counter() - start)
+        return losses
+
+    def _time_left(self, epoch: int) -> str:
+        """How long the epochs from this one on will take by the mean of those before: less if training stops early."""
+        done = epoch - self.start_epoch
+        if done < 1:
+            return ""
+        seconds = (time.perf_counter() - self._began) / done * (self.epochs - epoch)
+        return f", at most {tqdm.format_interval(seconds)} left"
+
+    def _schedule_learning_rate(self, epoch: int) -> None:
+        if self.config["learning_rate_schedule"] == "cosine":
+            # A function of the epoch alone, so that a resumed run needs no state of it.
+            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config["learning_rate"] * factor
+
+    def _joint_loss(self, base_loss: Callable[[Any], Any]) -> Callable[[Any], tuple[Tensor, ...]]:
+        """The base loss and every distiller's, as the tuple that RecBole sums."""
+
+        def losses_of(interaction: Any) -> tuple[Tensor, ...]:
+            with self.step_context():
+                named = self._terms(base_loss, interaction)
+            # The base model's own last, where it has several: NCL's trainer drops the last while the model warms up.
+            several = [name for name in named if name.startswith(BASE_LOSS) and name[len(BASE_LOSS) :].isdigit()]
+            named.update({name: named.pop(name) for name in several})
+            self.loss_names = tuple(named)
+            self._values = tuple(named.values())
+            if self._bar is not None and self._bar.due():
+                self._bar.set_postfix({name: f"{loss.item():.4g}" for name, loss in named.items()}, refresh=False)
+            return self._values
+
+        return losses_of
+
+    def _terms(self, base_loss: Callable[[Any], Any], interaction: Any) -> dict[str, Tensor]:
+        """The losses of a step by name, the base model's first."""
+        return {**self._base_terms(base_loss, interaction), **self._distilled_terms(interaction)}
+
+    def _base_terms(self, base_loss: Callable[[Any], Any], interaction: Any) -> dict[str, Tensor]:
+        base = base_loss(interaction)
+        if isinstance(base, tuple):
+            return {f"{BASE_LOSS}{index + 1}": loss for index, loss in enumerate(base)}
+        return {BASE_LOSS: base}
+
+    def _distilled_terms(self, interaction: Any) -> dict[str, Tensor]:
+        batch, named = self._batch(interaction), {}
+        for name, distiller in self._computed().items():
+            for term, loss in distiller(batch).items():
+                named[name if term == name else f"{name}.{term}"] = loss
+        return named
+
+    def _computed(self) -> dict[str, Any]:
+        """The distillers that this process computes."""
+        return dict(self.distillers.items())
+
+    def _batch(self, interaction: Any) -> Batch:
+        """The observed pairs of RecBole's interaction, and its negatives where there are some."""
+        config = self.config
+        columns = interaction.columns
+        users = interaction[config["USER_ID_FIELD"]]
+        if config["ITEM_ID_FIELD"] not in columns:  # an autoencoder's batch is of users, with all that they have
+            first = next(iter(self.distillers.values()))
+            return Batch(*first.data.observed.pairs_of(users))  # type: ignore[union-attr,operator]
+        items = interaction[config["ITEM_ID_FIELD"]]
+        negative, label = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"], config["LABEL_FIELD"]
+        history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+        if history in columns:
+            sequences = Sequences(interaction[history], interaction[config["ITEM_LIST_LENGTH_FIELD"]])
+            return Batch(users, items, interaction[negative] if negative in columns else None, sequences)
+        if negative in columns:
+            # With several negatives a pair RecBole repeats the positives, block by block.
+            return Batch(users, items, interaction[negative])
+        if label in columns:
+            positive = interaction[label] > 0
+            return Batch(users[positive], items[positive], items[~positive])
+        return Batch(users, items)
+
+    def _check_nan(self, loss: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        values = dict(zip(self.loss_names, self._values or (loss,)))
+        broken = ", ".join(f"{name} = {value.item():g}" for name, value in values.items() if not torch.isfinite(value))
+        raise TrainingError(
+            f"Training stopped in epoch {self._epoch}: the loss is not finite ({broken or loss.item()}); "
+            "lower --learning_rate or the loss's weight, or raise its temperature."
+        )
+
+    # What is told of an epoch
+
+    def _generate_train_loss_output(self, epoch_idx: int, s_time: float, e_time: float, losses: Any) -> str:
+        values = losses if isinstance(losses, tuple) else (losses,)
+        names = self.loss_names
+        if len(names) > len(values):  # NCL's trainer drops one at first, RecVAE's gives the sum
+            names = names[: len(values)] if isinstance(losses, tuple) else ("total",)
+        elif len(names) < len(values):  # the base model itself has several losses, and there is no distiller
+            names = tuple(f"{BASE_LOSS}{index + 1}" for index in range(len(values)))
+        named = {name: float(value) for name, value in zip(names, values) if value is not None}
+        self.loss_history[epoch_idx] = named
+        places = self.config["loss_decimal_place"] or 4
+        parts = [f"{set_color('time', 'blue')}: {e_time - s_time:.2f}s"]
+        parts += [f"{set_color(name, 'blue')}: {value:.{places}f}" for name, value in named.items()]
+        return f"{set_color(f'epoch {epoch_idx} training', 'green')} [{', '.join(parts)}]"
+
+    def _add_train_loss_to_tensorboard(self, epoch_idx: int, losses: Any, tag: str = "Loss/Train") -> None:
+        for name, value in self.loss_history.get(epoch_idx, {}).items():
+            self.tensorboard.add_scalar(f"Loss/{name}", value, epoch_idx)
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
+        score, result = super()._valid_epoch(valid_data, show_progress=show_progress)  # type: ignore[misc]
+        self.valid_history.append({"epoch": self._epoch, **{name: float(value) for name, value in result.items()}})
+        for name, value in result.items():
+            self.tensorboard.add_scalar(f"Valid/{name}", value, self._epoch)
+        return score, result
+
+    # Checkpoints
+
+    @property
+    def last_file(self) -> str:
+        """The state after the last whole epoch, for ``--resume``; the best one is `saved_model_file`."""
+        return str(Path(self.saved_model_file).with_suffix("")) + "-last.pth"
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        self.best_epoch = epoch
+        if self.valid_history and self.valid_history[-1]["epoch"] == epoch:
+            # RecBole notes it only after saving: a run that goes on from this very file would report an older one.
+            self.best_valid_result = {name: value for name, value in self.valid_history[-1].items() if name != "epoch"}
+        file = kwargs.pop("saved_model_file", self.saved_model_file)
+        self._save_state(file, epoch)
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {file}")
+
+    def outcome(self) -> dict[str, Any]:
+        """Weights and history, as tensors and plain values."""
+        return {
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": dict(self.best_valid_result or {}),
+            "best_epoch": self.best_epoch,
+            "state_dict": dict(self.model.state_dict()),
+            "other_parameter": storable(self.model.other_parameter()),  # type: ignore[operator]
+            "loss_history": self.loss_history,
+            "valid_history": self.valid_history,
+            "epoch_seconds": self.epoch_seconds,
+        }
+
+    def _save_state(self, file: str, epoch: int) -> None:
+        state = {
+            "format": FORMAT,
+            **self.facts,
+            **self.outcome(),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "optimizer": self.optimizer.state_dict(),
+            "distillers": dict(self.distillers.state_dict()),
+            "random": random_state(),
+            "loader": self._train_data.generator.get_state() if self._train_data is not None else None,
+            "saved_model_file": Path(self.saved_model_file).name,
+        }
+        save_checkpoint(state, file)
+
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """Goes on from the state in `resume_file`: weights, optimiser, distillers, early stopping, random streams.
+
+        Raises:
+            UserError: no checkpoint of ours, or one of another model or configuration.
+        """
+        state = load_checkpoint(str(resume_file), self.config["device"])
+        if state.get("model") != self.config["model"]:
+            raise UserError(
+                f"'{resume_file}' is a checkpoint of {state.get('model')}, and --model={self.config['model']}; "
+                "resume it with the model that it was written by."
+            )
+        try:
+            self.model.load_state_dict(state["state_dict"])
+            self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
+            self.distillers.load_state_dict(state["distillers"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"'{resume_file}' does not fit this run ({' '.join(str(error).split())[:200]}); "
+                "resume it with the settings that it was written with."
+            ) from None
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"] or None
+        self.best_epoch = state["best_epoch"]
+        self.loss_history = state["loss_history"]
+        self.valid_history = state["valid_history"]
+        self.epoch_seconds = state["epoch_seconds"]
+        self.saved_model_file = os.path.join(os.path.dirname(str(resume_file)), state["saved_model_file"])
+        self._resumed = state
+        self.logger.info(f"Resuming after epoch {state['epoch']} of {resume_file}")
+
+    def _restore_streams(self, state: Mapping[str, Any]) -> None:
+        restore_random_state(state["random"])
+        if state["loader"] is not None:
+            self._train_data.generator.set_state(state["loader"].cpu())
+        self._resumed = None
+
+    def load_best(self) -> None:
+        """Loads the weights of the best epoch, where one was saved."""
+        if self.best_epoch >= 0 and os.path.isfile(self.saved_model_file):
+            state = load_checkpoint(self.saved_model_file, self.config["device"])
+            self.model.load_state_dict(state["state_dict"])
+            self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
+
+
+@cache
+def fused_adam_exists() -> bool:
+    """Whether this torch has a fused Adam on a CPU (since 2.4): one pass over weights, gradients and moments."""
+    parameter = torch.zeros(1, requires_grad=True)
+    try:
+        optimizer = torch.optim.Adam([parameter], fused=True)
+        parameter.grad = torch.zeros(1)
+        optimizer.step()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Bar(tqdm):
+    """A progress bar over a loader that still answers for the loader's attributes."""
+
+    def due(self) -> bool:
+        """Whether the bar is about to be drawn, so that losses need be read only then."""
+        return bool(time.time() - self.last_print_t >= self.mininterval)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "iterable":
+            raise AttributeError(name)
+        return getattr(self.iterable, name)
+
+
+def storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model keeps beside its weights (numpy arrays, sparse matrices) as tensors and plain values."""
+    stored: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if key.startswith("restore_"):  # only a cache of the weights, which evaluation fills again
+            stored[key] = None
+        elif scipy.sparse.issparse(value):
+            matrix = value.tocsr()
+            parts = {part: torch.from_numpy(getattr(matrix, part)) for part in ("data", "indices", "indptr")}
+            stored[key] = {"kind": "sparse", "shape": list(matrix.shape), **parts}
+        elif isinstance(value, np.ndarray):
+            stored[key] = {"kind": "array", "value": torch.from_numpy(np.ascontiguousarray(value))}
+        else:
+            stored[key] = value
+    return stored
+
+
+def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`storable`."""
+    values: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping) and value.get("kind") == "sparse":
+            parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
+            values[key] = scipy.sparse.csr_matrix(parts, shape=tuple(value["shape"]))
+        elif isinstance(value, Mapping) and value.get("kind") == "array":
+            values[key] = value["value"].cpu().numpy()
+        else:
+            values[key] = value
+    return values
+
+
+class KDTrainer(KDMixin, Trainer):
+    """RecBole's Trainer with distillers."""
+
+
+class KDRecVAETrainer(KDMixin, RecVAETrainer):
+    """RecBole's trainer of RecVAE with distillers: it asks the model for losses and heeds no other loss function."""
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Optional[Callable[[Any], Any]] = None,
+        show_progress: bool = False,
+    ) -> Any:
+        if not len(self.distillers):
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        model: Any = self.model
+        own = model.calculate_loss
+
+        def joint(interaction: Any, encoder_flag: bool) -> Tensor:
+            losses = self._joint_loss(partial(own, encoder_flag=encoder_flag))(interaction)
+            return torch.stack([loss.reshape(()) for loss in losses]).sum()
+
+        model.calculate_loss = joint
+        try:
+            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        finally:
+            del model.calculate_loss
+
+
+class SharedTrainer(SharedMixin, KDTrainer):
+    """A trainer that is one of several processes of a run."""
+
+
+def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings: Any) -> Any:
+    """The trainer of a model: RecBole's for its architecture, with :class:`KDMixin` over it.
+
+    Args:
+        config: the run's settings.
+        model: the student, or a teacher or baseline without distillers.
+        group: the processes that train it together.
+        **settings: the other arguments of :class:`KDMixin`.
+
+    Raises:
+        UserError: a folder that cannot be written, an unknown learner, values that the optimiser refuses.
+    """
+    base = get_trainer(config["MODEL_TYPE"], config["student"])
+    written = {Trainer: KDTrainer, RecVAETrainer: KDRecVAETrainer}
+    trainer_class = written.get(base) or type(f"KD{base.__name__}", (KDMixin, base), {})
+    if group.count > 1:
+        if base is not Trainer:
+            raise UserError(
+                f"--nproc={group.count}: {config['student']} has a training loop of its own, which one process goes "
+                "through; set --nproc=1."
+            )
+        trainer_class, settings = SharedTrainer, {**settings, "group": group}
+    try:
+        return trainer_class(config, model, **settings)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to --checkpoint_dir={config['checkpoint_dir']} or to the folder of logs: {error.strerror}."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"The optimiser refuses its settings: {error}. See --learner and --learning_rate.") from None

@@ -1,0 +1,611 @@
+"""``recbole-kd analyse``: what a student took over from its teacher and what not, as pictures and tables.
+
+Diagnostics for any two checkpoints on one dataset and split, four of them those that the papers print:
+
+- ``spectrum``: the difference of their vectors by frequency of the user-item graph (FreqD, fig. 1-2);
+- ``smoothing``: mean average distance of the vectors of the most popular users and items (SimRec, table 6);
+- ``experts``: which expert the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
+- ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5);
+- ``compression``: what the teacher would rank in fewer dimensions, down to the student's.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+from torch import Tensor, nn
+
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError, closest
+from recbole_kd.evaluation.compression import principal_scores, principal_vectors
+from recbole_kd.evaluation.groups import GroupMeans, activity_groups, group_means, taste_groups
+from recbole_kd.evaluation.smoothing import popular_distances
+from recbole_kd.evaluation.spectrum import (
+    band_edges,
+    connected_graph,
+    estimated_band_energies,
+    exact_band_energies,
+    projection_difference,
+)
+from recbole_kd.files.checkpoint import PathLike, load_any, load_checkpoint, write_atomic
+from recbole_kd.report import save_picture
+from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
+from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
+from recbole_kd.stages.teacher import FrozenTeacher, Trained, make_evaluator, obtain_teacher
+from recbole_kd.verbs.train import load_trained
+
+__all__ = ["PARTS", "Part", "analyse"]
+
+#: Nodes up to which the spectrum is decomposed exactly: half a minute and a quarter of a GB at the bound.
+EXACT_NODES = 4000
+#: Users that the map of tastes shows.
+MAP_USERS = 1500
+
+_COLORS = {"student": PALETTE[0], "teacher": TEACHER_COLOR, "baseline": REFERENCE_COLOR}
+
+
+class _Impossible(Exception):
+    """Why a part cannot be computed for these checkpoints, as a sentence."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One diagnostic.
+
+    Attributes:
+        name: a key of :data:`PARTS`.
+        finding: one sentence on what it shows.
+        table: heading and rows, as they go into the CSV.
+        picture: the figure.
+    """
+
+    name: str
+    finding: str
+    table: list[list[Any]]
+    picture: Figure
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What the parts look at: the models in the student's ids, and the data."""
+
+    student: FrozenTeacher
+    teacher: FrozenTeacher
+    baseline: Optional[FrozenTeacher]
+    trained: Trained
+    splits: Splits
+    bands: int
+    groups: int
+    metric: str
+
+    def models(self) -> dict[str, FrozenTeacher]:
+        """Role -> model, of those that are given."""
+        found = {"student": self.student, "teacher": self.teacher, "baseline": self.baseline}
+        return {role: model for role, model in found.items() if model is not None}
+
+    def name(self, role: str) -> str:
+        """What the checkpoint calls its model: a recipe's name or an architecture's."""
+        model = self.models()[role]
+        return str(model.trained.state.get("model") or model.name)
+
+
+def analyse(
+    student: str,
+    teacher: str,
+    output: PathLike,
+    baseline: Optional[str] = None,
+    parts: Optional[Sequence[str]] = None,
+    bands: int = 11,
+    groups: int = 20,
+    metric: Optional[str] = None,
+    config_dict: Optional[Mapping[str, Any]] = None,
+) -> tuple[list[Part], dict[str, str]]:
+    """Computes the diagnostics and writes ``NAME.csv`` and ``NAME.png`` of each into a folder.
+
+    Args:
+        student: a checkpoint of recbole-kd.
+        teacher: a checkpoint of recbole-kd or of RecBole, on the same dataset and split.
+        output: the folder; nothing is written before everything is computed.
+        baseline: a checkpoint of a plain student to stand beside the distilled one.
+        parts: keys of :data:`PARTS`; by default those that these models allow.
+        bands: bands of frequency, an odd number of at least 3.
+        groups: groups of users by taste, at least 2.
+        metric: as RecBole names it, such as ``ndcg@20``; by default the one that epochs are chosen by.
+        config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
+
+    Returns:
+        The parts, and the reason of each that was left out.
+
+    Raises:
+        UserError: a checkpoint that is missing or of another dataset or split, an unknown part or metric, a number out
+            of range, a part that was asked for and cannot be computed.
+    """
+    wanted = list(PARTS if parts is None else parts)
+    for name in wanted:
+        if name not in PARTS:
+            raise UserError(
+                f"Unknown part '{name}'.{closest(str(name), PARTS)} Set --parts to some of {', '.join(PARTS)}."
+            )
+    if not _whole(bands) or bands < 3 or bands % 2 == 0:
+        raise UserError(f"--bands={bands}; expected an odd number of at least 3, such as --bands=11.")
+    if not _whole(groups) or groups < 2:
+        raise UserError(f"--groups={groups}; expected a whole number of at least 2, such as --groups=20.")
+    subject = _load(student, teacher, baseline, bands, groups, metric, config_dict)
+    found, left_out = [], {}
+    with mpl.rc_context(STYLE):
+        for name in wanted:
+            try:
+                found.append(PARTS[name](subject))
+            except _Impossible as reason:
+                if parts is not None:
+                    raise UserError(f"--parts={name} is not possible here: {reason}") from None
+                left_out[name] = str(reason)
+    for part in found:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(part.table)
+        _write(Path(output) / f"{part.name}.csv", text.getvalue())
+        save_picture(part.picture, Path(output) / f"{part.name}.png")
+    return found, left_out
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()), "output")
+
+
+def _load(
+    student: str,
+    teacher: str,
+    baseline: Optional[str],
+    bands: int,
+    groups: int,
+    metric: Optional[str],
+    config_dict: Optional[Mapping[str, Any]],
+) -> _Subject:
+    given = {"teacher": teacher, **({} if baseline is None else {"baseline": baseline})}
+    states = {setting: load_any(path) for setting, path in given.items()}  # missing files are told before data is read
+    trained, splits = load_trained(student, config_dict)
+    views: dict[str, FrozenTeacher] = {}
+    for setting, path in given.items():
+        kind, state = states[setting]
+        if kind == "recbole-kd" and state["dataset"] != trained.config["dataset"]:
+            raise UserError(
+                f"'{path}' was trained on {state['dataset']} and '{student}' on {trained.config['dataset']}; "
+                f"give --{setting} a checkpoint of the same dataset."
+            )
+        if kind == "recbole-kd" and state["split"] != splits.training_digest:
+            raise UserError(
+                f"'{path}' and '{student}' were trained on different splits of {trained.config['dataset']}; "
+                f"give --{setting} a checkpoint of the same split."
+            )
+        asking = copy.copy(trained.config)
+        asking.final_config_dict = {**asking.final_config_dict, "teacher": {"checkpoint": path}}
+        view = obtain_teacher(asking, splits)
+        assert isinstance(view, FrozenTeacher), "a checkpoint is one model"
+        views[setting] = view
+    folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
+    learner = FrozenTeacher(trained, splits, folder)
+    name = str(metric or trained.config["valid_metric"]).lower()
+    return _Subject(learner, views["teacher"], views.get("baseline"), trained, splits, bands, groups, name)
+
+
+def _vectors(subject: _Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Role -> (users (U, d), items (I, d)).
+
+    Raises:
+        _Impossible: a model has no vectors.
+    """
+    for role, model in subject.models().items():
+        if "representations" not in model.capabilities:
+            raise _Impossible(f"the {role} {model.name} has no vector for each user and each item.")
+    return {
+        role: (model.user_embeddings().cpu(), model.item_embeddings().cpu()) for role, model in subject.models().items()
+    }
+
+
+def _spectrum(subject: _Subject) -> Part:
+    """The distance to the teacher by frequency."""
+    vectors = _vectors(subject)
+    nodes, adjacency = connected_graph(subject.splits.observed)
+    signals = {role: torch.cat(pair)[nodes] for role, pair in vectors.items()}
+    teacher = signals.pop("teacher")
+    learners = list(signals)
+    differences = [projection_difference(signals[role], teacher) for role in learners]
+    edges = band_edges(subject.bands)
+    exact = len(nodes) <= EXACT_NODES
+    compute = exact_band_energies if exact else estimated_band_energies
+    counts, energies = compute(adjacency, [teacher.double().numpy(), *differences], edges)
+    energies /= len(nodes)
+    whole, losses = energies[0], dict(zip(learners, energies[1:]))
+    # A band that holds next to nothing of the teacher has no share worth telling.
+    there = whole > 1e-9 * whole.sum()
+    unexplained = {role: np.where(there, loss / np.where(there, whole, 1), np.nan) for role, loss in losses.items()}
+
+    columns = ["low", "high", "frequencies", "teacher energy"]
+    for role in learners:
+        columns += [f"{role} loss", f"{role} share of loss", f"{role} unexplained"]
+    rows = []
+    for band in range(len(counts)):
+        row = [edges[band], edges[band + 1], counts[band], whole[band]]
+        for role in learners:
+            row += [losses[role][band], losses[role][band] / losses[role].sum(), unexplained[role][band]]
+        rows.append([_cell(value) for value in row])
+
+    figure, (left, right) = panels(2, 2, 4.6, 3.6)
+    centres = np.linspace(0, 2, len(counts))
+    width = 0.8 * (centres[1] - centres[0]) / (len(learners) + 1)
+    for place, (role, heights) in enumerate([("teacher", whole), *losses.items()]):
+        label = "the teacher's own energy" if role == "teacher" else f"loss of the {role}, {subject.name(role)}"
+        offset = (place - len(learners) / 2) * width
+        left.bar(centres + offset, heights, width, color=_COLORS[role], label=label)
+    left.set_yscale("log")
+    left.set_title("Squared distance to the teacher")
+    left.set_ylabel("mean over nodes, by band")
+    for role in learners:
+        right.plot(centres, unexplained[role], color=_COLORS[role], marker="o", ms=5, lw=1.8, label=role)
+    right.set_ylim(0, max(1.0, 1.05 * np.nanmax([np.nanmax(values) for values in unexplained.values()])))
+    right.set_title("Share of the teacher not explained")
+    right.set_ylabel("loss / energy, by band")
+    for axes in (left, right):
+        axes.set_xlabel("frequency: 0 smooth over the graph, 2 rough")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    lowest = {role: losses[role][centres < 1].sum() / losses[role].sum() for role in learners}
+    finding = "; ".join(
+        f"the {role} leaves {losses[role].sum() / whole.sum():.0%} of the teacher unexplained, "
+        f"{lowest[role]:.0%} of that below frequency 1"
+        for role in learners
+    )
+    how = "exact" if exact else "estimated"
+    return Part("spectrum", f"{finding} ({how}, {len(nodes):,} nodes)", [columns, *rows], figure)
+
+
+def _smoothing(subject: _Subject) -> Part:
+    """Mean average distance among the most popular."""
+    vectors = _vectors(subject)
+    observed = subject.splits.observed
+    rows, figure_lines, largest = [], {}, {}
+    sides = ("users", observed.counts[1:]), ("items", observed.popularity[1:])
+    for place, (side, popularity) in enumerate(sides):
+        count = int((popularity > 0).sum())
+        sizes = sorted({max(2, round(count * share)) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)})
+        for role, pair in vectors.items():
+            distances = popular_distances(pair[place][1:], popularity, sizes)
+            rows += [[role, subject.name(role), side, n, _cell(d)] for n, d in zip(sizes, distances)]
+            figure_lines[side, role] = (sizes, distances)
+            largest[side, role] = distances[min(3, len(distances) - 1)]
+    figure, grid = panels(2, 2, 4.4, 3.4)
+    for axes, side in zip(grid, ("users", "items")):
+        for role in vectors:
+            label = f"{role}, {subject.name(role)}"
+            axes.plot(*figure_lines[side, role], color=_COLORS[role], marker="o", ms=4, lw=1.8, label=label)
+        sizes = [size for role in vectors for size in figure_lines[side, role][0]]
+        log_axis(axes, min(sizes), max(sizes))
+        axes.set_title(f"The most popular {side}")
+        axes.set_xlabel(f"{side}, the most popular first")
+        axes.set_ylabel("mean average distance (1 - cos)")
+        axes.set_ylim(bottom=0)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    finding = "; ".join(
+        f"{side}: {', '.join(f'{role} {largest[side, role]:.3f}' for role in vectors)}" for side in ("users", "items")
+    )
+    heading = ["role", "model", "side", "most popular", "mean average distance"]
+    return Part("smoothing", f"among the most popular tenth, {finding}", [heading, *rows], figure)
+
+
+def _experts(subject: _Subject) -> Part:
+    """The likeliest expert of some users and items at each epoch."""
+    state = _latest_state(subject.trained)
+    kept = state.get("distillers") or {}
+    network = ".users.selection.network.weight"
+    names = [key[: -len(network)] for key in kept if key.endswith(network)]
+    if not names:
+        raise _Impossible(
+            "the student's checkpoint keeps no record of experts; de and htd write one for students that have "
+            "a vector for each user and each item."
+        )
+    name = names[0]
+    figure, grid = panels(4, 2, 4.6, 3.2)
+    rows: list[list[Any]] = []
+    findings = []
+    tokens = {"user": subject.splits.user_tokens, "item": subject.splits.item_tokens}
+    for place, side in enumerate(("user", "item")):
+        choices = kept[f"{name}.{side}_history._extra_state"].numpy().astype(np.int64)
+        nodes = kept[f"{name}.{side}_history.nodes"].tolist()
+        experts = len(kept[f"{name}.{side}s.selection.network.weight"])
+        noted = (choices >= 0).all(axis=1)
+        epochs, choices = np.flatnonzero(noted), choices[noted]
+        if place == 0:
+            rows.append(["side", "id", *(f"epoch {epoch}" for epoch in epochs)])
+        rows += [[side, tokens[side][node], *column] for node, column in zip(nodes, choices.T.tolist())]
+        changed = (choices[1:] != choices[:-1]).mean(axis=1)
+        used = len(np.unique(choices[-1]))
+        _draw_experts(grid[2 * place], choices, epochs, experts, f"{side}s")
+        grid[2 * place].set_title(
+            f"Expert of {len(nodes):,} {side}s; {used} of {experts} in use at the end", fontsize=10
+        )
+        grid[2 * place + 1].plot(
+            epochs[1:], changed, color=PALETTE[0], lw=1.8, marker="o" if len(epochs) < 15 else None
+        )
+        grid[2 * place + 1].set_ylim(bottom=0)
+        grid[2 * place + 1].set_title(f"Share of {side}s that changed their expert", fontsize=10)
+        grid[2 * place + 1].set_xlabel("epoch")
+        findings.append(f"{side}s: {used} of {experts} experts in use")
+        if len(changed):
+            findings[-1] += f", {changed[-1]:.1%} changed theirs in the last epoch"
+    return Part("experts", f"{name}, {len(epochs)} epochs; " + "; ".join(findings), rows, figure)
+
+
+def _latest_state(trained: Trained) -> Mapping[str, Any]:
+    """The later one of the run's two states, the best epoch's and the one from which it could go on."""
+    best = Path(trained.checkpoint)
+    last = best.with_name(f"{best.stem}-last.pth")
+    if last.is_file():
+        state = load_checkpoint(last)
+        if state.get("saved_model_file") == best.name and state["epoch"] > trained.state.get("epoch", -1):
+            return state
+    return trained.state
+
+
+def _draw_experts(axes: Any, choices: NDArray[np.int64], epochs: NDArray[Any], experts: int, side: str) -> None:
+    """A row for each node and a column for each epoch; experts are coloured by how many nodes they end with."""
+    final = np.bincount(choices[-1], minlength=experts)
+    rank = np.empty(experts, dtype=np.int64)
+    rank[np.argsort(-final, kind="stable")] = np.arange(experts)
+    shown = rank[choices]
+    # By the choice at the end, then by the one before, ...: equal histories lie together.
+    order = np.lexsort(shown)
+    image = axes.imshow(
+        shown[:, order].T,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=mpl.colormaps["viridis"].resampled(experts),
+        vmin=-0.5,
+        vmax=experts - 0.5,
+        extent=(epochs[0] - 0.5, epochs[-1] + 0.5, len(order), 0),
+    )
+    axes.grid(False)
+    axes.set_yticks([])
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{side}, by their last expert")
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar.set_label("experts, the largest first", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _gain(subject: _Subject) -> Part:
+    """The metric of groups of users."""
+    observed = subject.splits.observed
+    values: dict[str, NDArray[Any]] = {}
+    users: Optional[NDArray[Any]] = None
+    for role, model in subject.models().items():
+        users, values[role] = _per_user(subject, role, model)
+    assert users is not None
+    against = "baseline" if subject.baseline is not None else "teacher"
+    activity = observed.counts.numpy()[users]
+    groupings = {"activity": activity_groups(activity, 5)}
+    vectors = None
+    if "representations" in subject.teacher.capabilities:
+        vectors = subject.teacher.user_embeddings().cpu().numpy()[users]
+        groupings = {"taste": taste_groups(vectors, min(subject.groups, len(users))), **groupings}
+
+    others = [role for role in values if role != "student"]
+    heading = ["grouping", "group", "users", "least active", "most active", "student"]
+    heading += [column for role in others for column in (role, f"student - {role}", f"standard error to {role}")]
+    rows, means = [], {}
+    for grouping, labels in groupings.items():
+        compared = {role: group_means(values["student"], values[role], labels) for role in others}
+        means[grouping] = compared[against]
+        for group, count in enumerate(compared[against].users):
+            mine = activity[labels == group]
+            row = [grouping, group, int(count), int(mine.min()), int(mine.max()), _cell(compared[against].first[group])]
+            for role in others:
+                found = compared[role]
+                row += [_cell(table[group]) for table in (found.second, found.difference, found.standard_error)]
+            rows.append(row)
+    label = metric_label(subject.metric)
+    figure = _gain_picture(means, groupings, activity, vectors, f"{label}, student less {against}")
+    gained = means.get("taste", means["activity"])
+    total = float((values["student"] - values[against]).mean())
+    finding = (
+        f"{label}: the student has {total:+.4f} against the {against}; "
+        f"better in {int((gained.difference > 0).sum())} of {len(gained.users)} groups by "
+        f"{'taste' if 'taste' in means else 'activity'}"
+    )
+    return Part("gain", finding, [heading, *rows], figure)
+
+
+def _gain_picture(
+    means: Mapping[str, GroupMeans],
+    groupings: Mapping[str, NDArray[np.int64]],
+    activity: NDArray[Any],
+    vectors: Optional[NDArray[Any]],
+    label: str,
+) -> Figure:
+    """A map of tastes, and bars of both groupings."""
+    reach = max(float(np.abs(table.difference).max()) for table in means.values()) or 1.0
+    scale = TwoSlopeNorm(0.0, -reach, reach)
+    colors = mpl.colormaps["PuOr"]
+    figure = new_figure(11 if vectors is not None else 5, 4.2)
+    grid = list(np.atleast_1d(figure.subplots(1, 1 + 2 * (vectors is not None))))
+    if vectors is not None:
+        labels = groupings["taste"]
+        _draw_map(grid[0], vectors, labels, colors(scale(means["taste"].difference)))
+        taste = means["taste"]
+        order = np.argsort(taste.difference)
+        _draw_groups(grid[1], taste, order, [f"{group} ({taste.users[group]:,})" for group in order], colors, scale)
+        grid[1].set_title("By taste (users)", fontsize=10)
+        grid[1].set_xlabel(label)
+    found, labels = means["activity"], groupings["activity"]
+    names = []
+    for group, count in enumerate(found.users):
+        mine = activity[labels == group]
+        span = f"{mine.min()}" if mine.min() == mine.max() else f"{mine.min()}-{mine.max()}"
+        names.append(f"{span} ({count:,})")
+    _draw_groups(grid[-1], found, np.arange(len(names)), names, colors, scale)
+    grid[-1].set_title("By training interactions (users)", fontsize=10)
+    grid[-1].set_xlabel(label)
+    return figure
+
+
+def _draw_groups(
+    axes: Any, found: GroupMeans, order: NDArray[Any], names: Sequence[str], colors: Any, scale: Any
+) -> None:
+    places = np.arange(len(order))
+    difference, error = found.difference[order], np.nan_to_num(found.standard_error[order])
+    axes.barh(places, difference, color=colors(scale(difference)), edgecolor="#98A2B3", linewidth=0.6)
+    axes.errorbar(difference, places, xerr=1.96 * error, fmt="none", ecolor="#222222", elinewidth=0.9, capsize=2)
+    axes.axvline(0, color="#222222", lw=0.9)
+    axes.set_yticks(places, names, fontsize=8 if len(order) > 10 else 9)
+    axes.set_ylim(-0.7, len(order) - 0.3)
+    axes.grid(False, axis="y")
+
+
+def _draw_map(axes: Any, vectors: NDArray[Any], labels: NDArray[np.int64], colors: NDArray[Any]) -> None:
+    """t-SNE of some users' vectors, coloured by their group's gain; where a point lies means nothing else."""
+    chosen = np.linspace(0, len(vectors) - 1, min(MAP_USERS, len(vectors))).round().astype(int)
+    some, groups = vectors[chosen].astype(np.float64), labels[chosen]
+    some /= np.maximum(np.linalg.norm(some, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    places = TSNE(2, init="random", perplexity=min(30.0, (len(some) - 1) / 3), random_state=0).fit_transform(some)
+    axes.scatter(*places.T, s=14, c=colors[groups], edgecolors="#667085", linewidths=0.25)
+    for group in np.unique(groups):
+        middle = np.median(places[groups == group], axis=0)
+        box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.7}
+        axes.text(*middle, str(group), ha="center", va="center", fontsize=8, fontweight="bold", bbox=box)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.set_title("Users (t-SNE of the teacher's vectors)", fontsize=10)
+
+
+class _VectorModel(nn.Module):
+    """Scores that are dot products of vectors (U, d) and (I, d), as RecBole's evaluation asks for them."""
+
+    def __init__(self, config: Any, users: Tensor, items: Tensor) -> None:
+        super().__init__()
+        self._names = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.users, self.items = (nn.Parameter(table, requires_grad=False) for table in (users, items))
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Scores of single pairs."""
+        users, items = (interaction[name] for name in self._names)
+        return (self.users[users] * self.items[items]).sum(1)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores of all items."""
+        return self.users[interaction[self._names[0]]] @ self.items.t()
+
+
+def _compression(subject: _Subject) -> Part:
+    """The metric of the teacher in fewer dimensions."""
+    vectors = _vectors(subject)
+    dimension, whole = (vectors[role][0].shape[1] for role in ("student", "teacher"))
+    if dimension >= whole:
+        raise _Impossible(f"the student's {dimension} dimensions are no fewer than the teacher's {whole}.")
+    doubled = (dimension << power for power in itertools.count())
+    sizes = [*itertools.takewhile(lambda size: size < whole, doubled), whole]
+    config, tables = subject.trained.config, vectors["teacher"]
+    curves: dict[str, list[float]] = {"vectors": [], "scores": []}
+    for what, compress in (("vectors", principal_vectors), ("scores", principal_scores)):
+        # Row 0 is padding, which no direction is fitted to.
+        rotated = [table.to(tables[0]) for table in compress(*(table[1:] for table in tables))]
+        users, items = (nn.functional.pad(table, (0, 0, 1, 0)) for table in rotated)
+        for size in sizes:
+            model = _VectorModel(config, users[:, :size].contiguous(), items[:, :size].contiguous())
+            curves[what].append(float(_evaluated(subject, config, model.to(config["device"]))[1].mean()))
+    levels = {
+        role: float(_per_user(subject, role, model)[1].mean())
+        for role, model in subject.models().items()
+        if role != "teacher"
+    }
+    label = metric_label(subject.metric)
+    figure, (axes,) = panels(1, 1, 6.4, 4.0)
+    for (what, curve), color in zip(curves.items(), (PALETTE[1], TEACHER_COLOR)):
+        axes.plot(sizes, curve, color=color, marker="o", ms=4, lw=1.8, label=f"the teacher's {what}")
+    for role, level in levels.items():
+        axes.axhline(level, color=_COLORS[role], lw=1.4, ls="--", label=f"{role}, {subject.name(role)}, as trained")
+    log_axis(axes, sizes[0], sizes[-1])
+    axes.set_title(f"{subject.name('teacher')} in fewer dimensions")
+    axes.set_xlabel("dimensions that are kept")
+    axes.set_ylabel(label)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    finding = (
+        f"{label}: of the teacher's {curves['vectors'][-1]:.4f}, {dimension} dimensions keep "
+        f"{curves['vectors'][0]:.4f} by its vectors and {curves['scores'][0]:.4f} by its scores; "
+        + ", ".join(f"the {role} has {level:.4f}" for role, level in levels.items())
+    )
+    rows = [[size, *map(_cell, values)] for size, *values in zip(sizes, *curves.values())]
+    heading = ["dimensions", "by the teacher's vectors", "by the teacher's scores", *levels]
+    return Part("compression", finding, [heading, *([*row, *map(_cell, levels.values())] for row in rows)], figure)
+
+
+def _per_user(subject: _Subject, role: str, model: FrozenTeacher) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(user ids (n,), the metric's values (n,)) on the test split, users ascending."""
+    if model.reordered:
+        raise _Impossible(f"the {role} numbers users and items in another order than the student.")
+    return _evaluated(subject, model.trained.config, model.model)
+
+
+def _evaluated(subject: _Subject, config: Any, model: nn.Module) -> tuple[NDArray[Any], NDArray[Any]]:
+    """:func:`_per_user` of any model that RecBole's evaluation can ask."""
+    trainer, (_, _, test) = make_evaluator(config, model, subject.splits)
+    trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
+    users, values = trainer.eval_collector.per_user()
+    if subject.metric not in values:
+        raise UserError(
+            f"--metric={subject.metric} is not computed for each user.{closest(subject.metric, values)} "
+            f"Expected one of {', '.join(values)}; --metrics and --topk say which there are."
+        )
+    order = np.argsort(users, kind="stable")
+    return users[order], values[subject.metric][order].astype(np.float64)
+
+
+def _cell(value: float) -> Any:
+    """A number for a CSV: six digits, empty where there is none."""
+    return "" if not np.isfinite(value) else float(f"{value:.6g}")
+
+
+#: Name of each part -> the function that computes it.
+PARTS: dict[str, Callable[[_Subject], Part]] = {
+    "spectrum": _spectrum,
+    "smoothing": _smoothing,
+    "experts": _experts,
+    "gain": _gain,
+    "compression": _compression,
+}
+
+
+def run_analyse(settings: dict[str, Any]) -> None:
+    """The verb: `settings` as the command line gives them; prints what was found and where it lies."""
+    needed = {}
+    for key, example in (("student", "saved/FreqDStudent-....pth"), ("teacher", "saved/teachers/BPR-....pth")):
+        needed[key] = settings.pop(key, None)
+        if not isinstance(needed[key], str):
+            raise UserError(f"analyse needs two checkpoints; set --{key}=FILE, such as {example}.")
+    output = settings.pop("output", None)
+    if not output:
+        raise UserError("analyse needs a folder for its pictures and tables; set --output=DIR.")
+    options = {key: settings.pop(key) for key in ("baseline", "parts", "bands", "groups", "metric") if key in settings}
+    if isinstance(options.get("parts"), str):
+        options["parts"] = [word.strip() for word in options["parts"].split(",") if word.strip()]
+    found, left_out = analyse(output=output, **needed, **options, config_dict=settings)
+    for part in found:
+        print(f"{part.name}: {part.finding}\n    {Path(output) / part.name}.{{csv,png}}")
+    for name, reason in left_out.items():
+        print(f"{name}: left out, {reason}")

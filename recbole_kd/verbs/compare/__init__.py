@@ -1,0 +1,151 @@
+"""Several models and recipes on one split, over several seeds: means, tests, gains and costs in one table.
+
+``plan`` turns settings into rows, ``perform`` makes one run (a row with a seed), ``summary`` joins their records, and
+:func:`compare` goes through them. A run's folder is named by the digest of all that its result depends on: the same
+command goes on where it was stopped, and a changed setting repeats only the runs that it changes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Optional
+
+from recbole_kd.cluster.launch import in_own_process
+from recbole_kd.errors import TrainingError, UserError
+from recbole_kd.experiment.settings import merge, nest
+from recbole_kd.files.checkpoint import digest, save_json
+from recbole_kd.verbs.compare.perform import Job, perform
+from recbole_kd.verbs.compare.plan import Plan, Row, plan
+from recbole_kd.verbs.compare.progress import Progress
+from recbole_kd.verbs.compare.summary import summarise, table
+from recbole_kd.verbs.train import load_splits
+
+#: Makes a job's files; gets (epoch, epochs) told.
+Runner = Callable[[Job, Callable[[tuple[int, int]], None]], None]
+
+
+def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> dict[str, Any]:
+    """Trains what is not yet trained, joins it, and writes ``results.json`` and the report.
+
+    Args:
+        settings: as for :func:`~recbole_kd.verbs.compare.plan.plan`.
+        run: how a job is made; by default in a process of its own, so that its memory can be told.
+
+    Returns:
+        results.json.
+
+    Raises:
+        UserError, TrainingError: what the user can mend; finished runs stay.
+        KeyboardInterrupt: interrupted; its message says how to go on.
+    """
+    planned = plan(settings)
+    splits = load_splits(planned.students[0].first_config)
+    data = digest(splits.content(), list(splits.pairs(splits.test)))
+    planned.output.mkdir(parents=True, exist_ok=True)
+    progress = Progress(planned)
+    try:
+        teachers = [row for row in planned.rows if row.role == "teacher"]
+        _make(_jobs(planned, teachers, data), planned.parallel, progress, run)
+        if planned.tune_trials:
+            planned = _tuned(planned, progress)
+        students = _jobs(planned, planned.students, data)
+        _make(students, planned.parallel, progress, run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{progress.done} of {progress.total} runs are kept in {planned.output}; the same command goes on there."
+        ) from None
+    records: dict[str, list[Any]] = {row.name: [] for row in planned.rows}
+    for job in [*_jobs(planned, teachers, data), *students]:
+        records[job.row.name].append(job.result())
+    results = summarise(planned, records, splits.training_digest)
+    save_json(results, planned.output / "results.json", "output")
+    from recbole_kd.report import write_report
+
+    write_report(results, planned.output)
+    return results
+
+
+def _jobs(planned: Plan, rows: Sequence[Row], data: str) -> list[Job]:
+    """The runs of these rows, seed by seed, so that every row has its first before any has its second."""
+    jobs = []
+    for turn in range(max((len(row.seeds) for row in rows), default=0)):
+        for row in rows:
+            if turn < len(row.seeds):
+                seed = row.seeds[turn]
+                key = row.key(seed, data)
+                label = re.sub(r"[^\w.-]+", "-", row.name).strip("-")
+                folder = (planned.output / "runs" / f"{label}-{seed}-{key[:12]}").absolute()
+                # A fresh copy: what a row has worked out for itself is not sent to other processes.
+                jobs.append(Job(replace(row), seed, key, str(folder), os.getcwd()))
+    return jobs
+
+
+def _make(jobs: Sequence[Job], parallel: int, progress: Progress, run: Optional[Runner]) -> None:
+    """Makes the jobs whose results are not there yet."""
+    pending = []
+    for job in jobs:
+        record = job.result()
+        if record is None:
+            pending.append(job)
+        else:
+            progress.kept(job, record)
+    if parallel > 1 and len(pending) > 1 and run is None:
+        from recbole_kd.cluster.ray import parallel_map
+
+        progress.begin(pending)
+        for index, error in parallel_map(_attempt, pending, parallel):
+            if error is not None:
+                raise error
+            progress.finished(pending[index])
+        return
+    for job in pending:
+        progress.begin([job])
+        (run or isolated)(job, progress.told)
+        progress.finished(job)
+
+
+def isolated(job: Job, told: Optional[Callable[[tuple[int, int]], None]] = None) -> None:
+    """:func:`perform` in a process of its own; its errors name the run."""
+    try:
+        in_own_process(perform, job, on_message=told)
+    except (UserError, TrainingError) as error:
+        raise type(error)(f"{job.name}: {error}") from None
+
+
+def _attempt(job: Job) -> Optional[Exception]:
+    """:func:`isolated` for a worker of Ray's, which would wrap what is raised."""
+    try:
+        isolated(job)
+    except (UserError, TrainingError) as error:
+        return error
+    return None
+
+
+def _tuned(planned: Plan, progress: Progress) -> Plan:
+    """The plan with each student's settings chosen on validation, by the same number of trials for every one."""
+    from recbole_kd.verbs.tune import search
+
+    rows = []
+    for row in planned.rows:
+        if row.role != "teacher" and row.space != "none":
+            progress.say(f"{row.name}: {planned.tune_trials} trials on validation")
+            try:
+                found = search(
+                    row.model,
+                    row.dataset,
+                    config_dict={**row.settings, "seed": row.seeds[0]},
+                    space=row.space,
+                    trials=planned.tune_trials,
+                    cpus=planned.parallel if planned.parallel > 1 else None,
+                )
+            except UserError as error:
+                raise UserError(f"{row.name}: {error}") from None
+            row = replace(row, settings=merge(row.settings, nest(found["best"]["settings"])))
+        rows.append(row)
+    return replace(planned, rows=tuple(rows))
+
+
+__all__ = ["Job", "Plan", "Row", "compare", "perform", "plan", "summarise", "table"]

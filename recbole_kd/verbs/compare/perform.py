@@ -1,0 +1,191 @@
+"""One run of a comparison: a row with a seed, trained, evaluated user by user, and its costs measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError
+from recbole_kd.evaluation.collector import PAIRS_PER_CALL, exact_topk
+from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, reset_peak_memory
+from recbole_kd.evaluation.per_user import save_per_user
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.checkpoint import save_json
+from recbole_kd.stages.teacher import FrozenTeacher, make_evaluator, obtain_teacher
+from recbole_kd.student.readers import expanded_scores
+from recbole_kd.verbs.compare.plan import Row
+from recbole_kd.verbs.train import build_student, evaluate, load_splits, needs_teacher, start_logging
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be made.
+
+    Attributes:
+        row: the model and its settings.
+        seed: of initialisation and training; the split has its own.
+        key: digest of all that the result depends on.
+        folder: gets ``result.json``, ``users.parquet``, ``model.pth``; absolute.
+        working_folder: where relative paths of the settings begin.
+    """
+
+    row: Row
+    seed: int
+    key: str
+    folder: str
+    working_folder: str
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.row.name}, seed {self.seed}"
+
+    def result(self) -> Optional[dict[str, Any]]:
+        """What :func:`perform` wrote, if it has and for these very settings."""
+        try:
+            written: dict[str, Any] = json.loads((Path(self.folder) / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return written if written.get("key") == self.key and Path(self.folder, "users.parquet").is_file() else None
+
+
+def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
+    """Makes a run and writes its files, ``result.json`` last: a run is made when that is there.
+
+    A student's training that was interrupted goes on from its last whole epoch.
+
+    Args:
+        tell: gets (epoch, epochs) after each evaluation on validation.
+
+    Raises:
+        UserError, TrainingError: as `run_recbole_kd`.
+    """
+    began = time.perf_counter()
+    os.chdir(job.working_folder)
+    config = job.row.config(job.seed)
+    start_logging(config)
+    splits = load_splits(config)
+    make = _teacher if job.row.role == "teacher" else _student
+    record, trainer = make(job, config, splits, tell)
+    users, values = trainer.eval_collector.per_user()
+    folder = Path(job.folder)
+    tokens = splits.user_tokens
+    save_per_user(folder / "users.parquet", [tokens[user] for user in users.tolist()], values)
+    answer, answered = answerer(trainer.model, trainer.config, splits)
+    save_json(
+        {
+            "key": job.key,
+            "seed": job.seed,
+            **record,
+            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "inference": inference_costs(answer, answered),
+            "threads": torch.get_num_threads(),
+            "per_user": str(folder / "users.parquet"),
+            "seconds": time.perf_counter() - began,
+        },
+        folder / "result.json",
+        "output",
+    )
+
+
+def _student(
+    job: Job, config: KDConfig, splits: Splits, tell: Callable[[tuple[int, int]], None]
+) -> tuple[dict[str, Any], Any]:
+    teacher = obtain_teacher(config, splits) if needs_teacher(config) else None
+    _, trainer, loaders = build_student(config, splits, teacher)
+    trainer.saved_model_file = os.path.join(job.folder, "model.pth")
+    os.makedirs(job.folder, exist_ok=True)
+    if os.path.isfile(trainer.last_file):
+        trainer.resume_checkpoint(trainer.last_file)
+    reset_peak_memory()
+    trainer.fit(
+        *loaders[:2], saved=True, callback_fn=lambda epoch, _: tell((epoch + 1, config["epochs"])), show_progress=False
+    )
+    peak = peak_memory()
+    test_result, _ = evaluate(trainer, loaders[2])
+    if os.path.isfile(trainer.last_file):
+        os.remove(trainer.last_file)
+    outcome = trainer.outcome()
+    return _record(outcome, test_result, peak, trainer.saved_model_file), trainer
+
+
+def _teacher(
+    job: Job, config: KDConfig, splits: Splits, tell: Callable[[tuple[int, int]], None]
+) -> tuple[dict[str, Any], Any]:
+    reset_peak_memory()
+    teacher = obtain_teacher(config, splits)
+    if not isinstance(teacher, FrozenTeacher):
+        raise UserError(f"compare evaluates each teacher, and {teacher.name} is no single model; train on it instead.")
+    if teacher.reordered:
+        raise UserError(
+            f"The teacher '{teacher.trained.checkpoint}' numbers users or items in another order than this dataset, "
+            "and compare evaluates teachers themselves; give one that was trained on these files, or its settings."
+        )
+    trained = teacher.trained
+    trained_here = not trained.from_cache and not (config["teacher"] or {}).get("checkpoint")
+    peak = peak_memory() if trained_here else None
+    trainer, (_, _, test) = make_evaluator(trained.config, trained.model, splits)
+    result = trainer.evaluate(test, load_best_model=False, show_progress=False)
+    test_result = {name: float(value) for name, value in result.items()}
+    return _record(trained.state, test_result, peak, trained.checkpoint), trainer
+
+
+def _record(
+    outcome: Mapping[str, Any], test_result: Mapping[str, float], peak: Optional[int], checkpoint: str
+) -> dict[str, Any]:
+    """The part of a run's record that is told of training; a teacher's file may know none of it."""
+    return {
+        "test_result": dict(test_result),
+        "best_valid_result": dict(outcome.get("best_valid_result") or {}),
+        "best_epoch": outcome.get("best_epoch"),
+        "epoch_seconds": list(outcome.get("epoch_seconds") or []),
+        "loss_history": dict(outcome.get("loss_history") or {}),
+        "valid_history": list(outcome.get("valid_history") or []),
+        "peak_memory_bytes": peak,
+        "checkpoint": checkpoint if os.path.isfile(checkpoint) else None,
+    }
+
+
+def answerer(model: Any, config: KDConfig, splits: Splits) -> tuple[Callable[[Tensor], Tensor], int]:
+    """How a trained model answers requests, for :func:`inference_costs`.
+
+    Returns:
+        a function from positions of users (n,) to their best items (n, 20), on the CPU, and how many users there are.
+    """
+    model.eval()
+    device = config["device"]
+    # A request of a sequential model is a user's past, as it is at the test split.
+    known = (
+        splits.test.inter_feat if config.sequential else Interaction({model.USER_ID: torch.arange(1, model.n_users)})
+    )
+    cutoff = min(CUTOFF, model.n_items - 1)
+
+    @torch.no_grad()
+    def answer(positions: Tensor) -> Tensor:
+        scores = scores_of_all(model, known[positions].to(device))
+        scores[:, 0] = -torch.inf
+        return exact_topk(scores, cutoff)[1].cpu()
+
+    return answer, len(known)
+
+
+def scores_of_all(model: Any, interaction: Any) -> Tensor:
+    """Scores of the users of a request with every item, (n, I), where a model cannot rank in one call in several."""
+    try:
+        scores: Tensor = model.full_sort_predict(interaction)
+        return scores.view(len(interaction), -1)
+    except NotImplementedError:
+        users, items = interaction[model.USER_ID], torch.arange(model.n_items, device=model.device)
+        rows = max(1, PAIRS_PER_CALL // len(items))
+        blocks = [expanded_scores(model, part, items.expand(len(part), -1)) for part in users.split(rows)]
+        return torch.cat(blocks)

@@ -1,0 +1,383 @@
+"""Rows of a comparison from its settings: the models named, each recipe's teacher, the plain student of its size."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional
+
+from recbole_kd.errors import UserError
+from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, merge, nest
+from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.properties import read_yaml
+from recbole_kd.verbs.train import check_models, needs_teacher, versions
+
+#: Settings of the verb, beside RecBole's and ours.
+VERB_SETTINGS = ("models", "seeds", "tune_trials", "output", "parallel")
+#: What a model's section may hold beside its settings.
+_SECTION_KEYS = ("model", "seeds", "space")
+#: Settings that mean nothing here, with what to do instead.
+_REFUSED = {
+    "model": "list models with --models=A,B",
+    "baseline": "the plain student of each recipe is a row already; list other models in --models",
+    "resume": "the same command goes on where it stopped",
+    "result_file": "results are written to --output",
+    **dict.fromkeys(("nproc", "world_size", "group_offset"), "a comparison shares out whole runs; see --parallel"),
+}
+#: Settings that change nothing in what a run gives; the device decides its costs.
+_WITHOUT_EFFECT = WITHOUT_EFFECT | {"model", "student", "ray_address"}
+#: Grows when runs of an older program must not stand beside those of this one.
+_RUN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: one model with its settings, trained with every seed.
+
+    Attributes:
+        name: what the table calls it.
+        role: "teacher", "plain" (a recipe's student without its distillers), "recipe" or "model".
+        model: an architecture or recipe; for a teacher that of a student whom it teaches.
+        dataset: the dataset's name.
+        settings: nested, without the seed.
+        seeds: one run for each.
+        teacher: name of the row of its teacher, of several that of the first; None where files of ranks teach.
+        reference: name of the row of the plain student of its size.
+        space: a ``.hyper`` file to search instead of the model's own; "none" leaves the row as it is.
+    """
+
+    name: str
+    role: str
+    model: str
+    dataset: str
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    teacher: Optional[str] = None
+    reference: Optional[str] = None
+    space: Optional[str] = None
+
+    def config(self, seed: int) -> KDConfig:
+        """The settings of the run with this seed; of a teacher, those of the student whom it teaches.
+
+        Raises:
+            UserError: settings that the model refuses; the message names the row.
+        """
+        try:
+            return KDConfig(self.model, self.dataset, config_dict={**self.settings, "seed": seed})
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}") from None
+
+    @cached_property
+    def first_config(self) -> KDConfig:
+        """:meth:`config` with the first seed."""
+        return self.config(self.seeds[0])
+
+    @property
+    def distillers(self) -> list[str]:
+        """The distillers that have a weight."""
+        return [] if self.role == "teacher" else list(self.first_config.active_distillers())
+
+    @property
+    def backbone(self) -> str:
+        """The architecture."""
+        config = self.first_config
+        if self.role != "teacher":
+            return config.resolved.backbone
+        return str((config["teacher"] or {}).get("model") or Path(config["teacher"]["checkpoint"]).stem)
+
+    def key(self, seed: int, data: str) -> str:
+        """Digest of everything that a run's result depends on.
+
+        Args:
+            data: digest of the splits.
+        """
+        config = self.config(seed)
+        parts: list[Any] = [_RUN_FORMAT, versions(), data, seed]
+        if needs_teacher(config):
+            sections = config.teacher_sections()
+            for prefix, section in sections.items():
+                file = section.get("checkpoint") or section.get("ranks")
+                # A file by its size and date: its content may be gigabytes.
+                stamp = None if not file or not os.path.isfile(file) else os.stat(file)
+                parts += [file, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
+                if section.get("model"):
+                    teacher = config.teacher_config(section, prefix)
+                    parts += [_effective(teacher), teacher["seed"]]
+            if len(sections) > 1:
+                parts += [config.teacher_fusion, [section["share"] for section in sections.values()]]
+        if self.role != "teacher":
+            parts += [config.resolved.backbone, _effective(config)]
+        return digest(*parts)
+
+    def chosen(self) -> dict[str, Any]:
+        """Settings that a preset or the user gave, with their values: what says how this row differs from RecBole's."""
+        config = self.first_config
+        if self.role == "teacher":
+            (section,) = config.teacher_sections().values()
+            return {key: value for key, value in section.items() if value is not None}
+        keys = {*config.preset_keys, *self.settings, *config.distillers}
+        keys -= {"data_path", "checkpoint_dir", "show_progress", "baseline"}
+        if not needs_teacher(config):
+            keys -= {"teacher", "distill"}
+        values = config.plain_values()
+        return {key: values[key] for key in sorted(keys) if values.get(key) is not None}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, on what, with which budget."""
+
+    dataset: str
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    tune_trials: int
+    epochs: int
+    stopping_step: int
+    own_budgets: Mapping[str, str]
+    output: Path
+    parallel: int
+
+    @property
+    def students(self) -> list[Row]:
+        """All rows but the teachers."""
+        return [row for row in self.rows if row.role != "teacher"]
+
+
+def plan(settings: Mapping[str, Any]) -> Plan:
+    """The comparison that the settings ask for, checked as far as it can be without the data.
+
+    Args:
+        settings: by dotted name, :data:`VERB_SETTINGS` among them; ``config_files`` names YAML files that may hold any
+            of them, ``models`` as a mapping of labels to settings.
+
+    Raises:
+        UserError: what the user can mend; nothing has been trained or written then.
+    """
+    given = dict(settings)
+    common: dict[str, Any] = {}
+    for file in str(given.pop("config_files", "") or "").split():
+        common = merge(common, nest(read_yaml(Path(file))))
+    in_files = common.get("models")
+    common = merge(common, nest(given))
+    for key, instead in _REFUSED.items():
+        if key in common:
+            raise UserError(f"--{key} is not a setting of compare: {instead}.")
+    dataset = common.pop("dataset", None)
+    if dataset is None:
+        raise UserError("No dataset is given; set --dataset=NAME, such as ml-100k.")
+    dataset = str(dataset)
+    own = {key: common.pop(key, None) for key in VERB_SETTINGS}
+    sections = _sections(own["models"], in_files)
+    first = _whole(common.pop("seed", 2020), "seed", 0)
+    common["split_seed"] = _whole(common.get("split_seed", first), "split_seed", 0)
+    seeds = _seeds(1 if own["seeds"] is None else own["seeds"], first, "seeds")
+    trials = _whole(own["tune_trials"] or 0, "tune_trials", 0)
+    rows = [_row(name, section, common, dataset, seeds) for name, section in sections.items()]
+    _refuse_unread(common, rows)
+    _same_task(rows)
+    rows, epochs, stopping, exceptions = _equal_budgets(rows, common, sections)
+    rows = _with_companions(rows, seeds)
+    if trials:
+        _check_spaces(rows)
+    return Plan(
+        dataset=dataset,
+        rows=tuple(rows),
+        seeds=seeds,
+        tune_trials=trials,
+        epochs=epochs,
+        stopping_step=stopping,
+        own_budgets=exceptions,
+        output=Path(str(own["output"] or "report")),
+        parallel=_whole(1 if own["parallel"] is None else own["parallel"], "parallel", 1),
+    )
+
+
+def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:
+    """Label -> settings of its own, in the order given.
+
+    ``--models=A,B`` chooses among the labels of a YAML section, and names models beside them.
+    """
+    described = in_files if isinstance(in_files, Mapping) else {}
+    if isinstance(models, str):
+        models = [name.strip() for name in models.split(",") if name.strip()]
+    if isinstance(models, Mapping):
+        described, models = models, list(models)
+    if not isinstance(models, (list, tuple)) or not models:
+        raise UserError(f"--models={models!r}; expected names, such as --models=BPR,DERRDStudent.")
+    names = [str(name) for name in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"--models lists '{name}' more than once; give the second one a label of its own in a YAML file "
+                f"(models: {{{name}: {{}}, {name} again: {{model: {name}, ...}}}})."
+            )
+    sections = {}
+    for name in names:
+        section = described.get(name) or {}
+        if not isinstance(section, Mapping):
+            raise UserError(f"models.{name} is {section!r}; expected the settings of a model, such as {{model: BPR}}.")
+        sections[name] = nest(section)
+    return sections
+
+
+def _whole(value: Any, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"--{name}={value!r}; expected a whole number of at least {least}.")
+    return value
+
+
+def _seeds(value: Any, first: int, name: str) -> tuple[int, ...]:
+    if isinstance(value, (list, tuple)):
+        seeds = tuple(_whole(seed, name, 0) for seed in value)
+        if seeds and len(set(seeds)) == len(seeds):
+            return seeds
+        raise UserError(
+            f"--{name}={list(value)!r}; expected distinct seeds, such as --{name}=[1,2,3], or their number."
+        )
+    return tuple(range(first, first + _whole(value, name, 1)))
+
+
+def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], dataset: str, seeds: Sequence[int]) -> Row:
+    """A model that was named, with those of the common settings that it reads, under its own."""
+    settings = {key: value for key, value in section.items() if key not in _SECTION_KEYS}
+    model = str(section.get("model") or name)
+    for key in ("seed", "split_seed", *_REFUSED):
+        if key in settings:
+            raise UserError(f"models.{name}.{key} is not a model's own setting; its seeds go into models.{name}.seeds.")
+    own_seeds = (
+        tuple(seeds) if section.get("seeds") is None else _seeds(section["seeds"], seeds[0], f"models.{name}.seeds")
+    )
+    if len(own_seeds) != len(seeds):
+        raise UserError(f"models.{name}.seeds has {len(own_seeds)} seeds and --seeds {len(seeds)}; give as many.")
+    # What it reads depends on these.
+    structure = merge(
+        {key: common[key] for key in ("learner", "distill") if key in common},
+        {key: settings[key] for key in ("learner", "distill", "student") if key in settings},
+    )
+    row = Row(name, "model", model, dataset, {}, own_seeds, space=section.get("space"))
+    probe = replace(row, settings=structure).first_config
+    settings = merge({key: value for key, value in common.items() if probe.reads(key)}, settings)
+    # One Adam for all rows: a run that distils takes the fused one, and epochs are compared too.
+    base = {"state": "WARNING", "fused_adam": True}
+    row = replace(row, settings={**base, **settings, "baseline": None, "show_progress": False})
+    if needs_teacher(row.first_config):
+        check_models(row.first_config)
+        teacher = merge({"seed": seeds[0]}, settings.get("teacher") or {})
+        return replace(row, role="recipe", settings={**row.settings, "teacher": teacher})
+    return replace(row, settings={key: value for key, value in row.settings.items() if key != "teacher"})
+
+
+def _refuse_unread(common: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    for key, value in common.items():
+        if key != "split_seed" and not any(row.first_config.reads(key) for row in rows):
+            # The configuration says what is wrong with it, and names the closest.
+            replace(rows[0], settings={**rows[0].settings, key: value}).config(rows[0].seeds[0])
+            raise UserError(f"Setting '{key}' is read by none of the models {', '.join(row.name for row in rows)}.")
+
+
+def _same_task(rows: Sequence[Row]) -> None:
+    kinds = {row.first_config.sequential: row.name for row in rows}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{kinds[True]} predicts the next item of a sequence and {kinds[False]} ranks items for a user: their "
+            "splits and rankings differ. Compare sequential models among themselves."
+        )
+
+
+def _equal_budgets(
+    rows: Sequence[Row], common: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Row], int, int, dict[str, str]]:
+    """The same epochs and stopping for every student: what was given, or the most that a preset among them has."""
+    budget = {}
+    for key in ("epochs", "stopping_step"):
+        open_rows = [row for row in rows if key not in sections[row.name]] or rows
+        budget[key] = common.get(key, max(row.first_config[key] for row in open_rows))
+    exceptions = {
+        name: ", ".join(f"{key} {section[key]}" for key in budget if key in section)
+        for name, section in sections.items()
+        if any(key in section for key in budget)
+    }
+    equal = [replace(row, settings={**budget, **row.settings}) for row in rows]
+    return equal, budget["epochs"], budget["stopping_step"], exceptions
+
+
+def _with_companions(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
+    """Teachers and plain students first, each once, then the rows named; recipes know theirs."""
+    taken = {row.name for row in rows}
+    teachers: dict[str, Row] = {}
+    plain: dict[str, Row] = {}
+    named: list[Row] = []
+    for row in rows:
+        if row.role != "recipe":
+            named.append(row)
+            continue
+        keys = []
+        for teacher in _teachers(row, seeds):
+            keys.append(teacher.key(seeds[0], ""))
+            if keys[-1] not in teachers:
+                teachers[keys[-1]] = replace(teacher, name=_free(f"{teacher.backbone} (teacher)", taken))
+        student = _plain_student(row, seeds)
+        plain_key = student.key(seeds[0], "")
+        twin = next((other for other in rows if other.role == "model" and other.key(seeds[0], "") == plain_key), None)
+        if plain_key not in plain:
+            plain[plain_key] = twin or replace(student, name=_free(f"{student.backbone} (plain)", taken))
+        named.append(replace(row, teacher=teachers[keys[0]].name if keys else None, reference=plain[plain_key].name))
+    references = {row.name for row in plain.values()}
+    named = [replace(row, role="plain") if row.name in references else row for row in named]
+    added = [row for row in plain.values() if row.name not in {other.name for other in named}]
+    return [*teachers.values(), *added, *named]
+
+
+def _teachers(row: Row, seeds: Sequence[int]) -> list[Row]:
+    """A row for each of the recipe's teachers that can be evaluated: a file of ranks has no scores of all items."""
+    alone = replace(row, role="teacher", seeds=(seeds[0],))
+    sections = list(row.first_config.teacher_sections().values())
+    if len(sections) == 1:
+        return [] if sections[0].get("ranks") else [alone]
+    sections = [section for section in sections if not section.get("ranks")]
+    # A checkpoint says itself what it holds: a model that a preset names beside it is not asked for.
+    own = [{**section, "model": None} if section.get("checkpoint") else section for section in sections]
+    return [replace(alone, settings={**row.settings, "teacher": {"count": 1, **section}}) for section in own]
+
+
+def _plain_student(row: Row, seeds: Sequence[int]) -> Row:
+    """The recipe's backbone with the recipe's settings, less teacher and distillers."""
+    config = KDConfig(row.model, row.dataset, config_dict={**row.settings, "seed": seeds[0], "baseline": "student"})
+    alone = config.baseline_config()
+    settings = {key: value for key, value in alone.external_config_dict.items() if key not in ("seed", "baseline")}
+    return Row("plain", "plain", config.resolved.backbone, row.dataset, settings, tuple(seeds))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`name`, with a number in its bracket where it is taken: "BPR (plain 2)"."""
+    candidates = (name if number == 1 else f"{name[:-1]} {number})" for number in itertools.count(1))
+    found = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(found)
+    return found
+
+
+def _effective(config: KDConfig) -> dict[str, Any]:
+    """Settings that a run's result depends on."""
+    left_out = _WITHOUT_EFFECT | {"seed"}
+    if not needs_teacher(config):
+        left_out |= {"teacher", "distill"}
+    return {key: value for key, value in config.plain_values().items() if key not in left_out}
+
+
+def _check_spaces(rows: Iterable[Row]) -> None:
+    from recbole_kd.verbs.tune import default_space
+
+    for row in rows:
+        if row.role == "teacher" or row.space is not None:
+            continue
+        try:
+            default_space(row.first_config)
+        except UserError:
+            raise UserError(
+                f"--tune_trials is set and there is no search space of {row.model}. "
+                f"Give one as models.{row.name}.space=FILE.hyper in a YAML file; space: none leaves it as it is."
+            ) from None

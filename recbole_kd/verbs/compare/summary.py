@@ -1,0 +1,302 @@
+"""The runs' records joined: means, deviations, intervals, tests, gains, costs; and the table for a terminal."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_kd.errors import UserError
+from recbole_kd.evaluation.costs import THREADS
+from recbole_kd.evaluation.per_user import load_per_user
+from recbole_kd.evaluation.significance import bootstrap_intervals, pairwise, sample_deviation
+from recbole_kd.text import columns
+from recbole_kd.verbs.compare.plan import Plan, Row
+from recbole_kd.verbs.train import versions
+
+FORMAT = 1
+#: A corrected p below this gets a star.
+LEVEL = 0.05
+
+Record = Mapping[str, Any]
+PerUser = dict[str, NDArray[Any]]
+
+
+def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -> dict[str, Any]:
+    """results.json; its fields are in docs/compare.md.
+
+    Args:
+        records: row name -> what :func:`perform` wrote, a record per seed.
+        split: digest of the splits.
+
+    Raises:
+        UserError: per-user files of different users.
+    """
+    per_user, means = _measured(plan, records)
+    metrics = list(records[plan.rows[0].name][0]["test_result"])
+    average = {name: {metric: float(np.mean(values[metric])) for metric in metrics} for name, values in means.items()}
+    reference = next((row.reference for row in plan.rows if row.reference), None)
+    teacher = next((row.name for row in plan.rows if row.role == "teacher"), None)
+    rows = []
+    for row in plan.rows:
+        own_reference = row.name if row.role == "plain" else row.reference or reference
+        own_teacher = {"teacher": row.name, "recipe": row.teacher}.get(row.role, teacher)
+        rows.append(
+            {
+                "name": row.name,
+                "role": row.role,
+                "backbone": row.backbone,
+                "teacher": row.teacher,
+                "reference": own_reference,
+                "distillers": row.distillers,
+                "settings": row.chosen(),
+                "runs": [{key: record[key] for key in _RUN_FIELDS} for record in records[row.name]],
+                "mean": average[row.name],
+                "deviation": {metric: sample_deviation(means[row.name][metric]) for metric in metrics},
+                "confidence": _confidence(per_user[row.name]),
+                "relative_gain": {
+                    metric: _relative_gain(average[row.name][metric], _of(average, own_reference, metric))
+                    for metric in metrics
+                },
+                "gap_closed": {
+                    metric: _gap_closed(
+                        average[row.name][metric],
+                        _of(average, own_reference, metric),
+                        _of(average, own_teacher, metric),
+                    )
+                    for metric in metrics
+                },
+                "costs": _costs(records[row.name], records.get(own_reference or "")),
+            }
+        )
+    return {
+        "format": FORMAT,
+        "dataset": plan.dataset,
+        "split": split,
+        "metrics": metrics,
+        "valid_metric": str(plan.students[0].first_config["valid_metric"]).lower(),
+        "seeds": list(plan.seeds),
+        "budget": {
+            "tune_trials": plan.tune_trials,
+            "epochs": plan.epochs,
+            "stopping_step": plan.stopping_step,
+            "sentence": budget_sentence(plan),
+        },
+        "reference": reference,
+        "teacher": teacher,
+        "environment": {
+            "cpu": cpu_name(),
+            "device": str(plan.students[0].first_config["device"]),
+            "threads": max(record["threads"] for runs in records.values() for record in runs),
+            "inference_threads": THREADS,
+            "parallel_runs": plan.parallel,
+            "versions": versions(),
+        },
+        "rows": rows,
+        "significance": {metric: _significance(plan.rows, metric, per_user, means) for metric in metrics},
+    }
+
+
+_RUN_FIELDS = (
+    *("seed", "test_result", "best_valid_result", "best_epoch", "epoch_seconds", "loss_history", "valid_history"),
+    *("peak_memory_bytes", "checkpoint", "per_user"),
+)
+
+
+def budget_sentence(plan: Plan) -> str:
+    """What every method was given, in one sentence."""
+    valid = plan.students[0].first_config["valid_metric"]
+    searched = [row for row in plan.students if row.space != "none"]
+    left = [row.name for row in plan.students if row.space == "none"]
+    tuned = "with the settings of its preset, not tuned"
+    if plan.tune_trials:
+        tuned = f"with settings chosen on validation among {plan.tune_trials} trials"
+        tuned += f" (except {', '.join(left)}, as it is)" if left and searched else ""
+    but = "; ".join(f"{name}: {budget}" for name, budget in plan.own_budgets.items())
+    teachers = [row for row in plan.rows if row.role == "teacher"]
+    teacher = f"; each teacher was trained once, with seed {teachers[0].seeds[0]}" if teachers else ""
+    counts = {"seed": len(plan.seeds), "epoch": plan.epochs, "evaluation": plan.stopping_step}
+    seeds, epochs, evaluations = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
+    return (
+        f"Every student was trained with {seeds} on one split, {tuned}, for at most {epochs}, stopped after "
+        f"{evaluations} without a better {valid} on validation"
+        f"{f' (except {but})' if but else ''}{teacher}."
+    )
+
+
+def _measured(
+    plan: Plan, records: Mapping[str, Sequence[Record]]
+) -> tuple[dict[str, PerUser], dict[str, dict[str, list[float]]]]:
+    """What the runs' files say of each row.
+
+    Returns:
+        row name -> metric -> (n,) each user's mean over seeds, the users in the same order for all rows; and
+        row name -> metric -> the mean of each seed's run, not rounded where the metric is a mean over users.
+    """
+    everyone: Optional[list[str]] = None
+    per_user: dict[str, PerUser] = {}
+    means: dict[str, dict[str, list[float]]] = {}
+    for row in plan.rows:
+        total: PerUser = {}
+        means[row.name] = {metric: [] for metric in records[row.name][0]["test_result"]}
+        for record in records[row.name]:
+            users, values = load_per_user(Path(record["per_user"]))
+            order = np.argsort(np.array(users), kind="stable")
+            known = [users[index] for index in order]
+            everyone = known if everyone is None else everyone
+            if known != everyone:
+                raise UserError(
+                    f"The runs of {row.name} were evaluated on other users than those of {plan.rows[0].name}; remove "
+                    f"{Path(record['per_user']).parent} and repeat the command."
+                )
+            for metric, column in values.items():
+                total[metric] = total.get(metric, 0) + column[order]
+            for metric, kept in means[row.name].items():
+                kept.append(float(values[metric].mean()) if metric in values else record["test_result"][metric])
+        per_user[row.name] = {metric: column / len(records[row.name]) for metric, column in total.items()}
+    return per_user, means
+
+
+def _of(average: Mapping[str, Mapping[str, float]], name: Optional[str], metric: str) -> Optional[float]:
+    return None if name is None else average[name][metric]
+
+
+def _relative_gain(value: float, reference: Optional[float]) -> Optional[float]:
+    """value / reference - 1; None where there is nothing to divide by."""
+    return None if not reference else value / reference - 1
+
+
+def _gap_closed(value: float, reference: Optional[float], teacher: Optional[float]) -> Optional[float]:
+    """The part of the way from the reference to the teacher; None where the teacher is not the better one."""
+    if reference is None or teacher is None or teacher <= reference:
+        return None
+    return (value - reference) / (teacher - reference)
+
+
+def _confidence(per_user: PerUser) -> dict[str, list[float]]:
+    """95 % intervals of the means over users, for the metrics that are means over users."""
+    if not per_user:
+        return {}
+    intervals = bootstrap_intervals(np.column_stack(list(per_user.values())))
+    return {metric: list(interval) for metric, interval in zip(per_user, intervals)}
+
+
+def _costs(records: Sequence[Record], plain: Optional[Sequence[Record]]) -> dict[str, Any]:
+    """Medians: of time over all epochs of all runs, of memory and of answering over runs."""
+    epoch = _epoch_seconds(records)
+    plain_epoch = None if plain is None else _epoch_seconds(plain)
+    peaks = [record["peak_memory_bytes"] for record in records if record["peak_memory_bytes"] is not None]
+    answering = [record["inference"] for record in records]
+    sizes = list(answering[0]["latency_ms"])
+    return {
+        "seconds_per_epoch": epoch,
+        "ratio_to_plain": epoch / plain_epoch if epoch and plain_epoch else None,
+        "peak_memory_bytes": int(np.median(peaks)) if peaks else None,
+        "parameters": records[0]["parameters"],
+        "latency_ms": {
+            size: {
+                quantile: float(np.median([one["latency_ms"][size][quantile] for one in answering]))
+                for quantile in ("p50", "p95")
+            }
+            for size in sizes
+        },
+        "users_per_second": {
+            size: float(np.median([one["users_per_second"][size] for one in answering])) for size in sizes
+        },
+    }
+
+
+def _epoch_seconds(records: Sequence[Record]) -> Optional[float]:
+    """Median seconds of training an epoch; None where no run knows its own."""
+    seconds = [epoch for record in records for epoch in record["epoch_seconds"]]
+    return float(np.median(seconds)) if seconds else None
+
+
+def _significance(
+    rows: Sequence[Row], metric: str, per_user: Mapping[str, PerUser], means: Mapping[str, Mapping[str, list[float]]]
+) -> dict[str, Any]:
+    users = pairwise([per_user[row.name].get(metric) for row in rows])
+    seeds = pairwise([np.array(means[row.name][metric]) for row in rows])
+    average = [float(np.mean(means[row.name][metric])) for row in rows]
+    return {
+        "names": [row.name for row in rows],
+        **dict(zip(("p_users", "p_users_holm"), users)),
+        **dict(zip(("p_seeds", "p_seeds_holm"), seeds)),
+        "difference": [[one - other for other in average] for one in average],
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def stars(results: Mapping[str, Any], row: Mapping[str, Any], metric: str) -> str:
+    """How sure the difference from the row's reference is.
+
+    "*": for other users, with these trained models (p over users after Holm below 0.05). "**": also for models trained
+    anew (p over seeds after Holm below 0.05).
+    """
+    tests = results["significance"][metric]
+    if row["reference"] is None or row["reference"] == row["name"]:
+        return ""
+    first, second = tests["names"].index(row["name"]), tests["names"].index(row["reference"])
+    users, seeds = (tests[kind][first][second] for kind in ("p_users_holm", "p_seeds_holm"))
+    if users is None or users >= LEVEL:
+        return ""
+    return "**" if seeds is not None and seeds < LEVEL else "*"
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The comparison for a terminal: two metrics with deviation, gain and gap; costs; what stars mean."""
+    valid = results["valid_metric"]
+    cutoff = valid.partition("@")[2]
+    shown = [valid] + [metric for metric in (f"recall@{cutoff}", f"ndcg@{cutoff}") if metric in results["metrics"]]
+    shown = list(dict.fromkeys(metric for metric in shown if metric in results["metrics"]))[:2]
+    several = len(results["seeds"]) > 1
+    head = [""]
+    for metric in shown:
+        head += [metric + (" ± deviation" if several else ""), "gain", "gap closed"]
+    head += ["parameters", "s/epoch", "x plain", "peak MB", "ms/user", "users/s"]
+    lines = [head]
+    for row in results["rows"]:
+        cells = [row["name"]]
+        for metric in shown:
+            deviation = f" ± {row['deviation'][metric]:.4f}" if several else ""
+            gain, closed = row["relative_gain"][metric], row["gap_closed"][metric]
+            own = row["name"] == row["reference"]
+            cells += [
+                f"{row['mean'][metric]:.4f}{deviation}",
+                "" if gain is None or own else f"{gain:+.1%} {stars(results, row, metric)}".rstrip(),
+                "" if closed is None or own or row["role"] == "teacher" else f"{closed:.0%}",
+            ]
+        costs = row["costs"]
+        cells += [
+            f"{costs['parameters']:,}",
+            _number(costs["seconds_per_epoch"], "{:.2f}"),
+            _number(costs["ratio_to_plain"], "{:.2f}"),
+            _number(costs["peak_memory_bytes"], "{:,.0f}", 1e-6),
+            _number(costs["latency_ms"]["batch_1"]["p50"], "{:.3f}"),
+            _number(costs["users_per_second"]["batch_1024"], "{:,.0f}"),
+        ]
+        lines.append(cells)
+    notes = [results["budget"]["sentence"]]
+    if results["reference"]:
+        notes += [
+            "gain, gap closed: over the plain student of the same size, and of its way to the teacher. After Holm, p < "
+            f"{LEVEL}: * for other users with these trained models, ** also for models trained anew (other seeds)."
+        ]
+    notes += ["ms/user: median of one user at a time; users/s: 1,024 at a time; both with one thread."]
+    return "\n".join([*columns(lines), "", *notes])
+
+
+def _number(value: Optional[float], form: str, factor: float = 1.0) -> str:
+    return "-" if value is None else form.format(value * factor)

@@ -1,0 +1,260 @@
+"""``recbole-kd recommend``: the best items of users by a saved model, in original ids, as CSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_kd.data.observed import Observed
+from recbole_kd.errors import UserError, closest
+from recbole_kd.evaluation.collector import exact_topk, sized_eval_batch
+from recbole_kd.files.checkpoint import write_atomic
+from recbole_kd.stages.teacher import FrozenTeacher
+from recbole_kd.verbs.train import load_trained
+
+#: ``seen`` -> the splits whose interactions are known when a recommendation is made.
+SEEN: dict[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "train+valid": ("train", "valid"),
+    "all": ("train", "valid", "test"),
+}
+
+
+class Recommendation(NamedTuple):
+    """A user's best items, best first, in original ids, and their scores; fewer than asked where fewer are left."""
+
+    user: str
+    items: list[str]
+    scores: list[float]
+
+
+class Recommender:
+    """A saved model that ranks the items of its dataset::
+
+        for user, items, scores in Recommender("saved/FILE.pth").recommend(["196", "186"], k=10): ...
+
+    Attributes:
+        users: original id -> internal id, padding left out, in internal order.
+        items: (I,) original ids by internal id; index 0 is padding.
+        seen: the pairs of the splits that count as seen.
+        score_block: users (n,) -> their scores of every item (n, I), as the evaluator ranks them.
+    """
+
+    def __init__(self, checkpoint: str, seen: str = "train", config_dict: Optional[Mapping[str, Any]] = None) -> None:
+        """
+        Args:
+            checkpoint: a student, teacher or baseline that recbole-kd saved.
+            seen: a key of :data:`SEEN`. The items of these splits are those that a user has seen; a sequential model
+                continues their sequence.
+            config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
+
+        Raises:
+            UserError: no such choice; or as :func:`recbole_kd.verbs.train.load_trained`.
+        """
+        if seen not in SEEN:
+            raise UserError(f"Unknown --seen={seen}.{closest(str(seen), SEEN)} Choices: {', '.join(SEEN)}.")
+        self.trained, self.splits = load_trained(checkpoint, config_dict)
+        self.model = FrozenTeacher(
+            self.trained, self.splits, os.path.join(self.trained.config["checkpoint_dir"], "ranks")
+        )
+        self.users = {token: user for user, token in enumerate(self.splits.user_tokens) if user}
+        self.items = self.splits.item_tokens
+        parts = [getattr(self.splits, split) for split in SEEN[seen]]
+        users, items = (torch.cat(part) for part in zip(*map(self.splits.pairs, parts)))
+        self.seen = Observed(users, items, len(self.splits.user_tokens), len(self.items))
+        self.score_block: Callable[[Tensor], Tensor] = self.model.score_block
+        if self.splits.sequential:
+            self._sequences = self.splits.sequences_after(parts)
+            self.score_block = self._score_next
+
+    def recommend(
+        self, users: Optional[Iterable[str]] = None, k: int = 20, exclude_seen: bool = True
+    ) -> Iterator[Recommendation]:
+        """The k best items of each user, computed in blocks of users as they are asked for.
+
+        Args:
+            users: original ids; None is every user of the dataset.
+            k: 1 to the number of items.
+            exclude_seen: whether :attr:`seen` is left out.
+
+        Raises:
+            UserError: a k that is out of range, an unknown user, scores that are not finite.
+        """
+        catalogue = len(self.items) - 1
+        if k > catalogue:
+            raise UserError(
+                f"--k={k} exceeds the catalogue of {catalogue:,} items of {self.trained.config['dataset']}; "
+                "set --k to at most that."
+            )
+        wanted = list(self.users if users is None else users)
+        unknown = [user for user in wanted if user not in self.users]
+        if unknown:
+            raise UserError(f"User '{unknown[0]}' is not in {self.trained.config['dataset']}; leave it out.")
+        none = torch.empty(0, dtype=torch.long)
+        nothing = Observed(none, none, self.seen.users, self.seen.items)
+        return self._recommend(wanted, k, self.seen if exclude_seen else nothing)
+
+    def _recommend(self, users: Sequence[str], k: int, left_out: Observed) -> Iterator[Recommendation]:
+        tokens = np.array(self.items, dtype=object)
+        ids = torch.tensor([self.users[user] for user in users], dtype=torch.long)
+        names = iter(users)
+        blocks = rank_items(self.score_block, left_out, ids, k, bool(self.trained.config["show_progress"]))
+        for items, scores in blocks:
+            if torch.isnan(scores).any() or torch.isposinf(scores).any():
+                raise UserError(
+                    f"'{self.trained.checkpoint}' gives scores that are not finite; train it again, with a lower "
+                    "--learning_rate."
+                )
+            lengths = (scores > -torch.inf).sum(dim=1).tolist()
+            rows = tokens[items.numpy()].tolist()
+            # By way of the shortest text that gives the same float32: 0.1, not 0.10000000149.
+            values = scores.numpy().astype(str).astype(np.float64).tolist()
+            for length, row, value in zip(lengths, rows, values):
+                yield Recommendation(next(names), row[:length], value[:length])
+
+    @torch.no_grad()
+    def _score_next(self, users: Tensor) -> Tensor:
+        """Scores (n, I) of what comes next for users (n,), by the model itself; -inf for a user without a sequence."""
+        model: Any = self.model.model
+        items, lengths = (part[users].to(self.trained.config["device"]) for part in self._sequences)
+        given = Interaction({model.ITEM_SEQ: items, model.ITEM_SEQ_LEN: lengths.clamp(min=1)})
+        scores: Tensor = model.full_sort_predict(given).view(len(users), -1)
+        return scores.masked_fill_((lengths == 0).unsqueeze(1), -torch.inf)
+
+
+@torch.no_grad()
+def rank_items(
+    score_block: Callable[[Tensor], Tensor], seen: Observed, users: Tensor, k: int, show_progress: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The k best items of users that are not seen, a block of users at a time; at most a block of scores is held.
+
+    Args:
+        score_block: users (n,) -> their scores of every item (n, I), padding included. The block is overwritten.
+        seen: the pairs that are left out.
+        users: (n,) internal ids, in the order of the answer.
+        k: at most I.
+        show_progress: whether to show a progress bar with the time left.
+
+    Yields:
+        items (n, k) and their scores (n, k) on the CPU, best first; a score of -inf marks a place that stays empty.
+    """
+    rows = sized_eval_batch(seen.items) // seen.items
+    with tqdm(total=len(users), desc="Recommending", unit="user", disable=not show_progress) as bar:
+        for block in users.split(rows):
+            scores = score_block(block)
+            row, item = (part.to(scores.device) for part in seen.rows_and_items(block))
+            scores[row, item] = -torch.inf
+            scores[:, 0] = -torch.inf
+            best, items = exact_topk(scores, k)
+            bar.update(len(block))
+            yield items.cpu(), best.cpu()
+
+
+def read_users(text: str) -> Optional[list[str]]:
+    """The distinct users that ``--users`` names, in their order; None is all of them.
+
+    Args:
+        text: ``all``, ids between commas, or ``@FILE`` (``@-`` is the standard input) with an id a line.
+
+    Raises:
+        UserError: no id, or a file that cannot be read.
+    """
+    if text == "all":
+        return None
+    if text.startswith("@"):
+        try:
+            content = sys.stdin.read() if text == "@-" else Path(text[1:]).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise UserError(
+                f"Cannot read '{text[1:]}' ({reason}); set --users=@FILE to a file of an id a line."
+            ) from None
+        ids = content.splitlines()
+    else:
+        ids = text.split(",")
+    users = list(dict.fromkeys(user.strip() for user in ids if user.strip()))
+    if not users:
+        raise UserError(f"--users={text} names no user; give ids between commas, @FILE with an id a line, or all.")
+    return users
+
+
+def _csv_lines(recommendations: Iterable[Recommendation]) -> Iterator[str]:
+    yield "user_id,rank,item_id,score\n"
+    for one in recommendations:
+        text = io.StringIO()
+        ranked = enumerate(zip(one.items, one.scores), start=1)
+        csv.writer(text, lineterminator="\n").writerows((one.user, rank, item, score) for rank, (item, score) in ranked)
+        yield text.getvalue()
+
+
+def _json_lines(recommendations: Iterable[Recommendation]) -> Iterator[str]:
+    for one in recommendations:
+        content = {"user_id": one.user, "items": one.items, "scores": one.scores}
+        yield json.dumps(content, ensure_ascii=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Iterable[Recommendation]], Iterator[str]]] = {"csv": _csv_lines, "jsonl": _json_lines}
+
+
+def run_recommend(
+    checkpoint: str,
+    users: str,
+    k: Any = 20,
+    format: Any = "csv",
+    output: Optional[str] = None,
+    seen: str = "train",
+    exclude_seen: bool = True,
+    config_dict: Optional[Mapping[str, Any]] = None,
+) -> None:
+    """The verb: recommendations to the standard output, or atomically to a file. Unknown users are named on stderr.
+
+    Args:
+        checkpoint, seen, config_dict: as in :class:`Recommender`.
+        users: as in :func:`read_users`.
+        k: items per user, at least 1.
+        format: a key of :data:`FORMATS`.
+        output: a file; None is the standard output.
+        exclude_seen: whether what a user has seen is left out.
+
+    Raises:
+        UserError: a bad value of one of these, or not one user that the model knows.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UserError(f"--k={k!r}; expected a whole number of at least 1.")
+    if not isinstance(exclude_seen, bool):
+        raise UserError(f"--exclude_seen={exclude_seen!r} is not true or false; --seen says what counts as seen.")
+    if format not in FORMATS:
+        raise UserError(f"Unknown --format={format}.{closest(str(format), FORMATS)} Choices: {', '.join(FORMATS)}.")
+    named = read_users(users)
+    recommender = Recommender(checkpoint, seen, config_dict)
+    dataset = recommender.trained.config["dataset"]
+    known = list(recommender.users) if named is None else [user for user in named if user in recommender.users]
+    for user in named or ():
+        if user not in recommender.users:
+            print(f"recbole-kd: user '{user}' is not in {dataset}: skipped", file=sys.stderr)
+    if not known:
+        example = next(iter(recommender.users))
+        raise UserError(f"None of the users is in {dataset}; --users takes its original ids, such as {example}.")
+    lines = FORMATS[format](recommender.recommend(known, k, exclude_seen))
+    if output is None:
+        sys.stdout.writelines(lines)
+        sys.stdout.flush()
+        return
+    write_atomic(output, lambda file: file.writelines(line.encode() for line in lines), "output")
+    logging.getLogger().info(f"Recommendations for {len(known):,} users: {output}")
+
+
+__all__ = ["Recommendation", "Recommender", "rank_items", "read_users", "run_recommend"]

@@ -1,0 +1,508 @@
+"""The search: trials drawn from the space, trained by Ray Tune, pruned by ASHA, chosen on the validation split."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Optional, Union
+
+import ray
+import torch
+from ray import air, tune
+from ray.air import session
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments
+from tqdm import tqdm
+
+from recbole_kd.cluster.ray import ray_session
+from recbole_kd.errors import UserError
+from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, merge, nest
+from recbole_kd.files.checkpoint import digest, save_json, write_atomic
+from recbole_kd.files.properties import overall_properties
+from recbole_kd.text import duration
+from recbole_kd.verbs.train import build_student, check_models, evaluate_checkpoint, load_splits, start_logging
+from recbole_kd.verbs.tune.report import write_report
+from recbole_kd.verbs.tune.space import Domain, default_space, draw_trials, read_space
+from recbole_kd.verbs.tune.worker import Task, teacher_of, train_trial, trial_config
+
+#: ASHA's: of the trials that reach a rung, one in so many goes on; a rung is as many times later than the one before.
+REDUCTION = 3
+#: Settings that do not make it another search.
+_WITHOUT_EFFECT = WITHOUT_EFFECT | {"device"}
+#: Settings that trials may differ in, among those of every run; the others are of data, evaluation, teacher, machine.
+_SEARCHABLE = frozenset(("learning_rate_schedule",))
+
+
+def search(
+    model: Optional[str] = None,
+    dataset: Optional[str] = None,
+    config_file_list: Optional[Iterable[str]] = None,
+    config_dict: Optional[Mapping[str, Any]] = None,
+    space: Union[str, Path, Mapping[str, Domain], None] = None,
+    trials: int = 50,
+    folder: Union[str, Path, None] = None,
+    prune: bool = True,
+    grace_epochs: Optional[int] = None,
+    cpus: Optional[int] = None,
+    cpus_per_trial: float = 1,
+    gpus_per_trial: Optional[float] = None,
+    ray_address: Optional[str] = None,
+) -> dict[str, Any]:
+    """Trains `trials` configurations and returns the one that is best on the validation split; test is never read.
+
+    The configurations are drawn from `space` with the run's seed; more trials begin with those of fewer. Repeated with
+    the same arguments, a search goes on where it stopped, and a finished one returns at once.
+
+    Args:
+        model, dataset, config_file_list, config_dict: the run that is tuned, as for `run_recbole_kd`.
+        space: what is searched, a ``.hyper`` file or what `parse_space` gives; by default :func:`default_space`.
+        trials: configurations in all, those of an earlier search in `folder` included.
+        folder: gets trials.csv, trials.png, best.yaml, result.json and the winner's checkpoint; by default under
+            ``checkpoint_dir``/tune, named by the content of the search.
+        prune: whether ASHA stops trials that are behind; otherwise every trial is trained to its end.
+        grace_epochs: epochs that every trial is trained for; by default a ninth of all.
+        cpus: cores that trials may use together, where Ray is started here; by default all.
+        cpus_per_trial, gpus_per_trial: what one trial occupies; fractions share a device. By default 1 core, and 1 GPU
+            where the settings use one.
+        ray_address: of a running cluster to join, such as ``"auto"``. A Ray session that this process already has is
+            used as it is.
+
+    Returns:
+        ``model``, ``dataset``, ``seed``, ``valid_metric``, ``space`` (in words), ``trials`` (a record each), ``counts``
+        by status, ``best`` with ``trial``, ``settings`` (by dotted name, to be merged over `config_dict`), ``score``,
+        ``best_epoch``, ``valid_result`` and ``checkpoint``; ``folder`` and ``config_file`` (best.yaml, for
+        ``train --config_files=``).
+
+    Raises:
+        UserError: settings, a space or a folder that the user can mend; no trial that could be trained.
+        KeyboardInterrupt: interrupted; it says how to go on.
+    """
+    base = KDConfig(model, dataset, config_file_list, config_dict)
+    start_logging(base)
+    domains, source = _space(base, space)
+    if not isinstance(prune, bool):
+        raise UserError(f"--prune={prune!r}; expected true or false.")
+    _check_arguments(base, trials, grace_epochs, cpus, cpus_per_trial, gpus_per_trial)
+    grace = grace_epochs or max(base["eval_step"], math.ceil(base["epochs"] / REDUCTION**2))
+    words = {name: f"{domain.kind} {list(domain.values)}" for name, domain in domains.items()}
+    settings = {key: value for key, value in base.plain_values().items() if key not in _WITHOUT_EFFECT}
+    regime = [settings, words, f"ASHA {REDUCTION} {grace}" if prune else "random"]
+    name = f"{base['model']}-{base['dataset']}-{digest(regime)[:12]}"
+    place = Path(folder) if folder is not None else Path(base["checkpoint_dir"]) / "tune" / name
+    draws = draw_trials(domains, trials, base["seed"])
+    _check_space(base, domains, draws, source)
+    check_models(base)
+    splits = load_splits(base)
+    task = Task(
+        key=digest(regime, splits.content(), _teacher_files(base["teacher"] or {})),
+        model=base["model"],
+        dataset=base["dataset"],
+        settings=absolute_settings(base),
+        draws=tuple(draws),
+        folder=str(place.absolute()),
+        threads=max(1, int(cpus_per_trial)),
+    )
+    with _claimed(place, task):
+        journal = Journal(task, base, domains)
+        if journal.pending:
+            teacher = teacher_of(base, splits)
+            # What the settings refuse is said here, and ranked lists are computed once, before any worker starts.
+            build_student(trial_config(task, {}), splits, teacher)
+            del splits, teacher
+            scheduler = _pruner(base, journal, grace) if prune else FIFOScheduler()
+            with ray_session(ray_address, cpus):
+                _run(task, journal, scheduler, cpus_per_trial, _gpus(base, gpus_per_trial))
+        return journal.result()
+
+
+def evaluate_winner(
+    result: Mapping[str, Any],
+    config_file_list: Optional[Iterable[str]] = None,
+    config_dict: Optional[Mapping[str, Any]] = None,
+) -> dict[str, float]:
+    """Metrics of the winner's checkpoint on the test split, which no trial has read.
+
+    Args:
+        result: what `search` returned.
+        config_file_list, config_dict: as they were given to it.
+    """
+    config = KDConfig(result["model"], result["dataset"], config_file_list, config_dict)
+    shared = {*general_arguments, *evaluation_arguments, *dataset_arguments} & set(config.final_config_dict)
+    settings = {key: config[key] for key in shared if config[key] is not None}
+    settings.update(data_path=config.data_root, show_progress=False)
+    if not config["eval_batch_size_given"]:
+        del settings["eval_batch_size"]
+    test_result: dict[str, float] = evaluate_checkpoint(result["best"]["checkpoint"], settings)["test_result"]
+    return test_result
+
+
+# Before the search
+
+
+def _space(base: KDConfig, space: Union[str, Path, Mapping[str, Domain], None]) -> tuple[Mapping[str, Domain], str]:
+    """What is searched, and what to call it in messages."""
+    if isinstance(space, Mapping):
+        if not space:
+            raise UserError("The search space is empty; give a setting at least, as in a .hyper file.")
+        return space, "The search space"
+    if space is None:
+        return default_space(base), "The search space"
+    return read_space(Path(space)), str(space)
+
+
+def _check_arguments(
+    base: KDConfig,
+    trials: int,
+    grace_epochs: Optional[int],
+    cpus: Optional[int],
+    cpus_per_trial: float,
+    gpus_per_trial: Optional[float],
+) -> None:
+    for name, value in (("trials", trials), ("grace_epochs", grace_epochs), ("cpus", cpus)):
+        given = value is not None or name == "trials"
+        if given and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"--{name}={value!r}; expected a whole number of at least 1.")
+    for name, amount, open_bound in (
+        ("cpus_per_trial", cpus_per_trial, True),
+        ("gpus_per_trial", gpus_per_trial, False),
+    ):
+        number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+        if amount is not None and (not number or not 0 <= amount < math.inf or (open_bound and amount == 0)):
+            raise UserError(f"--{name}={amount!r}; expected a number {'above' if open_bound else 'of at least'} 0.")
+    if not 0 < base["eval_step"] <= base["epochs"]:
+        raise UserError(
+            f"--eval_step={base['eval_step']} with --epochs={base['epochs']}: no trial would ever be evaluated on "
+            "validation; set --eval_step between 1 and --epochs."
+        )
+    if base["resume"]:
+        raise UserError("--resume is for one training; a search goes on by itself when the command is repeated.")
+    if base["nproc"] != 1 or base["world_size"] not in (None, -1):
+        raise UserError("--nproc is for one training; a search shares out whole trials (--cpus, --ray_address).")
+
+
+def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Mapping[str, Any]], source: str) -> None:
+    """Refuses settings that all trials share, those that nothing reads, and values that are refused."""
+    fixed = {*overall_properties(), *general_arguments, *evaluation_arguments, *dataset_arguments} - _SEARCHABLE
+    fixed |= {"model", "dataset", "config_files", "worker", "eval_step"}
+    for name in space:
+        if name.partition(".")[0] in fixed:
+            raise UserError(
+                f"{source} searches '{name}'; data, evaluation, seed, teacher and distillers are the same for all "
+                f"trials. Leave it out and give --{name}=VALUE."
+            )
+    for settings in draws:
+        given = merge(base.external_config_dict, nest(settings))
+        try:
+            config = KDConfig(base["model"], base["dataset"], config_dict=given)
+            if config["eval_step"] > config["epochs"]:
+                raise UserError(f"epochs={config['epochs']} is less than --eval_step={config['eval_step']}.")
+        except UserError as error:
+            raise UserError(f"{source} does not fit {base['model']}: {error}") from None
+
+
+def absolute_settings(base: KDConfig) -> dict[str, Any]:
+    """The settings that were given, with paths that hold in any folder; machine and output are the search's own."""
+    settings = {key: value for key, value in base.external_config_dict.items() if key not in ("model", "dataset")}
+    settings.pop("result_file", None)
+    settings["data_path"] = os.path.abspath(base.data_root)
+    settings["checkpoint_dir"] = os.path.abspath(base["checkpoint_dir"])
+    if isinstance(settings.get("teacher"), Mapping):
+        settings["teacher"] = _with_absolute_files(settings["teacher"])
+    return {**settings, "show_progress": False, "save_last": True}
+
+
+def _with_absolute_files(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Section ``teacher``, or that of one of several teachers."""
+    absolute = dict(section)
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            absolute[key] = _with_absolute_files(value)
+        elif key in ("checkpoint", "ranks") and value:
+            absolute[key] = os.path.abspath(str(value))
+    return absolute
+
+
+def _teacher_files(section: Mapping[str, Any]) -> list[bytes]:
+    """Contents of the files that section ``teacher`` names: another teacher makes another search."""
+    found: list[bytes] = []
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            found += _teacher_files(value)
+        elif key in ("checkpoint", "ranks") and value and os.path.isfile(str(value)):
+            found.append(Path(str(value)).read_bytes())
+    return found
+
+
+@contextmanager
+def _claimed(folder: Path, task: Task) -> Iterator[None]:
+    """Holds the folder for this process, and sees that it is this search's."""
+    record = folder / "search.json"
+    if folder.is_dir() and not record.is_file() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise UserError(f"--output={folder} holds other files; choose a folder that is new or a search's own.")
+    if not (folder / ".lock").is_file():
+        write_atomic(folder / ".lock", lambda file: None, "output")
+    with open(folder / ".lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process is searching in '{folder}'; wait for it, or set --output.") from None
+        if _read_json(record).get("key", task.key) != task.key:
+            raise UserError(
+                f"--output={folder} holds another search (other settings, defaults, space, seed or data); "
+                "choose another folder."
+            )
+        save_json({"key": task.key, "model": task.model, "dataset": task.dataset}, record, "output")
+        yield
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# The search itself
+
+
+class Journal(tune.Callback):
+    """What is known of the trials: read from the folder, and written there as each one ends.
+
+    Attributes:
+        records: by number, of trials that are over: ``trial``, ``settings``, ``status`` (finished, pruned or failed),
+            ``score``, ``best_epoch``, ``epochs``, ``seconds``, ``valid_result``, ``valid_history``, ``message``.
+        broken: by number, what ended trials that are to be tried again in another search: a lost worker, no memory.
+    """
+
+    def __init__(self, task: Task, base: KDConfig, space: Mapping[str, Domain]) -> None:
+        self.task = task
+        self.bigger = bool(base["valid_metric_bigger"])
+        self.facts = {
+            "model": task.model,
+            "dataset": task.dataset,
+            "seed": base["seed"],
+            "valid_metric": str(base["valid_metric"]).lower(),
+            "space": {name: str(domain) for name, domain in space.items()},
+        }
+        self.given = base.external_config_dict
+        self.shows_progress = bool(base["show_progress"])
+        self.records: dict[int, dict[str, Any]] = {}
+        self.broken: dict[int, str] = {}
+        for number, settings in enumerate(task.draws, 1):
+            record = _read_json(self._file(number))
+            if record.get("settings") == json.loads(json.dumps(settings)):
+                self.records[number] = record
+        best = self.best()
+        if best is not None and not os.path.isfile(task.checkpoint(best["trial"])):
+            del self.records[best["trial"]]  # its weights are gone: it is trained again
+        self._results: dict[int, dict[str, Any]] = {}
+        self._started = time.monotonic()
+        self._before = len(self.records)
+        self.bar: Any = None
+
+    @property
+    def pending(self) -> list[int]:
+        """Numbers of the trials that are still to be trained."""
+        return [number for number in range(1, len(self.task.draws) + 1) if number not in self.records]
+
+    def best(self) -> Optional[dict[str, Any]]:
+        """The record with the best score; of equal ones the first."""
+        scored = [record for _, record in sorted(self.records.items()) if record["score"] is not None]
+        if not scored:
+            return None
+        return (max if self.bigger else min)(scored, key=lambda record: record["score"])
+
+    def history(self, record: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
+        """(epochs trained, best score so far) after each evaluation of a trial."""
+        best = -math.inf if self.bigger else math.inf
+        for evaluation in record["valid_history"]:
+            best = (max if self.bigger else min)(best, evaluation[self.facts["valid_metric"]])
+            yield evaluation["epoch"] + 1, best
+
+    # What Ray Tune tells
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        number = trial.config["number"]
+        self._results[number] = result
+        if self.bar is not None and "score" in result:
+            self.bar.set_postfix_str(f"trial {number}, epoch {result['epoch']}: {result['score']:.4f}")
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        number = trial.config["number"]
+        result = self._results.get(number, {})
+        status = "failed" if "failed" in result else "finished" if "ended" in result else "pruned"
+        score = result.get("score")
+        record = {
+            "trial": number,
+            "settings": self.task.draws[number - 1],
+            "status": status,
+            "score": score if score is not None and math.isfinite(score) else None,
+            "best_epoch": result.get("best_epoch"),
+            "epochs": result.get("epoch", 0),
+            "seconds": result.get("seconds", 0.0),
+            "valid_result": result.get("valid_result", {}),
+            "valid_history": result.get("valid_history", []),
+            "message": result.get("failed"),
+        }
+        save_json(record, self._file(number), "output")
+        before = self.best()
+        self.records[number] = record
+        best = self.best()
+        self.task.last(number).unlink(missing_ok=True)
+        for loser in (before, record):  # of all trials' weights only the best ones are kept
+            if loser is not None and loser is not best:
+                self.task.checkpoint(loser["trial"]).unlink(missing_ok=True)
+        self._say(record)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        number = trial.config["number"]
+        text = "its worker process was lost, as when memory runs out"
+        with open(trial.error_file) if trial.error_file else nullcontext() as file:
+            lines = [line.strip() for line in (file or ()) if line.strip()]
+        self.broken[number] = lines[-1] if lines else text
+        logging.getLogger().warning(f"Trial {number} broke off: {self.broken[number]}")
+
+    def _say(self, record: Mapping[str, Any]) -> None:
+        total, over = len(self.task.draws), len(self.records)
+        left = (time.monotonic() - self._started) / max(1, over - self._before) * (total - over)
+        best = self.best()
+        epochs = "1 epoch" if record["epochs"] == 1 else f"{record['epochs']} epochs"
+        parts = [f"Trial {record['trial']} {record['status']} after {epochs}"]
+        if record["score"] is not None:
+            parts.append(f"{self.facts['valid_metric']} {record['score']:.4f}")
+        if record["message"]:
+            parts.append(record["message"])
+        if best is not None:
+            parts.append(f"best {best['score']:.4f} (trial {best['trial']})")
+        parts.append(f"{over} of {total} over" + (f", about {duration(left)} left" if over < total else ""))
+        if self.bar is not None:
+            self.bar.clear()
+        logging.getLogger().info("; ".join(parts))
+        if self.bar is not None:
+            self.bar.update()
+
+    # What is left
+
+    def result(self) -> dict[str, Any]:
+        """The search's result; trials.csv, trials.png, best.yaml and result.json are written with it.
+
+        Raises:
+            UserError: no trial has a score.
+        """
+        best = self.best()
+        if best is None:
+            messages = [record["message"] for record in self.records.values()] + list(self.broken.values())
+            raise UserError(f"None of {len(self.task.draws)} trials could be trained; the first: {messages[0]}")
+        records = [record for _, record in sorted(self.records.items())]
+        counts = {status: sum(r["status"] == status for r in records) for status in ("finished", "pruned", "failed")}
+        chosen = {key: best[key] for key in ("trial", "settings", "score", "best_epoch", "valid_result")}
+        result = {
+            **self.facts,
+            "trials": records,
+            "counts": {**counts, "broken": len(self.broken)},
+            "best": {**chosen, "checkpoint": str(self.task.checkpoint(best["trial"]))},
+            "folder": self.task.folder,
+            "config_file": str(Path(self.task.folder) / "best.yaml"),
+        }
+        write_report(result, {"model": self.task.model, "dataset": self.task.dataset, **self.given})
+        return result
+
+    def _file(self, number: int) -> Path:
+        return self.task.checkpoint(number).with_suffix(".json")
+
+
+def _pruner(base: KDConfig, journal: Journal, grace: int) -> Union[ASHAScheduler, FIFOScheduler]:
+    """ASHA, told what the trials before an interruption had reached; nothing prunes where a rung has no room."""
+    longest = max([base["epochs"], *(draw.get("epochs", 0) for draw in journal.task.draws)])
+    if grace >= longest:
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        metric="score",
+        mode="max" if journal.bigger else "min",
+        max_t=longest - 1,  # no rung at the end, where nothing is saved any more
+        grace_period=grace,
+        reduction_factor=REDUCTION,
+        stop_last_trials=False,  # a trial ends by itself, and then as finished
+    )
+    for number, record in sorted(journal.records.items()):
+        trial = SimpleNamespace(trial_id=f"before-{number}")
+        scheduler.on_trial_add(None, trial)
+        for epoch, score in journal.history(record):
+            scheduler.on_trial_result(None, trial, {"epoch": epoch, "score": score})
+    return scheduler
+
+
+def _gpus(base: KDConfig, gpus_per_trial: Optional[float]) -> float:
+    if gpus_per_trial is not None:
+        return gpus_per_trial
+    return 1 if base["use_gpu"] and torch.cuda.is_available() else 0
+
+
+def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gpus_per_trial: float) -> None:
+    """Trains the trials that are pending.
+
+    Raises:
+        UserError: a trial asks for more than there is.
+        KeyboardInterrupt: interrupted; it says how to go on.
+    """
+    for kind, wanted in (("CPU", cpus_per_trial), ("GPU", gpus_per_trial)):
+        there = ray.cluster_resources().get(kind, 0)
+        if wanted > there:
+            raise UserError(f"--{kind.lower()}s_per_trial={wanted:g}, and Ray has {there:g}; lower it.")
+    # In the way are Ray Tune's own loggers and tables, its handler of Ctrl-C, which would end as if all were done, and
+    # its demand for a score from trials that failed.
+    os.environ.update(
+        RAY_AIR_NEW_OUTPUT="0",
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_DISABLE_SIGINT_HANDLER="1",
+        TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
+    )
+    total, over = len(task.draws), len(journal.records)
+    logging.getLogger().info(f"Searching: {total} trials, {over} of them over; {task.folder}")
+    for left_behind in Path(task.folder).glob(".ray-*"):  # by a process that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
+    storage = tempfile.mkdtemp(prefix=".ray-", dir=task.folder)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_trainable, task=task), {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
+        ),
+        param_space={"number": tune.grid_search(journal.pending)},
+        tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
+        run_config=air.RunConfig(
+            name="search",
+            storage_path=storage,
+            verbose=0,
+            callbacks=[journal],
+            failure_config=air.FailureConfig(max_failures=1),
+        ),
+    )
+    bar = tqdm(total=total, initial=over, desc="Trials", unit="trial", disable=not journal.shows_progress)
+    try:
+        with bar as journal.bar:
+            tuner.fit()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted after {len(journal.records)} of {total} trials; the same command goes on with the rest."
+        ) from None
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _trainable(config: dict[str, Any], task: Task) -> None:
+    gpus = ray.get_gpu_ids()
+    train_trial(task, config["number"], session.report, gpus)
+
+
+__all__ = ["Journal", "evaluate_winner", "search"]

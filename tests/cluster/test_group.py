@@ -1,0 +1,300 @@
+"""Two processes compute what one computes: gradients, metrics, files; and one that dies ends the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes
+from recbole_kd.contracts import Share
+from recbole_kd.errors import Interrupted, TrainingError, UserError
+from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.testing import known_answer_settings
+from recbole_kd.verbs.train import build_student, load_splits, run_recbole_kd, shared_teacher
+
+TWO = Plan(2, 2, 0, None)
+#: What is trained: methods whose distillers share, and ones that a process computes whole.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "SimRec": ("SimRecStudent", {"simrec.triplets": 101}),
+    "SimRec on tables": ("SimRecStudent", {"simrec.triplets": 101, "simrec.space": "input"}),
+    "DE-RRD": (
+        "DERRDStudent",
+        {"rrd.interesting": 5, "rrd.uninteresting": 5, "rrd.pool": 8, "rrd.weight": 0.5, "de.experts": 3},
+    ),
+    "FreqD": ("FreqDStudent", {}),
+    "SEvo": ("BPR", {"learner": "sevo_adamw", "sevo.graph": "bipartite"}),
+    "a graph student, distillers that do not share": (
+        "SimRecTeacher",
+        {"distill": "ftd,rkd,htd", "teacher": "BPR", "htd.experts": 3},
+    ),
+    "a base loss with dropout, in one process": (
+        "NeuMF",
+        {
+            "distill": "cd,rd",
+            "teacher": "BPR",
+            "cd.pool": 20,
+            "rd.start_epoch": 0,
+            "rd.dynamic_samples": 9,
+            "dropout_prob": 0.2,
+            "embedding_size": None,
+        },
+    ),
+    "clipped": ("FreqDStudent", {"clip_grad_norm": {"max_norm": 0.01}}),
+}
+SMALL = {"epochs": 2, "eval_batch_size": 41 * 7, "embedding_size": 8, "train_batch_size": 100, "learning_rate": 0.01}
+
+
+def trained(data_path: Path, folder: str, group: Group) -> dict[str, Any]:
+    """Two epochs of every method: the gradients of each step, and all that is told of a run."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)  # so that only an error in what is computed can show
+    logging.disable(logging.CRITICAL)
+    results: dict[str, Any] = {}
+    scored = []
+    collate = FastFullSortEvalDataLoader.collate_fn
+    FastFullSortEvalDataLoader.collate_fn = lambda self, index: (scored.append(list(index)), collate(self, index))[1]
+    try:
+        for method, (model, settings) in METHODS.items():
+            own = group if group is ALONE else dataclasses.replace(group, store=dist.PrefixStore(method, group.store))
+            given = {**SMALL, "baseline": "none", "teacher.epochs": 1, "teacher.embedding_size": 8, **settings}
+            if model == "BPR":
+                given = {key: value for key, value in given.items() if not key.startswith("teacher.")}
+            given = {key: value for key, value in given.items() if value is not None}
+            given["checkpoint_dir"] = str(data_path / folder)
+            config = KDConfig(model, "known-answer", config_dict=known_answer_settings(data_path, **given))
+            splits = load_splits(config)
+            teacher = shared_teacher(config, splits, own) if config.distillers else None
+            _, trainer, (train, valid, test) = build_student(config, splits, teacher, own)
+            steps = _noted(trainer)
+            scored.clear()
+            trainer.fit(train, valid, saved=True, show_progress=False)
+            trainer.load_best()
+            results[method] = {
+                "steps": steps,
+                "losses": trainer.loss_history,
+                "valid": trainer.valid_history,
+                "best": (trainer.best_epoch, dict(trainer.best_valid_result)),
+                "test": dict(trainer.evaluate(test, load_best_model=False)),
+                "batches scored here": len(scored),
+                "file": trainer.saved_model_file,
+            }
+    finally:
+        torch.set_default_dtype(torch.float32)
+        logging.disable(logging.NOTSET)
+        FastFullSortEvalDataLoader.collate_fn = collate
+    return results
+
+
+def _noted(trainer: Any) -> list[dict[str, np.ndarray]]:
+    """The gradients of every step of a trainer, as it will have taken them."""
+    steps: list[dict[str, np.ndarray]] = []
+    named = {**dict(trainer.model.named_parameters()), **dict(trainer.distillers.named_parameters(prefix="kd"))}
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: steps.append(
+            {name: value.grad.numpy().copy() for name, value in named.items() if value.grad is not None}
+        )
+    )
+    return steps
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """What one process computes, what two compute, and the folder of their files."""
+    from recbole_kd.testing import write_known_answer
+
+    path = write_known_answer(tmp_path_factory.mktemp("distributed"))
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        return trained(path, "one", ALONE), run_processes(TWO, trained, path, "two"), path
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradients_of_two_processes_are_those_of_one(method: str, both: Any) -> None:
+    one, two = (result[method]["steps"] for result in both[:2])
+    assert len(one) == len(two) > 4
+    for step, (expected, found) in enumerate(zip(one, two)):
+        assert set(found) == set(expected)
+        for name, gradient in expected.items():
+            np.testing.assert_allclose(found[name], gradient, rtol=1e-7, atol=1e-12, err_msg=f"{name}, step {step}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_metrics_are_equal_to_the_last_digit(method: str, both: Any) -> None:
+    one, two = (result[method] for result in both[:2])
+    assert two["test"] == one["test"]
+    assert two["valid"] == one["valid"]
+    assert two["best"] == one["best"]
+    assert 0 < two["batches scored here"] < one["batches scored here"], "each process scores its batches alone"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_logged_losses_are_of_the_whole_batch(method: str, both: Any) -> None:
+    one, two = (result[method]["losses"] for result in both[:2])
+    assert one.keys() == two.keys()
+    for epoch, losses in one.items():
+        assert list(two[epoch]) == list(losses)
+        for name, value in losses.items():
+            assert two[epoch][name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_process_0_alone_writes(both: Any) -> None:
+    path = both[2]
+    for folder, results in (("one", both[0]), ("two", both[1])):
+        students = {Path(result["file"]).name for result in results.values()}
+        found = {file.name for file in (path / folder).glob("*.pth")}
+        assert found == students | {f"{name[:-4]}-last.pth" for name in students}
+    names = [sorted(file.name for file in (path / folder / "teachers").iterdir()) for folder in ("one", "two")]
+    assert names[0] == names[1]
+    lists = [
+        sorted(file.name.partition("-")[2] for file in (path / folder / "ranks").iterdir()) for folder in ("one", "two")
+    ]
+    assert lists[0] == lists[1], "one of each length"
+
+
+def test_a_checkpoint_of_two_processes_is_that_of_one(both: Any) -> None:
+    # FTD and RKD live in one process each: what their owner holds is in process 0's file.
+    for method in ("DE-RRD", "a graph student, distillers that do not share"):
+        one, two = (load_checkpoint(result[method]["file"].replace(".pth", "-last.pth")) for result in both[:2])
+        for key in ("epoch", "cur_step", "best_valid_score"):
+            assert one[key] == two[key]
+        for key in ("random", "loader"):
+            _assert_close(one[key], two[key])
+        assert one["distillers"].keys() == two["distillers"].keys()
+        for name, value in one["distillers"].items():
+            _assert_close(value, two["distillers"][name])
+
+
+def _assert_close(one: Any, two: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            _assert_close(one[key], two[key])
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-10)
+    else:
+        assert one == two
+
+
+def ends_badly(how: str, group: Group) -> str:
+    """Process 1 ends in some way while process 0 waits for it in a sum."""
+    if group.rank == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "mended":
+            raise UserError("--epochs='many'; expected a whole number.")
+        raise LookupError("a bug")
+    dist.all_reduce(torch.zeros(1))
+    return "never"
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("killed", TrainingError, r"^Process 1 of 2 was ended from outside \(SIGKILL\).*--resume=FILE-last.pth"),
+        ("mended", UserError, r"^--epochs='many'; expected a whole number\.$"),
+        ("a bug", RuntimeError, "LookupError: a bug"),
+    ],
+)
+def test_a_process_that_ends_badly_ends_the_others_with_one_message(
+    how: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run_processes(TWO, ends_badly, how)
+
+
+def meets(group: Group) -> list[float]:
+    """Both add their number."""
+    total = torch.tensor([float(group.rank + 1)])
+    dist.all_reduce(total)
+    return [group.rank, float(total), group.plain("of process 0" if group.is_first else None) == "of process 0"]
+
+
+def test_processes_of_two_machines_meet_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    plans = [Plan(1, 2, offset, ("127.0.0.1", port)) for offset in (0, 1)]
+    for plan in plans:
+        assert plan.address == ("127.0.0.1", port)
+    with ThreadPoolExecutor() as machines:
+        found = list(machines.map(lambda plan: run_processes(plan, meets), plans))
+    assert found == [[0, 3.0, True], [1, 3.0, True]]
+
+
+def test_an_interrupt_says_what_the_run_goes_on_from(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = known_answer_settings(known_answer, nproc=2)
+    saved = known_answer / "saved"
+    saved.mkdir()
+    older = saved / "BPR-known-answer-2020-older-last.pth"
+    older.touch()
+    os.utime(older, (0, 0))
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recbole_kd.verbs.train.run_processes", interrupted)
+    with pytest.raises(KeyboardInterrupt) as nothing:
+        run_recbole_kd("BPR", "known-answer", config_dict=given)
+    assert not isinstance(nothing.value, Interrupted)
+
+    def interrupted_later(*_: Any) -> None:
+        (saved / "BPR-known-answer-2020-now-last.pth").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recbole_kd.verbs.train.run_processes", interrupted_later)
+    with pytest.raises(Interrupted) as told:
+        run_recbole_kd("BPR", "known-answer", config_dict=given)
+    assert told.value.resume.endswith("BPR-known-answer-2020-now-last.pth")
+
+
+def test_parts_are_all_and_disjoint() -> None:
+    entries = torch.arange(11)
+    for count in (1, 2, 3, 16):
+        parts = [Share(rank, count).of(entries) for rank in range(count)]
+        assert torch.cat([own for own, _ in parts]).equal(entries)
+        assert sum(fraction for _, fraction in parts) == pytest.approx(1)
+        assert max(len(own) for own, _ in parts) - min(len(own) for own, _ in parts) <= 1
+    assert Share().of(entries)[0] is not None
+    assert torch.equal(Share().sum(entries), entries)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nproc": 0}, "--nproc=0; expected a whole number"),
+        ({"nproc": 2, "world_size": 4, "group_offset": 3}, "are processes 3 to 4, and --world_size=4 has 0 to 3"),
+        ({"nproc": 4, "world_size": 2}, "--world_size=2 has 0 to 1"),
+        ({"port": 0}, "--port=0"),
+        ({"local_rank": 1}, "set --nproc=2 for two processes"),
+    ],
+)
+def test_processes_that_do_not_fit_together(settings: dict[str, Any], message: str, known_answer: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        Plan.of(KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **settings)))
+    assert message in str(raised.value)
+
+
+def test_the_usual_plan_is_one_process(known_answer: Path) -> None:
+    def plan(**settings: Any) -> Any:
+        return Plan.of(KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **settings)))
+
+    assert plan() is None
+    assert plan(nproc=2) == Plan(2, 2, 0, None)
+    assert plan(nproc=2, world_size=4, group_offset=2, ip="10.0.0.1") == Plan(2, 4, 2, ("10.0.0.1", 5678))

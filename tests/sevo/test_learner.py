@@ -1,0 +1,89 @@
+"""SEvo as a learner: chosen like any of RecBole's, for any model with embedding tables, distilled or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.testing import known_answer_settings
+from recbole_kd.verbs.train import run_recbole_kd
+
+
+def run(data_path: Path, model: str = "BPR", **settings: Any) -> dict[str, Any]:
+    given = known_answer_settings(data_path, **{"sevo.graph": "bipartite", "learner": "sevo_adamw", **settings})
+    given = {key: value for key, value in given.items() if value is not ...}
+    return run_recbole_kd(model, "known-answer", config_dict=given)
+
+
+def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = load_checkpoint(result["checkpoint"])["state_dict"]
+    return state
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_beta_0_is_the_plain_learner_bit_for_bit(name: str, known_answer: Path) -> None:
+    plain = run(known_answer, learner=name, **{"sevo.graph": ...})
+    smoothed = run(known_answer, learner=f"sevo_{name}", **{"sevo.beta": 0.0})
+    assert plain["test_result"] == smoothed["test_result"]
+    for key, value in weights(plain).items():
+        assert torch.equal(value, weights(smoothed)[key])
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "SimpleX", "SimRecStudent"])
+def test_smoothing_changes_what_is_learned_and_it_still_learns(model: str, known_answer: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 40, "learning_rate": 0.02, "sevo.beta": 0.7, "stopping_step": 40}
+    if model == "SimRecStudent":
+        settings |= {"simrec.triplets": 200, "teacher.epochs": 20, "teacher.learning_rate": 0.02, "baseline": None}
+    result = run(known_answer, model, **settings)
+    assert result["test_result"]["recall@10"] > 0.8
+
+
+def test_a_distilled_run_resumes_with_a_smoothed_learner(known_answer: Path) -> None:
+    settings = {
+        "epochs": 4,
+        "teacher": "LightGCN",
+        "teacher.epochs": 1,
+        "distill": "kd",
+        "sevo.beta": 0.5,
+        "baseline": None,
+    }
+    whole = run(known_answer, **settings)
+    last = whole["checkpoint"].replace(".pth", "-last.pth")
+    resumed = run(known_answer, **settings, resume=last)
+    assert resumed["test_result"] == whole["test_result"]
+    with pytest.raises(UserError, match="does not fit this run"):
+        run(known_answer, **{**settings, "sevo.beta": 0.6}, resume=last)
+
+
+def test_the_graph_of_the_teachers_items(known_answer: Path) -> None:
+    settings = {"sevo.graph": "teacher", "sevo.neighbours": 3, "epochs": 1, "teacher.epochs": 1}
+    assert run(known_answer, **settings, teacher="LightGCN")["teacher"]["model"] == "LightGCN"
+    with pytest.raises(UserError, match="needs a teacher"):
+        run(known_answer, **settings)
+    with pytest.raises(UserError, match="reads a teacher's item vectors"):
+        run(known_answer, **settings, teacher="NeuMF")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sevo.beta": 1.0}, "sevo.beta=1.0 is out of range"),
+        ({"sevo.layers": -1}, "sevo.layers=-1 is out of range"),
+        ({"sevo.graph": "items"}, "sevo.graph='items' is not one of"),
+        ({"learner": "adam"}, "Section 'sevo' is set but not used: --learner is adam"),
+        ({"learner": "sevo_adamx"}, "unknown optimiser 'sevo_adamx'"),
+        ({"sevo.tables": ["nothing"]}, "sevo.tables names 'nothing', and BPR has no such parameter"),
+        ({"sevo.graph": "category"}, "category"),
+        ({"model": "NeuMF"}, "SEvo smooths embedding tables, and none are known of NeuMF"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(settings: dict[str, Any], message: str, known_answer: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        run(known_answer, **settings)
+    assert message in str(raised.value)

@@ -1,0 +1,272 @@
+"""The trainer: distillers through RecBole's hooks, checkpoints from which a run goes on exactly."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recbole.quick_start import run_recbole
+from recbole.trainer import Trainer
+from recbole.utils import init_seed
+from torch import Tensor, nn
+
+from recbole_kd import registry
+from recbole_kd.contracts import Batch, Distiller
+from recbole_kd.data.loaders import make_loaders
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import TrainingError, UserError
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.checkpoint import load_checkpoint, load_recbole_checkpoint
+from recbole_kd.options import Options, option
+from recbole_kd.stages.teacher import build_model
+from recbole_kd.testing import known_answer_settings
+from recbole_kd.trainer.kd_trainer import fused_adam_exists, make_trainer
+from recbole_kd.verbs.train import run_recbole_kd
+
+
+@dataclass(frozen=True)
+class PullOptions(Options):
+    weight: float = option(1.0, "weight", minimum=0)
+    explode_at: int = option(-1, "epoch from which the loss is infinite")
+
+
+class Pull(Distiller):
+    """A toy that pulls projected user vectors towards the teacher's, with noise from its own generator."""
+
+    name = "pull"
+    options_class = PullOptions
+    options: PullOptions
+
+    def __init__(self, *views: Any) -> None:
+        super().__init__(*views)
+        self.projector = nn.Linear(self.student.dimension or 0, self.teacher.dimension or 0)
+        self.epoch = -1
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        users = batch.distinct_users
+        found = self.projector(self.student.user_embeddings()[users])
+        noise = torch.randn(found.shape, generator=self.generator)
+        loss = (found - self.teacher.user_embeddings()[users] + 0.1 * noise).square().mean()
+        if 0 <= self.options.explode_at <= self.epoch:
+            loss = loss * float("inf")
+        return {"pull": self.options.weight * loss, "push": 0.1 * found.square().mean()}
+
+
+@pytest.fixture
+def pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.DISTILLERS, "pull", f"{__name__}:Pull")
+
+
+def run(data_path: Path, model: str = "BPR", **settings: Any) -> dict[str, Any]:
+    teacher = {"teacher.model": "BPR", "teacher.epochs": 2} if settings.get("distill", model == "SimRecStudent") else {}
+    given = known_answer_settings(data_path, **{**teacher, **settings})
+    return run_recbole_kd(model, "known-answer", config_dict=given)
+
+
+def weights(result: dict[str, Any]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = load_checkpoint(result["checkpoint"])["state_dict"]
+    return state
+
+
+def recboles_own(model: str, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The best epoch's weights and the test metrics of RecBole's own Trainer, from its own flow for its own models."""
+    if model != "SimRecStudent":
+        result = run_recbole(model, "known-answer", config_dict=settings)
+        file = max(Path(settings["checkpoint_dir"]).glob(f"{model}-*.pth"), key=lambda path: path.stat().st_mtime)
+        return load_recbole_checkpoint(file)["state_dict"], result["test_result"]
+    config = KDConfig(model, "known-answer", config_dict={**settings, "distill": []})
+    init_seed(config["seed"], True)
+    splits = Splits(config)
+    train, valid, test = make_loaders(config, splits)
+    init_seed(config["seed"], True)
+    trainer = Trainer(config, build_model(config, splits.train))
+    trainer.fit(train, valid)
+    return trainer.model.state_dict(), trainer.evaluate(test)
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "NeuMF", "SimRecStudent"])
+def test_with_every_weight_0_a_run_equals_recboles_own_bit_for_bit(
+    model: str, known_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights_0 = {f"simrec.{name}_weight": 0.0 for name in ("prediction", "embedding", "regularization", "decay")}
+    ours = run(known_answer, model, distill="simrec", epochs=5, **weights_0)
+
+    monkeypatch.setattr(sys, "argv", ["pytest"])  # RecBole's Config reads it
+    load = torch.load  # RecBole's files are pickles, which torch.load refuses by default since 2.6
+    monkeypatch.setattr(torch, "load", lambda *arguments, **named: load(*arguments, **{**named, "weights_only": False}))
+    own = known_answer_settings(known_answer, metrics=["Recall", "NDCG", "Hit", "MRR"], eval_batch_size=4096, epochs=5)
+    state, test_result = recboles_own(model, {**own, "checkpoint_dir": str(known_answer / "recbole")})
+    monkeypatch.undo()
+
+    found = weights(ours)
+    assert set(found) == set(state)
+    for name, value in found.items():
+        assert torch.equal(value, state[name]), name
+    assert ours["test_result"] == {name: float(value) for name, value in test_result.items()}
+
+
+@pytest.mark.skipif(not fused_adam_exists(), reason="this torch has none on a CPU")
+@pytest.mark.parametrize("learner", ["adam", "adamw"])
+def test_a_run_that_distils_takes_the_fused_adam_and_learns_the_same(
+    learner: str, known_answer: Path, pull: None
+) -> None:
+    """It is one pass over weights and moments instead of a dozen; what RecBole trains too stays RecBole's to the bit."""
+
+    def groups(result: dict[str, Any]) -> list[Any]:
+        last = load_checkpoint(result["checkpoint"].replace(".pth", "-last.pth"))
+        return [group["fused"] for group in last["optimizer"]["param_groups"]]
+
+    common = {"learner": learner, "epochs": 2, "stopping_step": 10}
+    fused, unfused = (run(known_answer, distill="pull", fused_adam=value, **common) for value in (None, False))
+    assert groups(fused) == [True, True]
+    assert groups(unfused) == [None, None]
+    for name, value in weights(fused).items():
+        torch.testing.assert_close(value, weights(unfused)[name], rtol=1e-3, atol=1e-5)
+
+    assert groups(run(known_answer, distill="pull", **common, **{"pull.weight": 0.0})) == [None]
+    assert groups(run(known_answer, distill=[], teacher=None, **common)) == [None]
+    assert groups(run(known_answer, distill=[], teacher=None, **common, fused_adam=True)) == [True]
+
+
+def test_each_loss_is_known_by_name(known_answer: Path, pull: None, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        result = run(known_answer, distill="pull")
+    assert set(result["loss_history"][0]) == {"rec", "pull", "pull.push"}
+    assert "pull.push" in caplog.text
+    events = [file.read_bytes() for file in Path("log_tensorboard").rglob("events*")]
+    assert any(b"Loss/pull.push" in content for content in events)
+
+
+def test_a_distillers_parameters_are_trained_and_kept(known_answer: Path, pull: None) -> None:
+    result = run(known_answer, distill="pull", epochs=3)
+    first = load_checkpoint(run(known_answer, distill="pull", epochs=1)["checkpoint"])["distillers"]
+    last = load_checkpoint(result["checkpoint"].replace(".pth", "-last.pth"))["distillers"]
+    assert not torch.equal(first["pull.projector.weight"], last["pull.projector.weight"])
+    assert not [name for name in weights(result) if "projector" in name], (
+        "the student's weights are the student's alone"
+    )
+
+
+@pytest.mark.parametrize("learner", ["adam", "adamw", "sgd", "sevo_adam"])
+def test_weight_decay_is_the_students_alone(learner: str, known_answer: Path) -> None:
+    """A loss of next to no weight leaves the projector as it was drawn: decay would end in subnormal numbers, which are slow."""
+
+    def projectors(epochs: int) -> list[Tensor]:
+        settings = {"learner": learner, "weight_decay": 0.1, "distill": "fitnet", "fitnet.weight": 1e-30}
+        if learner == "sevo_adam":
+            settings["sevo.graph"] = "bipartite"
+        content = load_checkpoint(run(known_answer, epochs=epochs, **settings)["checkpoint"])
+        return [value for value in content["distillers"].values() if value.is_floating_point()]
+
+    one, three = projectors(1), projectors(3)
+    assert one
+    assert all(map(torch.equal, one, three))
+
+
+def test_a_checkpoint_holds_tensors_and_plain_values(known_answer: Path, pull: None) -> None:
+    result = run(known_answer, distill="pull")
+    state = torch.load(result["checkpoint"], weights_only=True)
+    assert state["model"] == "BPR"
+    assert state["config"]["train_batch_size"] == 128
+
+
+class Killed(Exception):
+    """Stands for a process that ends in the middle of a step."""
+
+
+@pytest.mark.parametrize("model", ["BPR", "SimRecStudent", "NeuMF"])
+def test_a_resumed_run_ends_as_one_never_stopped(
+    model: str, known_answer: Path, pull: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"distill": ["pull"], "epochs": 6, "stopping_step": 3, "dropout_prob": 0.1}
+    if model == "SimRecStudent":
+        settings = {"distill": ["simrec"], "epochs": 6, "simrec.triplets": 100, "teacher.embedding_size": 32}
+    elif model == "NeuMF":  # whose dropout must not reach what ranks by the student before an epoch
+        settings.update(distill=["dcd"], mf_embedding_size=4, mlp_embedding_size=4, mlp_hidden_size=[8])
+        settings.update({"dcd.pool": 10, "dcd.interesting": 3, "dcd.uninteresting": 3, "embedding_size": None})
+    else:
+        settings.pop("dropout_prob")
+    whole = run(known_answer, model, **settings)
+
+    steps = 0
+    real: Callable[..., Any] = torch.optim.Adam.step
+
+    def step(self: Any, *arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == (20 if model == "NeuMF" else 11):  # within the fourth epoch of three steps, or of six
+            raise Killed
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(Killed):
+        run(known_answer, model, **settings, checkpoint_dir=str(known_answer / "other"))
+    monkeypatch.undo()
+    monkeypatch.setitem(registry.DISTILLERS, "pull", f"{__name__}:Pull")
+    (last,) = (known_answer / "other").glob("*-last.pth")
+    assert load_checkpoint(last)["epoch"] >= 1
+    resumed = run(known_answer, model, **settings, resume=str(last), checkpoint_dir=str(known_answer / "other"))
+
+    for key in ("best_epoch", "best_valid_result", "test_result", "loss_history", "epochs_trained"):
+        assert resumed[key] == whole[key], key
+    expected = weights(whole)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed(known_answer: Path) -> None:
+    result = run(known_answer, epochs=1)
+    with pytest.raises(UserError, match="is a checkpoint of BPR, and --model=LightGCN"):
+        run(known_answer, "LightGCN", resume=result["checkpoint"])
+    with pytest.raises(UserError, match="does not fit this run"):
+        run(known_answer, "BPR", resume=result["checkpoint"], embedding_size=12)
+
+
+def test_a_loss_that_is_not_finite_is_named(known_answer: Path, pull: None) -> None:
+    with pytest.raises(TrainingError, match=r"in epoch 1: the loss is not finite \(pull = inf\); lower"):
+        run(known_answer, distill="pull", **{"pull.explode_at": 1})
+
+
+def test_an_unknown_learner_is_an_error(known_answer: Path) -> None:
+    with pytest.raises(UserError, match=r"Unknown learner 'adma'\. Did you mean 'adam'"):
+        run(known_answer, learner="adma")
+
+
+def test_the_cosine_schedule_ends_near_0(known_answer: Path) -> None:
+    config = KDConfig(
+        "BPR", "known-answer", None, known_answer_settings(known_answer, learning_rate_schedule="cosine", epochs=4)
+    )
+    init_seed(0, True)
+    splits = Splits(config)
+    loaders = make_loaders(config, splits)
+    trainer = make_trainer(config, build_model(config, splits.train))
+    rates = []
+    for epoch in range(4):
+        trainer._train_epoch(loaders[0], epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3, 0.5e-3 * (1 + 0.5**0.5), 0.5e-3, 0.5e-3 * (1 - 0.5**0.5)])
+
+
+def test_early_stopping_is_recboles(known_answer: Path) -> None:
+    result = run(known_answer, epochs=30, stopping_step=2, learning_rate=0.05)
+    assert result["epochs_trained"] < 30
+    assert result["best_epoch"] == result["epochs_trained"] - 1 - 3
+
+
+def test_the_progress_bar_shows_each_loss_and_the_time_left(
+    known_answer: Path, pull: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recbole_kd.trainer.kd_trainer._Bar.due", lambda self: True)
+    run(known_answer, distill="pull", epochs=2, show_progress=True)
+    text = capsys.readouterr().err
+    for shown in ("BPR: epoch 1 of 2\x1b", r"BPR: epoch 2 of 2, at most \d\d:\d\d left", "rec=", "pull=", "pull.push="):
+        assert re.search(shown, text)

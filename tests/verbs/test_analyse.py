@@ -1,0 +1,250 @@
+"""The verb analyse: pictures and tables of a pair of checkpoints, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.trainer import Trainer
+from recbole.utils import get_model, init_seed
+
+from recbole_kd.cli import main
+from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.testing import known_answer_settings, write_known_answer
+from recbole_kd.verbs import analyse as module
+from recbole_kd.verbs.analyse import PARTS, analyse
+from recbole_kd.verbs.train import evaluate_checkpoint, run_recbole_kd
+
+
+class Runs:
+    """A DE student of a BPR teacher with a plain student beside it, and a student without vectors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = write_known_answer(folder)
+        self.settings = known_answer_settings(self.data)
+        distilled = {
+            "distill": ["de"],
+            "de.experts": 3,
+            "teacher": "BPR",
+            "teacher.epochs": 4,
+            "teacher.embedding_size": 16,
+        }
+        distilled = {**distilled, "baseline": "student", "embedding_size": 6, "epochs": 4}
+        self.result = run_recbole_kd("BPR", "known-answer", config_dict={**self.settings, **distilled})
+        neural = {"embedding_size": None, "mf_embedding_size": 4, "mlp_embedding_size": 4, "mlp_hidden_size": [4]}
+        neural = {key: value for key, value in neural.items() if value is not None}
+        pairs = {"distill": ["de"], "de.experts": 3, "teacher.checkpoint": self.result["teacher"]["checkpoint"]}
+        settings = {**self.settings, **neural, "epochs": 1, **pairs}  # its experts are of pairs
+        self.neural = run_recbole_kd("NeuMF", "known-answer", config_dict=settings)["checkpoint"]
+
+    @property
+    def pair(self) -> dict[str, Any]:
+        return {
+            "student": self.result["checkpoint"],
+            "teacher": self.result["teacher"]["checkpoint"],
+            "config_dict": self.quiet,
+        }
+
+    @property
+    def quiet(self) -> dict[str, Any]:
+        return {"data_path": str(self.data), "use_gpu": False, "topk": [10], "valid_metric": "NDCG@10"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return Runs(folder)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_part_is_a_picture_and_a_table(runs: Runs, tmp_path: Path) -> None:
+    parts, left_out = analyse(**runs.pair, output=tmp_path, baseline=runs.result["baseline"]["checkpoint"], groups=4)
+    assert [part.name for part in parts] == list(PARTS)
+    assert left_out == {}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        f"{p}.{e}" for p in PARTS for e in ("csv", "png")
+    }
+    for name in PARTS:
+        assert min(imread(tmp_path / f"{name}.png").shape[:2]) > 300
+        assert len(table(tmp_path / f"{name}.csv")) > (2 if name == "compression" else 4)
+
+
+def test_the_spectrum_adds_up_to_the_distance_of_the_vectors(runs: Runs, tmp_path: Path) -> None:
+    analyse(**runs.pair, output=tmp_path, parts=["spectrum"])
+    rows = table(tmp_path / "spectrum.csv")
+    states = [load_checkpoint(runs.pair[role])["state_dict"] for role in ("student", "teacher")]
+    student, teacher = (
+        torch.cat([state["user_embedding.weight"][1:], state["item_embedding.weight"][1:]]).double().numpy()
+        for state in states
+    )
+    inputs = np.concatenate([student, np.ones((len(student), 1))], axis=1)
+    residual = teacher - inputs @ np.linalg.lstsq(inputs, teacher, rcond=None)[0]
+    assert sum(float(row["student loss"]) for row in rows) == pytest.approx((residual**2).sum(1).mean(), rel=1e-4)
+    assert sum(float(row["teacher energy"]) for row in rows) == pytest.approx((teacher**2).sum(1).mean(), rel=1e-4)
+    assert sum(float(row["frequencies"]) for row in rows) == len(teacher)
+
+
+def test_a_large_graph_is_estimated(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (exact,), _ = analyse(**runs.pair, output=tmp_path / "exact", parts=["spectrum"], bands=5)
+    monkeypatch.setattr(module, "EXACT_NODES", 10)
+    (estimated,), _ = analyse(**runs.pair, output=tmp_path / "estimated", parts=["spectrum"], bands=5)
+    assert "exact" in exact.finding
+    assert "estimated" in estimated.finding
+    shares = [
+        [float(row["student share of loss"]) for row in table(tmp_path / how / "spectrum.csv")]
+        for how in ("exact", "estimated")
+    ]
+    np.testing.assert_allclose(shares[1], shares[0], atol=0.05)
+
+
+def test_a_model_is_at_no_distance_from_itself(runs: Runs, tmp_path: Path) -> None:
+    teacher = runs.pair["teacher"]
+    parts, _ = analyse(teacher, teacher, tmp_path, parts=["spectrum", "gain"], groups=3, config_dict=runs.quiet)
+    assert all(float(row["student loss"]) < 1e-9 for row in table(tmp_path / "spectrum.csv"))
+    assert all(float(row["student - teacher"]) == 0 for row in table(tmp_path / "gain.csv"))
+
+
+def test_gains_are_the_evaluators_metric_split_by_group(runs: Runs, tmp_path: Path) -> None:
+    analyse(**runs.pair, output=tmp_path, parts=["gain"], groups=3, metric="recall@10")
+    rows = table(tmp_path / "gain.csv")
+    for role in ("student", "teacher"):
+        expected = evaluate_checkpoint(runs.pair[role], runs.quiet)["test_result"]["recall@10"]
+        for grouping in ("taste", "activity"):
+            own = [row for row in rows if row["grouping"] == grouping]
+            users = sum(int(row["users"]) for row in own)
+            assert users == 48
+            mean = sum(float(row[role]) * int(row["users"]) for row in own) / users
+            assert mean == pytest.approx(expected, abs=1e-4)
+
+
+def test_compression_ends_at_the_teacher_itself(runs: Runs, tmp_path: Path) -> None:
+    (part,), _ = analyse(**runs.pair, output=tmp_path, parts=["compression"])
+    rows = table(tmp_path / "compression.csv")
+    assert [row["dimensions"] for row in rows] == ["6", "12", "16"], "the student's, doubled, and the teacher's"
+    levels = {
+        role: evaluate_checkpoint(runs.pair[role], runs.quiet)["test_result"]["ndcg@10"]
+        for role in ("student", "teacher")
+    }
+    for column in ("by the teacher's vectors", "by the teacher's scores"):
+        assert float(rows[-1][column]) == pytest.approx(levels["teacher"], abs=1e-4)
+        assert 0 < float(rows[0][column]) != float(rows[-1][column])
+    assert [float(row["student"]) for row in rows] == [pytest.approx(levels["student"], abs=1e-4)] * 3
+    assert "of the teacher's" in part.finding
+    teacher = runs.pair["teacher"]
+    with pytest.raises(UserError, match="the student's 16 dimensions are no fewer than the teacher's 16"):
+        analyse(teacher, teacher, tmp_path, parts=["compression"], config_dict=runs.quiet)
+
+
+def test_experts_are_those_of_every_epoch(runs: Runs, tmp_path: Path) -> None:
+    analyse(**runs.pair, output=tmp_path, parts=["experts"])
+    rows = table(tmp_path / "experts.csv")
+    assert [row["side"] for row in rows] == ["user"] * 48 + ["item"] * 40
+    assert {row["id"] for row in rows} == {f"u{user}" for user in range(48)} | {f"i{item}" for item in range(40)}
+    epochs = [key for key in rows[0] if key and key.startswith("epoch")]
+    assert epochs[:3] == ["epoch 0", "epoch 1", "epoch 2"]
+    state = load_checkpoint(runs.pair["student"])
+    network = state["distillers"]["de.users.selection.network.weight"]
+    assert {row[key] for row in rows for key in epochs} <= {str(expert) for expert in range(len(network))}
+
+
+def test_what_the_models_do_not_allow_is_left_out_with_its_reason(runs: Runs, tmp_path: Path) -> None:
+    teacher = runs.pair["teacher"]
+    parts, left_out = analyse(runs.neural, teacher, tmp_path, groups=3, config_dict=runs.quiet)
+    assert [part.name for part in parts] == ["gain"]
+    assert "no record of experts; de and htd write one" in left_out["experts"]
+    assert left_out["spectrum"] == "the student NeuMF has no vector for each user and each item."
+    assert "no record of experts" in left_out["experts"]
+    with pytest.raises(UserError, match="--parts=spectrum is not possible here: the student NeuMF has no vector"):
+        analyse(runs.neural, teacher, tmp_path / "other", parts=["spectrum"], config_dict=runs.quiet)
+    assert not (tmp_path / "other").exists()
+    parts, _ = analyse(teacher, runs.neural, tmp_path, parts=["gain"], config_dict=runs.quiet)
+    assert {row["grouping"] for row in table(tmp_path / "gain.csv")} == {"activity"}, "no vectors, no tastes"
+
+
+def test_a_checkpoint_of_recbole_itself_is_a_teacher_too(runs: Runs, tmp_path: Path) -> None:
+    settings = {**runs.settings, "checkpoint_dir": str(tmp_path), "epochs": 1, "state": "ERROR", "embedding_size": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["recbole"])
+        config = Config(model="BPR", dataset="known-answer", config_dict=settings)
+    init_seed(config["seed"], True)
+    dataset = create_dataset(config)
+    train, valid, _ = data_preparation(config, dataset)
+    trainer = Trainer(config, get_model("BPR")(config, train.dataset))
+    trainer.fit(train, valid, saved=True, show_progress=False)
+    parts, _ = analyse(runs.pair["student"], trainer.saved_model_file, tmp_path / "out", config_dict=runs.quiet)
+    assert [part.name for part in parts] == list(PARTS)
+
+
+def test_the_command_line(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--{role}={runs.pair[role]}" for role in ("student", "teacher")]
+    words += [
+        f"--data_path={runs.data}",
+        "--use_gpu=false",
+        f"--output={tmp_path / 'out'}",
+        "--parts=smoothing,experts",
+    ]
+    assert main(["analyse", *words]) == 0
+    text = capsys.readouterr().out
+    assert "smoothing: among the most popular tenth" in text
+    assert "experts: de" in text
+    assert (tmp_path / "out" / "smoothing.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": None}, "analyse needs two checkpoints; set --student=FILE"),
+        ({"teacher": None}, "analyse needs two checkpoints; set --teacher=FILE"),
+        ({"output": None}, "set --output=DIR"),
+        ({"teacher": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
+        ({"baseline": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
+        ({"parts": "spectrun"}, "Unknown part 'spectrun'. Did you mean 'spectrum'?"),
+        ({"bands": 10}, "--bands=10; expected an odd number of at least 3"),
+        ({"bands": 1}, "--bands=1; expected an odd number of at least 3"),
+        ({"groups": 1}, "--groups=1; expected a whole number of at least 2"),
+        ({"groups": 2.5}, "--groups=2.5; expected a whole number of at least 2"),
+        ({"metric": "ndgc@10"}, "--metric=ndgc@10 is not computed for each user. Did you mean 'ndcg@10'?"),
+        ({"epoch": 3}, "Unknown setting 'epoch'"),
+    ],
+)
+def test_bad_input(
+    changes: dict[str, Any], message: str, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"student": runs.pair["student"], "teacher": runs.pair["teacher"], "output": tmp_path / "out", **runs.quiet}
+    given = {key: value for key, value in {**given, **changes}.items() if value is not None}
+    assert main(["analyse", *(f"--{key}={value}" for key, value in given.items())]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("setting", ["teacher", "baseline"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dataset", "was trained on elsewhere and"),
+        ("split", "were trained on different splits of known-answer"),
+    ],
+)
+def test_a_checkpoint_of_other_data(change: str, message: str, setting: str, runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    name = "elsewhere" if change == "dataset" else "known-answer"
+    write_known_answer(folder, name, seed=1)
+    other = run_recbole_kd("BPR", name, config_dict={**known_answer_settings(folder), "epochs": 1})["checkpoint"]
+    with pytest.raises(UserError, match=message) as raised:
+        analyse(**{**runs.pair, setting: other}, output=tmp_path / "out")
+    assert f"--{setting}" in str(raised.value)
+    assert not (tmp_path / "out").exists()

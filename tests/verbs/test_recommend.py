@@ -1,0 +1,283 @@
+"""Recommendations: what the evaluator ranks, in original ids, for whoever is asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_kd.cli import main
+from recbole_kd.data.observed import Observed
+from recbole_kd.errors import UserError
+from recbole_kd.stages.teacher import make_evaluator
+from recbole_kd.testing import (
+    known_answer_settings,
+    known_sequences_settings,
+    write_known_answer,
+    write_known_sequences,
+)
+from recbole_kd.verbs import recommend
+from recbole_kd.verbs.recommend import FORMATS, Recommendation, Recommender, rank_items, read_users
+from recbole_kd.verbs.train import load_trained, run_recbole_kd
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """User u likes the items i with i % 4 == u % 4: 8 of 10 in training, 1 in validation, 1 in test."""
+    return write_known_answer(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def ease(data: Path) -> str:
+    """The checkpoint of a model that needs one pass to know the answer."""
+    return _trained("EASE", data)
+
+
+def _trained(model: str, data: Path, **settings: Any) -> str:
+    result = run_recbole_kd(model, "known-answer", config_dict=known_answer_settings(data, baseline=None, **settings))
+    return str(result["checkpoint"])
+
+
+def _pairs(data: Path, *splits: str) -> set[tuple[str, str]]:
+    """The interactions of these splits, read from their files."""
+    files = [data / "known-answer" / f"known-answer.{split}.inter" for split in splits]
+    return {tuple(line.split("\t")) for file in files for line in file.read_text().splitlines()[1:]}  # type: ignore[misc]
+
+
+# What is recommended
+
+
+def test_the_items_that_a_user_likes_and_has_not_seen_come_first(ease: str, data: Path) -> None:
+    for user, items, scores in Recommender(ease, config_dict={"data_path": str(data)}).recommend(k=2):
+        assert set(items) == {item for owner, item in _pairs(data, "valid", "test") if owner == user}
+        assert scores == sorted(scores, reverse=True)
+
+
+def _evaluated(checkpoint: str, settings: dict[str, Any]) -> dict[str, list[str]]:
+    """User -> the first 10 items in the evaluator's ranking of the test split."""
+    trained, splits = load_trained(checkpoint, {**settings, "metrics": ["NDCG", "ItemCoverage"], "topk": [10]})
+    trainer, (_, _, test) = make_evaluator(trained.config, trained.model, splits)
+    trainer.evaluate(test, load_best_model=False)
+    collected = trainer.eval_collector._collected
+    rankings = zip(collected.get("rec.users").tolist(), collected.get("rec.items").tolist())
+    return {splits.user_tokens[user]: [splits.item_tokens[item] for item in items] for user, items in rankings}
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "SimRecStudent", "NeuMF", "EASE", "ItemKNN", "Pop", "MultiVAE"])
+def test_every_kind_of_model_recommends_what_the_evaluator_ranks(model: str, data: Path) -> None:
+    settings = {"teacher.epochs": 1, "simrec.triplets": 50} if model == "SimRecStudent" else {}
+    checkpoint = _trained(model, data, **settings)
+    given = {"data_path": str(data), "valid_metric": "NDCG@10"}
+    recommender = Recommender(checkpoint, seen="train+valid", config_dict=given)
+    ours = {user: items for user, items, _ in recommender.recommend(k=10)}
+    assert ours == _evaluated(checkpoint, given)
+
+
+def test_a_sequential_model_says_what_comes_next(tmp_path: Path) -> None:
+    """After item i comes i + 1, and the evaluator's histories in the test split are those up to validation."""
+    settings = known_sequences_settings(
+        write_known_sequences(tmp_path), epochs=30, learning_rate=0.02, loss_type="CE", train_neg_sample_args=None
+    )
+    checkpoint = run_recbole_kd("GRU4Rec", "known-sequences", config_dict=settings)["checkpoint"]
+    given = {"data_path": str(tmp_path), "valid_metric": "NDCG@10"}
+    for seen, held_out in (("train", 2), ("train+valid", 1), ("all", 0)):
+        recommender = Recommender(checkpoint, seen, given)
+        for user, items, _ in recommender.recommend(k=1):
+            number = int(user[1:])
+            taken = 6 + number % 4 - held_out
+            assert items == [f"i{(number + taken) % 24}"], (seen, user)
+    repeatable = Recommender(checkpoint, "train+valid", given).recommend(k=10, exclude_seen=False)
+    assert {user: items for user, items, _ in repeatable} == _evaluated(checkpoint, given)
+
+
+@pytest.mark.parametrize(
+    ("seen", "splits"),
+    [("train", ["train"]), ("train+valid", ["train", "valid"]), ("all", ["train", "valid", "test"])],
+)
+def test_what_was_seen_is_left_out_and_nothing_else(seen: str, splits: list[str], ease: str, data: Path) -> None:
+    """Asked for the whole catalogue, a user gets all that is left of it: fewer than were asked for."""
+    recommender = Recommender(ease, seen, {"data_path": str(data)})
+    recommended = {(user, item) for user, items, _ in recommender.recommend(k=40) for item in items}
+    everything = {(f"u{user}", f"i{item}") for user in range(48) for item in range(40)}
+    assert recommended == everything - _pairs(data, *splits)
+    again = {(user, item) for user, items, _ in recommender.recommend(k=40, exclude_seen=False) for item in items}
+    assert again == everything
+
+
+def test_users_come_in_the_order_asked_for(ease: str, data: Path) -> None:
+    recommender = Recommender(ease, config_dict={"data_path": str(data)})
+    everyone = {one.user: one for one in recommender.recommend(k=3)}
+    asked = ["u40", "u3", "u17"]
+    assert list(recommender.recommend(asked, k=3)) == [everyone[user] for user in asked]
+    with pytest.raises(UserError, match="User 'u99' is not in known-answer"):
+        recommender.recommend(["u3", "u99"])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_blocks_of_users_give_what_one_sort_of_a_row_gives(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a slow ranking, one user after another."""
+    generator = torch.Generator().manual_seed(rows)
+    users, items, k = 8, 50, 4
+    table = torch.randn(users, items, generator=generator, dtype=torch.float64)
+    had = torch.rand(users, items, generator=generator) < 0.3
+    had[5, 3:] = True  # all but two items
+    seen = Observed(*had.nonzero().T, users, items)
+    monkeypatch.setattr(recommend, "sized_eval_batch", lambda columns: rows * columns)
+    asked = torch.tensor([7, 5, 1, 2, 6])
+    blocks = list(rank_items(lambda block: table[block], seen, asked, k))
+    assert [len(part) for part, _ in blocks] == ([1] * 5 if rows == 1 else [3, 2] if rows == 3 else [5])
+    ranked, best = (torch.cat(part) for part in zip(*blocks))
+    for row, user in enumerate(asked.tolist()):
+        left = [item for item in range(1, items) if not had[user, item]]
+        expected = sorted(left, key=lambda item: -float(table[user, item]))[:k]
+        kept = best[row] > -torch.inf
+        assert ranked[row][kept].tolist() == expected
+        assert best[row][kept].tolist() == [float(table[user, item]) for item in expected]
+
+
+def test_scores_that_are_not_finite_are_refused(ease: str, data: Path) -> None:
+    recommender = Recommender(ease, config_dict={"data_path": str(data)})
+    recommender.score_block = lambda users: torch.full((len(users), 41), torch.nan)
+    with pytest.raises(UserError, match="scores that are not finite"):
+        list(recommender.recommend())
+
+
+# How it is written
+
+
+AWKWARD = [Recommendation('a "b", c', ["1,5", "é"], [0.1, -2.5e-9]), Recommendation("nobody", [], [])]
+
+
+def test_csv_has_a_line_for_each_item() -> None:
+    text = "".join(FORMATS["csv"](AWKWARD))
+    assert list(csv.DictReader(io.StringIO(text))) == [
+        {"user_id": 'a "b", c', "rank": "1", "item_id": "1,5", "score": "0.1"},
+        {"user_id": 'a "b", c', "rank": "2", "item_id": "é", "score": "-2.5e-09"},
+    ]
+
+
+def test_json_has_a_line_for_each_user() -> None:
+    lines = "".join(FORMATS["jsonl"](AWKWARD)).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"user_id": 'a "b", c', "items": ["1,5", "é"], "scores": [0.1, -2.5e-9]},
+        {"user_id": "nobody", "items": [], "scores": []},
+    ]
+
+
+def _command(ease: str, data: Path, **settings: Any) -> list[str]:
+    given = {"checkpoint": ease, "data_path": data, "users": "u1", "k": 2, **settings}
+    return ["recommend", *(f"--{key}={value}" for key, value in given.items() if value is not None)]
+
+
+def test_the_verb_writes_to_the_standard_output_or_to_a_file(
+    ease: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_command(ease, data, users="u2,u1", format="jsonl")) == 0
+    printed = capsys.readouterr().out
+    assert [json.loads(line)["user_id"] for line in printed.splitlines()] == ["u2", "u1"]
+    assert main(_command(ease, data, users="u2,u1", format="jsonl", output=tmp_path / "lists" / "x.jsonl")) == 0
+    assert (tmp_path / "lists" / "x.jsonl").read_text() == printed
+    assert capsys.readouterr().out == ""
+
+
+def test_everyone_is_asked_for_by_all(ease: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_command(ease, data, users="all")) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 48 * 2
+    assert {row["user_id"] for row in rows} == {f"u{user}" for user in range(48)}
+
+
+def test_unknown_users_are_listed_and_the_others_served(
+    ease: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_command(ease, data, users="u98,u1,[PAD],u99", format="jsonl")) == 0
+    output, errors = capsys.readouterr()
+    assert [json.loads(line)["user_id"] for line in output.splitlines()] == ["u1"]
+    for user in ("u98", "[PAD]", "u99"):
+        assert f"recbole-kd: user '{user}' is not in known-answer: skipped" in errors
+
+
+def test_a_file_is_whole_or_as_it_was(
+    ease: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        yield torch.tensor([[1, 2]]), torch.tensor([[1.0, 0.5]])
+        raise KeyboardInterrupt
+
+    file = tmp_path / "lists.csv"
+    file.write_text("what was there")
+    monkeypatch.setattr(recommend, "rank_items", interrupted)
+    assert main(_command(ease, data, users="all", output=file)) == 130
+    assert file.read_text() == "what was there"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["lists.csv"]
+
+
+# Who is asked for
+
+
+def test_users_are_read_from_the_line_a_file_or_the_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_users("all") is None
+    assert read_users("7, 007,x y,7,") == ["7", "007", "x y"]
+    (tmp_path / "users.txt").write_bytes("\ufeff7\r\n\n a,b \n7\n".encode())
+    assert read_users(f"@{tmp_path / 'users.txt'}") == ["7", "a,b"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("9\n10\n"))
+    assert read_users("@-") == ["9", "10"]
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no checkpoint": ({"checkpoint": None}, "set --checkpoint=FILE"),
+    "no users": ({"users": None}, "--users=ID,ID,..., --users=@FILE or --users=all"),
+    "missing checkpoint": ({"checkpoint": "none.pth"}, "There is no checkpoint 'none.pth'"),
+    "empty users": ({"users": ","}, "--users=, names no user"),
+    "missing file": ({"users": "@none.txt"}, "Cannot read 'none.txt' (No such file or directory)"),
+    "unknown users": (
+        {"users": "7,8"},
+        "None of the users is in known-answer; --users takes its original ids, such as u",
+    ),
+    "k 0": ({"k": 0}, "--k=0; expected a whole number of at least 1"),
+    "k of another kind": ({"k": "many"}, "--k='many'; expected a whole number"),
+    "k above the catalogue": ({"k": 41}, "--k=41 exceeds the catalogue of 40 items of known-answer"),
+    "format": ({"format": "json"}, "Unknown --format=json. Did you mean 'jsonl'? Choices: csv, jsonl"),
+    "seen": ({"seen": "valid"}, "Unknown --seen=valid. Did you mean 'train+valid'? Choices: train, train+valid, all"),
+    "exclude_seen": ({"exclude_seen": "test"}, "--exclude_seen='test' is not true or false"),
+    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, and --dataset=ml-100k"),
+    "key": ({"formt": "csv"}, "Unknown setting 'formt'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_2(
+    case: str, ease: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, message = BAD[case]
+    output = tmp_path / "lists.csv"
+    assert main(_command(ease, data, output=output, **settings)) == 2
+    captured = capsys.readouterr()
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("recbole-kd: ")
+    assert message in line
+    assert not output.exists()
+
+
+def test_an_output_that_cannot_be_written(
+    ease: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_command(ease, data, output=tmp_path)) == 2
+    assert "choose another place with --output" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_split_is_refused(tmp_path: Path) -> None:
+    data = write_known_answer(tmp_path / "moved")
+    checkpoint = _trained("Pop", data)
+    train = data / "known-answer" / "known-answer.train.inter"
+    train.write_text("\n".join(train.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match="trained on another split"):
+        Recommender(checkpoint, config_dict={"data_path": str(data)})
