@@ -19,12 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_kd.cluster.group import PartOfBatches
 from recbole_kd.cluster.ray import parallel_map, ray_session
 from recbole_kd.contracts import Share
 from recbole_kd.data.ranks import rank_block, rank_blocks
 from recbole_kd.errors import UserError
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
+from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader, PartOfBatches
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import digest
 from recbole_kd.stages.teacher import AnyTeacher, FrozenTeacher, make_evaluator, obtain_teacher

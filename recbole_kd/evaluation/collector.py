@@ -23,7 +23,7 @@ Masking (`Trainer._full_sort_batch_eval`) stays RecBole's: it is a few hundredth
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from logging import getLogger
 from typing import Any, Optional, Union
@@ -38,6 +38,7 @@ from recbole.evaluator.register import metrics_dict
 from recbole.utils import EvaluatorType, ModelType
 from torch import Tensor
 
+from recbole_kd.contracts import Share
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 
@@ -297,3 +298,22 @@ def _difference(used_ids: Union[Observed, NDArray[Any]], positive: Observed) -> 
         users = torch.repeat_interleave(torch.from_numpy(counts))
     kept = ~positive.contains(users, items)
     return Observed(users[kept], items[kept], positive.users, positive.items)
+
+
+class PartOfBatches(FastFullSortEvalDataLoader):
+    """A part of the batches of a loader of full-ranking batches: whole ones, as one process would make them."""
+
+    def __init__(self, whole: FastFullSortEvalDataLoader, share: Share) -> None:
+        self.__dict__.update(whole.__dict__)
+        users, each = whole.sample_size, whole.step
+        starts = range(0, users, each)[share.part(-(-users // each))]
+        self._batches = [range(start, min(start + each, users)) for start in starts]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __bool__(self) -> bool:
+        return True  # a process without a batch still takes part
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.collate_fn(list(batch)) for batch in self._batches)

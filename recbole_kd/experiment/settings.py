@@ -62,7 +62,7 @@ WITHOUT_EFFECT = frozenset(
 _PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
 
 #: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
-_PROCESS = ("local_rank", "single_spec", "offset")
+_PROCESS = ("local_rank", "single_spec", "offset", "world_size", "group_offset", "ip", "port")
 
 #: Files of weights that RecBole's models unpickle.
 _WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
@@ -86,9 +86,6 @@ _RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
     "worker": (0, None, True),
     "seed": (0, 2**32 - 1, True),
     "nproc": (1, 1024, True),
-    "world_size": (-1, 2**20, True),
-    "group_offset": (0, 2**20, True),
-    "port": (1, 65535, True),
     "split_seed": (0, 2**32 - 1, True),
     "metric_decimal_place": (1, 16, True),
     "learning_rate": (1e-12, None, False),
@@ -378,7 +375,10 @@ class KDConfig(Config):
         given = self.external_config_dict
         for key in _PROCESS:
             if key in given:
-                raise UserError(f"--{key} is what each process of a run is told; set --nproc=2 for two processes.")
+                raise UserError(
+                    f"--{key} is the launcher's to say: set --nproc=2 for two processes here, or start several "
+                    "machines with torchrun (docs/scale.md)."
+                )
         for key in _PICKLES:
             if given.get(key):
                 raise UserError(

@@ -45,7 +45,7 @@ from recbole_kd.trainer.kd_trainer import make_trainer, restored, storable
 #: Settings that change nothing in what a plain model learns, so that a cached one serves whatever they are.
 _WITHOUT_EFFECT = WITHOUT_EFFECT | {
     *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
-    *("nproc", "ray_address", "world_size", "group_offset", "ip", "port"),
+    *("nproc", "ray_address"),
     "split_seed",  # the split itself is part of the key
 }
 _PAIRS_AT_ONCE = 1 << 20

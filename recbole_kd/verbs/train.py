@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import platform
@@ -20,7 +19,8 @@ import torch
 from recbole.utils import init_logger, init_seed
 from torch import nn
 
-from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes, share_of_steps
+from recbole_kd.cluster.group import ALONE, Group, joined, processes_around
+from recbole_kd.cluster.launch import together
 from recbole_kd.contracts import CAPABILITIES, DataView, Distiller, Share
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.prepare import can_prepare, prepare
@@ -48,7 +48,8 @@ from recbole_kd.student.readers import ModelStudent, capabilities, is_sequential
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher
 from recbole_kd.text import columns
-from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.trainer.kd_trainer import make_trainer, new_stamp
+from recbole_kd.trainer.shared import share_of_steps
 
 _VERSIONED = ("recbole-kd", "recbole", "torch", "numpy", "scipy")
 
@@ -78,24 +79,37 @@ def run_recbole_kd(
     """
     files = list(config_file_list or ())
     config = KDConfig(model, dataset, files, config_dict)
-    plan = Plan.of(config)
-    if plan is None:
+    settings = (model, dataset, files, dict(config_dict or {}), saved)
+    if processes_around(config["nproc"]) > 1:
+        with joined() as group:
+            return _run_as_one_of_several(*settings, group)
+    if config["nproc"] == 1:
         return _run(config, saved, ALONE)
-    name = glob.escape(f"{config['model']}-{config['dataset']}-{config['seed']}")
-
-    def last_files() -> set[tuple[int, str]]:
-        files_there = Path(config["checkpoint_dir"]).glob(f"{name}-*-last.pth")
-        return {(path.stat().st_mtime_ns, str(path)) for path in files_there}
-
-    before = last_files()
+    check_gpus(config)
+    stamp = new_stamp()
     try:
-        return run_processes(plan, _run_as_one_of_several, model, dataset, files, dict(config_dict or {}), saved) or {}
+        return together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}
     except KeyboardInterrupt:
-        # Process 0 was ended and cannot say where its last whole epoch is. Clocks of files are too coarse to ask when.
-        written = last_files() - before
-        if written:
-            raise Interrupted(max(written)[1]) from None
+        # Process 0 was ended and cannot say where its last whole epoch is.
+        name = f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-last.pth"
+        last = config["resume"] or os.path.join(config["checkpoint_dir"], name)
+        if os.path.isfile(last):
+            raise Interrupted(last) from None
         raise
+
+
+def check_gpus(config: KDConfig) -> None:
+    """Refuses more processes than there are GPUs for.
+
+    Raises:
+        UserError: both numbers.
+    """
+    given = [part for part in str(config["gpu_id"]).split(",") if part.strip()]
+    if config["device"].type == "cuda" and len(given) < config["nproc"]:
+        raise UserError(
+            f"--nproc={config['nproc']} needs as many GPUs, and --gpu_id={config['gpu_id']} names {len(given)}; "
+            "set --gpu_id=0,1 and so on, or --use_gpu=False."
+        )
 
 
 def _run_as_one_of_several(

@@ -186,7 +186,7 @@ def _check_arguments(
         )
     if base["resume"]:
         raise UserError("--resume is for one training; a search goes on by itself when the command is repeated.")
-    if base["nproc"] != 1 or base["world_size"] not in (None, -1):
+    if base["nproc"] != 1:
         raise UserError("--nproc is for one training; a search shares out whole trials (--cpus, --ray_address).")
 
 
