@@ -27,5 +27,5 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """The gradient for each leaf, zeros where there is none."""
     if not loss.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in zip(found, leaves)]
