@@ -25,7 +25,7 @@ Where the authors' code differs: L2 and the gradients of w use the embedding tab
 (``space: input``); the rule of w compares cosines, cos(g1 + g2, g_rec) > cos(g1, g2), so that the sum is normalised and
 not its parts (``gradient_similarity: cosine``); epsilon = 0.2; one layer; teacher with 2 layers, so only layer 2 is
 high-order; log(x + 1e-5) in L3 (not followed: the sums here are exact).
-Measured on the paper's Yelp (docs/reproduction.md): validation NDCG@20 0.0384 with the paper's reading, which is the
+Measured on the paper's Yelp (docs/results): validation NDCG@20 0.0384 with the paper's reading, which is the
 default, and 0.0383 with the code's. The second figure is from a rule of w that normalised each gradient by itself.
 """
 
