@@ -137,7 +137,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
             text = words.pop(0)
         if not key:
             raise UserError(f"'{word}' has no name before the '='; expected --key=value.")
-        from recbole_kd.experiment.settings import parse_value  # brings torch and RecBole, for which help need not wait
+        from recbole_kd.experiment.values import parse_value  # brings torch and RecBole, for which help need not wait
 
         # These are names, whatever they look like: a dataset may be called 2020.
         value = text if re.sub(r"^teacher\.\d+\.", "teacher.", key) in _TEXTS else parse_value(text)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, merge, nest
+from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
+from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.checkpoint import digest
 from recbole_kd.files.properties import read_yaml
 from recbole_kd.verbs.train import check_models, needs_teacher, versions

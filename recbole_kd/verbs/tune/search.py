@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from recbole_kd.cluster.ray import ray_session
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, merge, nest
+from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
+from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.checkpoint import digest, save_json, write_atomic
 from recbole_kd.files.properties import overall_properties
 from recbole_kd.text import duration

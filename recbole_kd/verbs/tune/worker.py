@@ -13,7 +13,8 @@ import torch
 
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
-from recbole_kd.experiment.settings import KDConfig, merge, nest
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.experiment.values import merge, nest
 from recbole_kd.stages.teacher import AnyTeacher, obtain_teacher
 from recbole_kd.verbs.train import build_student, load_splits, needs_teacher
 
