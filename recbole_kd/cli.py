@@ -188,7 +188,7 @@ def _list(settings: dict[str, Any]) -> None:
 
 
 def _evaluate(settings: dict[str, Any]) -> None:
-    from recbole_kd.verbs.train import evaluate_checkpoint
+    from recbole_kd.verbs.evaluate import evaluate_checkpoint
 
     checkpoint = settings.pop("checkpoint", None)
     result_file = settings.pop("result_file", None)

@@ -431,6 +431,11 @@ class KDConfig(Config):
         """Checked options of the distillers whose weights are not all 0, by name."""
         return {name: value for name, value in self.options.items() if not distiller_class(name).is_off(value)}
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a distiller or the optimiser reads a teacher."""
+        return bool(self.active_distillers()) or (self.sevo is not None and self.sevo.graph == "teacher")
+
     def teacher_sections(self) -> dict[str, dict[str, Any]]:
         """Settings of each teacher, by what stands before their names: ``teacher.``, or ``teacher.0.`` and so on.
 

@@ -55,8 +55,9 @@ from recbole_kd.data.samplers import Complement
 from recbole_kd.data.splits import Splits
 from recbole_kd.evaluation.costs import peak_memory, reset_peak_memory
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
 from recbole_kd.teacher.bare import BareTeacher
-from recbole_kd.verbs.train import build_student, load_splits
 
 NAME = "synthetic"
 GB = 2**30

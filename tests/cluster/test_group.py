@@ -18,12 +18,15 @@ import torch.distributed as dist
 
 from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes
 from recbole_kd.contracts import Share
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.errors import Interrupted, TrainingError, UserError
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
+from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.verbs.train import build_student, load_splits, run_recbole_kd, shared_teacher
+from recbole_kd.verbs.train import run_recbole_kd
 
 TWO = Plan(2, 2, 0, None)
 #: What is trained: methods whose distillers share, and ones that a process computes whole.

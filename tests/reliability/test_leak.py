@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import obtain_teacher
-from recbole_kd.verbs.train import build_student, load_splits
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 #: Epochs until loaders, caches and the allocator have all that they will need.

@@ -17,7 +17,8 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
-from recbole_kd.stages.teacher import FrozenTeacher, obtain_teacher
+from recbole_kd.stages.teacher import obtain_teacher
+from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.train import run_recbole_kd
 

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_kd.cluster import shards
 from recbole_kd.cluster.ray import ray_session
 from recbole_kd.data.ranks import build_rank_bank, rank_blocks
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages import shards
+from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.teacher import obtain_teacher
 from recbole_kd.testing import known_answer_settings, write_known_answer
-from recbole_kd.verbs.train import evaluate_checkpoint, load_splits, run_recbole_kd
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.train import run_recbole_kd
 
 ON_A_CLUSTER = {"ray_address": "local"}
 
