@@ -165,9 +165,15 @@ def usage(verb: str = "train") -> str:
 
 
 def _train(settings: dict[str, Any]) -> None:
-    from recbole_kd.verbs.train import run_recbole_kd, table
+    from recbole_kd.verbs.train import dry_run, run_recbole_kd, table
 
     files = str(settings.pop("config_files", "") or "").split()
+    dry = settings.pop("dry_run", False)
+    if not isinstance(dry, bool):
+        raise UserError(f"--dry_run={dry!r}; expected true or false.")
+    if dry:
+        print(dry_run(files, settings), end="")
+        return
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
     if not result:
         return  # the first of several machines tells

@@ -42,6 +42,8 @@ _RECBOLE_SECTIONS = {
 }
 _SCALAR_OR_LIST = ("metrics", "topk", "distill")
 TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
+#: Settings that a baseline of another architecture takes from the student's where they were given.
+BASELINE_LENGTHS = ("epochs", "stopping_step", "eval_step")
 #: Packages of a model's bases that read no settings.
 _NO_MODEL = ("torch", "builtins", "abc", "typing")
 #: Settings of the machine and of output: whatever they are, the same is learned.
@@ -203,6 +205,8 @@ class KDConfig(Config):
         self.sources = merged(layers)[1]
         self.preset_keys = {key for layer in layers if layer.preset for key in layer.settings}
         self.internal_config_dict["student"] = self.resolved.backbone
+        if not self.resolved.recipe:
+            self.sources["student"] = "the model"
         if "sevo" in self.external_config_dict and "sevo" not in self.internal_config_dict:
             learner = self.external_config_dict.get("learner", self.internal_config_dict["learner"])
             raise UserError(
@@ -226,6 +230,7 @@ class KDConfig(Config):
         final["eval_batch_size"] = final.get("eval_batch_size") or 4096
         if "show_progress" not in self.external_config_dict:
             final["show_progress"] = bool(final["show_progress"] and sys.stderr.isatty() and not final["quiet"])
+            self.sources["show_progress"] = "whether this is a terminal"
         if self.sequential:
             self._set_next_item_training(final)
         self._check_metrics(final)
@@ -510,8 +515,7 @@ class KDConfig(Config):
                 # What RecBole makes of None, and refuses to be given.
                 settings["train_neg_sample_args"] = None
             return self._derived(model, settings, prefix="")
-        lengths = ("epochs", "stopping_step", "eval_step")
-        settings = {key: self[key] for key in lengths if key in self.external_config_dict}
+        settings = {key: self[key] for key in BASELINE_LENGTHS if key in self.external_config_dict}
         probe = self._derived(model, {}, prefix="")
         for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size"):
             if key in probe and self["embedding_size"] is not None:

@@ -12,7 +12,7 @@ from recbole.utils import dataset_arguments
 from recbole_kd.errors import UserError
 from recbole_kd.files.properties import Repeated, load_yaml
 
-__all__ = ["DATASET_KEYS", "leaves", "like", "merge", "nest", "parse_value", "plain", "same_kind"]
+__all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "parse_value", "plain", "same_kind"]
 
 #: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
 DATASET_KEYS = tuple(dataset_arguments)
@@ -119,10 +119,15 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def is_section(key: str, value: Any) -> bool:
+    """Whether a value is a mapping whose names can be given one by one; RecBole takes some as a whole."""
+    return isinstance(value, Mapping) and bool(value) and key not in _WHOLE
+
+
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted names of all values in nested settings; a mapping that RecBole takes as a whole is one value."""
     for key, value in settings.items():
-        if isinstance(value, Mapping) and value and key not in _WHOLE:
+        if is_section(key, value):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key

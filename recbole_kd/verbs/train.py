@@ -9,6 +9,7 @@ from typing import Any
 
 from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes
 from recbole_kd.errors import Interrupted
+from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.stages.data import fetch, load_splits
 from recbole_kd.stages.log import log_to_file, start_logging
@@ -19,7 +20,7 @@ from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate
 from recbole_kd.stages.training import resumable, train_baseline, train_student
 
-__all__ = ["run_recbole_kd", "table"]
+__all__ = ["dry_run", "run_recbole_kd", "table"]
 
 
 def run_recbole_kd(
@@ -65,6 +66,17 @@ def run_recbole_kd(
         if written:
             raise Interrupted(max(written)[1]) from None
         raise
+
+
+def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
+    """The resolved experiment as YAML that ``--config_files`` takes back; nothing is trained or written.
+
+    Raises:
+        UserError: as :func:`run_recbole_kd`, where the data need not be read for it.
+    """
+    experiment = Experiment.of(files=files, given=settings)
+    check_models(experiment)
+    return describe(experiment)
 
 
 def _run_as_one_of_several(
