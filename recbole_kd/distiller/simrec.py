@@ -24,7 +24,7 @@ once. The log-sum-exp over the catalogue streams over blocks of it.
 Where the authors' code differs: L2 and the gradients of w use the embedding tables *before* the MLP
 (``space: input``); the gradients are L2-normalised first (``gradient_similarity: cosine``); epsilon = 0.2; one layer;
 teacher with 2 layers, so only layer 2 is high-order; log(x + 1e-5) in L3 (not followed: the sums here are exact).
-Measured on the paper's Yelp (docs/reproduction.md): validation NDCG@20 0.0384 with the paper's reading, which is the
+Measured on the paper's Yelp (docs/results): validation NDCG@20 0.0384 with the paper's reading, which is the
 default, and 0.0383 with the code's.
 """
 
