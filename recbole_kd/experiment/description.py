@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from recbole_kd.experiment.checks import TEACHER_KEYS
 from recbole_kd.experiment.experiment import Experiment
-from recbole_kd.experiment.settings import BASELINE_LENGTHS, TEACHER_KEYS, KDConfig
+from recbole_kd.experiment.settings import BASELINE_LENGTHS, KDConfig
 from recbole_kd.experiment.values import is_section, plain
 from recbole_kd.registry import given_name
 

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from recbole_kd.errors import UserError, closest
-from recbole_kd.experiment.settings import TEACHER_KEYS, KDConfig
+from recbole_kd.experiment.checks import TEACHER_KEYS
+from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.options import Options
 from recbole_kd.sevo.graphs import SEvoOptions

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-import re
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import recbole
 from recbole.config import Config
-from recbole.evaluator import metric_types
 from recbole.utils import ModelType, evaluation_arguments, general_arguments, training_arguments
 
-from recbole_kd.errors import UserError, closest
+from recbole_kd.errors import UserError
+from recbole_kd.experiment.checks import (
+    PICKLES,
+    TEACHER_KEYS,
+    check_files,
+    check_known,
+    check_metrics,
+    check_values,
+    keys_read_by_model,
+    readable_keys,
+)
 from recbole_kd.experiment.presets import (
     Layer,
     distiller_names,
@@ -27,25 +30,14 @@ from recbole_kd.experiment.presets import (
     teacher_presets,
     teacher_sections,
 )
-from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain, same_kind
-from recbole_kd.files.checkpoint import load_any
+from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
-from recbole_kd.options import LARGEST_INT, Options, check_names, is_whole
+from recbole_kd.options import Options
 from recbole_kd.registry import MODELS, Resolved, distiller_class, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
-#: What RecBole reads of its mappings that have a fixed set of names; the rest it passes over in silence.
-_RECBOLE_SECTIONS = {
-    "eval_args": ("split", "group_by", "order", "mode"),
-    "eval_args.mode": ("valid", "test"),
-    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
-}
-_SCALAR_OR_LIST = ("metrics", "topk", "distill")
-TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
 #: Settings that a baseline of another architecture takes from the student's where they were given.
 BASELINE_LENGTHS = ("epochs", "stopping_step", "eval_step")
-#: Packages of a model's bases that read no settings.
-_NO_MODEL = ("torch", "builtins", "abc", "typing")
 #: Settings of the machine and of output: whatever they are, the same is learned.
 WITHOUT_EFFECT = frozenset(
     (
@@ -56,12 +48,6 @@ WITHOUT_EFFECT = frozenset(
 )
 #: Settings that no checkpoint keeps and no digest counts.
 _OF_THE_LOG = ("quiet",)
-#: RecBole keeps these as pickles, which execute code when read.
-_PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
-
-#: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
-_PROCESS = ("local_rank", "single_spec", "offset")
-
 #: Names of columns that RecBole's transforms of sequences write into the settings (recbole/data/transform.py).
 _COLUMNS = frozenset(
     (
@@ -69,42 +55,6 @@ _COLUMNS = frozenset(
         *("CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN", "REORDER_ITEM_SEQ"),
     )
 )
-
-#: Files of weights that RecBole's models unpickle.
-_WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
-
-#: (least, most, whole) of RecBole's numbers, which RecBole itself does not check.
-_RANGES: dict[str, tuple[float | None, float | None, bool]] = {
-    "epochs": (0, None, True),
-    "train_batch_size": (1, None, True),
-    "eval_batch_size": (1, None, True),
-    "eval_step": (0, None, True),
-    "stopping_step": (0, None, True),
-    "embedding_size": (1, None, True),
-    "mf_embedding_size": (1, None, True),
-    "mlp_embedding_size": (1, None, True),
-    "hidden_size": (1, None, True),
-    "inner_size": (1, None, True),
-    "n_heads": (1, None, True),
-    "num_layers": (1, None, True),
-    "MAX_ITEM_LIST_LENGTH": (1, None, True),
-    "n_layers": (0, None, True),
-    "worker": (0, None, True),
-    "seed": (0, 2**32 - 1, True),
-    "nproc": (1, 1024, True),
-    "world_size": (-1, 2**20, True),
-    "group_offset": (0, 2**20, True),
-    "port": (1, 65535, True),
-    "split_seed": (0, 2**32 - 1, True),
-    "metric_decimal_place": (1, 16, True),
-    "learning_rate": (1e-12, None, False),
-    "weight_decay": (0, None, False),
-    "reg_weight": (0, None, False),
-    "temperature": (1e-12, None, False),
-}
-_DROPOUT = (0, 1, False)
-_SCHEDULES = ("constant", "cosine")
-_FUSIONS = ("ranks", "scores")
 
 
 class KDConfig(Config):
@@ -153,8 +103,8 @@ class KDConfig(Config):
             )
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"RecBole refuses the settings: {str(error).strip()}") from error
-        self._check_values()
-        self._check_files()
+        check_values(self)
+        check_files(self)
 
     # What RecBole's constructor calls, in its order.
 
@@ -215,7 +165,7 @@ class KDConfig(Config):
             )
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        self._check_known()
+        self.options, self.sevo = check_known(self)
         final = merge(self.internal_config_dict, self.external_config_dict)
         for key in self.external_config_dict:
             final[key] = like(final[key], self.internal_config_dict.get(key))
@@ -233,7 +183,7 @@ class KDConfig(Config):
             self.sources["show_progress"] = "whether this is a terminal"
         if self.sequential:
             self._set_next_item_training(final)
-        self._check_metrics(final)
+        check_metrics(final)
         return final
 
     def _set_next_item_training(self, final: dict[str, Any]) -> None:
@@ -275,136 +225,9 @@ class KDConfig(Config):
 
     # Our checks.
 
-    def _check_known(self) -> None:
-        given = self.external_config_dict
-        for key in _PROCESS:
-            if key in given:
-                raise UserError(f"--{key} is what each process of a run is told; set --nproc=2 for two processes.")
-        for key in _PICKLES:
-            if given.get(key):
-                raise UserError(
-                    f"--{key} is not supported: RecBole keeps datasets as pickles, which execute code. Leave it out."
-                )
-        names = distiller_names(given.get("distill", self.internal_config_dict.get("distill")) or [])
-        if given.get("teacher") and not names and "sevo" not in self.internal_config_dict:
-            raise UserError(
-                "Section 'teacher' is set but not used: --distill is empty. Set --distill=NAME, such as rrd, or leave "
-                "--teacher out."
-            )
-        for key in given:
-            if key in distillers() and key not in names:
-                raise UserError(
-                    f"Section '{key}' is set but not used: --distill is {', '.join(names) or 'empty'}. "
-                    f"Add {key} to --distill or leave it out."
-                )
-            if key in self.internal_config_dict or key in ("model", "dataset", "config_files"):
-                continue
-            if key not in self._readable_keys():
-                own = TEACHER_KEYS if self.prefix else ()
-                known = [self.prefix + name for name in [*own, *self.internal_config_dict, *names]]
-                raise UserError(
-                    f"Unknown setting '{self.prefix}{key}': no part of the program reads it."
-                    f"{closest(self.prefix + key, known)}"
-                )
-        for section, read in _RECBOLE_SECTIONS.items():
-            value: Any = given
-            for part in section.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if isinstance(value, Mapping):
-                check_names(self.prefix + section, value, read)
-        sections = merge(self.internal_config_dict, given)
-        self.sevo = SEvoOptions.parse("sevo", sections["sevo"]) if "sevo" in self.internal_config_dict else None
-        self.options = {name: distiller_class(name).options_class.parse(name, sections.get(name)) for name in names}
-        # What the teacher reads beyond these is checked when its own configuration is made.
-
     def knows(self, key: str) -> bool:
         """Whether any part of the program reads a setting of that name from this model's configuration."""
-        return key in self.internal_config_dict or key in self._readable_keys()
-
-    def _readable_keys(self) -> set[str]:
-        keys = {key for category in self.parameters.values() for key in category}
-        return keys | _keys_read_by_recbole() | _keys_read_by_model(self.resolved.model_class)
-
-    def _check_metrics(self, final: Mapping[str, Any]) -> None:
-        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
-        for metric in metrics:
-            if str(metric).lower() not in metric_types:
-                raise UserError(
-                    f"Unknown metric '{metric}' in --metrics.{closest(str(metric), metric_types)} "
-                    f"Choices: {', '.join(sorted(metric_types))}."
-                )
-        cutoffs = final["topk"] if isinstance(final["topk"], (list, tuple)) else [final["topk"]]
-        if not cutoffs or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in cutoffs):
-            raise UserError(f"--topk={final['topk']!r}; expected whole numbers above 0, such as --topk=[10,20].")
-        name, _, cutoff = str(final["valid_metric"]).partition("@")
-        computed = name.lower() in [str(metric).lower() for metric in metrics]
-        if not computed or (cutoff and cutoff not in map(str, cutoffs)):
-            raise UserError(
-                f"--valid_metric={final['valid_metric']} is not computed: --metrics={metrics}, --topk={list(cutoffs)}; "
-                f"expected one of them, such as {metrics[0]}@{cutoffs[0]}."
-            )
-
-    def _check_values(self) -> None:
-        final = self.final_config_dict
-        schedule = final["learning_rate_schedule"]
-        if schedule not in _SCHEDULES:
-            raise UserError(
-                f"--{self.prefix}learning_rate_schedule={schedule!r} is not one of {', '.join(_SCHEDULES)}."
-                f"{closest(str(schedule), _SCHEDULES)}"
-            )
-        if final["fused_adam"] not in (None, True, False):
-            raise UserError(f"--{self.prefix}fused_adam={final['fused_adam']!r}; expected True or False.")
-        if not self.prefix:
-            self._check_fusion(final["teacher"])
-        for key, value in final.items():
-            self._check_range(key, value)
-            default = self.internal_config_dict.get(key)
-            if key in self.external_config_dict and key not in _SCALAR_OR_LIST and not same_kind(value, default):
-                raise UserError(
-                    f"--{self.prefix}{key}={value!r} is of another type than its default {default!r}; "
-                    f"set a value such as --{self.prefix}{key}={default}."
-                )
-
-    @staticmethod
-    def _check_fusion(teacher: Any) -> None:
-        section = dict(teacher) if isinstance(teacher, Mapping) else {}
-        if section.get("fusion", "ranks") not in _FUSIONS:
-            raise UserError(f"--teacher.fusion={section['fusion']!r} is not one of {', '.join(_FUSIONS)}.")
-        for key, own in {"": section, **{f"{key}.": own for key, own in section.items() if key.isdigit()}}.items():
-            share = (own or {}).get("share", 1)
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
-                raise UserError(f"--teacher.{key}share={share!r}; expected a number above 0.")
-            if key and "fusion" in (own or {}):
-                raise UserError(
-                    f"--teacher.{key}fusion is set, and all teachers are fused alike; set --teacher.fusion."
-                )
-
-    def _check_files(self) -> None:
-        """Looks at the files that RecBole's models unpickle, as that executes what is in them."""
-        for key in _WEIGHT_FILES:
-            if self.final_config_dict.get(key):
-                load_any(str(self.final_config_dict[key]))
-        if self.resolved.backbone == "LDiffRec":
-            path = Path(self.final_config_dict["data_path"]) / "item_emb.npy"
-            try:
-                if path.exists():
-                    np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                raise UserError(
-                    f"'{path}' is no plain array, and RecBole would execute what is in it; save the items' vectors as "
-                    "numbers, with numpy.save."
-                ) from None
-
-    def _check_range(self, key: str, value: Any) -> None:
-        least, most, whole = _RANGES.get(key, _DROPOUT if "dropout" in key else (None, None, False))
-        if least is None or value is None or isinstance(value, (bool, list)):
-            return
-        bound = f"between {least:g} and {most:g}" if most is not None else f"of at least {least:g}"
-        expected = f"expected a {'whole ' if whole else ''}number {bound}."
-        number = isinstance(value, (int, float)) and not (whole and not is_whole(value))
-        largest = LARGEST_INT if whole else sys.float_info.max
-        if not number or not least <= value <= (most if most is not None else largest):
-            raise UserError(f"--{self.prefix}{key}={value!r}; {expected}")
+        return key in self.internal_config_dict or key in readable_keys(self)
 
     # Views of the settings.
 
@@ -420,7 +243,7 @@ class KDConfig(Config):
             return section in self.distillers
         if section in ("student", "teacher"):
             return bool(self.resolved.recipe if section == "student" else self.distillers or self["sevo"])
-        return section in self.internal_config_dict or section in self._readable_keys()
+        return section in self.internal_config_dict or section in readable_keys(self)
 
     @property
     def split_seed(self) -> int:
@@ -486,7 +309,7 @@ class KDConfig(Config):
         keys -= {key for key in probe.final_config_dict if key.isupper() or key.endswith("_neg_sample_args")}
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
         if model not in MODELS:  # one of another package may have no properties file that lists what it reads
-            read = _keys_read_by_model(probe.resolved.model_class) - _shared_keys()
+            read = keys_read_by_model(probe.resolved.model_class) - _shared_keys()
             settings |= {key: stored[key] for key in read if key in stored and not key.isupper()}
         return self._derived(model, settings)
 
@@ -528,7 +351,7 @@ class KDConfig(Config):
         return {key for key in keys if key not in ("model", "dataset", "MODEL_TYPE")}
 
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
-        inherited = {key: self[key] for key in _shared_keys() - set(_PICKLES) if key in self}
+        inherited = {key: self[key] for key in _shared_keys() - set(PICKLES) if key in self}
         inherited["data_path"] = self.data_root
         if not self["eval_batch_size_given"]:
             del inherited["eval_batch_size"]
@@ -555,34 +378,6 @@ def _shared_keys() -> set[str]:
     )
 
 
-def _keys_read(source: str) -> set[str]:
-    return set(re.findall(r"""config(?:\.final_config_dict)?\[["'](\w+)["']\]""", source)) | set(
-        re.findall(r"""config\.get\(["'](\w+)["']""", source)
-    )
-
-
-def _keys_read_by_model(model_class: type[Any]) -> frozenset[str]:
-    """Settings that the modules of a model and of its bases read, RecBole's and any other package's."""
-    names = {base.__module__ for base in model_class.__mro__}
-    return frozenset().union(*(_keys_read_by(name) for name in names if name.split(".")[0] not in _NO_MODEL))
-
-
-@cache
-def _keys_read_by(module: str) -> frozenset[str]:
-    with suppress(OSError, TypeError, KeyError):  # a module without source tells nothing
-        return frozenset(_keys_read(inspect.getsource(sys.modules[module])))
-    return frozenset()
-
-
-@cache
-def _keys_read_by_recbole() -> frozenset[str]:
-    """Settings that RecBole's data, evaluation, sampling and training code reads, found in its sources."""
-    root = Path(recbole.__file__).parent
-    folders = ("data", "evaluator", "sampler", "trainer", "utils", "quick_start")
-    files = [file for folder in folders for file in (root / folder).rglob("*.py")]
-    return frozenset().union(*(_keys_read(file.read_text(encoding="utf-8")) for file in files))
-
-
 def dataset_names(data_path: str) -> list[str]:
     """Datasets that can be named: folders under `data_path`, those we know, those RecBole downloads, ml-100k."""
     folder = Path(data_path)
@@ -592,4 +387,4 @@ def dataset_names(data_path: str) -> list[str]:
     return sorted({"ml-100k", *local, *ours, *downloads})
 
 
-__all__ = ["TEACHER_KEYS", "WITHOUT_EFFECT", "KDConfig", "dataset_names"]
+__all__ = ["BASELINE_LENGTHS", "WITHOUT_EFFECT", "KDConfig", "dataset_names"]
