@@ -15,7 +15,7 @@ from recbole_kd.experiment.settings import KDConfig
 __all__ = ["log_to_file", "start_logging"]
 
 #: What RecBole tells after the line of each epoch; the file keeps it.
-_NOT_SHOWN = re.compile(r"(\x1b\[\d+m)*(valid result|Saving current)")
+_NOT_SHOWN = re.compile(r"(\x1b\[[\d;]*m)*(valid result|Saving current)")
 
 
 def _shown(record: logging.LogRecord) -> bool:
