@@ -24,16 +24,7 @@ from recbole_kd.options import LARGEST_INT, Options, check_names, is_whole
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.sevo.graphs import SEvoOptions
 
-__all__ = [
-    "PICKLES",
-    "TEACHER_KEYS",
-    "check_files",
-    "check_known",
-    "check_metrics",
-    "check_values",
-    "keys_read_by_model",
-    "readable_keys",
-]
+__all__ = ["PICKLES", "TEACHER_KEYS", "check_files", "check_known", "check_metrics", "check_values"]
 
 #: What RecBole reads of its mappings that have a fixed set of names; the rest it passes over in silence.
 _RECBOLE_SECTIONS = {

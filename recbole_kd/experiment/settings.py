@@ -12,24 +12,8 @@ from recbole.config import Config
 from recbole.utils import ModelType, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.checks import (
-    PICKLES,
-    TEACHER_KEYS,
-    check_files,
-    check_known,
-    check_metrics,
-    check_values,
-    keys_read_by_model,
-    readable_keys,
-)
-from recbole_kd.experiment.presets import (
-    Layer,
-    distiller_names,
-    merged,
-    precedence,
-    teacher_presets,
-    teacher_sections,
-)
+from recbole_kd.experiment import checks
+from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
 from recbole_kd.options import Options
@@ -103,8 +87,8 @@ class KDConfig(Config):
             )
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"RecBole refuses the settings: {str(error).strip()}") from error
-        check_values(self)
-        check_files(self)
+        checks.check_values(self)
+        checks.check_files(self)
 
     # What RecBole's constructor calls, in its order.
 
@@ -165,7 +149,7 @@ class KDConfig(Config):
             )
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        self.options, self.sevo = check_known(self)
+        self.options, self.sevo = checks.check_known(self)
         final = merge(self.internal_config_dict, self.external_config_dict)
         for key in self.external_config_dict:
             final[key] = like(final[key], self.internal_config_dict.get(key))
@@ -183,7 +167,7 @@ class KDConfig(Config):
             self.sources["show_progress"] = "whether this is a terminal"
         if self.sequential:
             self._set_next_item_training(final)
-        check_metrics(final)
+        checks.check_metrics(final)
         return final
 
     def _set_next_item_training(self, final: dict[str, Any]) -> None:
@@ -227,7 +211,7 @@ class KDConfig(Config):
 
     def knows(self, key: str) -> bool:
         """Whether any part of the program reads a setting of that name from this model's configuration."""
-        return key in self.internal_config_dict or key in readable_keys(self)
+        return key in self.internal_config_dict or key in checks.readable_keys(self)
 
     # Views of the settings.
 
@@ -243,7 +227,7 @@ class KDConfig(Config):
             return section in self.distillers
         if section in ("student", "teacher"):
             return bool(self.resolved.recipe if section == "student" else self.distillers or self["sevo"])
-        return section in self.internal_config_dict or section in readable_keys(self)
+        return section in self.internal_config_dict or section in checks.readable_keys(self)
 
     @property
     def split_seed(self) -> int:
@@ -298,7 +282,7 @@ class KDConfig(Config):
             )
         if section.get("distill"):
             raise UserError(f"--{prefix}distill is set, and a teacher is trained alone; leave it out.")
-        own = {key: value for key, value in section.items() if key not in TEACHER_KEYS}
+        own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
         # Adam takes most of the time that large tables need.
         return self._derived(model, {"fused_adam": True, **own}, prefix)
 
@@ -309,7 +293,7 @@ class KDConfig(Config):
         keys -= {key for key in probe.final_config_dict if key.isupper() or key.endswith("_neg_sample_args")}
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
         if model not in MODELS:  # one of another package may have no properties file that lists what it reads
-            read = keys_read_by_model(probe.resolved.model_class) - _shared_keys()
+            read = checks.keys_read_by_model(probe.resolved.model_class) - _shared_keys()
             settings |= {key: stored[key] for key in read if key in stored and not key.isupper()}
         return self._derived(model, settings)
 
@@ -351,7 +335,7 @@ class KDConfig(Config):
         return {key for key in keys if key not in ("model", "dataset", "MODEL_TYPE")}
 
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
-        inherited = {key: self[key] for key in _shared_keys() - set(PICKLES) if key in self}
+        inherited = {key: self[key] for key in _shared_keys() - set(checks.PICKLES) if key in self}
         inherited["data_path"] = self.data_root
         if not self["eval_batch_size_given"]:
             del inherited["eval_batch_size"]

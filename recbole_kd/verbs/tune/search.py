@@ -111,7 +111,7 @@ def search(
     check_models(experiment)
     splits = load_splits(base)
     task = Task(
-        key=digest(regime, splits.content(), _teacher_files(base["teacher"] or {})),
+        key=digest(regime, splits.content(), _teacher_files(experiment)),
         model=base["model"],
         dataset=base["dataset"],
         settings=experiment.portable_settings(),
@@ -217,15 +217,10 @@ def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Ma
             raise UserError(f"{source} does not fit {base['model']}: {error}") from None
 
 
-def _teacher_files(section: Mapping[str, Any]) -> list[bytes]:
-    """Contents of the files that section ``teacher`` names: another teacher makes another search."""
-    found: list[bytes] = []
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            found += _teacher_files(value)
-        elif key in ("checkpoint", "ranks") and value and os.path.isfile(str(value)):
-            found.append(Path(str(value)).read_bytes())
-    return found
+def _teacher_files(experiment: Experiment) -> list[bytes]:
+    """Contents of the files that teach: another teacher makes another search."""
+    files = [Path(source.checkpoint or source.ranks or "") for source in experiment.teachers]
+    return [file.read_bytes() for file in files if file.is_file()]
 
 
 @contextmanager
