@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from recbole_kd.cluster.group import Group
 from recbole_kd.contracts import Distiller, Share
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader, FullSortCollector, PartOfBatches
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
+from recbole_kd.evaluation.collector import FullSortCollector, PartOfBatches
 
 __all__ = ["SharedMixin", "divides_steps", "share_of_steps"]
 
@@ -84,13 +85,13 @@ class SharedMixin:
     model: nn.Module
     distillers: nn.ModuleDict
     saved_model_file: str
+    last_file: str
+    resume_checkpoint: Callable[[str], None]
     logger: Any
     eval_collector: Any
 
     def __init__(self, config: Any, *arguments: Any, group: Group, **named: Any) -> None:
         self.group = group
-        if not group.is_first:
-            config["log_wandb"] = False
         super().__init__(config, *arguments, **named)  # type: ignore[call-arg]
         # The first process names the file, the same after a restart.
         self.saved_model_file = group.plain(self.saved_model_file)

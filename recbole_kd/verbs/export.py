@@ -33,8 +33,8 @@ from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.evaluation.costs import inference_costs
 from recbole_kd.files.checkpoint import save_json, write_atomic
+from recbole_kd.stages.result import versions
 from recbole_kd.verbs.recommend import SEEN, Recommender
-from recbole_kd.verbs.train import versions
 
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMAT = "recbole-kd-export/1"
