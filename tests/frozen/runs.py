@@ -520,7 +520,9 @@ def _tuned(search: Path) -> dict[str, Any]:
 
 def _compared(comparison: Path) -> dict[str, Any]:
     results = json.loads((comparison / "results.json").read_text())
-    kept = _only(results, "format dataset split metrics valid_metric seeds reference teacher significance")
+    kept = _only(results, "format dataset split metrics valid_metric seeds reference teacher")
+    # The last digits of a p-value are those of a version of scipy.
+    kept["significance"] = _rounded(results["significance"])
     kept["budget"] = _only(results["budget"], "tune_trials epochs stopping_step")
     names = (
         "name role backbone teacher reference distillers settings mean deviation confidence relative_gain gap_closed"
@@ -535,6 +537,15 @@ def _compared(comparison: Path) -> dict[str, Any]:
         for row in results["rows"]
     ]
     return kept
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with ten digits, in lists and mappings."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def _reported(page: Path) -> dict[str, Any]:
