@@ -121,7 +121,7 @@ class DistillerConformance:
     :attr:`teacher` where BPR, LightGCN and SimRecStudent or a SimRecTeacher do not fit.
     """
 
-    distiller: ClassVar[type[Distiller]]
+    distiller: ClassVar[type[Distiller[Any]]]
     options: ClassVar[Mapping[str, Any]] = {}
     backbones: ClassVar[Sequence[str]] = ("BPR", "LightGCN", "SimRecStudent")
     teacher: ClassVar[str] = "SimRecTeacher"
@@ -138,7 +138,7 @@ class DistillerConformance:
         if "bench" in metafunc.fixturenames:
             metafunc.parametrize("bench", self.backbones, indirect=True)
 
-    def build(self, bench: Bench, options: Optional[Mapping[str, Any]] = None) -> Distiller:
+    def build(self, bench: Bench, options: Optional[Mapping[str, Any]] = None) -> Distiller[Any]:
         """The distiller over the bench's student and teacher, in its first epoch."""
         parsed = self.distiller.options_class.parse(
             self.distiller.name, dict(self.options if options is None else options)
@@ -149,15 +149,15 @@ class DistillerConformance:
         built.begin_epoch(0)
         return built
 
-    def losses(self, bench: Bench, distiller: Distiller, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, bench: Bench, distiller: Distiller[Any], batch: Batch) -> dict[str, Tensor]:
         """The losses of one step, as the trainer computes them."""
         with bench.student.step():
             return distiller(batch)
 
     def test_it_declares_what_it_needs(self, bench: Bench) -> None:
-        options = self.build(bench).options
-        assert self.distiller.student_needs(options) <= bench.student.capabilities
-        assert self.distiller.teacher_needs(options) <= bench.teacher.capabilities
+        needs = self.build(bench).options.needs
+        assert needs.student <= bench.student.capabilities
+        assert needs.teacher <= bench.teacher.capabilities
 
     def test_losses_are_finite_scalars(self, bench: Bench) -> None:
         losses = self.losses(bench, self.build(bench), bench.batch())

@@ -30,6 +30,7 @@ default, and 0.0383 with the code's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -37,7 +38,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, TeacherView
 from recbole_kd.errors import UserError
 from recbole_kd.loss.contrastive import (
     adaptive_weights,
@@ -47,11 +48,11 @@ from recbole_kd.loss.contrastive import (
     prediction_bce,
     with_gradient,
 )
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class SimRecOptions(Options):
+class SimRecOptions(DistillerOptions):
     """Weights, temperatures and the paper's ablations (table 3). Defaults: the published ones for Gowalla."""
 
     prediction_weight: float = option(0.1, "lambda1, weight of prediction-level distillation", minimum=0)
@@ -91,8 +92,32 @@ class SimRecOptions(Options):
         choices=("fp32", "bf16"),
     )
 
+    @property
+    def needs(self) -> Needs:
+        tables = ("tables",) if self.decay_weight or self.space == "input" else ()
+        wanted = {"scores": self.prediction_weight, "representations": self.embedding_weight}
+        of_teacher = tuple(need for need, weight in wanted.items() if weight)
+        return Needs.of("representations", *tables, teacher=of_teacher)
 
-class SimRecDistiller(Distiller):
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {
+            "prediction": self.prediction_weight,
+            "embedding": self.embedding_weight,
+            "regularization": self.regularization_weight,
+            "decay": self.decay_weight,
+        }
+
+    def check_sizes(self, student: Optional[int], teacher: Optional[int]) -> None:
+        if self.embedding_weight and None not in (student, teacher) and student != teacher:
+            raise UserError(
+                f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
+                f"({student}); set --teacher.embedding_size={student} or --simrec.embedding_weight=0. Of several "
+                "teachers those side by side count."
+            )
+
+
+class SimRecDistiller(Distiller[SimRecOptions]):
     """SimRec's terms, for any student and teacher with representations. See the module's docstring for the formulas.
 
     The teacher's anchors g are the sum of its layers from ``high_order`` on, or its last one where it has fewer; a
@@ -105,65 +130,29 @@ class SimRecDistiller(Distiller):
     """
 
     name = "simrec"
-    options_class = SimRecOptions
     shares = True
-    options: SimRecOptions
     user_anchors: Tensor
     item_anchors: Tensor
 
-    def __init__(self, options: SimRecOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+    def build(self) -> None:
         """
         Raises:
             UserError: embedding-level distillation between embeddings of different sizes.
         """
-        super().__init__(options, student, teacher, data)
-        if options.embedding_weight:
-            user_anchors, item_anchors = _anchors(teacher, options.high_order)
-            self.check_dimensions(options, student, user_anchors.shape[1])
+        if self.options.embedding_weight:
+            user_anchors, item_anchors = _anchors(self.teacher, self.options.high_order)
+            compared = self.student.tables()[0].shape[1] if self.options.space == "input" else self.student.dimension
+            self.options.check_sizes(compared, user_anchors.shape[1])
             # Constants: they move with the module, and stay out of its checkpoint.
             self.register_buffer("user_anchors", user_anchors, persistent=False)
             self.register_buffer("item_anchors", item_anchors, persistent=False)
 
-    @classmethod
-    def same_dimensions(cls, options: Options) -> bool:
-        assert isinstance(options, SimRecOptions)
-        return bool(options.embedding_weight)
-
-    @classmethod
-    def check_dimensions(cls, options: Options, student: StudentView, teacher: Optional[int]) -> None:
-        assert isinstance(options, SimRecOptions)
-        expected = student.tables()[0].shape[1] if options.space == "input" else student.dimension
-        if teacher != expected:
-            raise UserError(
-                f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
-                f"({expected}); set --teacher.embedding_size={expected} or --simrec.embedding_weight=0. Of several "
-                "teachers those side by side count."
-            )
-
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        assert isinstance(options, SimRecOptions)
-        tables = options.decay_weight or options.space == "input"
-        return frozenset({"representations", "tables"} if tables else {"representations"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        assert isinstance(options, SimRecOptions)
-        wanted = {"scores": options.prediction_weight, "representations": options.embedding_weight}
-        return frozenset(need for need, weight in wanted.items() if weight)
-
-    @classmethod
-    def is_off(cls, options: Options) -> bool:
-        assert isinstance(options, SimRecOptions)
-        return not (
-            options.prediction_weight
-            or options.embedding_weight
-            or options.regularization_weight
-            or options.decay_weight
-        )
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms whose weight is not 0: prediction, embedding, regularization, decay."""
+        """The terms whose weight is not 0: prediction, embedding, regularization, decay.
+
+        They are weighted here, not by the base: eq. 10 compares the gradients of the weighted terms, and each term is
+        differentiated once.
+        """
         options = self.options
         # Row r is the node of id r + 1: padding is in nothing that follows.
         output = Sides(self.student.user_embeddings()[1:], self.student.item_embeddings()[1:])

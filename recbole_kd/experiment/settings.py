@@ -20,6 +20,7 @@ from recbole.config import Config
 from recbole.evaluator import metric_types
 from recbole.utils import ModelType, dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
+from recbole_kd.contracts import DistillerOptions
 from recbole_kd.errors import UserError, closest
 from recbole_kd.files.checkpoint import load_any
 from recbole_kd.files.properties import (
@@ -31,7 +32,7 @@ from recbole_kd.files.properties import (
     read_properties,
     read_yaml,
 )
-from recbole_kd.options import LARGEST_INT, Options, check_names, is_whole
+from recbole_kd.options import LARGEST_INT, check_names, is_whole
 from recbole_kd.registry import MODELS, Resolved, distiller_class, distiller_name, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -532,10 +533,10 @@ class KDConfig(Config):
         """Names of the distillers, in the order given."""
         return [str(name) for name in self["distill"]]
 
-    def active_distillers(self) -> dict[str, Options]:
+    def active_distillers(self) -> dict[str, DistillerOptions]:
         """Checked options of the distillers whose weights are not all 0, by name."""
         options = {name: distiller_class(name).options_class.parse(name, self[name]) for name in self.distillers}
-        return {name: value for name, value in options.items() if not distiller_class(name).is_off(value)}
+        return {name: value for name, value in options.items() if not value.is_off}
 
     def teacher_sections(self) -> dict[str, dict[str, Any]]:
         """Settings of each teacher, by what stands before their names: ``teacher.``, or ``teacher.0.`` and so on.

@@ -21,7 +21,7 @@ from recbole.utils import init_logger, init_seed
 from torch import nn
 
 from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes, share_of_steps
-from recbole_kd.contracts import CAPABILITIES, DataView, Distiller, Share
+from recbole_kd.contracts import CAPABILITIES, DataView, Distiller, DistillerOptions, Needs, Share
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits, cold_users
@@ -44,7 +44,7 @@ from recbole_kd.stages.teacher import (
     require_same_task,
     train_or_fetch,
 )
-from recbole_kd.student.readers import ModelStudent, capabilities, is_sequential
+from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher
 from recbole_kd.text import columns
@@ -245,7 +245,7 @@ def build_student(
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
     view = ModelStudent(model)
-    distillers: dict[str, Distiller] = {}
+    distillers: dict[str, Distiller[Any]] = {}
     if teacher is not None:
         data = _data_view(config, splits, share_of_steps(model, group))
         # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
@@ -254,11 +254,12 @@ def build_student(
             torch.manual_seed(config["seed"])
             for name, options in config.active_distillers().items():
                 check_needs(name, options, view, teacher)
-                distillers[name] = distiller_class(name)(options, view, teacher, data)
+                distillers[name] = distiller_class(name, config.sequential)(options, view, teacher, data)
     trainer = make_trainer(
         config,
         model,
         distillers=distillers,
+        observed=splits.observed,
         step_context=view.step,
         facts=facts(config, splits),
         optimizer_factory=optimizer_factory(config, splits, model, teacher),
@@ -270,30 +271,18 @@ def build_student(
 
 
 def _data_view(config: KDConfig, splits: Splits, share: Optional[Share] = None) -> DataView:
-    return DataView(
-        splits.observed, config["epochs"], config["seed"], config["device"], config.sequential, share or Share()
-    )
+    return DataView(splits.observed, config["epochs"], config["seed"], config["device"], share or Share())
 
 
 def check_data(config: KDConfig, splits: Splits) -> None:
-    """Refuses options that the training split or the models' sizes cannot meet, before a teacher is trained for them.
+    """Refuses options that the training split cannot meet, before a teacher is trained for them.
 
     Raises:
         UserError: such an option, lists longer than a user's unobserved items say.
     """
-    active = [(distiller_class(name), options) for name, options in config.active_distillers().items()]
     data = _data_view(config, splits)
-    for kind, options in active:
-        kind.check_data(options, data)
-    comparing = [(kind, options) for kind, options in active if kind.same_dimensions(options)]
-    sections = config.teacher_sections()
-    if not comparing or any(section.get(key) for section in sections.values() for key in ("checkpoint", "ranks")):
-        return
-    configs = [config, *(config.teacher_config(section, prefix) for prefix, section in sections.items())]
-    student, *teachers = (ModelStudent(build_model(one, splits.train)) for one in configs)
-    dimensions = sum(teacher.dimension or 0 for teacher in teachers)
-    for kind, options in comparing:
-        kind.check_dimensions(options, student, dimensions or None)
+    for name, options in config.active_distillers().items():
+        distiller_class(name, config.sequential).check_data(options, data)
 
 
 @dataclass(frozen=True)
@@ -304,12 +293,14 @@ class _Named:
     model: Any
     capabilities: frozenset[str]
     setting: str = "model"
+    dimension: Optional[int] = None
 
     @classmethod
     def of(cls, config: KDConfig) -> _Named:
         resolved = config.resolved
         setting = "student" if resolved.recipe else "model"
-        return cls(resolved.backbone, resolved.model_class, capabilities(resolved.model_class), setting)
+        kind = resolved.model_class
+        return cls(resolved.backbone, kind, capabilities(kind), setting, dimension_from_settings(kind, config))
 
 
 def check_models(config: KDConfig) -> None:
@@ -332,6 +323,7 @@ def check_models(config: KDConfig) -> None:
     student, teacher = _Named.of(config), _named_teacher(config)
     for name, options in active.items():
         check_needs(name, options, student, teacher)
+        options.check_sizes(student.dimension, teacher.dimension if teacher else None)
 
 
 def _named_teacher(config: KDConfig) -> Optional[_Named]:
@@ -347,7 +339,9 @@ def _named_teacher(config: KDConfig) -> Optional[_Named]:
     if len(members) < 2:
         return members[0] if members else None
     together = joint_capabilities([member.capabilities for member in members])
-    return _Named(" + ".join(member.name for member in members), None, together)
+    sizes = [member.dimension for member in members]
+    side_by_side = None if None in sizes else sum(size or 0 for size in sizes)
+    return _Named(" + ".join(member.name for member in members), None, together, dimension=side_by_side)
 
 
 def check_needs(
@@ -365,7 +359,7 @@ def check_needs(
     for role, view in (("student", student), ("teacher", teacher)):
         if view is None:
             continue
-        for need in sorted(needs[role] - view.capabilities):
+        for need in sorted(getattr(needs, role) - view.capabilities):
             able = _able(role, view.capabilities, sequential)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
             if name in able:
@@ -380,16 +374,13 @@ def check_needs(
 
 #: Models that a message names where one of them would do.
 _EXAMPLES = ("BPR", "LightGCN", "SimpleX", "NeuMF", "SASRec", "GRU4Rec")
-_ROLES = ("student", "teacher")
 
 
-def _needs(name: str, options: Any, sequential: bool) -> Optional[dict[str, frozenset[str]]]:
-    """What a distiller reads, by role; None where it has no meaning for next-item prediction, which is asked for."""
-    kind = distiller_class(name)
+def _needs(name: str, options: DistillerOptions, sequential: bool) -> Optional[Needs]:
+    """What a distiller reads; None where it has no meaning for next-item prediction, which is asked for."""
     if not sequential:
-        return {"student": kind.student_needs(options), "teacher": kind.teacher_needs(options)}
-    needs = kind.sequential_needs(options)
-    return None if needs is None else dict.fromkeys(_ROLES, needs)
+        return options.needs
+    return options.sequence_needs if distillers()[name].sequential else None
 
 
 def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str]:
@@ -401,7 +392,7 @@ def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str
         except UserError:  # another package's, broken
             continue
         needs = _needs(name, distiller_class(name).options_class(), sequential)
-        if needs is not None and needs[role] <= capabilities:
+        if needs is not None and getattr(needs, role) <= capabilities:
             able.append(name)
     return able
 

@@ -9,11 +9,12 @@ from recbole_kd.distiller.fitnet import FitNetDistiller
 from recbole_kd.distiller.freqd import FreqDDistiller
 from recbole_kd.distiller.ftd import FTDDistiller
 from recbole_kd.distiller.htd import HTDDistiller
+from recbole_kd.distiller.ir_rrd import IRRRDDistiller
 from recbole_kd.distiller.kd import KDDistiller
 from recbole_kd.distiller.phr import PHRDistiller
 from recbole_kd.distiller.rd import RDDistiller
 from recbole_kd.distiller.rkd import RKDDistiller
-from recbole_kd.distiller.rrd import IRRRDDistiller, RRDDistiller
+from recbole_kd.distiller.rrd import RRDDistiller
 from recbole_kd.distiller.simrec import SimRecDistiller
 from recbole_kd.distiller.unkd import UnKDDistiller
 from recbole_kd.testing import DistillerConformance

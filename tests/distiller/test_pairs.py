@@ -100,7 +100,7 @@ def test_several_negatives_belong_to_their_users_block_by_block() -> None:
 @pytest.mark.parametrize("kind", [DEDistiller, FitNetDistiller])
 def test_two_models_with_vectors_of_users_and_items_are_compared_by_those(kind: type[Distiller]) -> None:
     made: Any = kind(kind.options_class(), FakeStudent(USERS, ITEMS, 3), FakeTeacher(USERS, ITEMS, 5), DATA)
-    assert not made.pairs
+    assert made.entries.kinds == ("user", "item")
 
 
 @pytest.mark.parametrize("name", ["NeuMF", "NNCF", "ConvNCF", "BPR", "SimpleX"])
