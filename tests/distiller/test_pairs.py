@@ -13,31 +13,12 @@ from recbole_kd.contracts import Batch, Distiller
 from recbole_kd.distiller.de import DEDistiller, DEOptions
 from recbole_kd.distiller.fitnet import FitNetDistiller, FitNetOptions
 from recbole_kd.student.readers import ModelStudent
-from recbole_kd.testing import Bench, DistillerConformance
+from recbole_kd.testing import Bench
 from tests.distiller.fakes import ALL, FakeStudent, FakeTeacher, assert_same_loss, batch_of, data_view
 
 USERS, ITEMS = 9, 12
 DATA = data_view(USERS, ITEMS)
 TOGETHER = ALL - {"representations", "tables", "layers"}
-
-
-class TestDEOfPairs(DistillerConformance):
-    distiller = DEDistiller
-    options = {"experts": 3}
-    backbones = ("NeuMF",)
-
-
-class TestDEOfPairsFromANeuMF(DistillerConformance):
-    distiller = DEDistiller
-    options = {"experts": 3}
-    backbones = ("NeuMF", "BPR")
-    teacher = "NeuMF"
-
-
-class TestFitNetOfPairs(DistillerConformance):
-    distiller = FitNetDistiller
-    backbones = ("NeuMF", "LightGCN")
-    teacher = "NeuMF"
 
 
 def pairs_of(batch: Batch) -> list[tuple[int, int]]:
