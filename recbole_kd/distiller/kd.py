@@ -29,9 +29,11 @@ from recbole_kd.options import option
 class KDOptions(GuidedOptions):
     """Options of the section ``kd``."""
 
-    items: Optional[int] = option(20, "K, items of each user or sequence; None: all, of sequential models", minimum=2)
+    items: Optional[int] = option(20, "K, items of each user or sequence; ~: all, for sequential models", minimum=2)
     temperature: float = option(1.0, "tau, of both models' probabilities", above=0)
-    teacher_temperature: Optional[float] = option(None, "tau of the teacher's alone; None: the same", above=0)
+    teacher_temperature: Optional[float] = option(
+        None, "tau, of the teacher's probabilities alone; ~: the same", above=0
+    )
 
     sequence_needs = Needs.of("sequences")
 

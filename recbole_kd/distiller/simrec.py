@@ -67,8 +67,8 @@ class SimRecOptions(DistillerOptions):
     adaptive: bool = option(True, "whether regularisation is weighted by eq. 10; else by 1")
     space: str = option(
         "output",
-        "what embedding-level distillation and the adaptive weights' gradients are taken on: the student's output, or "
-        "the embedding tables before its MLP, as the authors' code does",
+        "output: the student's vectors; input: its embedding tables before the MLP, as in the authors' code. The "
+        "embedding term compares them, and the adaptive weights' gradients are taken there",
         choices=("output", "input"),
     )
     gradient_similarity: str = option(
@@ -83,12 +83,12 @@ class SimRecOptions(DistillerOptions):
     high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
     catalogue: Optional[int] = option(
         None,
-        "users, and items, drawn for each batch to stand for all in the sums over the catalogue; none: all of them",
+        "n, users, and as many items, drawn for each batch to stand for all in sums over the catalogue; ~: all",
         minimum=1,
     )
     precision: str = option(
         "fp32",
-        "products of the sums over the catalogue: fp32, or bf16 with fp32 sums where the processor has it",
+        "how sums over the catalogue are multiplied: fp32, or bf16 with fp32 sums where the processor has it",
         choices=("fp32", "bf16"),
     )
 
