@@ -29,7 +29,8 @@ from recbole_kd.contracts import Batch
 from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_decreasing, neighbour_adjacency
 from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, with_bias
 from recbole_kd.errors import UserError
-from recbole_kd.loss.regression import cosine_distances, linear_error, mean_over_nodes
+from recbole_kd.loss.kernel.regression import linear_error
+from recbole_kd.loss.regression import cosine_distances, mean_over_nodes
 from recbole_kd.options import option
 
 #: Coefficients beyond it bring squares near the end of float32.

@@ -13,7 +13,7 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank, require_listed, require_unobserved
 from recbole_kd.data.samplers import Complement, draw_without_replacement, exponential_log_weights, items_at
 from recbole_kd.errors import UserError
-from recbole_kd.loss.ranking import listwise_loss
+from recbole_kd.loss.kernel.ranking import listwise_loss
 from recbole_kd.options import Options, option
 
 __all__ = [

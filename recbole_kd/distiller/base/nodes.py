@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, StudentView, TeacherView
-from recbole_kd.loss.regression import linear_error
+from recbole_kd.loss.kernel.regression import linear_error
 
 __all__ = [
     "NodeDistiller",
