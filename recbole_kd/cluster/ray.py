@@ -11,18 +11,20 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import ray
 
 from recbole_kd.errors import UserError
 
-__all__ = ["environment", "parallel_map", "ray_session"]
+__all__ = ["check_cluster", "environment", "parallel_map", "ray_session"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,12 +50,9 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     Raises:
         UserError: no cluster answers at `address`, or it refuses the token; Ray is too old.
     """
-    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < _OLDEST:
-        raise UserError(
-            f"Ray {ray.__version__} is installed; {'.'.join(map(str, _OLDEST))} or later is needed, which asks for a "
-            "token: pip install -U 'ray[tune]'."
-        )
-    if ray.is_initialized():
+    shared = ray.is_initialized()
+    check_cluster(None if shared else address)
+    if shared:
         yield
         return
     with _started(cpus) if address in (None, "local") else _joined(str(address)):
@@ -89,6 +88,35 @@ def _started(cpus: int | None) -> Iterator[None]:
                 ray.shutdown()
 
 
+def check_cluster(address: str | None) -> None:
+    """What can be said of Ray and of the cluster at `address` before anything is trained.
+
+    Raises:
+        UserError: Ray is too old; nothing answers at `address`.
+    """
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < _OLDEST:
+        raise UserError(
+            f"Ray {ray.__version__} is installed; expected {'.'.join(map(str, _OLDEST))} or later, whose sessions ask "
+            "for a token; run: pip install -U 'ray[tune]'."
+        )
+    if address in (None, "local", "auto"):
+        return
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if parts.hostname is None or parts.port is None:
+            raise ValueError("expected HOST:PORT, 'auto' or 'local'")
+        socket.create_connection((parts.hostname, parts.port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"No Ray cluster answers at --ray_address={address} ({' '.join(str(error).split())[:120]}); start one with "
+        "'ray start --head', or leave --ray_address out."
+    )
+
+
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
     """A cluster that the user has started."""
@@ -96,10 +124,14 @@ def _joined(address: str) -> Iterator[None]:
     with _authentication(RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE", "token" if given else None)):
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except ray.exceptions.AuthenticationError as error:
+            raise UserError(f"--ray_address={address}: {error.message.split('. ')[0]}.") from None
         except (ConnectionError, ValueError) as error:
+            if address == "auto":
+                raise _no_cluster(address, error) from None
             raise UserError(
-                f"No Ray cluster answers at --ray_address={address} ({' '.join(str(error).split())[:120]}); start one "
-                "with 'ray start --head', or leave --ray_address out."
+                f"--ray_address={address} answers and lets nobody in: it asks for another token, or is no Ray cluster; "
+                "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token that 'ray get-auth-token' prints there."
             ) from None
         try:
             yield
