@@ -35,7 +35,7 @@ _OLDEST = (2, 59)
 _STORE = 128 << 20
 _PREFIX = "kd-ray-"
 #: Characters of a temporary folder's path above which Ray's sockets below it have names that are too long.
-_LONGEST = 24
+_LONGEST = 20
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _started(cpus: int | None) -> Iterator[None]:
                     object_store_memory=_STORE,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
-                    _temp_dir=str(folder),
+                    _temp_dir=str(folder / "ray"),  # Ray opens it to everybody: the folder above must not be
                 )
                 if ray.util.get_node_ip_address() not in ("127.0.0.1", "::1"):
                     raise RuntimeError(f"Ray {ray.__version__} listens on {ray.util.get_node_ip_address()}")

@@ -156,7 +156,7 @@ def test_only_this_user_reads_the_token(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert len(token.read_text()) == 64
-    assert any(folder.glob("session_*")), "Ray's own files are behind the same door"
+    assert any(folder.glob("ray/session_*")), "Ray's own files are behind the same door"
 
 
 def test_every_session_has_a_token_of_its_own_and_what_was_killed_is_swept(folder: Path) -> None:
