@@ -21,6 +21,7 @@ LAYERS = (
     ("errors", "text", "compat"),
     ("options",),
     ("files",),
+    ("loss.common",),
     ("loss.kernel",),
     ("loss",),
     ("data",),
