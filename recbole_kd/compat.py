@@ -1,6 +1,6 @@
 """RecBole 1.2.1 on today's numpy, scipy and pandas: the only module that adapts RecBole.
 
-RecBole's last release is of February 2025. Three of its spellings no longer work. Each is replaced by today's while
+RecBole's last release is of February 2025. Four of its spellings no longer work. Each is replaced by today's while
 Python imports the module of RecBole that holds it. numpy, scipy, pandas and RecBole's files stay as they are.
 
 ===========================  =====================================  ============================
@@ -10,6 +10,8 @@ RecBole's source             why it fails                           what is comp
 ``matrix._update(entries)``  scipy 1.13 has removed the method      ``matrix._dict.update(...)``
 ``column.fillna(v,           pandas 3 fills a copy, silently        ``column = column.fillna(v)``
 inplace=True)``
+``column.agg(len)``          pandas 3 takes the column's length,    ``column.map(len)``
+                             not that of each value
 ===========================  =====================================  ============================
 
 A spelling that still works is left alone.
@@ -29,7 +31,7 @@ __all__ = ["adapted", "install"]
 
 #: numpy's names until version 1, and the same types today.
 _NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
-_NEEDED = re.compile(rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(")
+_NEEDED = re.compile(rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)")
 
 
 class _Today(ast.NodeTransformer):
@@ -39,6 +41,13 @@ class _Today(ast.NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.value, ast.Name) and node.value.id == "np" and node.attr in _NUMPY:
             node.attr = _NUMPY[node.attr]
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        call = node.func
+        if isinstance(call, ast.Attribute) and call.attr == "agg" and [ast.unparse(one) for one in node.args] == ["len"]:
+            call.attr = "map"
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
