@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from recbole_kd.compat import check
 from recbole_kd.errors import Interrupted, TrainingError, UserError, closest
 
 USAGE = """\
@@ -54,6 +55,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if help_wanted:
             print(usage(verb))
             return 0
+        check()
         VERBS[verb].run(settings)
     except (UserError, TrainingError) as error:
         print(f"recbole-kd: {_one_line(error)}", file=sys.stderr)

@@ -1,8 +1,12 @@
-"""RecBole on today's packages: what fails without each adaptation works with it, and what needs none is left alone."""
+"""RecBole on today's packages: what fails without each adaptation works with it, and what needs none is left alone.
+
+At the end: what is said where a package is missing, too old, or another version than was tested.
+"""
 
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib.util
 import inspect
 import subprocess
@@ -20,6 +24,8 @@ from recbole.utils import FeatureSource, FeatureType
 
 import recbole_kd
 from recbole_kd import compat
+from recbole_kd.cli import VERBS
+from recbole_kd.errors import UserError
 
 RECBOLE = Path(str(importlib.util.find_spec("recbole").origin)).parent  # type: ignore[union-attr]
 SOURCES = {path.relative_to(RECBOLE).as_posix(): path.read_text("utf-8") for path in RECBOLE.rglob("*.py")}
@@ -89,9 +95,7 @@ def test_the_lengths_of_sequences() -> None:
 
 def test_nothing_else_of_recbole_is_changed() -> None:
     """A module without one of the spellings is compiled from RecBole's file by Python itself."""
-    changed = {
-        name for name, text in SOURCES.items() if ast.dump(compat.adapted(text)) != ast.dump(ast.parse(text))
-    }
+    changed = {name for name, text in SOURCES.items() if ast.dump(compat.adapted(text)) != ast.dump(ast.parse(text))}
     assert {"config/configurator.py", "data/dataset/dataset.py"} <= changed
     assert changed <= {name for name, text in SOURCES.items() if compat._NEEDED.search(text)}
     before = [line for name in changed for line in ast.unparse(ast.parse(SOURCES[name])).splitlines()]
@@ -117,9 +121,12 @@ def test_the_dataset_fills_what_is_missing() -> None:
     assert dataset.user_feat.to_dict("list") == {"user_id": [1, 0], "age": [4, 4]}
 
 
-def run(program: str) -> str:
-    environment = {"PYTHONPATH": str(Path(recbole_kd.__file__).parents[1])}
+def run(program: str, both: bool = False) -> str:
+    """What a program prints, or the last line of its error; with `both`, all of both."""
+    environment = {"PYTHONPATH": str(Path(recbole_kd.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    if both:
+        return f"{done.stdout}{done.stderr}".strip()
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
 
@@ -144,3 +151,62 @@ print(names() == before)
 def test_the_finder_is_there_once() -> None:
     compat.install()
     assert sum(isinstance(finder, compat._Finder) for finder in sys.meta_path) == 1
+
+
+# Missing and old packages
+
+WITHOUT = """
+import importlib.metadata, sys
+import recbole_kd
+version = importlib.metadata.version
+def pretend(package):
+    if package == {package!r}:
+        if {found!r} == None:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return {found!r}
+    return version(package)
+recbole_kd.compat.version = pretend
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "found", "message"),
+    [
+        ("recbole", None, "The package recbole is not installed; run: pip install --no-deps recbole==1.2.1"),
+        ("torch", None, "The package torch is not installed; run: pip install 'torch>=2.0'"),
+        (
+            "torch",
+            "1.13.1+cpu",
+            "torch 1.13.1+cpu is installed; expected 2.0 or later: run: pip install -U 'torch>=2.0'",
+        ),
+        ("numpy", "1.9.3", "numpy 1.9.3 is installed; expected 1.22 or later: run: pip install -U 'numpy>=1.22'"),
+    ],
+)
+def test_what_is_missing_or_old_is_told_in_a_line(package: str, found: str | None, message: str) -> None:
+    without = WITHOUT.format(package=package, found=found)
+    program = "from recbole_kd.cli import VERBS, main\nfor verb in VERBS: print(main([verb]), file=sys.stderr)"
+    assert run(f"{without}\n{program}", both=True).splitlines() == [f"recbole-kd: {message}", "2"] * len(VERBS)
+    assert run(f"{without}\nrecbole_kd.run_recbole_kd") == f"recbole_kd.errors.UserError: {message}"
+
+
+def test_another_version_of_recbole_is_tried_and_named() -> None:
+    without = WITHOUT.format(package="recbole", found="1.3.0")
+    output = run(f"{without}\nfrom recbole_kd.cli import main; print(main(['list']), flush=True)", both=True)
+    assert "RecBole 1.3.0 is installed, and recbole-kd is made for 1.2.1." in output
+    assert "pip install --no-deps recbole==1.2.1" in output
+    assert "DERRDStudent" in output
+
+
+def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    with pytest.raises(UserError, match=r"This is Python 3\.9\.18; expected 3\.10 or later"):
+        compat.check()
+
+
+def test_the_lowest_versions_are_those_of_the_metadata() -> None:
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg")
+    assert config["options"]["python_requires"] == f">={compat.LOWEST['python']}"
+    required = config["options"]["install_requires"].split()
+    assert {f"{name}>={compat.LOWEST[name]}" for name in ("torch", "numpy")} <= set(required)
+    assert not any("<" in one or "==" in one for one in required), "no upper bounds"

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
@@ -182,10 +182,11 @@ def _private_folder() -> Iterator[Path]:
         if lock is not None:
             shutil.rmtree(left_behind, ignore_errors=True)
             os.close(lock)
-    lock = None
-    while lock is None or not folder.is_dir():  # another process may have swept it away before it was locked
+    while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         lock = _lock(folder)
+        if lock is not None and folder.is_dir():
+            break  # otherwise another process has swept it away before it was locked
     try:
         yield folder
     finally:
