@@ -49,6 +49,7 @@ from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher
 from recbole_kd.text import columns
 from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.verbs.options import TrainOptions
 
 _VERSIONED = ("recbole-kd", "recbole", "torch", "numpy", "scipy")
 
@@ -594,4 +595,14 @@ _DATA_SETTINGS = (
     "filter_inter_by_user_or_item",
 )
 
-__all__ = ["evaluate_checkpoint", "load_trained", "run_recbole_kd", "table"]
+
+def run(options: TrainOptions, settings: dict[str, Any]) -> None:
+    """The verb: trains, prints the table and where the files are."""
+    result = run_recbole_kd(config_file_list=options.config_files.split(), config_dict=settings)
+    if not result:
+        return  # the first of several machines tells
+    print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation\n{table(result)}")
+    print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
+
+
+__all__ = ["evaluate_checkpoint", "load_trained", "run", "run_recbole_kd", "table"]
