@@ -318,8 +318,6 @@ def _word(name: str, value: Any, metadata: Mapping[str, Any]) -> str:
     for choice in choices if metadata.get("any_case") else ():
         if value.lower() == choice.lower():
             return value
-    if name.startswith("--"):
-        raise UserError(f"Unknown {name}={value}.{closest(value, choices)} Choices: {', '.join(choices)}.")
     raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}.{closest(value, choices)}")
 
 

@@ -1,7 +1,7 @@
 """Every setting that a run reads, whatever its model: type, default, range and meaning, in groups.
 
-RecBole passes over most wrong values in silence, or fails on them late. :func:`check` refuses them in one line. Help and
-docs are made of the same table. Nothing here imports torch or RecBole.
+RecBole passes over most wrong values in silence, or fails on them late. :func:`check` refuses them in one line.
+Help and docs are made of the same table. Nothing here imports torch or RecBole.
 """
 
 from __future__ import annotations
@@ -74,11 +74,12 @@ def _is_split(value: Mapping[str, Any]) -> bool:
 
 def _are_columns(value: Mapping[str, Any] | None) -> bool:
     """Whether each file has a list of columns, or "*" for all of them; that of interactions is not empty."""
-    lists = (value or {}).values()
-    named = all(
-        one == "*" or (isinstance(one, (list, tuple)) and all(isinstance(c, str) for c in one)) for one in lists
-    )
-    return named and bool((value or {"inter": "*"}).get("inter", "*"))
+    named = all(one == "*" or _are_words(one) for one in (value or {}).values())
+    return named and bool((value or {}).get("inter", "*"))
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
 
 
 def _are_three_files(value: Any) -> bool:
@@ -454,7 +455,7 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
             checked(name, value, _table()[key][1], group.__dataclass_fields__[key].metadata)
         elif own is not None and not isinstance(value, list):  # some models have a list of sizes under such a name
             checked(name, value, *own)
-        elif not _same_kind(value, defaults.get(key)):
+        elif not _same_kind(value, defaults.get(key)):  # a unit's section checks itself
             raise UserError(
                 f"{name}={value!r} is of another type than its default {defaults[key]!r}; "
                 f"set a value such as {section}{key}={defaults[key]}."
@@ -482,6 +483,4 @@ def _same_kind(value: Any, default: Any) -> bool:
         return isinstance(value, bool)
     if isinstance(default, (int, float)):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple))
-    return isinstance(value, Mapping) if isinstance(default, Mapping) else True
+    return isinstance(value, (list, tuple)) if isinstance(default, (list, tuple)) else True

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -21,6 +19,7 @@ from recbole.evaluator import metric_types
 from recbole.utils import ModelType, dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_kd.errors import UserError, closest
+from recbole_kd.experiment import known_keys
 from recbole_kd.files.checkpoint import load_any
 from recbole_kd.files.properties import (
     PROPERTIES,
@@ -31,22 +30,15 @@ from recbole_kd.files.properties import (
     read_properties,
     read_yaml,
 )
-from recbole_kd.options import LARGEST_INT, Options, check_names, is_whole
+from recbole_kd.options import Options
 from recbole_kd.registry import MODELS, Resolved, distiller_class, distiller_name, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
 #: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
 #: train_neg_sample_args) the given keys replace and the others stay.
 _RECBOLE_MAPPINGS = frozenset({*dataset_arguments, "clip_grad_norm", "split"})
-#: What RecBole reads of its mappings that have a fixed set of names; the rest it passes over in silence.
-_RECBOLE_SECTIONS = {
-    "eval_args": ("split", "group_by", "order", "mode"),
-    "eval_args.mode": ("valid", "test"),
-    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
-}
 #: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
 _DATASET_KEYS = tuple(dataset_arguments)
-_SCALAR_OR_LIST = ("metrics", "topk", "distill")
 TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
 #: Packages of a model's bases that read no settings.
 _NO_MODEL = ("torch", "builtins", "abc", "typing")
@@ -67,40 +59,8 @@ _PROCESS = ("local_rank", "single_spec", "offset")
 #: Files of weights that RecBole's models unpickle.
 _WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
 
-#: (least, most, whole) of RecBole's numbers, which RecBole itself does not check.
-_RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
-    "epochs": (0, None, True),
-    "train_batch_size": (1, None, True),
-    "eval_batch_size": (1, None, True),
-    "eval_step": (0, None, True),
-    "stopping_step": (0, None, True),
-    "embedding_size": (1, None, True),
-    "mf_embedding_size": (1, None, True),
-    "mlp_embedding_size": (1, None, True),
-    "hidden_size": (1, None, True),
-    "inner_size": (1, None, True),
-    "n_heads": (1, None, True),
-    "num_layers": (1, None, True),
-    "MAX_ITEM_LIST_LENGTH": (1, None, True),
-    "n_layers": (0, None, True),
-    "worker": (0, None, True),
-    "seed": (0, 2**32 - 1, True),
-    "nproc": (1, 1024, True),
-    "world_size": (-1, 2**20, True),
-    "group_offset": (0, 2**20, True),
-    "port": (1, 65535, True),
-    "split_seed": (0, 2**32 - 1, True),
-    "metric_decimal_place": (1, 16, True),
-    "learning_rate": (1e-12, None, False),
-    "weight_decay": (0, None, False),
-    "reg_weight": (0, None, False),
-    "temperature": (1e-12, None, False),
-}
-_DROPOUT = (0, 1, False)
 #: Whole numbers below this are the same as floats.
 _EXACT = 2**53
-_SCHEDULES = ("constant", "cosine")
-_FUSIONS = ("ranks", "scores")
 
 
 def parse_value(text: str) -> Any:
@@ -239,7 +199,6 @@ class KDConfig(Config):
             )
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"RecBole refuses the settings: {str(error).strip()}") from error
-        self._check_values()
         self._check_files()
 
     # What RecBole's constructor calls, in its order.
@@ -405,12 +364,8 @@ class KDConfig(Config):
                     f"Unknown setting '{self.prefix}{key}': no part of the program reads it."
                     f"{closest(self.prefix + key, known)}"
                 )
-        for section, read in _RECBOLE_SECTIONS.items():
-            value: Any = given
-            for part in section.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if isinstance(value, Mapping):
-                check_names(self.prefix + section, value, read)
+        sections = merge(self.internal_config_dict, given)
+        known_keys.check({key: sections[key] for key in given}, self.internal_config_dict, self.prefix)
         if "sevo" in self.internal_config_dict:
             SEvoOptions.parse("sevo", merge(self.internal_config_dict, given)["sevo"])
         for name in names:
@@ -434,8 +389,6 @@ class KDConfig(Config):
                     f"Choices: {', '.join(sorted(metric_types))}."
                 )
         cutoffs = final["topk"] if isinstance(final["topk"], (list, tuple)) else [final["topk"]]
-        if not cutoffs or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in cutoffs):
-            raise UserError(f"--topk={final['topk']!r}; expected whole numbers above 0, such as --topk=[10,20].")
         name, _, cutoff = str(final["valid_metric"]).partition("@")
         computed = name.lower() in [str(metric).lower() for metric in metrics]
         if not computed or (cutoff and cutoff not in map(str, cutoffs)):
@@ -443,41 +396,6 @@ class KDConfig(Config):
                 f"--valid_metric={final['valid_metric']} is not computed: --metrics={metrics}, --topk={list(cutoffs)}; "
                 f"expected one of them, such as {metrics[0]}@{cutoffs[0]}."
             )
-
-    def _check_values(self) -> None:
-        final = self.final_config_dict
-        schedule = final["learning_rate_schedule"]
-        if schedule not in _SCHEDULES:
-            raise UserError(
-                f"--{self.prefix}learning_rate_schedule={schedule!r} is not one of {', '.join(_SCHEDULES)}."
-                f"{closest(str(schedule), _SCHEDULES)}"
-            )
-        if final["fused_adam"] not in (None, True, False):
-            raise UserError(f"--{self.prefix}fused_adam={final['fused_adam']!r}; expected True or False.")
-        if not self.prefix:
-            self._check_fusion(final["teacher"])
-        for key, value in final.items():
-            self._check_range(key, value)
-            default = self.internal_config_dict.get(key)
-            if key in self.external_config_dict and key not in _SCALAR_OR_LIST and not _same_kind(value, default):
-                raise UserError(
-                    f"--{self.prefix}{key}={value!r} is of another type than its default {default!r}; "
-                    f"set a value such as --{self.prefix}{key}={default}."
-                )
-
-    @staticmethod
-    def _check_fusion(teacher: Any) -> None:
-        section = dict(teacher) if isinstance(teacher, Mapping) else {}
-        if section.get("fusion", "ranks") not in _FUSIONS:
-            raise UserError(f"--teacher.fusion={section['fusion']!r} is not one of {', '.join(_FUSIONS)}.")
-        for key, own in {"": section, **{f"{key}.": own for key, own in section.items() if key.isdigit()}}.items():
-            share = (own or {}).get("share", 1)
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
-                raise UserError(f"--teacher.{key}share={share!r}; expected a number above 0.")
-            if key and "fusion" in (own or {}):
-                raise UserError(
-                    f"--teacher.{key}fusion is set, and all teachers are fused alike; set --teacher.fusion."
-                )
 
     def _check_files(self) -> None:
         """Looks at the files that RecBole's models unpickle, as that executes what is in them."""
@@ -494,17 +412,6 @@ class KDConfig(Config):
                     f"'{path}' is no plain array, and RecBole would execute what is in it; save the items' vectors as "
                     "numbers, with numpy.save."
                 ) from None
-
-    def _check_range(self, key: str, value: Any) -> None:
-        least, most, whole = _RANGES.get(key, _DROPOUT if "dropout" in key else (None, None, False))
-        if least is None or value is None or isinstance(value, (bool, list)):
-            return
-        bound = f"between {least:g} and {most:g}" if most is not None else f"of at least {least:g}"
-        expected = f"expected a {'whole ' if whole else ''}number {bound}."
-        number = isinstance(value, (int, float)) and not (whole and not is_whole(value))
-        largest = LARGEST_INT if whole else sys.float_info.max
-        if not number or not least <= value <= (most if most is not None else largest):
-            raise UserError(f"--{self.prefix}{key}={value!r}; {expected}")
 
     # Views of the settings.
 
@@ -712,21 +619,6 @@ def _like(value: Any, default: Any) -> Any:
         return {key: _like(one, default.get(key)) for key, one in value.items()}
     plain = {type(value), type(default)} == {int, float} and abs(value) < _EXACT
     return type(default)(value) if plain and value == int(value) else value
-
-
-def _same_kind(value: Any, default: Any) -> bool:
-    """Whether a given value is of its default's type; a default of None or of another kind says nothing."""
-    if value is None or default is None:
-        return True
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, (int, float)):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple))
-    if isinstance(default, Mapping):
-        return isinstance(value, Mapping)
-    return True
 
 
 def _keys_read(source: str) -> set[str]:

@@ -185,8 +185,9 @@ class RecommendOptions(VerbOptions):
     users: str = option(
         None,
         "original ids between commas; @FILE has an id a line, @- is the standard input, all is everyone",
-        metavar="ID,ID,..., --users=@FILE or --users=all",
+        metavar="ID,ID,...",
         needed="users",
+        example="--users=196,186, --users=@FILE or --users=all",
     )
     k: int = option(20, "items per user; a user who has fewer left gets fewer", minimum=1)
     format: str = option("csv", "csv has a line for each item, jsonl a line for each user", choices=("csv", "jsonl"))
