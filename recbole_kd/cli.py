@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["--version"]:
             print(versions())
             return 0
+        if any("\0" in word for word in words):
+            raise UserError("A word holds a NUL character, which no name or value has; leave it out.")
         verb, given, help_wanted = parse(words)
         if help_wanted:
             print(usage(verb) if words[0] == verb else overview())
@@ -138,8 +140,6 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
         word = words.pop(0)
         if word in ("-h", "--help"):
             return verb, {}, True
-        if "\0" in word:
-            raise UserError(f"{word!r} holds a NUL character; leave it out.")
         if not word.startswith("--") or word == "--":
             raise UserError(f"'{word}' is no setting; expected --key=value, such as --dataset=ml-100k.")
         key, equals, text = word[2:].partition("=")
@@ -161,6 +161,6 @@ def _value(verb: str, key: str, text: str) -> Any:
     hint = typing.get_type_hints(VERBS[verb]).get(key) or hint_of(key)
     if is_text(hint):
         return None if hint is not str and text in ("None", "null", "~") else text
-    from recbole_kd.experiment.settings import parse_value  # brings torch and RecBole, for which help need not wait
+    from recbole_kd.experiment.values import parse_value  # brings torch and RecBole, for which help need not wait
 
     return parse_value(text)

@@ -17,6 +17,8 @@ from recbole_kd.errors import UserError, closest
 
 #: Whole numbers beyond it are none that tensors can count to.
 LARGEST_INT = 2**63 - 1
+#: Whole numbers beyond it are no batch, size or length.
+LARGEST_SIZE = 2**31 - 1
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -183,6 +185,8 @@ def as_text(value: Any) -> str:
 def expected(hint: Any, metadata: Mapping[str, Any]) -> str:
     """What an option of this type takes, in words."""
     noun, choices = metadata.get("noun"), metadata.get("choices")
+    if (metadata.get("maximum") or 0) >= LARGEST_SIZE:  # a bound of the machine: messages tell it
+        metadata = {**metadata, "maximum": None}
     if choices:
         return " | ".join(choices)
     kinds = [_kind(one) for one in _alternatives(hint) if one is not type(None)]
@@ -305,7 +309,7 @@ def _number(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> in
         if not right:
             raise UserError(f"{name}={value!r} is not {kind}; expected {bounds or kind}.")
         raise UserError(f"{name}={value!r} is out of range; expected {bounds or 'a finite number'}.")
-    return hint(value)  # type: ignore[no-any-return]
+    return hint(value)
 
 
 def _word(name: str, value: Any, metadata: Mapping[str, Any]) -> str:

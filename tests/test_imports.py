@@ -44,7 +44,7 @@ LAYERS = (
 #: Modules of an inner layer that import fewer packages than others may.
 THIRD_PARTY = {"loss": {"torch"}, "sevo.optimizer": {"torch"}, "errors": set(), "options": set(), "cli": set()}
 #: The only places that import Ray.
-RAY = ("cluster.ray", "verbs.tune")
+RAY = ("cluster.ray", "stages.shards", "verbs.tune")
 
 
 def name_of(path: Path) -> str:

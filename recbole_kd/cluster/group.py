@@ -48,8 +48,9 @@ from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[a
 
 from recbole_kd.cluster.launch import deaf_to_interrupts, end_with_parent
 from recbole_kd.contracts import Distiller, Share
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.errors import TrainingError, UserError
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader, FullSortCollector
+from recbole_kd.evaluation.collector import FullSortCollector
 
 #: How long a process waits for the others within a step or an evaluation, which take seconds.
 _PATIENCE = timedelta(hours=1)
@@ -405,8 +406,6 @@ class SharedMixin:
 
     def __init__(self, config: Any, *arguments: Any, group: Group, **named: Any) -> None:
         self.group = group
-        if not group.is_first:
-            config["log_wandb"] = False
         super().__init__(config, *arguments, **named)  # type: ignore[call-arg]
         # The name has the process's number in it.
         self.saved_model_file = group.plain(self.saved_model_file)

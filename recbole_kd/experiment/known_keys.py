@@ -17,12 +17,10 @@ from functools import cache
 from typing import Any
 
 from recbole_kd.errors import UserError
-from recbole_kd.options import Described, Options, checked, described, option
+from recbole_kd.options import LARGEST_SIZE, Described, Options, checked, described, option
 
-__all__ = ["GROUPS", "OMITTED", "WITHOUT_CUTOFF", "Teacher", "check", "hint_of", "known_keys"]
+__all__ = ["GROUPS", "OMITTED", "WITHOUT_CUTOFF", "Teacher", "check", "hint_of", "known_keys", "of_a_model"]
 
-#: More is no batch, size or length.
-_MOST = 2**31 - 1
 #: float32 ends at about this.
 _LARGEST = 1e38
 #: RecBole's metrics that are computed over the whole list.
@@ -51,7 +49,9 @@ def _is_metric(value: str) -> bool:
 
 def _are_cutoffs(value: Any) -> bool:
     cutoffs = value if isinstance(value, (list, tuple)) else [value]
-    return bool(cutoffs) and all(isinstance(k, int) and not isinstance(k, bool) and 0 < k <= _MOST for k in cutoffs)
+    return bool(cutoffs) and all(
+        isinstance(k, int) and not isinstance(k, bool) and 0 < k <= LARGEST_SIZE for k in cutoffs
+    )
 
 
 def _is_mode(value: Any) -> bool:
@@ -129,10 +129,10 @@ class Teacher(Options):
 @dataclass(frozen=True)
 class _Negatives(Options):
     distribution: str | None = option("uniform", "how negatives are drawn", choices=("uniform", "popularity", "none"))
-    sample_num: int = option(1, "negatives of each positive pair", minimum=1, maximum=_MOST)
+    sample_num: int = option(1, "negatives of each positive pair", minimum=1, maximum=LARGEST_SIZE)
     alpha: float = option(1.0, "power of an item's popularity, of distribution popularity")
     dynamic: bool = option(False, "take the hardest of candidate_num drawn items")
-    candidate_num: int = option(0, "items drawn for each negative, of dynamic", minimum=0, maximum=_MOST)
+    candidate_num: int = option(0, "items drawn for each negative, of dynamic", minimum=0, maximum=LARGEST_SIZE)
 
     def check(self, section: str) -> None:
         if self.dynamic and not self.candidate_num:
@@ -147,7 +147,7 @@ class _Clipping(Options):
     foreach: bool | None = option(None, "torch's faster way")
 
 
-_MODE = {"noun": "full, labeled, uniN or popN with N of at least 1", "test": _is_mode}
+_MODE: dict[str, Any] = {"noun": "full, labeled, uniN or popN with N of at least 1", "test": _is_mode}
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,7 @@ class FilesAndOutput(Options):
     save_last: bool = option(True, "keep the state after the last whole epoch for --resume")
     resume: str | None = option(None, 'go on from a run\'s "-last.pth" file', metavar="FILE")
     result_file: str | None = option(None, "also write the result (JSON) there", metavar="FILE")
+    quiet: bool = option(False, "show warnings and errors alone; the log file is as always")
     show_progress: bool = option(True, "progress bars; by default in a terminal alone")
     state: str = option(
         "INFO", "least level of the log", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), any_case=True
@@ -228,7 +229,7 @@ class Training(Options):
     seed: int = option(2020, "of everything that is drawn", minimum=0, maximum=2**32 - 1)
     reproducibility: bool = option(True, "the same result for the same seed on one machine")
     epochs: int = option(300, "at most", minimum=0)
-    train_batch_size: int = option(2048, "pairs of a step", minimum=1, maximum=_MOST)
+    train_batch_size: int = option(2048, "pairs of a step", minimum=1, maximum=LARGEST_SIZE)
     learner: str = option("adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, sevo_adam, sevo_adamw")
     learning_rate: float = option(0.001, "of the optimiser", minimum=1e-12, maximum=_LARGEST)
     learning_rate_schedule: str = option(
@@ -239,7 +240,7 @@ class Training(Options):
     )
     weight_decay: float = option(0.0, "of the optimiser", minimum=0, maximum=_LARGEST)
     train_neg_sample_args: _Negatives | None = option(None, "negatives")
-    eval_step: int = option(1, "epochs between evaluations on validation; 0: none", minimum=0, maximum=_MOST)
+    eval_step: int = option(1, "epochs between evaluations on validation; 0: none", minimum=0, maximum=LARGEST_SIZE)
     stopping_step: int = option(10, "evaluations without a better one before training stops", minimum=0)
     clip_grad_norm: _Clipping | None = option(None, "bound of the gradient's norm; --clip_grad_norm.max_norm=1")
     shuffle: bool = option(True, "whether pairs are shuffled before each epoch")
@@ -268,7 +269,10 @@ class Evaluation(Options):
     split_seed: int | None = option(None, "seed of a random split; by default --seed's", minimum=0, maximum=2**32 - 1)
     repeatable: bool = option(False, "whether items that a user had can be recommended again")
     eval_batch_size: int | None = option(
-        None, "user-item cells of a block of scores; by default sized from the catalogue", minimum=1, maximum=_MOST
+        None,
+        "user-item cells of a block of scores; by default sized from the catalogue",
+        minimum=1,
+        maximum=LARGEST_SIZE,
     )
     metric_decimal_place: int = option(4, "decimals of metrics", minimum=1, maximum=16)
     tail_ratio: float | None = option(
@@ -328,7 +332,7 @@ class Data(Options):
     ITEM_LIST_LENGTH_FIELD: str = _name("item_length", "column of sequence lengths, which is made")
     LIST_SUFFIX: str = _name("_list", "suffix of columns of sequences")
     POSITION_FIELD: str = _name("position_id", "column of positions, which is made")
-    MAX_ITEM_LIST_LENGTH: int = option(50, "longest sequence", minimum=1, maximum=_MOST)
+    MAX_ITEM_LIST_LENGTH: int = option(50, "longest sequence", minimum=1, maximum=LARGEST_SIZE)
     seq_len: dict[str, int] | None = option(None, "longest sequence of a column", minimum=1, metavar="{COLUMN: N}")
     numerical_features: tuple[str, ...] = option((), "columns of numbers to embed")
     discretization: dict[str, Any] | None = option(None, "of columns of numbers", metavar="{COLUMN: {method: LD}}")
@@ -391,12 +395,12 @@ _WEIGHTS = frozenset(
 _TEMPERATURES = frozenset(("temperature", "tau", "ssl_temp", "ssl_tau", "layer_norm_eps", "initializer_range"))
 
 
-def _of_a_model(key: str) -> tuple[Any, dict[str, Any]] | None:
+def of_a_model(key: str) -> tuple[Any, dict[str, Any]] | None:
     """Type and bounds of a model's own setting, where its name tells them."""
     if key in _SIZES:
-        return int | None, {"minimum": 1, "maximum": _MOST}
+        return int | None, {"minimum": 1, "maximum": LARGEST_SIZE}
     if key in _COUNTS:
-        return int | None, {"minimum": 0, "maximum": _MOST}
+        return int | None, {"minimum": 0, "maximum": LARGEST_SIZE}
     if key in _SHARES or "dropout" in key:
         return float | None, {"minimum": 0, "maximum": 1}
     if key in _WEIGHTS:
@@ -447,7 +451,7 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
     for key, value in settings.items():
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
         section, name = f"--{prefix}", f"--{prefix}{key}"
-        own = _of_a_model(key)
+        own = of_a_model(key)
         if key == "teacher":
             _check_teacher(value)
         elif key in _table():

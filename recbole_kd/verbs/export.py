@@ -33,9 +33,9 @@ from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.evaluation.costs import inference_costs
 from recbole_kd.files.checkpoint import save_json, write_atomic
+from recbole_kd.stages.result import versions
 from recbole_kd.verbs.options import INDEXES, SEEN, ExportOptions
 from recbole_kd.verbs.recommend import Recommender
-from recbole_kd.verbs.train import versions
 
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMAT = "recbole-kd-export/1"

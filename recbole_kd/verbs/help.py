@@ -140,7 +140,8 @@ complete -o default -F _recbole_kd recbole-kd
 
 def completion(shell: str) -> str:
     """A script for bash, or for zsh by way of its ``bashcompinit``, that completes verbs, options and choices."""
-    flags, values = [], []
+    flags: list[str] = []
+    values: list[str] = []
     settings = [one for _, group in known_keys() for one in group]
     for verb, kind in VERBS.items():
         more = "" if kind.settings is None else " $settings"

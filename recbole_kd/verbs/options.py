@@ -84,6 +84,7 @@ class TrainOptions(VerbOptions):
     settings = ()
 
     config_files: str = _CONFIG_FILES
+    dry_run: bool = option(False, "print the resolved settings, each with its source, as YAML; train nothing")
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,16 @@ import torch.distributed as dist
 
 from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes
 from recbole_kd.contracts import Share
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.errors import Interrupted, TrainingError, UserError
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
+from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
+from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.verbs.train import build_student, load_splits, run_recbole_kd, shared_teacher
+from recbole_kd.verbs.train import run_recbole_kd
 
 TWO = Plan(2, 2, 0, None)
 #: What is trained: methods whose distillers share, and ones that a process computes whole.
@@ -74,10 +78,10 @@ def trained(data_path: Path, folder: str, group: Group) -> dict[str, Any]:
                 given = {key: value for key, value in given.items() if not key.startswith("teacher.")}
             given = {key: value for key, value in given.items() if value is not None}
             given["checkpoint_dir"] = str(data_path / folder)
-            config = KDConfig(model, "known-answer", config_dict=known_answer_settings(data_path, **given))
-            splits = load_splits(config)
-            teacher = shared_teacher(config, splits, own) if config.distillers else None
-            _, trainer, (train, valid, test) = build_student(config, splits, teacher, own)
+            experiment = Experiment.of(model, "known-answer", given=known_answer_settings(data_path, **given))
+            splits = load_splits(experiment.settings)
+            teacher = shared_teacher(experiment, splits, own) if experiment.teachers else None
+            _, trainer, (train, valid, test) = build_student(experiment, splits, teacher, own)
             steps = _noted(trainer)
             scored.clear()
             trainer.fit(train, valid, saved=True, show_progress=False)

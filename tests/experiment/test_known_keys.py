@@ -12,8 +12,10 @@ from recbole.evaluator import metric_types
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.checks import _keys_read_by_recbole
 from recbole_kd.experiment.known_keys import GROUPS, OMITTED, WITHOUT_CUTOFF, check, hint_of, known_keys
-from recbole_kd.experiment.settings import KDConfig, _keys_read_by_recbole, merge
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.experiment.values import merge
 from recbole_kd.files.properties import PROPERTIES, overall_properties, read_yaml
 from recbole_kd.options import is_text
 from recbole_kd.registry import MODELS, recipes
@@ -65,7 +67,9 @@ def test_metrics_without_a_cutoff_are_recboles() -> None:
     assert {name for name, kind in metric_types.items() if kind.name == "VALUE"} <= set(WITHOUT_CUTOFF)
 
 
-@pytest.mark.parametrize("file", [*RECBOLE.glob("model/*.yaml"), *PROPERTIES.glob("[mst]*/*.yaml")], ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", [*RECBOLE.glob("model/*.yaml"), *PROPERTIES.glob("[mst]*/*.yaml")], ids=lambda f: f.stem
+)
 def test_every_properties_file_passes(file: Path) -> None:
     """RecBole's for the models that are offered, and ours: what they hold is of the type and range that the table says."""
     if file.stem not in {*MODELS, *recipes()}:
@@ -120,11 +124,19 @@ def test_which_settings_are_text() -> None:
         ("benchmark_filename", ["train"] * 3, "the first unlike the others"),
         ("load_col", {"inter": []}, "expected columns of each file"),
         ("load_col", {"inter": "user_id"}, "expected columns of each file"),
-        ("eval_args", {"split": {"RS": [0, 0, 0]}}, "--eval_args.split={'RS': [0, 0, 0]}; expected {RS: [0.8,0.1,0.1]}"),
+        (
+            "eval_args",
+            {"split": {"RS": [0, 0, 0]}},
+            "--eval_args.split={'RS': [0, 0, 0]}; expected {RS: [0.8,0.1,0.1]}",
+        ),
         ("eval_args", {"split": {"RS": [0.8, 0.2]}}, "--eval_args.split"),
         ("eval_args", {"split": {"LS": "last"}}, "--eval_args.split"),
         ("eval_args", {"mode": "uni-1"}, "--eval_args.mode='uni-1'; expected full, labeled, uniN or popN"),
-        ("eval_args", {"mode": {"valid": "uni0"}}, "--eval_args.mode.valid='uni0'; expected full, labeled, uniN or popN"),
+        (
+            "eval_args",
+            {"mode": {"valid": "uni0"}},
+            "--eval_args.mode.valid='uni0'; expected full, labeled, uniN or popN",
+        ),
         ("eval_args", {"order": "OT"}, "--eval_args.order='OT' is not one of RO, TO"),
         ("threshold", {"rating": math.nan}, "--threshold.rating=nan; expected a number"),
         ("user_inter_num_interval", 50, "--user_inter_num_interval=50 is not an interval, such as [5,inf)"),
