@@ -164,3 +164,7 @@ def _value(verb: str, key: str, text: str) -> Any:
     from recbole_kd.experiment.values import parse_value  # brings torch and RecBole, for which help need not wait
 
     return parse_value(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

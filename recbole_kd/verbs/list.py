@@ -189,23 +189,27 @@ def _wrapped(words: Sequence[str]) -> str:
 
 
 def _presets(recipe: str) -> Iterator[tuple[str, list[str]]]:
-    """Files that preset settings of a recipe, each with the settings as the command line takes them."""
-    files = [("model", recipe, "")]
+    """Files that preset settings of a recipe, lowest first, each with its settings as the command line takes them."""
     properties = read_properties("model", recipe)
-    if "student" in properties:
-        files.append(("student", properties["student"], ""))
     section = nest(properties).get("teacher") or {}
-    numbered = {f"teacher.{key}.": one for key, one in section.items() if key.isdigit()}
-    for prefix, one in (numbered or {"teacher.": section}).items():
-        if one.get("model") and recipe in recipes():
-            files.append(("teacher", one["model"], prefix))
-    for kind, name, prefix in files:
-        own = read_properties(kind, name)
-        for dataset, settings in {"": own, **own.pop("for_dataset", {})}.items():
-            nested = nest(settings)
-            flags = [f"--{prefix}{key}={as_text(_at(nested, key))}" for key in leaves(nested)]
-            if flags:
-                yield f"properties/{kind}/{name}.yaml{f', for {dataset}' if dataset else ''}", flags
+    teachers = {f"teacher.{key}.": one for key, one in section.items() if key.isdigit()} or {"teacher.": section}
+    files = [("teacher", one["model"], prefix) for prefix, one in teachers.items() if one.get("model")]
+    own = [("model", recipe, ""), ("student", properties.get("student", ""), "")]
+    for group in (files, own) if recipe in recipes() else ([], own):
+        # What holds for every dataset comes before what holds for one.
+        for kind, name, prefix in group:
+            settings = read_properties(kind, name)
+            settings.pop("for_dataset", None)
+            yield from _flags(f"properties/{kind}/{name}.yaml", settings, prefix)
+        for kind, name, prefix in group:
+            for dataset, settings in read_properties(kind, name).get("for_dataset", {}).items():
+                yield from _flags(f"properties/{kind}/{name}.yaml, for {dataset}", settings, prefix)
+
+
+def _flags(source: str, settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, list[str]]]:
+    nested = nest(settings)
+    if nested:
+        yield source, [f"--{prefix}{key}={as_text(_at(nested, key))}" for key in leaves(nested)]
 
 
 def _at(settings: Mapping[str, Any], key: str) -> Any:
