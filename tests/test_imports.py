@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1] / "recbole_kd"
 LAYERS = (
     ("errors", "text", "compat"),
     ("options",),
+    ("verbs.options",),
     ("files",),
     ("loss.common",),
     ("loss.kernel",),
