@@ -8,7 +8,7 @@ same result to the bit. Three results differ on purpose:
   the time, in which seconds of this decade are two minutes apart and milliseconds two minutes as well.
 - A filter that cannot be understood is refused; RecBole logs it and filters nothing.
 
-Until ids are numbered, a token column holds codes, int32: places in the vocabulary of its field, -1 for a missing token.
+Until ids are numbered, a token column holds codes: int32 places in its field's vocabulary, -1 for a missing token.
 """
 
 from __future__ import annotations
@@ -90,8 +90,10 @@ class _Groups:
         return self.rows[torch.from_numpy(places)]
 
 
-class _Fast(Dataset):  # type: ignore[misc]
+class _Fast(Dataset):
     """What both datasets do otherwise than RecBole's."""
+
+    inter_feat: Any  # a pandas table, and tensors once the dataset is built
 
     # Reading
 
@@ -108,11 +110,7 @@ class _Fast(Dataset):  # type: ignore[misc]
             return None
         layout, path = layout_of(self.config), Path(filepath)
         kinds = {field.name: field.kind for field in fields_of(path, layout)}
-        columns = [
-            name
-            for name in kinds
-            if (load is None or name in load) and (unload is None or name not in unload)
-        ]
+        columns = [name for name in kinds if (load is None or name in load) and (unload is None or name not in unload)]
         if not columns:
             self.logger.warning(f"No columns has been loaded from [{source}]")
             return None
@@ -298,7 +296,7 @@ class _Fast(Dataset):  # type: ignore[misc]
     def _text(self, values: pd.Series, field: str, ftype: FeatureType) -> NDArray[np.object_]:
         """The tokens of a column, one row's after the other's; None for a missing one."""
         if ftype == FeatureType.TOKEN:
-            tokens = np.append(self._vocabulary[field].to_numpy(zero_copy_only=False), None)
+            tokens = np.array([*self._vocabulary[field].to_pylist(), None], dtype=object)
             return tokens[values.to_numpy()]
         return np.concatenate([np.empty(0, dtype=object), *values])
 
@@ -322,12 +320,14 @@ class _Fast(Dataset):  # type: ignore[misc]
 
     def sort(self, by: str | list[str], ascending: bool | list[bool] = True) -> None:
         """RecBole's stable sort of the rows, in which the exact time stands for the time."""
-        if ascending is not True or any(self.inter_feat[field].dim() > 1 for field in ([by] if isinstance(by, str) else by)):
+        if ascending is not True:
             super().sort(by, ascending)
             return
         for field in reversed([by] if isinstance(by, str) else by):
             exact = field == self.time_field and _PLACE in self.inter_feat
-            self.inter_feat._reindex(torch.argsort(self.inter_feat[_PLACE if exact else field], stable=True))
+            values = self.inter_feat[_PLACE if exact else field]
+            key = values if values.dim() == 1 else values[..., 0]
+            self.inter_feat._reindex(torch.argsort(key, stable=True))
 
     def build(self) -> list[Any]:
         """The splits. Each has `places`: (rows,) ranks in time of its rows as they are now; None without times."""
@@ -366,7 +366,7 @@ class KDDataset(_Fast):
     """:class:`recbole.data.dataset.Dataset`, read and split as this module says."""
 
 
-class KDSequentialDataset(_Fast, SequentialDataset):  # type: ignore[misc]
+class KDSequentialDataset(_Fast, SequentialDataset):
     """:class:`recbole.data.dataset.SequentialDataset`, read, cut into histories and split as this module says."""
 
     def data_augmentation(self) -> None:
@@ -422,5 +422,3 @@ def _numbered(codes: NDArray[np.int32], tokens: pa.Array) -> tuple[NDArray[np.in
     ids = np.zeros(len(codes), dtype=np.int32)
     ids[~missing] = numbers + 1
     return ids, tokens.take(pa.array(found))
-
-

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -232,8 +231,7 @@ def _lines(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     encoding = "utf-8-sig" if layout.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else layout.encoding
     with path.open(newline="", encoding=encoding, errors="surrogateescape") as file:
         lines = file if separator == layout.separator else (line.replace(layout.separator, separator) for line in file)
-        quoting = csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE
-        rows = csv.reader(lines, delimiter=separator, quoting=quoting)
+        rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE)
         for row in rows:
             if row:
                 yield rows.line_num, row

@@ -39,11 +39,7 @@ def load_atomic(path: Path, layout: Layout, columns: Sequence[str], folder: Path
     Raises:
         UserError: the source is not as expected.
     """
-    try:
-        with pa.memory_map(str(path)) if path.stat().st_size else contextlib.nullcontext(b"") as source:
-            content = hashlib.sha256(source.read_buffer() if source else b"").hexdigest()
-    except OSError:
-        return read_atomic(path, layout, columns)  # which says what is wrong
+    content = hashlib.sha256(_content(path)).hexdigest()
     way = digest(FORMAT, sorted(columns), list(vars(layout).values()))[:12]
     compiled = folder / f"{path.name}-{way}-{content[:24]}.arrow"
     table = _mapped(compiled)
@@ -61,6 +57,14 @@ def load_atomic(path: Path, layout: Layout, columns: Sequence[str], folder: Path
 def _literal(name: str) -> str:
     """A file's name as a pattern that matches nothing else."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _content(path: Path) -> pa.Buffer:
+    """The bytes of a file, mapped into memory; none where it cannot be read."""
+    try:
+        return pa.memory_map(str(path)).read_buffer()
+    except (OSError, pa.ArrowInvalid):  # an empty file cannot be mapped
+        return pa.py_buffer(b"")
 
 
 class _Hashed:
@@ -89,12 +93,9 @@ def _write(table: pa.Table, file: BinaryIO) -> None:
 
 def _mapped(path: Path) -> pa.Table | None:
     """The table in a compiled file; None where there is no file, or a damaged one."""
-    try:
-        content = pa.memory_map(str(path)).read_buffer()
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, pa.ArrowInvalid):
-        content = pa.py_buffer(b"")
+    content = _content(path)
     body, end = content.slice(0, max(content.size - _DIGEST, 0)), content.slice(max(content.size - _DIGEST, 0))
     try:
         if hashlib.sha256(body).digest() == end.to_pybytes():
