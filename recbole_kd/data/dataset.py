@@ -52,7 +52,7 @@ def layout_of(config: Any) -> Layout:
 
 
 def _is_ordered(config: Any) -> bool:
-    """Whether the time of interactions decides anything: the split, or a graph of SEvo."""
+    """Whether the time of interactions decides anything, the split or a graph of SEvo: then each must have one."""
     return bool(config["eval_args"]["order"] == "TO" or config["sevo"])
 
 
@@ -272,7 +272,7 @@ class _Fast(Dataset):
 
     def _remap_ID_all(self) -> None:
         """Numbers ids by first appearance. Times are ordered before, as later steps may scale them."""
-        if _is_ordered(self.config) and self.time_field in self.inter_feat:
+        if self.time_field in self.inter_feat and self.field2type[self.time_field] == FeatureType.FLOAT:
             times = torch.from_numpy(self.inter_feat[self.time_field].to_numpy(copy=True))
             self._places = torch.empty(len(times), dtype=torch.long)
             self._places[torch.argsort(times, stable=True)] = torch.arange(len(times))

@@ -201,21 +201,17 @@ def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
         UserError: interactions have no time.
     """
     rows, config = train.inter_feat, train.config
-    if train.time_field not in rows:
+    if train.places is None:
         raise UserError(
             f"The consecutive graph needs the time of interactions, and column '{train.time_field}' is not loaded; "
             "name it in --load_col or choose another --sevo.graph."
         )
-    users, items, times = rows[train.uid_field], rows[train.iid_field], rows[train.time_field].double()
+    users, items, times = rows[train.uid_field], rows[train.iid_field], train.places
     histories = train.iid_field + config["LIST_SUFFIX"]
     if histories in rows:
-        lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]]
-        first = lengths == 1
+        first = rows[config["ITEM_LIST_LENGTH_FIELD"]] == 1
         users, items = torch.cat([users[first], users]), torch.cat([rows[histories][first, 0], items])
-        times = torch.cat([torch.full((int(first.sum()),), -torch.inf, dtype=times.dtype), times])
-        # Items of the same time are in the order of their histories' lengths.
-        by_length = torch.argsort(torch.cat([torch.zeros_like(lengths[first]), lengths]), stable=True)
-        users, items, times = users[by_length], items[by_length], times[by_length]
+        times = torch.cat([torch.full((int(first.sum()),), -1), times])
     places = torch.empty(len(times), dtype=torch.long)
     places[torch.argsort(times, stable=True)] = torch.arange(len(times))
     return users, items, places
