@@ -13,6 +13,7 @@ Until ids are numbered, a token column holds codes: int32 places in its field's 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,10 +34,10 @@ from recbole_kd.data.reader import Layout, fields_of
 from recbole_kd.data.store import load_atomic
 from recbole_kd.errors import UserError
 
-__all__ = ["KDDataset", "KDSequentialDataset", "layout_of"]
+__all__ = ["PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
-#: While a dataset is split, the column of each row's place in time.
-_PLACE = "\0place"
+#: While a dataset is split, and in `timed` from then on, the column of each row's place in time.
+PLACE = "\0place"
 
 
 def layout_of(config: Any) -> Layout:
@@ -273,11 +274,15 @@ class _Fast(Dataset):
     def _remap_ID_all(self) -> None:
         """Numbers ids by first appearance. Times are ordered before, as later steps may scale them."""
         if self.time_field in self.inter_feat and self.field2type[self.time_field] == FeatureType.FLOAT:
-            times = torch.from_numpy(self.inter_feat[self.time_field].to_numpy(copy=True))
-            self._places = torch.empty(len(times), dtype=torch.long)
-            self._places[torch.argsort(times, stable=True)] = torch.arange(len(times))
+            self._places = self._in_time(torch.from_numpy(self.inter_feat[self.time_field].to_numpy(copy=True)))
         super()._remap_ID_all()
         self._vocabulary = {}
+
+    def _in_time(self, times: Tensor) -> Tensor:
+        """(rows,) place of each row in time, rows of one time in the order of the file."""
+        places = torch.empty(len(times), dtype=torch.long)
+        places[torch.argsort(times, stable=True)] = torch.arange(len(times))
+        return places
 
     def _remap(self, remap_list: list[tuple[pd.DataFrame, str, FeatureType]]) -> None:
         fields = list(dict.fromkeys(field for _, field, _ in remap_list))
@@ -315,7 +320,7 @@ class _Fast(Dataset):
                 features.update(super()._dataframe_to_interaction(data[[field]]))
         features.length = len(data)
         if data is self.inter_feat and self._places is not None:
-            features[_PLACE], self._places = self._places, None
+            features[PLACE], self._places = self._places, None
         return features
 
     def sort(self, by: str | list[str], ascending: bool | list[bool] = True) -> None:
@@ -324,16 +329,20 @@ class _Fast(Dataset):
             super().sort(by, ascending)
             return
         for field in reversed([by] if isinstance(by, str) else by):
-            exact = field == self.time_field and _PLACE in self.inter_feat
-            values = self.inter_feat[_PLACE if exact else field]
+            exact = field == self.time_field and PLACE in self.inter_feat
+            values = self.inter_feat[PLACE if exact else field]
             key = values if values.dim() == 1 else values[..., 0]
             self.inter_feat._reindex(torch.argsort(key, stable=True))
 
     def build(self) -> list[Any]:
-        """The splits. Each has `places`: (rows,) ranks in time of its rows as they are now; None without times."""
+        """The splits. `timed` of each are its rows as they are now, with a column PLACE; None where no time is loaded.
+
+        Loaders sort the rows themselves, `inter_feat`.
+        """
         parts: list[Any] = super().build()
         for part in (self, *parts):
-            part.places = part.inter_feat.interaction.pop(_PLACE, None)
+            part.timed = copy.copy(part.inter_feat) if PLACE in part.inter_feat else None
+            part.inter_feat = Interaction({name: part.inter_feat[name] for name in part.inter_feat if name != PLACE})
         return parts
 
     def _grouped_index(self, group_by_list: NDArray[np.int64]) -> _Groups:
@@ -369,11 +378,15 @@ class KDDataset(_Fast):
 class KDSequentialDataset(_Fast, SequentialDataset):
     """:class:`recbole.data.dataset.SequentialDataset`, read, cut into histories and split as this module says."""
 
+    def _in_time(self, times: Tensor) -> Tensor:
+        """(rows,) rank of each row's time; rows of one time share it, so that a stable sort leaves them as they are."""
+        return torch.unique(times, return_inverse=True)[1]
+
     def data_augmentation(self) -> None:
         """Makes of each user's rows, in time, one row for each but the first: the items before it, and itself."""
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field])
-        places = self.inter_feat.interaction.pop(_PLACE)
+        places = self.inter_feat.interaction.pop(PLACE)
         self._aug_presets()
         users = self.inter_feat[self.uid_field]
         rows = torch.arange(len(users))
@@ -397,7 +410,7 @@ class KDSequentialDataset(_Fast, SequentialDataset):
                 histories[name][longer, place] = values[targets[longer] - lengths[longer] + place]
         features = _rows(self.inter_feat, targets)
         features.update(Interaction(histories))
-        features[_PLACE] = places[targets]
+        features[PLACE] = places[targets]
         self.inter_feat = features
 
 

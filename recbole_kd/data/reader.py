@@ -42,6 +42,7 @@ _TEXT = pa.dictionary(pa.int32(), pa.string())
 _TIMES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _BLOCK = 8 << 20  # bytes that one thread reads at once
 _SHOWN = 40  # letters of a value in a message
+_LONGEST = 4096  # bytes of a token: RecBole keeps all tokens of a column as wide as the longest
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,8 @@ def _whole(table: pa.Table, layout: Layout, fields: Sequence[Field]) -> bool:
             texts = chunk.dictionary
             if pc.any(pc.match_substring(texts, "\0")).as_py():
                 return False
+            if field.kind == "token" and (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONGEST:
+                return False
             if field.name in layout.ids and pc.any(pc.is_in(texts, pa.array(["", "[PAD]"]))).as_py():
                 return False
             if field.kind == "float_seq" and not all(_is_sequence(text, layout) for text in texts.to_pylist()):
@@ -281,6 +284,8 @@ def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
             return "is not UTF-8; save the file as UTF-8, or set --encoding, such as --encoding=latin-1"
         if "\0" in value:
             return "holds a NUL byte; remove it"
+        if field.kind == "token" and len(value.encode()) > _LONGEST:
+            return f"is longer than {_LONGEST:,} bytes; expected a shorter token"
         if field.kind == "float" and not _is_number(value):
             return "is not a number; write one, or leave the field empty"
         if field.kind == "float_seq" and not _is_sequence(value, layout):

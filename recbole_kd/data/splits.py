@@ -199,6 +199,7 @@ def check_files(config: Any) -> None:
     files = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
     wanted = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     columns = (config["load_col"] or {}).get("inter") if isinstance(config["load_col"], dict) else None
+    columns = None if columns == "*" else columns
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if sequential and parts:
         raise UserError(

@@ -121,6 +121,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "a field too few": (GOOD * 2 + "bob\ty\n", "line 4: it has 2 fields, and the first line names 5 columns"),
     "an empty id": (GOOD + "bob\t\t1\t5\t\n", "line 3, column 'item_id': '' is empty; write an id, or remove the line"),
     "the id of padding": (GOOD + "[PAD]\ty\t1\t5\t\n", "line 3, column 'user_id': '[PAD]' is no id"),
+    "a long id": (GOOD + "u" * 5000 + "\ty\t1\t5\t\n", "uuu...' is longer than 4,096 bytes"),
     "NUL": (GOOD + "b\0b\ty\t1\t5\t\n", "line 3, column 'user_id': 'b\\x00b' holds a NUL byte"),
     "latin-1": (GOOD.encode() + b"Jos\xe9\ty\t1\t5\t\n", "line 3, column 'user_id': 'Jos\\udce9' is not UTF-8"),
     "no rows": ("", "has a header but no interactions; expected one per line"),
