@@ -103,7 +103,6 @@ class _Fast(Dataset):
         self.field2token_id = _TokenIds(self.field2id_token)
         self._vocabulary: dict[str, pa.Array] = {}
         self._places: Tensor | None = None
-        self.steps: list[tuple[str, int]] = []
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         load, unload = self._get_load_and_unload_col(source)
@@ -161,8 +160,12 @@ class _Fast(Dataset):
 
     # Filtering
 
-    def _data_filtering(self) -> None:
+    def _data_processing(self) -> None:
+        #: Rows that were read, and that each filter dropped.
         self.steps = [("read", len(self.inter_feat))]
+        super()._data_processing()
+
+    def _data_filtering(self) -> None:
         for step, name in (
             (self._remove_duplication, "--rm_dup_inter"),
             (self._filter_by_field_value, "--val_interval"),
@@ -268,6 +271,16 @@ class _Fast(Dataset):
                 )
             intervals.append((text[0], low, high, text[-1]))
         return intervals
+
+    def _set_label_by_threshold(self) -> None:
+        for field, value in (self.config["threshold"] or {}).items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or self.field2type.get(field) != FeatureType.FLOAT:
+                raise UserError(
+                    f"--threshold={{{field}: {value}}} labels nothing; expected a number, and a column of numbers "
+                    f"that is loaded; the columns are {', '.join(self.field2type)}. Check --load_col."
+                )
+        super()._set_label_by_threshold()
 
     # Ids
 

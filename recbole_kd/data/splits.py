@@ -224,12 +224,3 @@ def check_files(config: Any) -> None:
                     f"'{path}' has no column '{column}'; it has {', '.join(names)}. "
                     f"Set --USER_ID_FIELD, --ITEM_ID_FIELD{', --TIME_FIELD' if sequential else ''} or --load_col."
                 )
-
-
-def cold_users(splits: Splits) -> int:
-    """Users of the validation or test split without a training interaction: no model can know them."""
-    seen = splits.observed.counts > 0
-    later = torch.zeros_like(seen)
-    for split in (splits.valid, splits.test):
-        later[splits.pairs(split)[0]] = True
-    return int((later & ~seen).sum())

@@ -22,9 +22,10 @@ from torch import nn
 
 from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes, share_of_steps
 from recbole_kd.contracts import CAPABILITIES, DataView, Distiller, Share
+from recbole_kd.data import summary
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.prepare import can_prepare, prepare
-from recbole_kd.data.splits import Splits, cold_users
+from recbole_kd.data.splits import Splits
 from recbole_kd.errors import Interrupted, UserError, closest
 from recbole_kd.evaluation.collector import sized_eval_batch
 from recbole_kd.evaluation.costs import peak_memory
@@ -222,12 +223,10 @@ def load_splits(config: KDConfig) -> Splits:
         # RecBole counts the batch of a sequential model in sequences, and that of others in scored pairs.
         config["eval_batch_size"] = sized_eval_batch(splits.train.item_num, candidates=1 if config.sequential else None)
         config["eval_batch_size_given"] = True
-    cold = cold_users(splits)
-    if cold:
-        logging.getLogger().warning(
-            f"{cold:,} users of the validation and test splits have no training interaction: no model can know them. "
-            "--user_inter_num_interval filters users before the split."
-        )
+    logger = logging.getLogger()
+    logger.info(f"The data:\n{summary.table(splits)}")
+    for warning in summary.warnings(splits):
+        logger.warning(warning)
     return splits
 
 
