@@ -153,6 +153,7 @@ _TEXTS = {
     *("checkpoint", "teacher.checkpoint", "teacher.ranks", "resume"),
     *("params_file", "ray_address"),
     *("users", "format", "output", "index"),
+    *("user", "item", "time", "rating", "separator", "encoding"),
 }
 
 
@@ -227,20 +228,32 @@ def _export(settings: dict[str, Any]) -> None:
 
 
 def _prepare(settings: dict[str, Any]) -> None:
-    from recbole_kd.data.prepare import PREPARABLE, can_prepare, prepare
+    from recbole_kd.data.prepare import PREPARABLE, Columns, can_prepare, described, prepare
 
+    keys = ("user", "item", "time", "rating", "minimum_rating", "separator", "encoding")
+    columns = {key: settings.pop(key) for key in keys if settings.get(key) is not None}
     dataset = settings.pop("dataset", None)
     data_path, source = settings.pop("data_path", "dataset/"), settings.pop("source", None)
-    minimum = settings.pop("minimum", 10)
-    _no_more(settings, "prepare", ("dataset", "data_path", "source", "minimum"))
+    minimum = settings.pop("minimum", None)
+    _no_more(settings, "prepare", ("dataset", "data_path", "source", "minimum", *keys))
     if dataset is None:
-        raise UserError(f"prepare needs a dataset; set --dataset to one of {', '.join(PREPARABLE)}.")
-    if not can_prepare(dataset):
         raise UserError(
-            f"'{dataset}' cannot be prepared.{closest(str(dataset), PREPARABLE)} "
-            f"Set --dataset to one of {', '.join(PREPARABLE)}."
+            f"prepare needs a dataset; set --dataset to one of {', '.join(PREPARABLE)}, or to a name for your table."
         )
-    print(prepare(dataset, data_path, source=source, minimum=minimum))
+    own = None
+    if columns:
+        if not {"user", "item"} <= columns.keys():
+            raise UserError("A table of your own needs --user and --item, the names of its columns of ids.")
+        if not isinstance(columns.get("minimum_rating", 0), (int, float)):
+            raise UserError(f"--minimum_rating={columns['minimum_rating']!r} is not a number.")
+        own = Columns(**columns)
+    elif not can_prepare(dataset):
+        raise UserError(
+            f"'{dataset}' cannot be prepared.{closest(str(dataset), PREPARABLE)} Set --dataset to one of "
+            f"{', '.join(PREPARABLE)}, or name the columns of your own table with --user and --item."
+        )
+    path = prepare(dataset, data_path, source=source, minimum=minimum, columns=own)
+    print(f"{described(path)}\n\n{path}")
 
 
 def _analyse(settings: dict[str, Any]) -> None:
@@ -321,11 +334,15 @@ VERBS: dict[str, Verb] = {
         _evaluate,
     ),
     "prepare": Verb(
-        "download a public dataset and convert it to RecBole's atomic files",
-        "  --dataset=gowalla\n"
-        "  --data_path=DIR       the folder that gets DIR/gowalla/gowalla.inter (dataset/)\n"
-        "  --source=FILE_OR_URL  the raw file, where it is already at hand or elsewhere\n"
-        "  --minimum=10          interactions that every user and item must have",
+        "make RecBole's atomic files from a table of events, or from a public dataset",
+        "  --dataset=NAME        the name that the data gets; gowalla is downloaded\n"
+        "  --source=FILE_OR_URL  CSV, TSV or Parquet, or gowalla's raw file where it is at hand\n"
+        "  --user=COLUMN --item=COLUMN   the source's columns of ids\n"
+        "  --time=COLUMN         numbers, or dates such as 2026-11-29T08:30:00\n"
+        "  --rating=COLUMN --minimum_rating=4   drop events that are rated lower\n"
+        "  --minimum=5           interactions that every user and item must have (1; gowalla 10)\n"
+        "  --separator=, --encoding=latin-1     where they are not found (UTF-8)\n"
+        "  --data_path=DIR       the folder that gets DIR/NAME/NAME.inter (dataset/)",
         _prepare,
     ),
     "analyse": Verb(

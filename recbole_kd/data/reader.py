@@ -33,7 +33,7 @@ import pyarrow.csv as pa_csv
 
 from recbole_kd.errors import UserError
 
-__all__ = ["KINDS", "Field", "Layout", "fields_of", "read_atomic", "read_columns"]
+__all__ = ["KINDS", "Field", "Layout", "fields_of", "first_line", "read_atomic", "read_columns", "seconds_of"]
 
 #: What an atomic file's first line may say after a column's name.
 KINDS = ("token", "float", "token_seq", "float_seq")
@@ -41,6 +41,7 @@ _TEXT = pa.dictionary(pa.int32(), pa.string())
 #: What a column of time may hold, the first that fits: whole numbers, numbers, ISO dates, ISO dates with a zone.
 _TIMES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _BLOCK = 8 << 20  # bytes that one thread reads at once
+_MISSING = frozenset(pa_csv.ConvertOptions().null_values)  # how a missing number may be written
 _SHOWN = 40  # letters of a value in a message
 _LONGEST = 4096  # bytes of a token: RecBole keeps all tokens of a column as wide as the longest
 
@@ -64,6 +65,7 @@ class Layout:
         ids: columns that hold an id in every row.
         time: the column that is read as time if the first line says float; None where there is none.
         ordered: whether rows are ordered by time: each has one, even where the first line says token.
+        header: whether the first line names the columns.
     """
 
     separator: str = "\t"
@@ -72,6 +74,7 @@ class Layout:
     ids: tuple[str, ...] = ()
     time: str | None = None
     ordered: bool = False
+    header: bool = True
 
     @property
     def quoted(self) -> bool:
@@ -85,7 +88,7 @@ def fields_of(path: Path, layout: Layout) -> list[Field]:
     Raises:
         UserError: the line cannot be read, a column has no kind or an unknown one, or two columns have one name.
     """
-    names = _first_line(path, layout)
+    names = first_line(path, layout)
     parts = [name.split(":") for name in names]
     if any(len(part) != 2 for part in parts):
         line = layout.separator.join(names)
@@ -171,7 +174,9 @@ def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.Da
         source, separator = pa.BufferReader(text), "\x1f"
     return pa_csv.read_csv(
         source,
-        read_options=pa_csv.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK, encoding=layout.encoding),
+        read_options=pa_csv.ReadOptions(
+            column_names=names, skip_rows=int(layout.header), block_size=_BLOCK, encoding=layout.encoding
+        ),
         parse_options=pa_csv.ParseOptions(
             delimiter=separator, quote_char='"' if layout.quoted else False, newlines_in_values=layout.quoted
         ),
@@ -203,13 +208,18 @@ def _whole(table: pa.Table, layout: Layout, fields: Sequence[Field]) -> bool:
     return True
 
 
+def seconds_of(moments: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Seconds since 1970 of a timestamp column: int64, or float64 where there are parts of seconds."""
+    micros = moments.cast(pa.timestamp("us", moments.type.tz)).cast(pa.int64())
+    seconds = pc.divide(micros, 10**6)
+    whole = pc.all(pc.equal(pc.multiply(seconds, 10**6), micros)).as_py() is not False
+    return seconds if whole else pc.divide(micros.cast(pa.float64()), 1e6)
+
+
 def _column(column: pa.ChunkedArray, field: Field) -> pa.Array:
     """A column in one chunk: times as numbers, empty tokens as missing."""
     if pa.types.is_timestamp(column.type):
-        micros = column.cast(pa.int64()).combine_chunks()
-        seconds = pc.divide(micros, 10**6)
-        whole = pc.all(pc.equal(pc.multiply(seconds, 10**6), micros)).as_py() is not False
-        return seconds if whole else pc.divide(micros.cast(pa.float64()), 1e6)
+        return seconds_of(column).combine_chunks()
     if not pa.types.is_dictionary(column.type):
         return column.combine_chunks()
     text = column.unify_dictionaries().combine_chunks()
@@ -240,7 +250,12 @@ def _lines(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
                 yield rows.line_num, row
 
 
-def _first_line(path: Path, layout: Layout) -> list[str]:
+def first_line(path: Path, layout: Layout) -> list[str]:
+    """The fields of a file's first line.
+
+    Raises:
+        UserError: there is no file, or no text in it.
+    """
     if not path.is_file():
         raise UserError(f"There is no file '{path}'; expected a table whose first line names its columns.")
     try:
@@ -256,7 +271,8 @@ def _first_line(path: Path, layout: Layout) -> list[str]:
 def _fault(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequence[Field]) -> str | None:
     """What is wrong with the first line that is not as expected; None where no line is wrong."""
     lines = _lines(path, layout)
-    next(lines)
+    if layout.header:
+        next(lines)
     checks = [(fields.index(field), field, _check(field, layout)) for field in wanted]
     try:
         for number, row in lines:
@@ -278,6 +294,7 @@ def _fault(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequence
 def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
     """A function from a value to what is wrong with it."""
     is_id = field.name in layout.ids
+    kinds: dict[str, str] = {}  # how the column's first time is written
 
     def check(value: str) -> str | None:
         if not value.isascii() and any("\udc80" <= letter <= "\udcff" for letter in value):
@@ -290,8 +307,12 @@ def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
             return "is not a number; write one, or leave the field empty"
         if field.kind == "float_seq" and not _is_sequence(value, layout):
             return f"is not a list of numbers; expected numbers separated by {layout.sequence_separator!r}"
-        if field.kind == "time" and not _is_time(value, layout):
-            return "is not a time; expected a number, or a date such as 2026-11-29T08:30:00"
+        if field.kind == "time" and (layout.ordered or value.strip() not in _MISSING):
+            kind = _time_kind(value.strip())
+            if kind is None:
+                return "is not a time; expected a number, or a date such as 2026-11-29T08:30:00"
+            if kind != kinds.setdefault("first", kind):
+                return f"is not {kinds['first']} as the times before it; write all in one way"
         if is_id and value in ("", "[PAD]"):
             what = "is no id" if value else "is empty"
             return f"{what}; write an id, or remove the line"
@@ -302,7 +323,7 @@ def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
 
 def _is_number(value: str) -> bool:
     """Whether pyarrow reads a field as a number, or as a missing one."""
-    return _is_plain_number(value.strip()) or value.strip() in pa_csv.ConvertOptions().null_values
+    return _is_plain_number(value.strip()) or value.strip() in _MISSING
 
 
 def _is_plain_number(value: str) -> bool:
@@ -317,19 +338,17 @@ def _is_sequence(value: str, layout: Layout) -> bool:
     return all(_is_plain_number(part) for part in value.split(layout.sequence_separator) if part)
 
 
-def _is_time(value: str, layout: Layout) -> bool:
-    value = value.strip()
-    if not layout.ordered and value in pa_csv.ConvertOptions().null_values:
-        return True
+def _time_kind(value: str) -> str | None:
+    """How a time is written; None for what is none."""
     if _is_plain_number(value):
-        return math.isfinite(float(value))
-    for kind in _TIMES[2:]:
+        return "a number" if math.isfinite(float(value)) else None
+    for kind, name in zip(_TIMES[2:], ("a date", "a date with a zone")):
         try:
             pa.array([value]).cast(kind)
-            return True
+            return name
         except pa.ArrowInvalid:
             pass
-    return False
+    return None
 
 
 def _shown(value: str, letters: int = _SHOWN) -> str:
