@@ -347,7 +347,7 @@ def test_bad_input_gets_one_line_and_2(case: str, tmp_path: Path, capsys: pytest
     assert message in line
     assert all("skipped" in warning for warning in warnings)
     assert "Traceback" not in captured.err + captured.out
-    whole = {path for path in _listing(data) - before if "/teachers/" not in path}
+    whole = {path for path in _listing(data) - before if "/teachers/" not in path and not path.endswith(".arrow")}
     assert not whole, "nothing is half-written"
 
 
