@@ -196,7 +196,7 @@ def _evaluate(settings: dict[str, Any]) -> None:
         raise UserError("evaluate needs a checkpoint; set --checkpoint=FILE, such as saved/BPR-ml-100k-....pth.")
     result = evaluate_checkpoint(str(checkpoint), settings)
     if result_file:
-        from recbole_kd.files.checkpoint import save_json
+        from recbole_kd.files.plain import save_json
 
         save_json(result, str(result_file), "result_file")
     print(json.dumps(result, indent=2))
@@ -264,7 +264,7 @@ _SEARCH = ("trials", "prune", "grace_epochs", "cpus", "cpus_per_trial", "gpus_pe
 
 
 def _tune(settings: dict[str, Any]) -> None:
-    from recbole_kd.files.checkpoint import save_json
+    from recbole_kd.files.plain import save_json
     from recbole_kd.verbs.tune import evaluate_winner, search
     from recbole_kd.verbs.tune.report import summary
 

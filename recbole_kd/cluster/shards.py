@@ -26,7 +26,7 @@ from recbole_kd.data.ranks import rank_block, rank_blocks
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 from recbole_kd.stages.teacher import AnyTeacher, FrozenTeacher, make_evaluator, obtain_teacher
 from recbole_kd.verbs.train import load_splits, load_trained
 from recbole_kd.verbs.tune.search import absolute_settings

@@ -16,7 +16,7 @@ from recbole.utils import ModelType
 
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 
 
 class Splits:

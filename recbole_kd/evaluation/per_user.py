@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from recbole_kd.files.checkpoint import write_atomic
+from recbole_kd.files.atomic import write_atomic
 
 
 def save_per_user(path: Path, users: Sequence[str], values: Mapping[str, NDArray[Any]]) -> None:

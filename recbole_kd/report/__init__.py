@@ -15,7 +15,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import PathLike, save_json, write_atomic
+from recbole_kd.files.atomic import PathLike, write_atomic
+from recbole_kd.files.plain import save_json
 from recbole_kd.report.page import findings, html_page
 from recbole_kd.report.static import STYLE, pictures
 from recbole_kd.report.tables import csv_table, latex_table, markdown_accuracy, markdown_costs

@@ -22,7 +22,8 @@ from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_ban
 from recbole_kd.data.splits import Splits, token_map
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment.settings import TEACHER_KEYS, WITHOUT_EFFECT, KDConfig
-from recbole_kd.files.checkpoint import FORMAT, digest, load_any, load_checkpoint, save_checkpoint
+from recbole_kd.files.checkpoint import FORMAT, load_any, load_checkpoint, save_checkpoint
+from recbole_kd.files.digest import digest
 from recbole_kd.model.trimming import trimmed
 from recbole_kd.sevo.learner import optimizer_factory
 from recbole_kd.student.readers import (
@@ -40,7 +41,8 @@ from recbole_kd.student.readers import (
 from recbole_kd.teacher.bare import BareTeacher
 from recbole_kd.teacher.ensemble import TeacherEnsemble
 from recbole_kd.teacher.ranked_file import RankFileTeacher
-from recbole_kd.trainer.kd_trainer import make_trainer, restored, storable
+from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.trainer.state import restored, storable
 
 #: Settings that change nothing in what a plain model learns, so that a cached one serves whatever they are.
 _WITHOUT_EFFECT = WITHOUT_EFFECT | {

@@ -17,8 +17,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
-import scipy.sparse
 import torch
 from recbole.trainer import RecVAETrainer, Trainer
 from recbole.utils import get_trainer, set_color
@@ -29,7 +27,8 @@ from recbole_kd.cluster.group import ALONE, Group, SharedMixin
 from recbole_kd.contracts import Batch, Distiller, Sequences
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
-from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, random_state, restore_random_state, save_checkpoint
+from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from recbole_kd.trainer.state import random_state, restore_random_state, restored, storable
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
@@ -387,37 +386,6 @@ class _Bar(tqdm):
         if name == "iterable":
             raise AttributeError(name)
         return getattr(self.iterable, name)
-
-
-def storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model keeps beside its weights (numpy arrays, sparse matrices) as tensors and plain values."""
-    stored: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if key.startswith("restore_"):  # only a cache of the weights, which evaluation fills again
-            stored[key] = None
-        elif scipy.sparse.issparse(value):
-            matrix = value.tocsr()
-            parts = {part: torch.from_numpy(getattr(matrix, part)) for part in ("data", "indices", "indptr")}
-            stored[key] = {"kind": "sparse", "shape": list(matrix.shape), **parts}
-        elif isinstance(value, np.ndarray):
-            stored[key] = {"kind": "array", "value": torch.from_numpy(np.ascontiguousarray(value))}
-        else:
-            stored[key] = value
-    return stored
-
-
-def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`storable`."""
-    values: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if isinstance(value, Mapping) and value.get("kind") == "sparse":
-            parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
-            values[key] = scipy.sparse.csr_matrix(parts, shape=tuple(value["shape"]))
-        elif isinstance(value, Mapping) and value.get("kind") == "array":
-            values[key] = value["value"].cpu().numpy()
-        else:
-            values[key] = value
-    return values
 
 
 class KDTrainer(KDMixin, Trainer):

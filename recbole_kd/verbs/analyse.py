@@ -41,7 +41,8 @@ from recbole_kd.evaluation.spectrum import (
     exact_band_energies,
     projection_difference,
 )
-from recbole_kd.files.checkpoint import PathLike, load_any, load_checkpoint, write_atomic
+from recbole_kd.files.atomic import PathLike, write_atomic
+from recbole_kd.files.checkpoint import load_any, load_checkpoint
 from recbole_kd.report import save_picture
 from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
 from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label

@@ -32,7 +32,8 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.evaluation.costs import inference_costs
-from recbole_kd.files.checkpoint import save_json, write_atomic
+from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.plain import save_json
 from recbole_kd.verbs.recommend import SEEN, Recommender
 from recbole_kd.verbs.train import versions
 

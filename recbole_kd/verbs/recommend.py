@@ -21,7 +21,7 @@ from tqdm import tqdm
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.collector import exact_topk, sized_eval_batch
-from recbole_kd.files.checkpoint import write_atomic
+from recbole_kd.files.atomic import write_atomic
 from recbole_kd.stages.teacher import FrozenTeacher
 from recbole_kd.verbs.train import load_trained
 

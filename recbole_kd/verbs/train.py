@@ -29,7 +29,9 @@ from recbole_kd.errors import Interrupted, UserError, closest
 from recbole_kd.evaluation.collector import sized_eval_batch
 from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.experiment.settings import KDConfig, dataset_names
-from recbole_kd.files.checkpoint import digest, load_checkpoint, save_json
+from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.files.digest import digest
+from recbole_kd.files.plain import save_json
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
 from recbole_kd.sevo.learner import optimizer_factory, reads_a_teacher
 from recbole_kd.stages.teacher import (

@@ -206,7 +206,8 @@ def last_file(folder: Path) -> Path | None:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """All that a finished run left, as plain values and digests to the bit, without times and places."""
-    from recbole_kd.files.checkpoint import digest, load_checkpoint
+    from recbole_kd.files.checkpoint import load_checkpoint
+    from recbole_kd.files.digest import digest
 
     (result_file,) = [
         path for path in (folder / "saved").glob("*.json") if "test_result" in json.loads(path.read_text())

@@ -20,7 +20,7 @@ from recbole_kd.evaluation.collector import PAIRS_PER_CALL, exact_topk
 from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, reset_peak_memory
 from recbole_kd.evaluation.per_user import save_per_user
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import save_json
+from recbole_kd.files.plain import save_json
 from recbole_kd.stages.teacher import FrozenTeacher, make_evaluator, obtain_teacher
 from recbole_kd.student.readers import expanded_scores
 from recbole_kd.verbs.compare.plan import Row

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, merge, nest
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 from recbole_kd.files.properties import read_yaml
 from recbole_kd.verbs.train import check_models, needs_teacher, versions
 

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from recbole_kd.experiment.settings import merge, nest
-from recbole_kd.files.checkpoint import save_json, write_atomic
+from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.plain import save_json
 from recbole_kd.text import columns
 
 #: Rows of the table on the terminal; trials.csv has all.

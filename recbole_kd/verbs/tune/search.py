@@ -27,7 +27,9 @@ from tqdm import tqdm
 from recbole_kd.cluster.ray import ray_session
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, merge, nest
-from recbole_kd.files.checkpoint import digest, save_json, write_atomic
+from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.digest import digest
+from recbole_kd.files.plain import save_json
 from recbole_kd.files.properties import overall_properties
 from recbole_kd.text import duration
 from recbole_kd.verbs.train import build_student, check_models, evaluate_checkpoint, load_splits, start_logging
