@@ -1,12 +1,13 @@
 """What a file must hold before any of it is used: types of its fields, and how deep and how large it may be.
 
 A format's schema is a TypedDict. :func:`check` takes the types that plain data has: None, bool, int, float, str,
-Tensor, Any, list, dict, unions, TypedDict. A whole number is a float too, and True is not a number.
+Tensor, Any, list, tuple, dict, unions, TypedDict. A whole number is a float too, and True is not a number.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -17,6 +18,8 @@ from recbole_kd.errors import UserError
 
 #: Levels of the deepest value that any file needs.
 DEEPEST = 100
+#: A whole number as JSON writes it as a key; and what no file in UTF-8 can hold.
+_DIGITS, _SURROGATE = re.compile(r"\d{1,18}"), re.compile(r"[\ud800-\udfff]")
 _LEAVES = (type(None), bool, int, float, str)
 
 
@@ -91,18 +94,22 @@ def _mismatch(value: Any, schema: Any, where: str) -> tuple[str, str, str] | Non
     if schema is Any:
         return None
     if origin in (Union, types.UnionType):
-        problems = [_mismatch(value, choice, where) for choice in arguments]
-        if None in problems:
+        choices = [_mismatch(value, choice, where) for choice in arguments]
+        if None in choices:
             return None
-        deeper = [problem for problem in problems if problem is not None and problem[0] != where]
+        deeper = [problem for problem in choices if problem is not None and problem[0] != where]
         return deeper[0] if deeper else (where, _found(value), _named(schema))
     if origin is list and isinstance(value, list):
         return next(
             filter(None, (_mismatch(part, arguments[0], f"{where}[{i}]") for i, part in enumerate(value))), None
         )
+    if origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
+        problems = (_mismatch(part, kind, f"{where}[{i}]") for i, (part, kind) in enumerate(zip(value, arguments)))
+        return next(filter(None, problems), None)
     if origin is dict and isinstance(value, Mapping):
         for key, part in value.items():
-            problem = _mismatch(key, arguments[0], where) or _mismatch(part, arguments[1], _inner(where, key))
+            named = int(key) if arguments[0] is int and isinstance(key, str) and _DIGITS.fullmatch(key) else key
+            problem = _mismatch(named, arguments[0], where) or _mismatch(part, arguments[1], _inner(where, key))
             if problem is not None:
                 return problem
         return None
@@ -123,6 +130,8 @@ def _is(value: Any, kind: Any) -> bool:
         return type(value) is float or (type(value) is int and abs(value) <= 2**63)
     if kind is int:
         return type(value) is int and abs(value) <= 2**63
+    if kind is str:
+        return isinstance(value, str) and not _SURROGATE.search(value)
     return isinstance(value, kind) if isinstance(kind, type) and not is_typeddict(kind) else False
 
 
@@ -145,7 +154,7 @@ _NAMES = {
     float: "a number",
     str: "text",
     list: "a list",
-    tuple: "a list",
+    tuple: "a list of that length",
     dict: "values by name",
     Tensor: "a tensor",
 }

@@ -12,8 +12,6 @@ Diagnostics for any two checkpoints on one dataset and split, four of them those
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,9 +39,10 @@ from recbole_kd.evaluation.spectrum import (
     exact_band_energies,
     projection_difference,
 )
-from recbole_kd.files.atomic import PathLike, write_atomic
+from recbole_kd.files.atomic import PathLike, write_content
 from recbole_kd.files.checkpoint import load_any, load_checkpoint
-from recbole_kd.report import save_picture
+from recbole_kd.files.tables import csv_text
+from recbole_kd.report import picture_bytes
 from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
 from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.stages.teacher import FrozenTeacher, Trained, make_evaluator, obtain_teacher
@@ -156,19 +155,13 @@ def analyse(
                     raise UserError(f"--parts={name} is not possible here: {reason}") from None
                 left_out[name] = str(reason)
     for part in found:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(part.table)
-        _write(Path(output) / f"{part.name}.csv", text.getvalue())
-        save_picture(part.picture, Path(output) / f"{part.name}.png")
+        write_content(Path(output) / f"{part.name}.csv", csv_text(part.table))
+        write_content(Path(output) / f"{part.name}.png", picture_bytes(part.picture))
     return found, left_out
 
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()), "output")
 
 
 def _load(
