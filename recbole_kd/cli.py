@@ -137,7 +137,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
             text = words.pop(0)
         if not key:
             raise UserError(f"'{word}' has no name before the '='; expected --key=value.")
-        from recbole_kd.experiment.settings import parse_value  # brings torch and RecBole, for which help need not wait
+        from recbole_kd.experiment.values import parse_value  # brings torch and RecBole, for which help need not wait
 
         # These are names, whatever they look like: a dataset may be called 2020.
         value = text if re.sub(r"^teacher\.\d+\.", "teacher.", key) in _TEXTS else parse_value(text)
@@ -165,9 +165,15 @@ def usage(verb: str = "train") -> str:
 
 
 def _train(settings: dict[str, Any]) -> None:
-    from recbole_kd.verbs.train import run_recbole_kd, table
+    from recbole_kd.verbs.train import dry_run, run_recbole_kd, table
 
     files = str(settings.pop("config_files", "") or "").split()
+    dry = settings.pop("dry_run", False)
+    if not isinstance(dry, bool):
+        raise UserError(f"--dry_run={dry!r}; expected true or false.")
+    if dry:
+        print(dry_run(files, settings), end="")
+        return
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
     if not result:
         return  # the first of several machines tells
@@ -188,7 +194,7 @@ def _list(settings: dict[str, Any]) -> None:
 
 
 def _evaluate(settings: dict[str, Any]) -> None:
-    from recbole_kd.verbs.train import evaluate_checkpoint
+    from recbole_kd.verbs.evaluate import evaluate_checkpoint
 
     checkpoint = settings.pop("checkpoint", None)
     result_file = settings.pop("result_file", None)

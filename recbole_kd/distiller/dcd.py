@@ -21,7 +21,7 @@ from torch import Tensor
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.data.samplers import discrepancy_log_weights, draw_without_replacement, items_at, rank_gaps
 from recbole_kd.distiller.base.lists import ListDistiller, list_scores, require_drawable
-from recbole_kd.loss.ranking import listwise_loss
+from recbole_kd.loss.kernel.ranking import listwise_loss
 from recbole_kd.options import Options, option
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recbole_kd.contracts import Batch, Distiller
 from recbole_kd.errors import UserError
-from recbole_kd.loss.decoupled import decoupled_losses
+from recbole_kd.loss.kernel.decoupled import decoupled_losses
 from recbole_kd.options import Options, option
 
 

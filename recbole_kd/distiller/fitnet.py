@@ -19,7 +19,8 @@ from torch.nn import functional
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.distiller.base.experts import linear
 from recbole_kd.distiller.base.nodes import NodeOrPairDistiller, Side
-from recbole_kd.loss.regression import linear_error, mean_over_nodes
+from recbole_kd.loss.kernel.regression import linear_error
+from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import Options, option
 
 

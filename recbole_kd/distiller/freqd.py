@@ -30,7 +30,8 @@ from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_
 from recbole_kd.distiller.base.experts import linear
 from recbole_kd.distiller.base.nodes import RepresentationDistiller
 from recbole_kd.errors import UserError
-from recbole_kd.loss.regression import cosine_distances, linear_error, mean_over_nodes
+from recbole_kd.loss.kernel.regression import linear_error
+from recbole_kd.loss.regression import cosine_distances, mean_over_nodes
 from recbole_kd.options import Options, option
 
 #: Coefficients beyond it bring squares near the end of float32.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recbole_kd.contracts import Batch
 from recbole_kd.distiller.base.nodes import RepresentationDistiller
-from recbole_kd.loss.topology import all_pairs
+from recbole_kd.loss.kernel.topology import all_pairs
 from recbole_kd.options import Options, option
 
 

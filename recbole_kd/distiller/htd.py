@@ -26,8 +26,10 @@ from torch import Tensor
 from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
 from recbole_kd.distiller.base.experts import AnnealedOptions, SelectedExperts, SelectionHistory, begin_epoch
 from recbole_kd.distiller.base.nodes import RepresentationDistiller
+from recbole_kd.loss.common import unit
+from recbole_kd.loss.kernel.layout import Grouped
+from recbole_kd.loss.kernel.topology import all_pairs, group_means, group_pairs, prototype_nodes
 from recbole_kd.loss.regression import mean_over_nodes
-from recbole_kd.loss.topology import Grouped, all_pairs, group_means, group_pairs, prototype_nodes, unit
 from recbole_kd.options import option
 
 

@@ -38,7 +38,7 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import require_unobserved
 from recbole_kd.data.samplers import Complement, draw_without_replacement, exponential_log_weights, items_at
 from recbole_kd.distiller.base.lists import ListDistiller, require_drawable
-from recbole_kd.loss.ranking import listwise_loss
+from recbole_kd.loss.kernel.ranking import listwise_loss
 from recbole_kd.options import Options, option
 
 

@@ -12,6 +12,8 @@ import torch
 
 from recbole_kd.errors import UserError
 
+__all__ = ["load_weights", "random_state", "restore_random_state", "restored", "storable"]
+
 
 def random_state() -> dict[str, Any]:
     """The states of the global random generators (python, numpy, torch, CUDA where there is one), as tensors and
@@ -81,3 +83,19 @@ def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
         else:
             values[key] = value
     return values
+
+
+def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
+    """Puts what a checkpoint holds, `state`, into a model that was built on its dataset.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
+    try:
+        model.load_state_dict(state["state_dict"])
+        model.load_other_parameter(restored(state.get("other_parameter") or {}))
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The weights in '{path}' do not fit {type(model).__name__} on this dataset: "
+            f"{' '.join(str(error).split())[:200]}; give a checkpoint of the same architecture, size and dataset."
+        ) from None

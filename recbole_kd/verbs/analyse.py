@@ -11,7 +11,6 @@ Diagnostics for any two checkpoints on one dataset and split, four of them those
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +38,18 @@ from recbole_kd.evaluation.spectrum import (
     exact_band_energies,
     projection_difference,
 )
+from recbole_kd.experiment.experiment import TeacherSource
 from recbole_kd.files.atomic import PathLike, write_content
 from recbole_kd.files.checkpoint import load_any, load_checkpoint
 from recbole_kd.files.tables import csv_text
 from recbole_kd.report import picture_bytes
 from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
 from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
-from recbole_kd.stages.teacher import FrozenTeacher, Trained, make_evaluator, obtain_teacher
-from recbole_kd.verbs.train import load_trained
+from recbole_kd.stages.saved import load_trained
+from recbole_kd.stages.teacher import saved_teacher
+from recbole_kd.teacher.cache import Trained
+from recbole_kd.teacher.frozen import FrozenTeacher
+from recbole_kd.trainer.kd_trainer import make_evaluator
 
 __all__ = ["PARTS", "Part", "analyse"]
 
@@ -189,11 +192,7 @@ def _load(
                 f"'{path}' and '{student}' were trained on different splits of {trained.config['dataset']}; "
                 f"give --{setting} a checkpoint of the same split."
             )
-        asking = copy.copy(trained.config)
-        asking.final_config_dict = {**asking.final_config_dict, "teacher": {"checkpoint": path}}
-        view = obtain_teacher(asking, splits)
-        assert isinstance(view, FrozenTeacher), "a checkpoint is one model"
-        views[setting] = view
+        views[setting] = saved_teacher(trained.config, splits, TeacherSource.of_checkpoint(path))
     folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
     learner = FrozenTeacher(trained, splits, folder)
     name = str(metric or trained.config["valid_metric"]).lower()

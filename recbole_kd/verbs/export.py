@@ -30,8 +30,8 @@ from recbole_kd.evaluation.costs import inference_costs
 from recbole_kd.files.atomic import whole_folder, write_content
 from recbole_kd.files.digest import file_digest
 from recbole_kd.files.plain import read_json, save_json
+from recbole_kd.stages.result import versions
 from recbole_kd.verbs.recommend import SEEN, Recommender
-from recbole_kd.verbs.train import versions
 
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMAT = "recbole-kd-export/1"

@@ -18,12 +18,13 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_kd.data.loaders import sized_eval_batch
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError, closest
-from recbole_kd.evaluation.collector import exact_topk, sized_eval_batch
+from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.files.atomic import write_atomic
-from recbole_kd.stages.teacher import FrozenTeacher
-from recbole_kd.verbs.train import load_trained
+from recbole_kd.stages.saved import load_trained
+from recbole_kd.teacher.frozen import FrozenTeacher
 
 #: ``seen`` -> the splits whose interactions are known when a recommendation is made.
 SEEN: dict[str, tuple[str, ...]] = {
@@ -62,7 +63,7 @@ class Recommender:
             config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
 
         Raises:
-            UserError: no such choice; or as :func:`recbole_kd.verbs.train.load_trained`.
+            UserError: no such choice; or as :func:`recbole_kd.stages.saved.load_trained`.
         """
         if seen not in SEEN:
             raise UserError(f"Unknown --seen={seen}.{closest(str(seen), SEEN)} Choices: {', '.join(SEEN)}.")

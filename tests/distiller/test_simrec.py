@@ -85,11 +85,14 @@ def slow_losses(distiller: SimRecDistiller, batch: Batch) -> dict[str, Tensor]:
             if loss.requires_grad:
                 (gradient,) = torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
             vector = torch.zeros(DIMENSION, dtype=torch.float64) if gradient is None else gradient[node]
-            if chosen.gradient_similarity == "cosine" and vector.norm() > 0:
-                vector = vector / vector.norm()
             vectors.append(vector)
         g1, g2, g_rec = vectors
-        return 1 - chosen.epsilon if float((g1 + g2) @ g_rec) > float(g1 @ g2) else 1 + chosen.epsilon
+        agree = similarity(g1 + g2, g_rec) > similarity(g1, g2)
+        return 1 - chosen.epsilon if agree else 1 + chosen.epsilon
+
+    def similarity(a: Tensor, b: Tensor) -> float:
+        lengths = a.norm() * b.norm() if chosen.gradient_similarity == "cosine" else torch.ones(())
+        return float(a @ b / lengths) if lengths else 0.0
 
     def spread(node: Tensor, everything: Tensor) -> Tensor:
         return torch.log(torch.exp(everything[1:] @ node / chosen.regularization_temperature).sum())

@@ -21,7 +21,8 @@ from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs import analyse as module
 from recbole_kd.verbs.analyse import PARTS, analyse
-from recbole_kd.verbs.train import evaluate_checkpoint, run_recbole_kd
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.train import run_recbole_kd
 
 
 class Runs:

@@ -15,16 +15,17 @@ import torch
 from recbole_kd.cli import main
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
-from recbole_kd.stages.teacher import make_evaluator
+from recbole_kd.stages.saved import load_trained
 from recbole_kd.testing import (
     known_answer_settings,
     known_sequences_settings,
     write_known_answer,
     write_known_sequences,
 )
+from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs import recommend
 from recbole_kd.verbs.recommend import FORMATS, Recommendation, Recommender, rank_items, read_users
-from recbole_kd.verbs.train import load_trained, run_recbole_kd
+from recbole_kd.verbs.train import run_recbole_kd
 
 
 @pytest.fixture(scope="module")

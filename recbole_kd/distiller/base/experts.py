@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recbole_kd.contracts import Share
 from recbole_kd.loss.kernel.layout import GroupLayout
-from recbole_kd.loss.regression import expert_error, mixture_error
+from recbole_kd.loss.kernel.regression import expert_error, mixture_error
 from recbole_kd.options import Options, option
 
 __all__ = [

@@ -15,14 +15,14 @@ from typing import Any, Optional
 
 from recbole_kd.cluster.launch import in_own_process
 from recbole_kd.errors import TrainingError, UserError
-from recbole_kd.experiment.settings import merge, nest
+from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import save_json
+from recbole_kd.stages.data import load_splits
 from recbole_kd.verbs.compare.perform import Job, perform
 from recbole_kd.verbs.compare.plan import Plan, Row, plan
 from recbole_kd.verbs.compare.progress import Progress
 from recbole_kd.verbs.compare.summary import summarise, table
-from recbole_kd.verbs.train import load_splits
 
 #: Makes a job's files; gets (epoch, epochs) told.
 Runner = Callable[[Job, Callable[[tuple[int, int]], None]], None]

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, merge, nest
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
+from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.digest import digest
 from recbole_kd.files.properties import read_yaml
-from recbole_kd.verbs.train import check_models, needs_teacher, versions
+from recbole_kd.stages.needs import check_models
+from recbole_kd.stages.result import versions
 
 #: Settings of the verb, beside RecBole's and ours.
 VERB_SETTINGS = ("models", "seeds", "tune_trials", "output", "parallel")
@@ -26,7 +29,7 @@ _REFUSED = {
     "baseline": "the plain student of each recipe is a row already; list other models in --models",
     "resume": "the same command goes on where it stopped",
     "result_file": "results are written to --output",
-    **dict.fromkeys(("nproc", "world_size", "group_offset"), "a comparison shares out whole runs; see --parallel"),
+    "nproc": "a comparison shares out whole runs; see --parallel",
 }
 #: Settings that change nothing in what a run gives; the device decides its costs.
 _WITHOUT_EFFECT = WITHOUT_EFFECT | {"model", "student", "ray_address"}
@@ -71,6 +74,10 @@ class Row:
         except UserError as error:
             raise UserError(f"{self.name}: {error}") from None
 
+    def experiment(self, seed: int) -> Experiment:
+        """The run with this seed, resolved."""
+        return Experiment.from_settings(self.config(seed))
+
     @cached_property
     def first_config(self) -> KDConfig:
         """:meth:`config` with the first seed."""
@@ -95,20 +102,19 @@ class Row:
         Args:
             data: digest of the splits.
         """
-        config = self.config(seed)
+        experiment = self.experiment(seed)
+        config = experiment.settings
         parts: list[Any] = [_RUN_FORMAT, versions(), data, seed]
-        if needs_teacher(config):
-            sections = config.teacher_sections()
-            for prefix, section in sections.items():
-                file = section.get("checkpoint") or section.get("ranks")
-                # A file by its size and date: its content may be gigabytes.
-                stamp = None if not file or not os.path.isfile(file) else os.stat(file)
-                parts += [file, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
-                if section.get("model"):
-                    teacher = config.teacher_config(section, prefix)
-                    parts += [_effective(teacher), teacher["seed"]]
-            if len(sections) > 1:
-                parts += [config.teacher_fusion, [section["share"] for section in sections.values()]]
+        for source in experiment.teachers:
+            file = source.checkpoint or source.ranks
+            # A file by its size and date: its content may be gigabytes.
+            stamp = None if not file or not os.path.isfile(file) else os.stat(file)
+            parts += [file, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
+            if source.section.get("model"):
+                teacher = source.settings or config.teacher_config(source.section, source.prefix)
+                parts += [_effective(teacher), teacher["seed"]]
+        if len(experiment.teachers) > 1:
+            parts += [experiment.fusion, [source.section["share"] for source in experiment.teachers]]
         if self.role != "teacher":
             parts += [config.resolved.backbone, _effective(config)]
         return digest(*parts)
@@ -121,7 +127,7 @@ class Row:
             return {key: value for key, value in section.items() if value is not None}
         keys = {*config.preset_keys, *self.settings, *config.distillers}
         keys -= {"data_path", "checkpoint_dir", "show_progress", "baseline"}
-        if not needs_teacher(config):
+        if not config.reads_teacher:
             keys -= {"teacher", "distill"}
         values = config.plain_values()
         return {key: values[key] for key in sorted(keys) if values.get(key) is not None}
@@ -264,8 +270,8 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     # One Adam for all rows: a run that distils takes the fused one, and epochs are compared too.
     base = {"state": "WARNING", "fused_adam": True}
     row = replace(row, settings={**base, **settings, "baseline": None, "show_progress": False})
-    if needs_teacher(row.first_config):
-        check_models(row.first_config)
+    if row.first_config.reads_teacher:
+        check_models(Experiment.from_settings(row.first_config))
         teacher = merge({"seed": seeds[0]}, settings.get("teacher") or {})
         return replace(row, role="recipe", settings={**row.settings, "teacher": teacher})
     return replace(row, settings={key: value for key, value in row.settings.items() if key != "teacher"})
@@ -363,7 +369,7 @@ def _free(name: str, taken: set[str]) -> str:
 def _effective(config: KDConfig) -> dict[str, Any]:
     """Settings that a run's result depends on."""
     left_out = _WITHOUT_EFFECT | {"seed"}
-    if not needs_teacher(config):
+    if not config.reads_teacher:
         left_out |= {"teacher", "distill"}
     return {key: value for key, value in config.plain_values().items() if key not in left_out}
 

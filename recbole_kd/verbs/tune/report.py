@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from recbole_kd.experiment.settings import merge, nest
+from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.atomic import write_atomic, write_content
 from recbole_kd.files.plain import save_json
 from recbole_kd.files.tables import csv_text
