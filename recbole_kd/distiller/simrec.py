@@ -31,14 +31,14 @@ default, and 0.0383 with the code's. The second figure is from a rule of w that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, TeacherView
 from recbole_kd.errors import UserError
 from recbole_kd.loss.common import unit
 from recbole_kd.loss.contrastive import adaptive_weights
@@ -49,11 +49,11 @@ from recbole_kd.loss.kernel.contrastive import (
     prediction_bce,
 )
 from recbole_kd.loss.kernel.streamed import product_precision
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class SimRecOptions(Options):
+class SimRecOptions(DistillerOptions):
     """Weights, temperatures and the paper's ablations (table 3). Defaults: the published ones for Gowalla."""
 
     prediction_weight: float = option(0.1, "lambda1, weight of prediction-level distillation", minimum=0)
@@ -68,8 +68,8 @@ class SimRecOptions(Options):
     adaptive: bool = option(True, "whether regularisation is weighted by eq. 10; else by 1")
     space: str = option(
         "output",
-        "what embedding-level distillation and the adaptive weights' gradients are taken on: the student's output, or "
-        "the embedding tables before its MLP, as the authors' code does",
+        "output: the student's vectors; input: its embedding tables before the MLP, as in the authors' code. The "
+        "embedding term compares them, and the adaptive weights' gradients are taken there",
         choices=("output", "input"),
     )
     gradient_similarity: str = option(
@@ -84,17 +84,41 @@ class SimRecOptions(Options):
     high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
     catalogue: Optional[int] = option(
         None,
-        "users, and items, drawn for each batch to stand for all in the sums over the catalogue; none: all of them",
+        "n, users, and as many items, drawn for each batch to stand for all in sums over the catalogue; ~: all",
         minimum=1,
     )
     precision: str = option(
         "fp32",
-        "products of the sums over the catalogue: fp32, or bf16 with fp32 sums where the processor has it",
+        "how sums over the catalogue are multiplied: fp32, or bf16 with fp32 sums where the processor has it",
         choices=("fp32", "bf16"),
     )
 
+    @property
+    def needs(self) -> Needs:
+        tables = ("tables",) if self.decay_weight or self.space == "input" else ()
+        wanted = {"scores": self.prediction_weight, "representations": self.embedding_weight}
+        of_teacher = tuple(need for need, weight in wanted.items() if weight)
+        return Needs.of("representations", *tables, teacher=of_teacher)
 
-class SimRecDistiller(Distiller):
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {
+            "prediction": self.prediction_weight,
+            "embedding": self.embedding_weight,
+            "regularization": self.regularization_weight,
+            "decay": self.decay_weight,
+        }
+
+    def check_sizes(self, student: Optional[int], teacher: Optional[int]) -> None:
+        if self.embedding_weight and None not in (student, teacher) and student != teacher:
+            raise UserError(
+                f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
+                f"({student}); set --teacher.embedding_size={student} or --simrec.embedding_weight=0. Of several "
+                "teachers those side by side count."
+            )
+
+
+class SimRecDistiller(Distiller[SimRecOptions]):
     """SimRec's terms, for any student and teacher with representations. See the module's docstring for the formulas.
 
     The teacher's anchors g are the sum of its layers from ``high_order`` on, or its last one where it has fewer; a
@@ -107,65 +131,28 @@ class SimRecDistiller(Distiller):
     """
 
     name = "simrec"
-    options_class = SimRecOptions
     shares = True
-    options: SimRecOptions
     user_anchors: Tensor
     item_anchors: Tensor
 
-    def __init__(self, options: SimRecOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+    def build(self) -> None:
         """
         Raises:
             UserError: embedding-level distillation between embeddings of different sizes.
         """
-        super().__init__(options, student, teacher, data)
-        if options.embedding_weight:
-            user_anchors, item_anchors = _anchors(teacher, options.high_order)
-            self.check_dimensions(options, student, user_anchors.shape[1])
+        if self.options.embedding_weight:
+            user_anchors, item_anchors = _anchors(self.teacher, self.options.high_order)
+            compared = self.student.tables()[0].shape[1] if self.options.space == "input" else self.student.dimension
+            self.options.check_sizes(compared, user_anchors.shape[1])
             # Constants: they move with the module, and stay out of its checkpoint.
             self.register_buffer("user_anchors", user_anchors, persistent=False)
             self.register_buffer("item_anchors", item_anchors, persistent=False)
 
-    @classmethod
-    def same_dimensions(cls, options: Options) -> bool:
-        assert isinstance(options, SimRecOptions)
-        return bool(options.embedding_weight)
-
-    @classmethod
-    def check_dimensions(cls, options: Options, student: StudentView, teacher: Optional[int]) -> None:
-        assert isinstance(options, SimRecOptions)
-        expected = student.tables()[0].shape[1] if options.space == "input" else student.dimension
-        if teacher != expected:
-            raise UserError(
-                f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
-                f"({expected}); set --teacher.embedding_size={expected} or --simrec.embedding_weight=0. Of several "
-                "teachers those side by side count."
-            )
-
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        assert isinstance(options, SimRecOptions)
-        tables = options.decay_weight or options.space == "input"
-        return frozenset({"representations", "tables"} if tables else {"representations"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        assert isinstance(options, SimRecOptions)
-        wanted = {"scores": options.prediction_weight, "representations": options.embedding_weight}
-        return frozenset(need for need, weight in wanted.items() if weight)
-
-    @classmethod
-    def is_off(cls, options: Options) -> bool:
-        assert isinstance(options, SimRecOptions)
-        return not (
-            options.prediction_weight
-            or options.embedding_weight
-            or options.regularization_weight
-            or options.decay_weight
-        )
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms whose weight is not 0: prediction, embedding, regularization, decay."""
+        """The terms whose weight is not 0: prediction, embedding, regularization, decay.
+
+        They are weighted here and not by the base, because eq. 10 compares the gradients of the weighted terms.
+        """
         options = self.options
         # Row r is the node of id r + 1: padding is in nothing that follows.
         output = Sides(self.student.user_embeddings()[1:], self.student.item_embeddings()[1:])

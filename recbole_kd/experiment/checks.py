@@ -16,11 +16,12 @@ import numpy as np
 import recbole
 from recbole.evaluator import metric_types
 
+from recbole_kd.contracts import DistillerOptions
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment.presets import distiller_names
 from recbole_kd.experiment.values import merge, same_kind
 from recbole_kd.files.checkpoint import load_any
-from recbole_kd.options import LARGEST_INT, Options, check_names, is_whole
+from recbole_kd.options import LARGEST_INT, check_names, is_whole
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -75,7 +76,7 @@ _SCHEDULES = ("constant", "cosine")
 _FUSIONS = ("ranks", "scores")
 
 
-def check_known(config: Any) -> tuple[dict[str, Options], SEvoOptions | None]:
+def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions | None]:
     """Refuses settings that nothing reads; the checked options of the distillers by name, and those of SEvo."""
     given = config.external_config_dict
     for key in _PROCESS:

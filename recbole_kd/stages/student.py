@@ -36,7 +36,7 @@ def build_student(
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
     view = ModelStudent(model)
-    distillers: dict[str, Distiller] = {}
+    distillers: dict[str, Distiller[Any]] = {}
     if teacher is not None:
         data = data_view(experiment, splits, share_of_steps(model, group))
         # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
@@ -45,11 +45,12 @@ def build_student(
             torch.manual_seed(config["seed"])
             for name, options in experiment.distillers.items():
                 check_needs(name, options, view, teacher)
-                distillers[name] = distiller_class(name)(options, view, teacher, data)
+                distillers[name] = distiller_class(name, config.sequential)(options, view, teacher, data)
     trainer = make_trainer(
         config,
         model,
         distillers=distillers,
+        observed=splits.observed,
         step_context=view.step,
         facts=facts(config, splits),
         optimizer_factory=optimizer_factory(config, splits, model, teacher),

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Batch, Distiller, Sequences
 from recbole_kd.data.loaders import make_loaders
+from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
@@ -63,7 +64,8 @@ class KDMixin:
         self,
         config: Any,
         model: nn.Module,
-        distillers: Optional[Mapping[str, Distiller]] = None,
+        distillers: Optional[Mapping[str, Distiller[Any]]] = None,
+        observed: Optional[Observed] = None,
         step_context: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Optional[Mapping[str, Any]] = None,
         file_name: Optional[str] = None,
@@ -73,6 +75,7 @@ class KDMixin:
     ) -> None:
         # All of this before RecBole's constructor, which already builds the optimiser.
         self.distillers = nn.ModuleDict(dict(distillers or {})).to(config["device"])
+        self.observed = observed
         self.step_context = step_context
         self.facts = dict(facts or {})
         self.optimizer_factory = optimizer_factory
@@ -221,8 +224,8 @@ class KDMixin:
         columns = interaction.columns
         users = interaction[config["USER_ID_FIELD"]]
         if config["ITEM_ID_FIELD"] not in columns:  # an autoencoder's batch is of users, with all that they have
-            first = next(iter(self.distillers.values()))
-            return Batch(*first.data.observed.pairs_of(users))  # type: ignore[union-attr,operator]
+            assert self.observed is not None, "a run that distils gives its training split"
+            return Batch(*self.observed.pairs_of(users))
         items = interaction[config["ITEM_ID_FIELD"]]
         negative, label = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"], config["LABEL_FIELD"]
         history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]

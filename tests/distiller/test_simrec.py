@@ -253,7 +253,7 @@ def test_a_sampled_catalogue_gives_the_losses_in_the_mean_and_a_whole_one_to_the
 
 def test_a_teacher_with_scores_alone_is_enough_without_the_embedding_term():
     chosen = options(embedding_weight=0.0)
-    assert SimRecDistiller.teacher_needs(chosen) == {"scores"}
+    assert chosen.needs.teacher == {"scores"}
     alone = built(chosen, capabilities=frozenset({"scores"}))(batch())
     with_vectors = built(chosen)(batch())
     torch.testing.assert_close(alone["prediction"], with_vectors["prediction"])
@@ -301,17 +301,17 @@ def test_before_the_mlp_it_is_the_tables_that_must_fit_the_teacher():
 
 
 def test_needs_follow_the_terms_that_are_on():
-    assert SimRecDistiller.student_needs(options()) == {"representations", "tables"}
-    assert SimRecDistiller.student_needs(options(decay_weight=0.0)) == {"representations"}
-    assert SimRecDistiller.student_needs(options(decay_weight=0.0, space="input")) == {"representations", "tables"}
-    assert SimRecDistiller.teacher_needs(options()) == {"scores", "representations"}
-    assert SimRecDistiller.teacher_needs(options(prediction_weight=0.0, embedding_weight=0.0)) == frozenset()
+    assert options().needs.student == {"representations", "tables"}
+    assert options(decay_weight=0.0).needs.student == {"representations"}
+    assert options(decay_weight=0.0, space="input").needs.student == {"representations", "tables"}
+    assert options().needs.teacher == {"scores", "representations"}
+    assert options(prediction_weight=0.0, embedding_weight=0.0).needs.teacher == frozenset()
 
 
 @pytest.mark.parametrize("term", list(ONLY))
 def test_it_is_off_when_every_weight_is_0(term):
-    assert SimRecDistiller.is_off(options(**ONLY))
-    assert not SimRecDistiller.is_off(options(**{**ONLY, term: 1.0}))
+    assert options(**ONLY).is_off
+    assert not options(**{**ONLY, term: 1.0}).is_off
 
 
 def test_published_defaults():
