@@ -57,7 +57,7 @@ def tell_moments(descriptor: int) -> None:
     from recbole.trainer import Trainer
 
     import recbole_kd.verbs.train  # noqa: F401  before its parts are replaced
-    from recbole_kd.files import checkpoint
+    from recbole_kd.files import atomic
     from recbole_kd.teacher import cache
 
     def telling(letter: str, function: Any) -> Any:
@@ -67,7 +67,7 @@ def tell_moments(descriptor: int) -> None:
 
         return told
 
-    checkpoint._claimed = telling("w", checkpoint._claimed)
+    atomic._claimed = telling("w", atomic._claimed)
     torch.Tensor.backward = telling("s", torch.Tensor.backward)  # type: ignore[method-assign]
     Trainer.evaluate = telling("e", Trainer.evaluate)
     cache.build_model = telling("t", cache.build_model)
