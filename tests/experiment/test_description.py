@@ -10,7 +10,7 @@ import pytest
 from recbole_kd.cli import main
 from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 from recbole_kd.files.properties import load_yaml
 
 
