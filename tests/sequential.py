@@ -61,7 +61,7 @@ class SequentialBench:
         trained = Trained(config, model, "none", False, {"test_result": {}})
         self.teacher = FrozenTeacher(trained, self.splits, str(data_path / "ranks"))
         self.student = ModelStudent(self.model)
-        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=torch.device("cpu"), sequential=True)
+        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=torch.device("cpu"))
 
     @staticmethod
     def _config(data_path: Path, model: str, settings: dict[str, Any]) -> KDConfig:

@@ -22,7 +22,7 @@ Masking (`Trainer._full_sort_batch_eval`) stays RecBole's: it is a few hundredth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ from recbole.evaluator.register import metrics_dict
 from recbole.utils import EvaluatorType
 from torch import Tensor
 
+from recbole_kd.contracts import Share
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.errors import UserError
 
 #: User-item pairs given to one call of `model.predict` where a model scores pair by pair.
@@ -202,3 +204,22 @@ class FullSortCollector(Collector):
 def _user_of_each_row(users: Tensor, rows: int) -> Tensor:
     """The user of each row of scores; with sampled negatives a batch lists a user once for each candidate."""
     return users if len(users) == rows else torch.unique_consecutive(users)
+
+
+class PartOfBatches(FastFullSortEvalDataLoader):
+    """A part of the batches of a loader of full-ranking batches: whole ones, as one process would make them."""
+
+    def __init__(self, whole: FastFullSortEvalDataLoader, share: Share) -> None:
+        self.__dict__.update(whole.__dict__)
+        users, each = whole.sample_size, whole.step
+        starts = range(0, users, each)[share.part(-(-users // each))]
+        self._batches = [range(start, min(start + each, users)) for start in starts]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __bool__(self) -> bool:
+        return True  # a process without a batch still takes part
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.collate_fn(list(batch)) for batch in self._batches)

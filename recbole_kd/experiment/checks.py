@@ -15,12 +15,12 @@ import numpy as np
 import recbole
 from recbole.evaluator import metric_types
 
+from recbole_kd.contracts import DistillerOptions
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment import known_keys
 from recbole_kd.experiment.presets import distiller_names
 from recbole_kd.experiment.values import merge
 from recbole_kd.files.checkpoint import load_any
-from recbole_kd.options import Options
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -33,17 +33,20 @@ _NO_MODEL = ("torch", "builtins", "abc", "typing")
 #: RecBole keeps these as pickles, which execute code when read.
 PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
 #: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
-_PROCESS = ("local_rank", "single_spec", "offset")
+_PROCESS = ("local_rank", "single_spec", "offset", "world_size", "group_offset", "ip", "port")
 #: Files of weights that RecBole's models unpickle.
 _WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
 
 
-def check_known(config: Any) -> tuple[dict[str, Options], SEvoOptions | None]:
+def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions | None]:
     """Refuses settings that nothing reads; the checked options of the distillers by name, and those of SEvo."""
     given = config.external_config_dict
     for key in _PROCESS:
         if key in given:
-            raise UserError(f"--{key} is what each process of a run is told; set --nproc=2 for two processes.")
+            raise UserError(
+                f"--{key} is the launcher's to say: set --nproc=2 for two processes here, or start several machines "
+                "with torchrun (docs/scale.md)."
+            )
     for key in PICKLES:
         if given.get(key):
             raise UserError(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from recbole_kd.contracts import DistillerOptions
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment.checks import TEACHER_KEYS
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.experiment.values import merge, nest
-from recbole_kd.options import Options
 from recbole_kd.sevo.graphs import SEvoOptions
 
 __all__ = ["Experiment", "Optimiser", "TeacherSource", "require_same_task"]
@@ -137,7 +137,7 @@ class Experiment:
     settings: KDConfig
     teachers: tuple[TeacherSource, ...]
     fusion: str
-    distillers: Mapping[str, Options]
+    distillers: Mapping[str, DistillerOptions]
     optimiser: Optimiser
     baseline: KDConfig | None
 

@@ -213,10 +213,6 @@ class Machine(Options):
     gpu_id: int | str | tuple[int, ...] = option("0", "which GPUs", noun="a number or several between commas")
     worker: int = option(0, "processes that load batches", minimum=0, maximum=256)
     nproc: int = option(1, "processes on this machine; the results are those of one", minimum=1, maximum=1024)
-    world_size: int = option(-1, "processes on all machines; -1: this machine's alone", minimum=-1, maximum=2**20)
-    group_offset: int = option(0, "processes on the machines before this one", minimum=0, maximum=2**20)
-    ip: str = option("localhost", "the first machine's address, for several machines")
-    port: int = option(5678, "a free port of the first machine, for several machines", minimum=1, maximum=65535)
     ray_address: str | None = option(
         None, "a Ray cluster that ranks in shards of users; local: this machine's cores", metavar="HOST:PORT"
     )
@@ -356,6 +352,7 @@ OMITTED: dict[str, tuple[str, ...]] = {
         *("CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN", "INVERSE_ITEM_SEQ", "MASK_INDEX", "MASK_ITEM_SEQ"),
         *("NEG_ITEMS", "POS_ITEMS", "REORDER_ITEM_SEQ"),
     ),
+    "the launcher's": ("world_size",),
     "refused: RecBole keeps datasets as pickles": (
         *("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"),
     ),

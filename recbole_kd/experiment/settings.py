@@ -11,13 +11,13 @@ import recbole
 from recbole.config import Config
 from recbole.utils import ModelType, evaluation_arguments, general_arguments, training_arguments
 
+from recbole_kd.contracts import DistillerOptions
 from recbole_kd.errors import UserError
 from recbole_kd.experiment import checks
 from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
-from recbole_kd.options import Options
-from recbole_kd.registry import MODELS, Resolved, distiller_class, distillers, recipes, resolve_model
+from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
 #: Settings that a baseline of another architecture takes from the student's where they were given.
@@ -65,7 +65,7 @@ class KDConfig(Config):
     #: Where each setting comes from, by dotted name.
     sources: dict[str, str]
     #: Checked options of the distillers, in the order given.
-    options: dict[str, Options]
+    options: dict[str, DistillerOptions]
     #: Checked options of SEvo, where the learner is one of its optimisers.
     sevo: SEvoOptions | None
 
@@ -238,9 +238,9 @@ class KDConfig(Config):
         """Names of the distillers, in the order given."""
         return [str(name) for name in self["distill"]]
 
-    def active_distillers(self) -> dict[str, Options]:
+    def active_distillers(self) -> dict[str, DistillerOptions]:
         """Checked options of the distillers whose weights are not all 0, by name."""
-        return {name: value for name, value in self.options.items() if not distiller_class(name).is_off(value)}
+        return {name: value for name, value in self.options.items() if not value.is_off}
 
     @property
     def reads_teacher(self) -> bool:

@@ -5,49 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_kd.contracts import CAPABILITIES, DataView, Share
+from recbole_kd.contracts import CAPABILITIES, DataView, DistillerOptions, Needs, Share
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.model.build import build_model
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
 from recbole_kd.stages.teacher import AnyTeacher
-from recbole_kd.student.readers import ModelStudent, capabilities, is_sequential
+from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher
 
-__all__ = ["check_data", "check_models", "check_needs", "data_view"]
+__all__ = ["check_data", "check_gpus", "check_models", "check_needs", "data_view"]
 
 
 def data_view(experiment: Experiment, splits: Splits, share: Share | None = None) -> DataView:
     """The training split as the distillers of an experiment see it."""
     config = experiment.settings
-    return DataView(
-        splits.observed, config["epochs"], config["seed"], config["device"], config.sequential, share or Share()
-    )
+    return DataView(splits.observed, config["epochs"], config["seed"], config["device"], share or Share())
 
 
 def check_data(experiment: Experiment, splits: Splits) -> None:
-    """Refuses options that the training split or the models' sizes cannot meet, before a teacher is trained for them.
+    """Refuses options that the training split cannot meet, before a teacher is trained for them.
 
     Raises:
         UserError: such an option, lists longer than a user's unobserved items say.
     """
     if all(source.settings is None for source in experiment.teachers):
         return  # nothing is trained for them
-    active = [(distiller_class(name), options) for name, options in experiment.distillers.items()]
     data = data_view(experiment, splits)
-    for kind, options in active:
-        kind.check_data(options, data)
-    comparing = [(kind, options) for kind, options in active if kind.same_dimensions(options)]
-    configs = [experiment.settings, *(source.settings for source in experiment.teachers)]
-    if not comparing or None in configs:
-        return
-    student, *teachers = (ModelStudent(build_model(one, splits.train)) for one in configs)
-    dimensions = sum(teacher.dimension or 0 for teacher in teachers)
-    for kind, options in comparing:
-        kind.check_dimensions(options, student, dimensions or None)
+    for name, options in experiment.distillers.items():
+        distiller_class(name, experiment.settings.sequential).check_data(options, data)
 
 
 @dataclass(frozen=True)
@@ -58,12 +46,14 @@ class _Named:
     model: Any
     capabilities: frozenset[str]
     setting: str = "model"
+    dimension: int | None = None
 
     @classmethod
     def of(cls, config: KDConfig) -> _Named:
         resolved = config.resolved
         setting = "student" if resolved.recipe else "model"
-        return cls(resolved.backbone, resolved.model_class, capabilities(resolved.model_class), setting)
+        kind = resolved.model_class
+        return cls(resolved.backbone, kind, capabilities(kind), setting, dimension_from_settings(kind, config))
 
 
 def check_models(experiment: Experiment) -> None:
@@ -85,6 +75,7 @@ def check_models(experiment: Experiment) -> None:
     student, teacher = _Named.of(experiment.settings), _named_teacher(experiment)
     for name, options in experiment.distillers.items():
         check_needs(name, options, student, teacher)
+        options.check_sizes(student.dimension, teacher.dimension if teacher else None)
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:
@@ -100,7 +91,9 @@ def _named_teacher(experiment: Experiment) -> _Named | None:
     if len(members) < 2:
         return members[0] if members else None
     together = joint_capabilities([member.capabilities for member in members])
-    return _Named(" + ".join(member.name for member in members), None, together)
+    sizes = [member.dimension for member in members]
+    side_by_side = None if None in sizes else sum(size or 0 for size in sizes)
+    return _Named(" + ".join(member.name for member in members), None, together, dimension=side_by_side)
 
 
 def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher: AnyTeacher | _Named | None) -> None:
@@ -116,7 +109,7 @@ def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher
     for role, view in (("student", student), ("teacher", teacher)):
         if view is None:
             continue
-        for need in sorted(needs[role] - view.capabilities):
+        for need in sorted(getattr(needs, role) - view.capabilities):
             able = _able(role, view.capabilities, sequential)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
             if name in able:
@@ -131,16 +124,13 @@ def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher
 
 #: Models that a message names where one of them would do.
 _EXAMPLES = ("BPR", "LightGCN", "SimpleX", "NeuMF", "SASRec", "GRU4Rec")
-_ROLES = ("student", "teacher")
 
 
-def _needs(name: str, options: Any, sequential: bool) -> dict[str, frozenset[str]] | None:
-    """What a distiller reads, by role; None where it has no meaning for next-item prediction, which is asked for."""
-    kind = distiller_class(name)
+def _needs(name: str, options: DistillerOptions, sequential: bool) -> Needs | None:
+    """What a distiller reads; None where it has no meaning for next-item prediction, which is asked for."""
     if not sequential:
-        return {"student": kind.student_needs(options), "teacher": kind.teacher_needs(options)}
-    needs = kind.sequential_needs(options)
-    return None if needs is None else dict.fromkeys(_ROLES, needs)
+        return options.needs
+    return options.sequence_needs if distillers()[name].sequential else None
 
 
 def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str]:
@@ -152,6 +142,20 @@ def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str
         except UserError:  # another package's, broken
             continue
         needs = _needs(name, distiller_class(name).options_class(), sequential)
-        if needs is not None and needs[role] <= capabilities:
+        if needs is not None and getattr(needs, role) <= capabilities:
             able.append(name)
     return able
+
+
+def check_gpus(config: KDConfig) -> None:
+    """Refuses more processes than there are GPUs for.
+
+    Raises:
+        UserError: both numbers.
+    """
+    given = [part for part in str(config["gpu_id"]).split(",") if part.strip()]
+    if config["device"].type == "cuda" and len(given) < config["nproc"]:
+        raise UserError(
+            f"--nproc={config['nproc']} needs as many GPUs, and --gpu_id={config['gpu_id']} names {len(given)}; "
+            "set --gpu_id=0,1 and so on, or --use_gpu=False."
+        )

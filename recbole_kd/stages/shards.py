@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_kd.cluster.group import PartOfBatches
 from recbole_kd.cluster.ray import parallel_map, ray_session
 from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.data.ranks import rank_block, rank_blocks
 from recbole_kd.errors import UserError
+from recbole_kd.evaluation.collector import PartOfBatches
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.files.checkpoint import digest
 from recbole_kd.stages.data import load_splits
@@ -159,7 +159,7 @@ def _kept(key: str, load: Callable[[], Any]) -> Any:
 
 def _shares(address: str, most: int) -> list[Share]:
     """The shares of so many blocks or batches, a few for each core of the cluster, none of them empty."""
-    with ray_session(_cluster(address)):
+    with ray_session(address):
         count = min(most, _SHARDS_A_CORE * _cores())
     return [Share(rank, count) for rank in range(count)]
 
@@ -170,7 +170,7 @@ def _map(function: Callable[[Task], Result], tasks: Sequence[Task], address: str
     Raises:
         UserError: as a worker does.
     """
-    with ray_session(_cluster(address)):
+    with ray_session(address):
         try:
             results = dict(parallel_map(function, tasks, _cores()))
         except ray.exceptions.RayTaskError as error:
@@ -182,7 +182,3 @@ def _map(function: Callable[[Task], Result], tasks: Sequence[Task], address: str
 
 def _cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _cluster(address: str) -> Optional[str]:
-    return None if address == "local" else address

@@ -8,7 +8,7 @@ import torch
 from recbole.utils import init_seed
 from torch import nn
 
-from recbole_kd.cluster.group import ALONE, Group, share_of_steps
+from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Distiller
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
@@ -21,6 +21,7 @@ from recbole_kd.student.readers import ModelStudent
 from recbole_kd.teacher.cache import facts
 from recbole_kd.trainer.kd_trainer import make_trainer
 from recbole_kd.trainer.learner import optimizer_factory
+from recbole_kd.trainer.shared import share_of_steps
 
 __all__ = ["build_student"]
 
@@ -35,7 +36,7 @@ def build_student(
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
     view = ModelStudent(model)
-    distillers: dict[str, Distiller] = {}
+    distillers: dict[str, Distiller[Any]] = {}
     if teacher is not None:
         data = data_view(experiment, splits, share_of_steps(model, group))
         # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
@@ -44,11 +45,12 @@ def build_student(
             torch.manual_seed(config["seed"])
             for name, options in experiment.distillers.items():
                 check_needs(name, options, view, teacher)
-                distillers[name] = distiller_class(name)(options, view, teacher, data)
+                distillers[name] = distiller_class(name, config.sequential)(options, view, teacher, data)
     trainer = make_trainer(
         config,
         model,
         distillers=distillers,
+        observed=splits.observed,
         step_context=view.step,
         facts=facts(config, splits),
         optimizer_factory=optimizer_factory(config, splits, model, teacher),

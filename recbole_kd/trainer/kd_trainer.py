@@ -23,19 +23,26 @@ from recbole.utils import get_trainer, set_color
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recbole_kd.cluster.group import ALONE, Group, SharedMixin
+from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Batch, Distiller, Sequences
 from recbole_kd.data.loaders import make_loaders
+from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, random_state, restore_random_state, save_checkpoint
+from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import restored, storable
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
 #: Name of the base model's own loss in logs and TensorBoard.
 BASE_LOSS = "rec"
+
+
+def new_stamp() -> str:
+    """Names a run's files: when it began, and in which process."""
+    return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
 
 
 class KDMixin:
@@ -57,15 +64,18 @@ class KDMixin:
         self,
         config: Any,
         model: nn.Module,
-        distillers: Optional[Mapping[str, Distiller]] = None,
+        distillers: Optional[Mapping[str, Distiller[Any]]] = None,
+        observed: Optional[Observed] = None,
         step_context: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Optional[Mapping[str, Any]] = None,
         file_name: Optional[str] = None,
+        stamp: str = "",
         optimizer_factory: Optional[Callable[[Iterable[Tensor], float, float], torch.optim.Optimizer]] = None,
         fused: Optional[bool] = None,
     ) -> None:
         # All of this before RecBole's constructor, which already builds the optimiser.
         self.distillers = nn.ModuleDict(dict(distillers or {})).to(config["device"])
+        self.observed = observed
         self.step_context = step_context
         self.facts = dict(facts or {})
         self.optimizer_factory = optimizer_factory
@@ -84,8 +94,7 @@ class KDMixin:
         super().__init__(config, model)  # type: ignore[call-arg]
         self.eval_collector = FullSortCollector(config)
         self.test_batch_size = PAIRS_PER_CALL
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-{os.getpid()}.pth"
+        name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp or new_stamp()}.pth"
         self.saved_model_file = os.path.join(config["checkpoint_dir"], name)
 
     # Optimiser
@@ -215,8 +224,8 @@ class KDMixin:
         columns = interaction.columns
         users = interaction[config["USER_ID_FIELD"]]
         if config["ITEM_ID_FIELD"] not in columns:  # an autoencoder's batch is of users, with all that they have
-            first = next(iter(self.distillers.values()))
-            return Batch(*first.data.observed.pairs_of(users))  # type: ignore[union-attr,operator]
+            assert self.observed is not None, "a run that distils gives its training split"
+            return Batch(*self.observed.pairs_of(users))
         items = interaction[config["ITEM_ID_FIELD"]]
         negative, label = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"], config["LABEL_FIELD"]
         history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
@@ -442,7 +451,7 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
                 f"--nproc={group.count}: {config['student']} has a training loop of its own, which one process goes "
                 "through; set --nproc=1."
             )
-        trainer_class, settings = SharedTrainer, {**settings, "group": group}
+        trainer_class, settings = SharedTrainer, {**settings, "group": group, "stamp": group.stamp}
     try:
         return trainer_class(config, model, **settings)
     except OSError as error:

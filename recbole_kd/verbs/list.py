@@ -95,25 +95,19 @@ def _offers(entry: ModelEntry) -> str:
 
 def _distillers() -> dict[str, str]:
     rows = {}
-    for name in distillers():
+    for name, entry in distillers().items():
         try:
             kind = distiller_class(name)
         except UserError as error:
             rows[name] = str(error)
             continue
         options = kind.options_class()
-        needs = [
-            f"{role}: {', '.join(sorted(wanted))}"
-            for role, wanted in (("student", kind.student_needs(options)), ("teacher", kind.teacher_needs(options)))
-            if wanted
-        ]
-        alone = sum(path.partition(":")[0] == kind.__module__ for path in distillers().values()) <= 1
-        paragraph = (inspect.getdoc(inspect.getmodule(kind) if alone else kind) or "").split("\n\n")[0]
-        summary = " ".join(paragraph.split()).rstrip(".")
-        sequential = kind.sequential_needs(options)
-        if sequential is not None:
-            needs.append(f"of sequential models: {', '.join(sorted(sequential))}")
-        rows[name] = f"{summary} [needs {'; '.join(needs) or 'nothing'}]"
+        roles = {"student": options.needs.student, "teacher": options.needs.teacher}
+        if entry.sequential:
+            roles["of sequential models"] = options.sequence_needs.student
+        needs = [f"{role}: {', '.join(sorted(wanted))}" for role, wanted in roles.items() if wanted]
+        paragraph = (inspect.getdoc(inspect.getmodule(kind)) or "").split("\n\n")[0]
+        rows[name] = f"{' '.join(paragraph.split()).rstrip('.')} [needs {'; '.join(needs) or 'nothing'}]"
     return {**rows, **{f"({name})": text for name, text in CAPABILITIES.items()}}
 
 

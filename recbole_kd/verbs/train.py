@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes
+from recbole_kd.cluster.group import ALONE, Group, joined, processes_around
+from recbole_kd.cluster.launch import together
 from recbole_kd.errors import Interrupted
 from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.stages.data import fetch, load_splits
 from recbole_kd.stages.log import log_to_file, start_logging
-from recbole_kd.stages.needs import check_data, check_models
+from recbole_kd.stages.needs import check_data, check_gpus, check_models
 from recbole_kd.stages.result import summarise, table, write_result
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate
 from recbole_kd.stages.training import resumable, train_baseline, train_student
+from recbole_kd.trainer.kd_trainer import new_stamp
 from recbole_kd.verbs.options import TrainOptions
 
 __all__ = ["dry_run", "run", "run_recbole_kd", "table"]
@@ -63,23 +63,22 @@ def run_recbole_kd(
     """
     files = list(config_file_list or ())
     experiment = Experiment.of(model, dataset, files, config_dict)
-    config, plan = experiment.settings, Plan.of(experiment.settings)
-    if plan is None:
+    config, settings = experiment.settings, (model, dataset, files, dict(config_dict or {}), saved)
+    if processes_around(config["nproc"]) > 1:
+        with joined() as group:
+            return _run_as_one_of_several(*settings, group)
+    if config["nproc"] == 1:
         return _run(experiment, saved, ALONE)
-    name = glob.escape(f"{config['model']}-{config['dataset']}-{config['seed']}")
-
-    def last_files() -> set[tuple[int, str]]:
-        files_there = Path(config["checkpoint_dir"]).glob(f"{name}-*-last.pth")
-        return {(path.stat().st_mtime_ns, str(path)) for path in files_there}
-
-    before = last_files()
+    check_gpus(config)
+    stamp = new_stamp()
     try:
-        return run_processes(plan, _run_as_one_of_several, model, dataset, files, dict(config_dict or {}), saved) or {}
+        return together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}
     except KeyboardInterrupt:
-        # Process 0 was ended and cannot say where its last whole epoch is. Clocks of files are too coarse to ask when.
-        written = last_files() - before
-        if written:
-            raise Interrupted(max(written)[1]) from None
+        # Process 0 was ended and cannot say where its last whole epoch is.
+        name = f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-last.pth"
+        last = config["resume"] or os.path.join(config["checkpoint_dir"], name)
+        if os.path.isfile(last):
+            raise Interrupted(last) from None
         raise
 
 

@@ -30,7 +30,7 @@ _REFUSED = {
     "baseline": "the plain student of each recipe is a row already; list other models in --models",
     "resume": "the same command goes on where it stopped",
     "result_file": "results are written to --output",
-    **dict.fromkeys(("nproc", "world_size", "group_offset"), "a comparison shares out whole runs; see --parallel"),
+    "nproc": "a comparison shares out whole runs; see --parallel",
 }
 #: Settings that change nothing in what a run gives; the device decides its costs.
 _WITHOUT_EFFECT = WITHOUT_EFFECT | {"model", "student", "ray_address"}

@@ -18,13 +18,12 @@ from typing import Any, Optional, Union
 
 import ray
 import torch
-from ray import air, tune
-from ray.air import session
+from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments
 from tqdm import tqdm
 
-from recbole_kd.cluster.ray import ray_session
+from recbole_kd.cluster.ray import environment, ray_session
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
@@ -177,7 +176,7 @@ def _check_run(base: KDConfig) -> None:
         )
     if base["resume"]:
         raise UserError("--resume is for one training; a search goes on by itself when the command is repeated.")
-    if base["nproc"] != 1 or base["world_size"] not in (None, -1):
+    if base["nproc"] != 1:
         raise UserError("--nproc is for one training; a search shares out whole trials (--cpus, --ray_address).")
 
 
@@ -427,7 +426,7 @@ def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gp
             raise UserError(f"--{kind.lower()}s_per_trial={wanted:g}, and Ray has {there:g}; lower it.")
     # In the way are Ray Tune's own loggers and tables, its handler of Ctrl-C, which would end as if all were done, and
     # its demand for a score from trials that failed.
-    os.environ.update(
+    quiet = environment(
         RAY_AIR_NEW_OUTPUT="0",
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_DISABLE_SIGINT_HANDLER="1",
@@ -444,17 +443,17 @@ def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gp
         ),
         param_space={"number": tune.grid_search(journal.pending)},
         tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
-        run_config=air.RunConfig(
+        run_config=tune.RunConfig(
             name="search",
             storage_path=storage,
             verbose=0,
             callbacks=[journal],
-            failure_config=air.FailureConfig(max_failures=1),
+            failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
     bar = tqdm(total=total, initial=over, desc="Trials", unit="trial", disable=not journal.shows_progress)
     try:
-        with bar as journal.bar:
+        with quiet, bar as journal.bar:
             tuner.fit()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -466,7 +465,7 @@ def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gp
 
 def _trainable(config: dict[str, Any], task: Task) -> None:
     gpus = ray.get_gpu_ids()
-    train_trial(task, config["number"], session.report, gpus)
+    train_trial(task, config["number"], tune.report, gpus)
 
 
 __all__ = ["Journal", "evaluate_winner", "search"]
