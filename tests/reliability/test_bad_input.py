@@ -228,9 +228,9 @@ BAD: dict[str, Case] = {
     "no process": ([*BPR, "--nproc=0"], "--nproc=0"),
     "a process beyond the world": (
         [*BPR, "--nproc=2", "--world_size=3", "--group_offset=2"],
-        "--world_size=3 has 0 to 2",
+        "--world_size is the launcher's to say",
     ),
-    "a port": ([*BPR, "--port=70000"], "--port=70000"),
+    "a port": ([*BPR, "--port=70000"], "--port is the launcher's to say"),
     "a rank": ([*BPR, "--local_rank=1"], "set --nproc=2 for two processes"),
     # What does not fit together
     "no teacher": (["--model=BPR", ML, "--distill=simrec"], "needs a teacher"),
