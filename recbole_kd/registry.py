@@ -175,6 +175,11 @@ def distiller_name(given: str) -> str:
     return kind.name
 
 
+def given_name(distiller: str) -> str:
+    """A distiller's name, or the "module:Class" that another process knows it by."""
+    return _NAMED_BY_PATH.get(distiller, distiller)
+
+
 @dataclass(frozen=True)
 class Resolved:
     """What ``--model`` (and ``--student``) came to.

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from recbole_kd.contracts import Batch, DataView, Distiller
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.stages.teacher import FrozenTeacher, Trained, build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import ModelStudent
+from recbole_kd.teacher.cache import Trained
+from recbole_kd.teacher.frozen import FrozenTeacher
 
 USERS, ITEMS, TASTES = 48, 40, 4
 

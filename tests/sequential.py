@@ -12,8 +12,10 @@ from recbole_kd.contracts import Batch, DataView, Sequences
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.stages.teacher import FrozenTeacher, Trained, build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import ModelStudent
+from recbole_kd.teacher.cache import Trained
+from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.testing import known_sequences_settings
 
 #: Sizes that make each model small and without chance.

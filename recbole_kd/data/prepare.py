@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from recbole_kd.errors import UserError, closest
+from recbole_kd.verbs.options import PrepareOptions
 
 _MEBIBYTE = 1 << 20
 _BLOCK = 16 * _MEBIBYTE  # decompressed bytes that are parsed at once; also the longest line
@@ -154,8 +155,7 @@ def prepare(
             f"Dataset '{dataset}' cannot be prepared.{closest(dataset, PREPARABLE)} "
             f"Expected --dataset= one of: {', '.join(PREPARABLE)}."
         )
-    if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
-        raise UserError(f"--minimum={minimum!r} is not a number of interactions; expected a whole number, at least 1.")
+    PrepareOptions.checked("--", "minimum", minimum)
     entry = PREPARABLE[dataset]
     folder = Path(data_path) / dataset
     try:

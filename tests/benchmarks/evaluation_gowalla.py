@@ -33,7 +33,8 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from scipy.sparse.linalg import svds
 
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader, FullSortCollector, sized_eval_batch
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader, sized_eval_batch
+from recbole_kd.evaluation.collector import FullSortCollector
 
 
 def timed(run: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:

@@ -44,7 +44,7 @@ from recbole_kd.distiller.ftd import FTDDistiller
 from recbole_kd.distiller.htd import HTDDistiller
 from recbole_kd.distiller.phr import PHRDistiller
 from recbole_kd.distiller.rkd import RKDDistiller
-from recbole_kd.stages.teacher import build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import ModelStudent
 
 TEACHER, EPOCHS = 300, 100

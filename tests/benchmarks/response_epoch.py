@@ -43,7 +43,7 @@ from recbole_kd.distiller.rd import RDDistiller
 from recbole_kd.distiller.rrd import RRDDistiller
 from recbole_kd.distiller.unkd import UnKDDistiller
 from recbole_kd.loss.kernel.gather import gathered_dot
-from recbole_kd.stages.teacher import build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import ModelStudent
 
 POOL = 500

@@ -13,8 +13,8 @@ import torch
 from recbole_kd.contracts import Distiller
 from recbole_kd.errors import UserError
 from recbole_kd.registry import DISTILLERS, distiller_class
+from recbole_kd.stages.needs import check_needs
 from recbole_kd.testing import write_known_sequences
-from recbole_kd.verbs.train import check_needs
 from tests.sequential import SequentialBench
 
 #: Distillers with a meaning for sequences, and options that fit 24 items.

@@ -1,8 +1,8 @@
 """Short runs whose numbers are kept: the program behaves today as it did when ``expected/`` was written.
 
-A run is a list of commands in a folder of its own. Each command is a process that gets words as a user types them, and
-of each what matters is kept: losses, metrics, chosen epochs, draws, keys of caches and hashes of weights, to the last
-digit. Seconds, paths, versions and memory are left out.
+A run is a list of commands, given as a user types them, in one process and one folder. Of each command what matters is
+kept to the last digit: losses, metrics, chosen epochs, tables, keys of caches and hashes of weights. Seconds, paths,
+versions and memory are left out. All runs together take three minutes of one core.
 
 ``test_frozen.py`` compares. ``expected/`` changes only on purpose, and a commit that changes it says why::
 
@@ -10,8 +10,8 @@ digit. Seconds, paths, versions and memory are left out.
     python -m tests.frozen.runs --write --code=FOLDER --expected=FOLDER2
 
 The second form runs the program of another checkout. Sums round differently on another processor or with another torch,
-and the test then allows for it. For a comparison to the digit there, let an older checkout write FOLDER2 on that machine,
-and give it to the test as the environment variable FROZEN_EXPECTED.
+and the test then allows for it (:func:`difference`). For a comparison to the digit there, let the program of an older
+checkout write FOLDER2 on that machine, and give the test FOLDER2 as the environment variable FROZEN_EXPECTED.
 """
 
 from __future__ import annotations
@@ -520,7 +520,9 @@ def _tuned(search: Path) -> dict[str, Any]:
 
 def _compared(comparison: Path) -> dict[str, Any]:
     results = json.loads((comparison / "results.json").read_text())
-    kept = _only(results, "format dataset split metrics valid_metric seeds reference teacher significance")
+    kept = _only(results, "format dataset split metrics valid_metric seeds reference teacher")
+    # The last digits of a p-value are those of a version of scipy.
+    kept["significance"] = _rounded(results["significance"])
     kept["budget"] = _only(results["budget"], "tune_trials epochs stopping_step")
     names = (
         "name role backbone teacher reference distillers settings mean deviation confidence relative_gain gap_closed"
@@ -535,6 +537,15 @@ def _compared(comparison: Path) -> dict[str, Any]:
         for row in results["rows"]
     ]
     return kept
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with ten digits, in lists and mappings."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def _reported(page: Path) -> dict[str, Any]:
@@ -630,13 +641,16 @@ def main() -> None:
     if given.inside:
         make_inside(given.names[0])
         return
+    known = given.expected / "machine.json"
+    if given.write and given.names and known.is_file() and json.loads(known.read_text()) != machine():
+        parser.error(f"{given.expected} was written on another machine: write every run, or choose another --expected")
     for name in given.names or RUNS:
         began = time.monotonic()
         record = make(name, given.code.resolve())
         seconds, file = time.monotonic() - began, given.expected / f"{name}.json"
         if given.write:
             given.expected.mkdir(parents=True, exist_ok=True)
-            (given.expected / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
+            known.write_text(json.dumps(machine(), indent=1) + "\n")
             file.write_text(json.dumps(record, indent=1) + "\n")
             told = "written"
         else:

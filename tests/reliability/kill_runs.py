@@ -58,7 +58,7 @@ def tell_moments(descriptor: int) -> None:
 
     import recbole_kd.verbs.train  # noqa: F401  before its parts are replaced
     from recbole_kd.files import checkpoint
-    from recbole_kd.stages import teacher
+    from recbole_kd.teacher import cache
 
     def telling(letter: str, function: Any) -> Any:
         def told(*arguments: Any, **named: Any) -> Any:
@@ -70,7 +70,7 @@ def tell_moments(descriptor: int) -> None:
     checkpoint._claimed = telling("w", checkpoint._claimed)
     torch.Tensor.backward = telling("s", torch.Tensor.backward)  # type: ignore[method-assign]
     Trainer.evaluate = telling("e", Trainer.evaluate)
-    teacher.build_model = telling("t", teacher.build_model)
+    cache.build_model = telling("t", cache.build_model)
 
 
 def command(words: Sequence[str], descriptor: int, folder: Path) -> None:

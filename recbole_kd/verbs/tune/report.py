@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from recbole_kd.experiment.settings import merge, nest
+from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.checkpoint import save_json, write_atomic
 from recbole_kd.text import columns
 
