@@ -103,7 +103,7 @@ class Student:
         self.interaction = next(iter(make_loaders(config, workshop.splits)[0]))
         self.model: Any = build_model(config, workshop.splits.train)
         self.view = ModelStudent(self.model)
-        self.trainer = make_trainer(config, self.model, step_context=self.view.step)
+        self.trainer = make_trainer(config, self.model, observed=workshop.splits.observed, step_context=self.view.step)
 
     def base_loss(self) -> Callable[[Any], Any]:
         """The model's own, as its trainer asks for it."""

@@ -142,7 +142,7 @@ def _joined(address: str) -> Iterator[None]:
 @contextmanager
 def _authentication(**variables: str | None) -> Iterator[None]:
     """Environment variables for Ray's authentication, which Ray reads once and keeps until it is told."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     def read_again() -> None:
         Config.initialize("")  # first, so that nothing asks for a token that has gone
