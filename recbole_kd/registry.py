@@ -28,12 +28,14 @@ class ModelEntry:
         summary: one line for ``recbole-kd list``.
         gradient: whether it is trained by gradient; a model that is not can teach but not learn by distillation.
         requires: "module (pip name)" that RecBole imports only when such a model trains.
+        sequential: whether it predicts the next item of a sequence.
     """
 
     path: str
     summary: str
     gradient: bool = True
     requires: str = ""
+    sequential: bool = False
 
 
 def _recbole(name: str, summary: str, gradient: bool = True) -> ModelEntry:
@@ -41,7 +43,7 @@ def _recbole(name: str, summary: str, gradient: bool = True) -> ModelEntry:
 
 
 def _sequential(name: str, summary: str) -> ModelEntry:
-    return ModelEntry(f"recbole.model.sequential_recommender:{name}", f"next item: {summary}")
+    return ModelEntry(f"recbole.model.sequential_recommender:{name}", f"next item: {summary}", sequential=True)
 
 
 #: Architectures. RecBole's own are listed by name, so that a class of ours never shadows one of the host's.
@@ -83,7 +85,9 @@ MODELS: dict[str, ModelEntry] = {
     "SGL": _recbole("SGL", "graph model with self-supervised contrast"),
     "SLIMElastic": _recbole("SLIMElastic", "sparse linear item model, elastic net", gradient=False),
     "SpectralCF": _recbole("SpectralCF", "spectral graph convolutions"),
-    "STOSA": ModelEntry("recbole_kd.model.stosa:STOSA", "next item: stochastic self-attention, items as Gaussians"),
+    "STOSA": ModelEntry(
+        "recbole_kd.model.stosa:STOSA", "next item: stochastic self-attention, items as Gaussians", sequential=True
+    ),
     "GRU4Rec": _sequential("GRU4Rec", "recurrent network"),
     "SASRec": _sequential("SASRec", "self-attention over the past"),
     "BERT4Rec": _sequential("BERT4Rec", "self-attention in both directions, over masked sequences"),

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import numpy as np
-import scipy.sparse
 import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
@@ -87,7 +86,9 @@ def neighbour_adjacency(observed: Observed, neighbours: int, block: int = 2048) 
     Returns:
         (U, U) sparse CSR, float32.
     """
-    interactions = scipy.sparse.csr_matrix(
+    from scipy.sparse import csr_matrix  # 0.2 seconds, for which `list` does not wait
+
+    interactions = csr_matrix(
         (np.ones(len(observed), dtype=np.int32), observed.indices.numpy(), observed.offsets.numpy()),
         shape=(observed.users, observed.items),
     )
@@ -226,7 +227,9 @@ class PolynomialFilter(nn.Module):
         matrix: Any
         if signal.device.type == "cpu":
             arrays = (self.values.numpy(), self.neighbours.numpy(), self.offsets.numpy())
-            matrix = scipy.sparse.csr_matrix(arrays, shape=(size, size))
+            from scipy.sparse import csr_matrix
+
+            matrix = csr_matrix(arrays, shape=(size, size))
             matrix = matrix if nodes is None else matrix[nodes.numpy()]
         else:
             matrix = _csr(*self._parts(nodes), size)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import recbole
 from recbole.config import Config
 from recbole.utils import ModelType, evaluation_arguments, general_arguments, training_arguments
 
@@ -16,7 +15,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment import checks
 from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
-from recbole_kd.files.properties import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
+from recbole_kd.files.properties import SafeLoader, overall_properties, read_properties, read_yaml
 from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -361,13 +360,4 @@ def _shared_keys() -> set[str]:
     )
 
 
-def dataset_names(data_path: str) -> list[str]:
-    """Datasets that can be named: folders under `data_path`, those we know, those RecBole downloads, ml-100k."""
-    folder = Path(data_path)
-    local = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    ours = [path.stem for path in (PROPERTIES / "dataset").glob("*.yaml")]
-    downloads = read_yaml(Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml")
-    return sorted({"ml-100k", *local, *ours, *downloads})
-
-
-__all__ = ["BASELINE_LENGTHS", "WITHOUT_EFFECT", "KDConfig", "dataset_names"]
+__all__ = ["BASELINE_LENGTHS", "WITHOUT_EFFECT", "KDConfig"]

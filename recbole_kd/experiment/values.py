@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import runpy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import recbole
 import yaml
-from recbole.utils import dataset_arguments
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.properties import Repeated, load_yaml
 
 __all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "parse_value", "plain"]
 
-#: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
-DATASET_KEYS = tuple(dataset_arguments)
+_LISTS = Path(recbole.__file__).parent / "utils" / "argument_list.py"
+#: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists. They
+#: are read from the file alone, as the module's package brings pandas and TensorBoard.
+DATASET_KEYS: tuple[str, ...] = tuple(runpy.run_path(str(_LISTS))["dataset_arguments"])
 #: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
 #: train_neg_sample_args) the given keys replace and the others stay.
 _WHOLE = frozenset({*DATASET_KEYS, "clip_grad_norm", "split"})

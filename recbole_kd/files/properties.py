@@ -122,3 +122,14 @@ def overall_properties() -> dict[str, Any]:
 def model_names() -> list[str]:
     """Names of the files under properties/model, sorted."""
     return sorted(path.stem for path in (PROPERTIES / "model").glob("*.yaml"))
+
+
+def dataset_names(data_path: str) -> list[str]:
+    """Datasets that can be named: folders under `data_path`, those we know, those RecBole downloads, ml-100k."""
+    import recbole
+
+    folder = Path(data_path)
+    local = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    ours = [path.stem for path in (PROPERTIES / "dataset").glob("*.yaml")]
+    downloads = read_yaml(Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml")
+    return sorted({"ml-100k", *local, *ours, *downloads})

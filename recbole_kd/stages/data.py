@@ -11,7 +11,8 @@ from recbole_kd.data import summary
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
-from recbole_kd.experiment.settings import KDConfig, dataset_names
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.properties import dataset_names
 
 __all__ = ["fetch", "load_splits"]
 

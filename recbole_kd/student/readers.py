@@ -6,13 +6,11 @@ backbone) is read as its backbone is. A recommender without a reader is still a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Optional, Union
 
 import torch
-from recbole.data.interaction import Interaction
-from recbole.utils import ModelType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -93,8 +91,15 @@ _PAIR_SCORES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 }
 
 
+def _interaction(columns: dict[str, Tensor]) -> Any:
+    """RecBole's batch of these columns."""
+    from recbole.data.interaction import Interaction  # brings pandas and TensorBoard, which `list` does not wait for
+
+    return Interaction(columns)
+
+
 def _catalogue(model: Any, users: Tensor) -> Tensor:
-    scores: Tensor = model.full_sort_predict(Interaction({model.USER_ID: users}))
+    scores: Tensor = model.full_sort_predict(_interaction({model.USER_ID: users}))
     return scores.view(len(users), -1)
 
 
@@ -141,8 +146,17 @@ _ITEM_TABLES: dict[str, Callable[[Any], list[Tensor]]] = {
 
 
 def _reader(table: Mapping[str, Any], model: Union[nn.Module, type[Any]]) -> Optional[Any]:
+    return _of(table, _names(model))
+
+
+def _names(model: Union[nn.Module, type[Any]]) -> list[str]:
+    """Names of a model's class and those that it is derived from, nearest first."""
     kind = model if isinstance(model, type) else type(model)
-    return next((table[base.__name__] for base in kind.__mro__ if base.__name__ in table), None)
+    return [base.__name__ for base in kind.__mro__]
+
+
+def _of(table: Mapping[str, Any], names: Iterable[str]) -> Optional[Any]:
+    return next((table[name] for name in names if name in table), None)
 
 
 def representations(model: nn.Module) -> Optional[Pair]:
@@ -178,7 +192,7 @@ def item_tables(model: nn.Module) -> Optional[list[Tensor]]:
 
 def is_sequential(model: Any) -> bool:
     """Whether the model predicts the next item of a sequence."""
-    return getattr(model, "type", None) == ModelType.SEQUENTIAL
+    return getattr(getattr(model, "type", None), "name", None) == "SEQUENTIAL"  # RecBole's ModelType
 
 
 def sequence_vectors(model: nn.Module, sequences: Sequences) -> Tensor:
@@ -221,15 +235,24 @@ def next_item_scores(model: Any, vectors: Tensor, items: Optional[Tensor] = None
 
 def capabilities(model: Union[nn.Module, type[Any]]) -> frozenset[str]:
     """What of :data:`recbole_kd.contracts.CAPABILITIES` a model, or a class of models, offers."""
-    if is_sequential(model):
-        return frozenset({"sequences", "sequence_vectors"} if _reader(_SEQUENCE_VECTORS, model) else ())
+    return _offered(_names(model), is_sequential(model))
+
+
+def capabilities_of(name: str, sequential: bool) -> frozenset[str]:
+    """:func:`capabilities` of the class of that name, which need not be imported for it."""
+    return _offered([name], sequential)
+
+
+def _offered(names: list[str], sequential: bool) -> frozenset[str]:
+    if sequential:
+        return frozenset({"sequences", "sequence_vectors"} if _of(_SEQUENCE_VECTORS, names) else ())
     tables: dict[str, Mapping[str, Any]] = {
         "representations": _REPRESENTATIONS,
         "tables": _TABLES,
         "layers": _LAYERS,
         "pair_representations": {**_REPRESENTATIONS, **_LAST_LAYERS},
     }
-    found = (name for name, table in tables.items() if _reader(table, model))
+    found = (capability for capability, table in tables.items() if _of(table, names))
     return frozenset({"scores", "listed_scores", "ranks", *found})
 
 
@@ -251,7 +274,7 @@ def pair_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
     if reader is not None:
         scores: Tensor = reader(model, users, items)
         return scores
-    scores = model.predict(Interaction({model.USER_ID: users, model.ITEM_ID: items}))
+    scores = model.predict(_interaction({model.USER_ID: users, model.ITEM_ID: items}))
     return scores.view(-1)
 
 

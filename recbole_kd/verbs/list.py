@@ -12,14 +12,14 @@ from typing import Any
 import recbole
 
 from recbole_kd.contracts import CAPABILITIES
-from recbole_kd.data.prepare import PREPARABLE
+from recbole_kd.data.preparable import PREPARABLE
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.known_keys import known_keys, of_a_model
-from recbole_kd.experiment.settings import dataset_names
 from recbole_kd.experiment.values import leaves, nest
-from recbole_kd.files.properties import PROPERTIES, read_properties, read_yaml
+from recbole_kd.files.properties import PROPERTIES, dataset_names, read_properties, read_yaml
 from recbole_kd.options import Described, as_text, described, expected
 from recbole_kd.registry import (
+    MODELS,
     ModelEntry,
     distiller_class,
     distiller_name,
@@ -29,7 +29,7 @@ from recbole_kd.registry import (
     models,
     recipes,
 )
-from recbole_kd.student.readers import capabilities
+from recbole_kd.student.readers import capabilities, capabilities_of
 from recbole_kd.verbs.help import entries
 from recbole_kd.verbs.options import KINDS, ListOptions
 
@@ -86,6 +86,9 @@ def _teachers() -> dict[str, str]:
 def _offers(entry: ModelEntry) -> str:
     """What a distiller can read of a model; some of it needs a package more."""
     requires = f"; requires {entry.requires}" if entry.requires else ""
+    if entry in MODELS.values():
+        kind = entry.path.partition(":")[2]
+        return f"[{', '.join(sorted(capabilities_of(kind, entry.sequential)))}{requires}]"
     try:
         offered = sorted(capabilities(load_class(entry.path)))
     except (ImportError, AttributeError, ValueError) as error:
