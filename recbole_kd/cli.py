@@ -18,6 +18,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from recbole_kd.compat import check
 from recbole_kd.errors import Interrupted, TrainingError, UserError, closest
 from recbole_kd.experiment.known_keys import hint_of
 from recbole_kd.options import is_text
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if help_wanted:
             print(usage(verb) if words[0] == verb else overview())
             return 0
+        check()
         options, settings = VERBS[verb].split(given)
         importlib.import_module(f"recbole_kd.verbs.{verb}").run(options, settings)
     except (UserError, TrainingError) as error:

@@ -182,11 +182,11 @@ def _private_folder() -> Iterator[Path]:
         if lock is not None:
             shutil.rmtree(left_behind, ignore_errors=True)
             os.close(lock)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-    lock = _lock(folder)
-    while lock is None or not folder.is_dir():  # another process may have swept it away before it was locked
+    while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         lock = _lock(folder)
+        if lock is not None and folder.is_dir():
+            break  # otherwise another process has swept it away before it was locked
     try:
         yield folder
     finally:

@@ -14,7 +14,8 @@ from torch import nn
 from recbole_kd.data.splits import Splits
 from recbole_kd.evaluation.costs import peak_memory
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import digest, save_json
+from recbole_kd.files.digest import digest
+from recbole_kd.files.plain import save_json
 from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.teacher.cache import Trained, recorded
 from recbole_kd.text import columns

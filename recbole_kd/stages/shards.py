@@ -26,7 +26,7 @@ from recbole_kd.data.ranks import rank_block, rank_blocks
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import PartOfBatches
 from recbole_kd.experiment.experiment import Experiment
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.teacher import AnyTeacher, obtain_teacher

@@ -14,7 +14,8 @@ from torch import nn
 from recbole_kd.data.loaders import eval_batch_size, make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
-from recbole_kd.files.checkpoint import FORMAT, digest, load_checkpoint, save_checkpoint
+from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from recbole_kd.files.digest import digest
 from recbole_kd.model.build import build_model
 from recbole_kd.trainer.kd_trainer import make_evaluator, make_trainer
 from recbole_kd.trainer.learner import optimizer_factory

@@ -14,7 +14,7 @@ from torch import Tensor
 from recbole_kd.contracts import Sequences
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_bank
 from recbole_kd.data.splits import Splits
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 from recbole_kd.student.readers import (
     capabilities,
     embedding_scores,

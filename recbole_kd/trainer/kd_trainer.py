@@ -30,9 +30,9 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
-from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, random_state, restore_random_state, save_checkpoint
+from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from recbole_kd.trainer.shared import SharedMixin
-from recbole_kd.trainer.state import restored, storable
+from recbole_kd.trainer.state import random_state, restore_random_state, restored, storable
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")

@@ -1,7 +1,8 @@
-"""What a model keeps beside its weights as tensors and plain values, and weights put back into a model."""
+"""What a run's state is beside weights: random generators, and what a model keeps outside its parameters."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,46 @@ import torch
 
 from recbole_kd.errors import UserError
 
-__all__ = ["load_weights", "restored", "storable"]
+__all__ = ["load_weights", "random_state", "restore_random_state", "restored", "storable"]
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the global random generators (python, numpy, torch, CUDA where there is one), as tensors and
+    plain values for a checkpoint."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "kind": str(kind),
+            "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Sets the global random generators to what :func:`random_state` gave; CUDA's as far as devices are there.
+
+    Raises:
+        UserError: `state` is not of that form.
+    """
+    try:
+        python, numpy = state["python"], state["numpy"]
+        keys = numpy["keys"].cpu().numpy().astype(np.uint32)
+        random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+        np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+        torch.set_rng_state(state["torch"].cpu())
+        for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(generator.cpu(), index)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The checkpoint's random states cannot be restored ({error}); resume from another checkpoint."
+        ) from None
 
 
 def storable(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,6 @@ Diagnostics for any two checkpoints on one dataset and split, four of them those
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,8 +39,10 @@ from recbole_kd.evaluation.spectrum import (
     projection_difference,
 )
 from recbole_kd.experiment.experiment import TeacherSource
-from recbole_kd.files.checkpoint import PathLike, load_any, load_checkpoint, write_atomic
-from recbole_kd.report import save_picture
+from recbole_kd.files.atomic import PathLike, write_content
+from recbole_kd.files.checkpoint import load_any, load_checkpoint
+from recbole_kd.files.tables import csv_text
+from recbole_kd.report import picture_bytes
 from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
 from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.stages.saved import load_trained
@@ -163,15 +163,9 @@ def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) 
                     raise UserError(f"--parts={name} is not possible here: {reason}") from None
                 left_out[name] = str(reason)
     for part in found:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(part.table)
-        _write(Path(options.output) / f"{part.name}.csv", text.getvalue())
-        save_picture(part.picture, Path(options.output) / f"{part.name}.png")
+        write_content(Path(options.output) / f"{part.name}.csv", csv_text(part.table))
+        write_content(Path(options.output) / f"{part.name}.png", picture_bytes(part.picture))
     return found, left_out
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()), "output")
 
 
 def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> _Subject:

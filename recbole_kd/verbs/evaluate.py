@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from recbole_kd.files.checkpoint import save_json
+from recbole_kd.files.plain import save_json
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.testing import evaluated
 from recbole_kd.trainer.kd_trainer import make_evaluator

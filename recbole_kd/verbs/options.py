@@ -115,15 +115,24 @@ class EvaluateOptions(VerbOptions):
 @dataclass(frozen=True)
 class PrepareOptions(VerbOptions):
     verb = "prepare"
-    summary = "download a public dataset and convert it to RecBole's atomic files"
+    summary = "make RecBole's atomic files from a table of events, or from a public dataset"
 
     dataset: str = option(
-        None, "what to prepare; `recbole-kd list` names the datasets", metavar="NAME", needed="a dataset"
+        None, "the name that the data gets; gowalla is downloaded", metavar="NAME", needed="a dataset"
     )
     source: str | None = option(
-        None, "the raw file instead of the public address: a file or an address, plain text or gzip", metavar="FILE"
+        None, "a table (CSV, TSV or Parquet), or gowalla's raw file: a file or an address", metavar="FILE"
     )
-    minimum: int = option(10, "interactions that every user and item must have in the result", minimum=1)
+    user: str | None = option(None, "the table's column of users", metavar="COLUMN")
+    item: str | None = option(None, "the table's column of items", metavar="COLUMN")
+    time: str | None = option(None, "its column of times: numbers, or dates such as 2026-11-29T08:30", metavar="COLUMN")
+    rating: str | None = option(None, "its column of ratings", metavar="COLUMN")
+    minimum_rating: float | None = option(None, "drops events with a lower rating")
+    minimum: int | None = option(
+        None, "interactions that every user and item must have in the result; by default 1, for gowalla 10", minimum=1
+    )
+    separator: str | None = option(None, "between the table's columns, where it is not found", metavar="TEXT")
+    encoding: str | None = option(None, "of the table's text; by default UTF-8", metavar="NAME")
     data_path: str = option("dataset/", "the folder that gets DATASET/DATASET.inter")
 
 

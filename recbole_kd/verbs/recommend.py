@@ -22,7 +22,7 @@ from recbole_kd.data.loaders import sized_eval_batch
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
-from recbole_kd.files.checkpoint import write_atomic
+from recbole_kd.files.atomic import write_atomic
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.verbs.options import SEEN, RecommendOptions

@@ -30,8 +30,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn

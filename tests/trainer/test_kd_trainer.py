@@ -22,7 +22,7 @@ from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import load_checkpoint, load_recbole_checkpoint
+from recbole_kd.files.checkpoint import load_any, load_checkpoint
 from recbole_kd.model.build import build_model
 from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
@@ -83,7 +83,7 @@ def recboles_own(model: str, settings: dict[str, Any]) -> tuple[dict[str, Tensor
     if model != "SimRecStudent":
         result = run_recbole(model, "known-answer", config_dict=settings)
         file = max(Path(settings["checkpoint_dir"]).glob(f"{model}-*.pth"), key=lambda path: path.stat().st_mtime)
-        return load_recbole_checkpoint(file)["state_dict"], result["test_result"]
+        return load_any(file)[1]["state_dict"], result["test_result"]
     config = KDConfig(model, "known-answer", config_dict={**settings, "distill": []})
     init_seed(config["seed"], True)
     splits = Splits(config)

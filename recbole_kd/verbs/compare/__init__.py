@@ -16,7 +16,8 @@ from typing import Any, Optional
 from recbole_kd.cluster.launch import in_own_process
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.values import merge, nest
-from recbole_kd.files.checkpoint import digest, save_json
+from recbole_kd.files.digest import digest
+from recbole_kd.files.plain import save_json
 from recbole_kd.stages.data import load_splits
 from recbole_kd.verbs.compare.perform import Job, perform
 from recbole_kd.verbs.compare.plan import Plan, Row, plan

@@ -15,7 +15,7 @@ from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.known_keys import check
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.experiment.values import merge, nest
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 from recbole_kd.files.properties import read_yaml
 from recbole_kd.options import checked
 from recbole_kd.stages.needs import check_models

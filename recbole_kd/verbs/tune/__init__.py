@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from recbole_kd.files.checkpoint import save_json
+from recbole_kd.files.plain import save_json
 from recbole_kd.verbs.options import TuneOptions
 from recbole_kd.verbs.tune.report import summary
 from recbole_kd.verbs.tune.search import evaluate_winner, search
