@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import random
+import re
 import socket
 import sys
 import threading
