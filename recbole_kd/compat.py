@@ -1,6 +1,6 @@
 """RecBole 1.2.1 on today's numpy, scipy and pandas: the only module that adapts RecBole.
 
-RecBole's last release is of February 2025. Three of its spellings no longer work. Each is replaced by today's while
+RecBole's last release is of February 2025. Four of its spellings no longer work. Each is replaced by today's while
 Python imports the module of RecBole that holds it. numpy, scipy, pandas and RecBole's files stay as they are.
 
 ===========================  =====================================  ============================
@@ -10,26 +10,37 @@ RecBole's source             why it fails                           what is comp
 ``matrix._update(entries)``  scipy 1.13 has removed the method      ``matrix._dict.update(...)``
 ``column.fillna(v,           pandas 3 fills a copy, silently        ``column = column.fillna(v)``
 inplace=True)``
+``column.agg(len)``          pandas 3 takes the column's length,    ``column.map(len)``
+                             not that of each value
 ===========================  =====================================  ============================
 
-A spelling that still works is left alone.
+A spelling that still works is left alone. :func:`check` says in a line what is missing or too old.
 """
 
 from __future__ import annotations
 
 import ast
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.metadata import PackageNotFoundError, version
 from types import CodeType, ModuleType
 
-__all__ = ["adapted", "install"]
+from recbole_kd.errors import UserError
+
+__all__ = ["RECBOLE", "adapted", "check", "install", "require"]
+
+#: The version of RecBole whose insides are used here.
+RECBOLE = "1.2.1"
+#: The lowest versions that were tested, of Python and of the packages whose age shows late and in riddles.
+LOWEST = {"python": "3.10", "torch": "2.0", "numpy": "1.22"}
 
 #: numpy's names until version 1, and the same types today.
 _NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
-_NEEDED = re.compile(rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(")
+_NEEDED = re.compile(rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)")
 
 
 class _Today(ast.NodeTransformer):
@@ -39,6 +50,16 @@ class _Today(ast.NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.value, ast.Name) and node.value.id == "np" and node.attr in _NUMPY:
             node.attr = _NUMPY[node.attr]
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if (
+            isinstance(node.func, ast.Attribute)
+            and node.func.attr == "agg"
+            and [ast.unparse(one) for one in node.args] == ["len"]
+        ):
+            node.func.attr = "map"
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
@@ -96,3 +117,45 @@ def install() -> None:
     """Adapts RecBole's modules as they are imported from now on. ``import recbole_kd`` calls it; once is enough."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def check() -> None:
+    """Whether Python and the packages are there and new enough; every verb asks before it begins.
+
+    Warns of a version of RecBole that was not tested.
+
+    Raises:
+        UserError: something is missing or too old.
+    """
+    if sys.version_info[:2] < _numbers(LOWEST["python"]):
+        found = ".".join(map(str, sys.version_info[:3]))
+        raise UserError(f"This is Python {found}; expected {LOWEST['python']} or later: install it, and start with it.")
+    for package in ("torch", "numpy"):
+        require(package, LOWEST[package])
+    recbole = require("recbole", None)
+    if recbole != RECBOLE:
+        logging.getLogger(__name__).warning(
+            f"RecBole {recbole} is installed, and recbole-kd is made for {RECBOLE}. It tries; if something fails, run: "
+            f"pip install --no-deps recbole=={RECBOLE}"
+        )
+
+
+def require(package: str, lowest: str | None) -> str:
+    """The installed version of a package.
+
+    Raises:
+        UserError: it is not installed, or older than `lowest`.
+    """
+    wanted = f"--no-deps recbole=={RECBOLE}" if package == "recbole" else f"'{package}>={lowest}'"
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        raise UserError(f"The package {package} is not installed; run: pip install {wanted}") from None
+    if lowest is not None and _numbers(found) < _numbers(lowest):
+        raise UserError(f"{package} {found} is installed; expected {lowest} or later: run: pip install -U {wanted}")
+    return found
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])

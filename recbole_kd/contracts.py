@@ -7,10 +7,12 @@ sample, no mean, no graph and no ranking. U and I count the padding row (RecBole
 
 from __future__ import annotations
 
+import typing
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Optional, Protocol
+from typing import Any, ClassVar, Generic, NamedTuple, Optional, Protocol, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +147,6 @@ class DataView:
     epochs: int
     seed: int
     device: torch.device
-    sequential: bool = False  #: whether batches hold sequences and their next items
 
     #: What of a step this process computes, where a distiller shares (:attr:`Distiller.shares`).
     share: Share = Share()
@@ -203,81 +204,132 @@ class Batch:
         return torch.unique(self.items)
 
 
-class Distiller(nn.Module):
-    """Base of all distillers: chooses entries of a batch, owns its projectors, calls pure losses.
+class Needs(NamedTuple):
+    """What a distiller reads: keys of :data:`CAPABILITIES`, of the student and of the teacher."""
 
-    A subclass sets :attr:`name` (its section and the prefix of its losses), :attr:`options_class`, what it needs, and
-    writes :meth:`forward`. Its parameters are optimised and checkpointed with the student's; the views are plain
-    objects, so that neither model becomes part of this module.
+    student: frozenset[str] = frozenset()
+    teacher: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, *names: str, teacher: Optional[tuple[str, ...]] = None) -> Needs:
+        """These names of the student; of the teacher the same, or those of `teacher`."""
+        return cls(frozenset(names), frozenset(names if teacher is None else teacher))
+
+
+@dataclass(frozen=True)
+class DistillerOptions(Options):
+    """Base of a distiller's options. They also say what it reads, and what its losses are multiplied by.
+
+    A distiller with one loss has an option ``weight``. One with several overrides :attr:`weights`.
     """
 
+    @property
+    def needs(self) -> Needs:
+        """What is read of the two models. A class whose options do not change it sets ``needs = Needs.of(...)``."""
+        return Needs()
+
+    @property
+    def sequence_needs(self) -> Needs:
+        """What is read of two sequential models."""
+        return self.needs
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight of each loss by its name; the only loss of a distiller has the name ""."""
+        weight: float = getattr(self, "weight")  # noqa: B009
+        return {"": weight}
+
+    @property
+    def is_off(self) -> bool:
+        """Whether every loss has weight 0, so that the distiller need not be built at all."""
+        return not any(self.weights.values())
+
+    def check_sizes(self, student: Optional[int], teacher: Optional[int]) -> None:
+        """Refuses two models whose vectors have sizes that these options cannot compare.
+
+        Asked with the sizes that the settings give, before a teacher is trained; None is a size not known yet.
+
+        Raises:
+            UserError: the two sizes, and the setting that changes one of them.
+        """
+
+
+class Part(NamedTuple):
+    """A loss of one of several processes: the mean over its entries, and which fraction of all entries they are."""
+
+    loss: Tensor
+    fraction: float
+
+
+OptionsT = TypeVar("OptionsT", bound=DistillerOptions)
+
+
+class Distiller(nn.Module, Generic[OptionsT]):
+    """Base of all distillers, for a class of options: ``class MyDistiller(Distiller[MyOptions])``.
+
+    A subclass sets :attr:`name` and writes :meth:`loss`. What it makes once, such as a projector, it makes in
+    :meth:`build`. Its parameters are optimised and checkpointed with the student's. The views are plain objects, so
+    that neither model becomes part of this module.
+
+    Attributes:
+        options, student, teacher, data: what the distiller was built with.
+        generator: for all random numbers, on the CPU; the base model's random stream stays as RecBole has it.
+    """
+
+    #: The distiller's section of the settings, and the prefix of its losses in logs.
     name: ClassVar[str]
-    options_class: ClassVar[type[Options]]
-    #: Whether `forward` gives this process's part of each loss, by ``data.share``, so that the processes' losses sum to
+    #: Found from the brackets: ``Distiller[MyOptions]``.
+    options_class: ClassVar[type[DistillerOptions]]
+    #: Whether `loss` gives this process's part of each loss, by ``data.share``, so that the processes' losses sum to
     #: the loss; otherwise one process computes the whole. Random numbers are drawn alike by all processes.
     shares: ClassVar[bool] = False
-    generator: torch.Generator
 
-    def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for argument in typing.get_args(base):
+                if isinstance(argument, type) and issubclass(argument, DistillerOptions):
+                    cls.options_class = argument
+
+    def __init__(self, options: OptionsT, student: StudentView, teacher: TeacherView, data: DataView) -> None:
         super().__init__()
         self.check_data(options, data)
         self.options = options
         self.student = student
         self.teacher = teacher
         self.data = data
-        # A generator of its own: drawing samples here leaves the base model's random stream as RecBole has it.
         self.generator = torch.Generator().manual_seed(data.seed * 1_000_003 + zlib.crc32(self.name.encode()))
+        self.build()
 
     @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        """Keys of :data:`CAPABILITIES` that these options ask of the student."""
-        return frozenset()
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        """Keys of :data:`CAPABILITIES` that these options ask of the teacher."""
-        return frozenset()
-
-    @classmethod
-    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
-        """Keys of :data:`CAPABILITIES` that these options ask of a sequential student and of its teacher.
-
-        None where the distiller has no meaning for next-item prediction. One that has reads ``batch.sequences``.
-        """
-        return None
-
-    @classmethod
-    def check_data(cls, options: Options, data: DataView) -> None:
+    def check_data(cls, options: OptionsT, data: DataView) -> None:
         """Refuses a training split on which these options cannot be met; asked before a teacher is trained for it.
 
         Raises:
             UserError: what is asked for and what there is.
         """
 
-    @classmethod
-    def same_dimensions(cls, options: Options) -> bool:
-        """Whether the two models' vectors are compared as they are, so that their sizes are asked before training."""
-        return False
-
-    @classmethod
-    def check_dimensions(cls, options: Options, student: StudentView, teacher: Optional[int]) -> None:
-        """Refuses a teacher whose vectors have `teacher` dimensions; asked where :meth:`same_dimensions` says so.
-
-        Raises:
-            UserError: the two sizes.
-        """
-
-    @classmethod
-    def is_off(cls, options: Options) -> bool:
-        """Whether every loss has weight 0, so that the distiller need not be built at all."""
-        return getattr(options, "weight", None) == 0
+    def build(self) -> None:
+        """Makes projectors, constants and lists, once. Buffers of constants stay out of checkpoints."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first batch of each epoch (0 is the first): resample, anneal."""
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The named losses of a batch: scalars, means over their entries, already weighted."""
+    def loss(self, batch: Batch) -> Union[Tensor, Part, Mapping[str, Tensor]]:
+        """The loss of a batch, or several by name: scalars, means over their entries, not weighted yet.
+
+        An empty mapping where there is nothing to compute in this step.
+        """
         raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch by name, each multiplied by its weight."""
+        found = self.loss(batch)
+        if isinstance(found, Part):
+            return {self.name: found.fraction * self.options.weights[""] * found.loss}
+        terms = {"": found} if isinstance(found, Tensor) else found
+        weights = self.options.weights
+        return {term or self.name: weights[term] * loss for term, loss in terms.items()}
 
     def get_extra_state(self) -> Tensor:
         """State of the sampler's generator, for a checkpoint from which the run goes on exactly."""

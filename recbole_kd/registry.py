@@ -90,24 +90,44 @@ MODELS: dict[str, ModelEntry] = {
     "SRGNN": _sequential("SRGNN", "gated graph network over a session's items"),
 }
 
-#: name -> "module:Class" of our distillers; a distiller's name is its section in the configuration.
-DISTILLERS: dict[str, str] = {
-    "simrec": "recbole_kd.distiller.simrec:SimRecDistiller",
-    "rd": "recbole_kd.distiller.rd:RDDistiller",
-    "cd": "recbole_kd.distiller.cd:CDDistiller",
-    "rrd": "recbole_kd.distiller.rrd:RRDDistiller",
-    "ir_rrd": "recbole_kd.distiller.rrd:IRRRDDistiller",
-    "unkd": "recbole_kd.distiller.unkd:UnKDDistiller",
-    "kd": "recbole_kd.distiller.kd:KDDistiller",
-    "dkd": "recbole_kd.distiller.dkd:DKDDistiller",
-    "dcd": "recbole_kd.distiller.dcd:DCDDistiller",
-    "fitnet": "recbole_kd.distiller.fitnet:FitNetDistiller",
-    "de": "recbole_kd.distiller.de:DEDistiller",
-    "freqd": "recbole_kd.distiller.freqd:FreqDDistiller",
-    "phr": "recbole_kd.distiller.phr:PHRDistiller",
-    "ftd": "recbole_kd.distiller.ftd:FTDDistiller",
-    "htd": "recbole_kd.distiller.htd:HTDDistiller",
-    "rkd": "recbole_kd.distiller.rkd:RKDDistiller",
+
+@dataclass(frozen=True)
+class DistillerEntry:
+    """Where a distiller's class is.
+
+    Attributes:
+        path: "module:Class".
+        sequential: "module:Class" of the one for sequential models; "" where next-item prediction has no such method.
+    """
+
+    path: str
+    sequential: str = ""
+
+
+def _ours(path: str, sequential: str = "") -> DistillerEntry:
+    """Paths below :mod:`recbole_kd.distiller`; ``sequential="same"`` is one class for both."""
+    paths = [f"recbole_kd.distiller.{each}" if each else "" for each in (path, sequential)]
+    return DistillerEntry(paths[0], paths[0] if sequential == "same" else paths[1])
+
+
+#: Our distillers; a distiller's name is its section in the configuration.
+DISTILLERS: dict[str, DistillerEntry] = {
+    "simrec": _ours("simrec:SimRecDistiller"),
+    "rd": _ours("rd:RDDistiller"),
+    "cd": _ours("cd:CDDistiller"),
+    "rrd": _ours("rrd:RRDDistiller", sequential="rrd:RRDSequenceDistiller"),
+    "ir_rrd": _ours("ir_rrd:IRRRDDistiller"),
+    "unkd": _ours("unkd:UnKDDistiller"),
+    "kd": _ours("kd:KDDistiller", sequential="kd:KDSequenceDistiller"),
+    "dkd": _ours("dkd:DKDDistiller", sequential="same"),
+    "dcd": _ours("dcd:DCDDistiller"),
+    "fitnet": _ours("fitnet:FitNetDistiller", sequential="same"),
+    "de": _ours("de:DEDistiller", sequential="same"),
+    "freqd": _ours("freqd:FreqDDistiller"),
+    "phr": _ours("phr:PHRDistiller", sequential="same"),
+    "ftd": _ours("ftd:FTDDistiller", sequential="same"),
+    "htd": _ours("htd:HTDDistiller", sequential="same"),
+    "rkd": _ours("rkd:RKDDistiller", sequential="same"),
 }
 
 
@@ -123,9 +143,13 @@ def _offered(group: str) -> dict[str, str]:
     return {point.name: point.value for point in chosen}
 
 
-def distillers() -> dict[str, str]:
-    """name -> "module:Class" of every distiller: ours, those of installed packages, those named by their path."""
-    return {**_offered("recbole_kd.distillers"), **_NAMED_BY_PATH, **DISTILLERS}
+def distillers() -> dict[str, DistillerEntry]:
+    """Name -> entry of every distiller: ours, those of installed packages, those named by their path.
+
+    A class of another package is asked for sequential models too: what it needs says whether it serves them.
+    """
+    others = {**_offered("recbole_kd.distillers"), **_NAMED_BY_PATH}
+    return {**{name: DistillerEntry(path, path) for name, path in others.items()}, **DISTILLERS}
 
 
 def models() -> dict[str, ModelEntry]:
@@ -145,10 +169,15 @@ def distiller_name(given: str) -> str:
     if ":" not in given:
         return lookup("distiller", given, distillers(), "distill")
     kind = _checked_distiller(given)
-    if distillers().get(kind.name, given) != given:
+    if distillers().get(kind.name, DistillerEntry(given)).path != given:
         raise UserError(f"'{given}' calls itself '{kind.name}', and there is a distiller of that name; rename it.")
     _NAMED_BY_PATH[kind.name] = given
     return kind.name
+
+
+def given_name(distiller: str) -> str:
+    """A distiller's name, or the "module:Class" that another process knows it by."""
+    return _NAMED_BY_PATH.get(distiller, distiller)
 
 
 @dataclass(frozen=True)
@@ -232,18 +261,19 @@ def _require_package(model: str, requires: str) -> None:
         raise UserError(f"{model} needs the package {module}; run: pip install {package.strip('()')}.")
 
 
-def distiller_class(name: str) -> type[Distiller]:
-    """The distiller of that name.
+def distiller_class(name: str, sequential: bool = False) -> type[Distiller[Any]]:
+    """The distiller of that name, for general models or for sequential ones.
 
     Raises:
         UserError: no such distiller, or one of another package that cannot be loaded or is none.
     """
-    path = distillers()[lookup("distiller", name, distillers(), "distill")]
+    entry = distillers()[lookup("distiller", name, distillers(), "distill")]
+    path = entry.sequential if sequential and entry.sequential else entry.path
     return load_class(path) if name in DISTILLERS else _checked_distiller(path)
 
 
 @cache
-def _checked_distiller(path: str) -> type[Distiller]:
+def _checked_distiller(path: str) -> type[Distiller[Any]]:
     """The distiller of another package at "module:Class".
 
     Raises:
@@ -257,7 +287,7 @@ def _checked_distiller(path: str) -> type[Distiller]:
         ) from None
     if not (isinstance(kind, type) and issubclass(kind, Distiller)):
         raise UserError(f"'{path}' is no distiller; expected a subclass of recbole_kd.contracts.Distiller.")
-    for attribute in ("name", "options_class"):
+    for attribute, written in {"name": "name = 'mine'", "options_class": "Distiller[MyOptions]"}.items():
         if not hasattr(kind, attribute):
-            raise UserError(f"'{path}' has no `{attribute}`, which every distiller has; see CONTRIBUTING.md.")
+            raise UserError(f"'{path}' has no `{attribute}`; write `{written}` in the class; see CONTRIBUTING.md.")
     return kind

@@ -12,6 +12,7 @@ The suite needs pytest; nothing else in the package imports this module.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Optional
@@ -19,13 +20,15 @@ from typing import Any, ClassVar, Optional
 import pytest
 import torch
 from recbole.utils import init_seed
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_kd.contracts import Batch, DataView, Distiller
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.stages.teacher import FrozenTeacher, Trained, build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import ModelStudent
+from recbole_kd.teacher.cache import Trained
+from recbole_kd.teacher.frozen import FrozenTeacher
 
 USERS, ITEMS, TASTES = 48, 40, 4
 
@@ -78,25 +81,30 @@ def known_answer_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
 class Bench:
     """A student and a frozen teacher on the known-answer data, without files written for either."""
 
-    def __init__(self, data_path: Path, student: str, teacher: str, size: int = 8, teacher_size: int = 8) -> None:
-        settings = known_answer_settings(data_path)
-        self.config = KDConfig(
-            student, "known-answer", config_dict={**settings, **_sized(student, size), "distill": []}
-        )
+    def __init__(
+        self,
+        data_path: Path,
+        student: str,
+        teacher: str,
+        size: int = 8,
+        teacher_size: int = 8,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        settings = known_answer_settings(data_path, use_gpu=device != "cpu", distill=[])
+        self.config = KDConfig(student, "known-answer", config_dict={**settings, **_sized(student, size)})
         init_seed(0, True)
         self.splits = Splits(self.config)
-        config = KDConfig(
-            teacher, "known-answer", config_dict={**settings, **_sized(teacher, teacher_size), "distill": []}
-        )
-        model = build_model(config, self.splits.train)
+        config = KDConfig(teacher, "known-answer", config_dict={**settings, **_sized(teacher, teacher_size)})
+        model = _typed(build_model(config, self.splits.train), dtype)
         with torch.no_grad():
             for parameter in model.parameters():  # a teacher with opinions, though untrained
                 parameter.mul_(3.0)
         trained = Trained(config, model, "none", False, {"test_result": {}})
         self.teacher = FrozenTeacher(trained, self.splits, str(data_path / "ranks"))
-        self.model = build_model(self.config, self.splits.train)
+        self.model = _typed(build_model(self.config, self.splits.train), dtype)
         self.student = ModelStudent(self.model)
-        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=torch.device("cpu"))
+        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=self.config["device"])
 
     def batch(self, size: int = 64) -> Batch:
         """The first `size` training pairs, with negatives."""
@@ -104,7 +112,16 @@ class Bench:
         negatives = torch.randint(
             1, self.splits.train.item_num, (len(users),), generator=torch.Generator().manual_seed(2)
         )
-        return Batch(users[:size], items[:size], negatives[:size])
+        users, items, negatives = (ids[:size].to(self.data.device) for ids in (users, items, negatives))
+        return Batch(users, items, negatives)
+
+
+def _typed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model in a type of numbers, with the graphs that RecBole's models hold beside their parameters."""
+    for name, value in vars(model).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            setattr(model, name, value.to(dtype))
+    return model.to(dtype)
 
 
 def _sized(model: str, size: int) -> dict[str, Any]:
@@ -121,7 +138,7 @@ class DistillerConformance:
     :attr:`teacher` where BPR, LightGCN and SimRecStudent or a SimRecTeacher do not fit.
     """
 
-    distiller: ClassVar[type[Distiller]]
+    distiller: ClassVar[type[Distiller[Any]]]
     options: ClassVar[Mapping[str, Any]] = {}
     backbones: ClassVar[Sequence[str]] = ("BPR", "LightGCN", "SimRecStudent")
     teacher: ClassVar[str] = "SimRecTeacher"
@@ -131,33 +148,30 @@ class DistillerConformance:
         return write_known_answer(tmp_path_factory.mktemp("conformance"))
 
     @pytest.fixture
-    def bench(self, request: pytest.FixtureRequest, data_path: Path) -> Bench:
-        return Bench(data_path, request.param, self.teacher)
+    def bench(self, backbone: str, data_path: Path) -> Bench:
+        return Bench(data_path, backbone, self.teacher)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        if "bench" in metafunc.fixturenames:
-            metafunc.parametrize("bench", self.backbones, indirect=True)
+        if "backbone" in metafunc.fixturenames:
+            metafunc.parametrize("backbone", self.backbones)
 
-    def build(self, bench: Bench, options: Optional[Mapping[str, Any]] = None) -> Distiller:
+    def build(self, bench: Bench, options: Optional[Mapping[str, Any]] = None) -> Distiller[Any]:
         """The distiller over the bench's student and teacher, in its first epoch."""
-        parsed = self.distiller.options_class.parse(
-            self.distiller.name, dict(self.options if options is None else options)
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            built = self.distiller(parsed, bench.student, bench.teacher, bench.data)
+        values = dict(self.options if options is None else options)
+        parsed = self.distiller.options_class.parse(self.distiller.name, values)
+        built = self.distiller(parsed, bench.student, bench.teacher, bench.data).to(bench.data.device)
         built.begin_epoch(0)
         return built
 
-    def losses(self, bench: Bench, distiller: Distiller, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, bench: Bench, distiller: Distiller[Any], batch: Batch) -> dict[str, Tensor]:
         """The losses of one step, as the trainer computes them."""
         with bench.student.step():
             return distiller(batch)
 
     def test_it_declares_what_it_needs(self, bench: Bench) -> None:
-        options = self.build(bench).options
-        assert self.distiller.student_needs(options) <= bench.student.capabilities
-        assert self.distiller.teacher_needs(options) <= bench.teacher.capabilities
+        needs = self.build(bench).options.needs
+        assert needs.student <= bench.student.capabilities
+        assert needs.teacher <= bench.teacher.capabilities
 
     def test_losses_are_finite_scalars(self, bench: Bench) -> None:
         losses = self.losses(bench, self.build(bench), bench.batch())
@@ -165,6 +179,42 @@ class DistillerConformance:
         for name, loss in losses.items():
             assert loss.dim() == 0, name
             assert torch.isfinite(loss), name
+
+    def test_weight_0_is_no_distillation(self, bench: Bench) -> None:
+        fields = [field.name for field in dataclasses.fields(self.distiller.options_class)]
+        weights = [name for name in fields if name == "weight" or name.endswith("_weight")]
+        distiller, batch = self.build(bench, {**self.options, **dict.fromkeys(weights, 0)}), bench.batch()
+        assert distiller.options.is_off
+        gradients = []
+        for distilled in (False, True):
+            bench.model.zero_grad()
+            with bench.student.step():
+                total = bench.student.scores(batch.users, batch.items).square().mean()
+                if distilled:
+                    total = total + sum(distiller(batch).values())
+                total.backward()
+            gradients.append([parameter.grad for parameter in bench.model.parameters()])
+        for plain, taught in zip(*gradients):
+            assert (plain is None or not plain.any()) if taught is None else torch.equal(taught, plain + 0 * taught)
+
+    def test_in_float64_everything_is_float64(self, backbone: str, data_path: Path) -> None:
+        bench = Bench(data_path, backbone, self.teacher, dtype=torch.float64)
+        distiller = self.build(bench)
+        tensors = {**self.losses(bench, distiller, bench.batch()), **dict(distiller.named_parameters())}
+        assert {name for name, tensor in tensors.items() if tensor.dtype != torch.float64} == set()
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no second device")
+    def test_on_a_second_device_losses_are_the_same(self, backbone: str, bench: Bench, data_path: Path) -> None:
+        here = self.losses(bench, self.build(bench), bench.batch())
+        other = Bench(data_path, backbone, self.teacher, device="cuda")
+        for name, loss in self.losses(other, self.build(other), other.batch()).items():
+            assert loss.is_cuda, name
+            torch.testing.assert_close(loss.cpu(), here[name], rtol=1e-3, atol=1e-6)
+
+    def test_it_draws_from_its_own_generator_alone(self, bench: Bench) -> None:
+        before = torch.get_rng_state()
+        self.losses(bench, self.build(bench), bench.batch())
+        assert torch.equal(torch.get_rng_state(), before), "draw from `self.generator`, parameters too"
 
     def test_the_loss_falls_on_data_with_a_known_answer(self, bench: Bench) -> None:
         distiller, batch = self.build(bench), bench.batch(256)
@@ -205,7 +255,6 @@ class DistillerConformance:
         state = distiller.get_extra_state()
         once = self.losses(bench, distiller, batch)
         distiller.set_extra_state(state)
-        torch.manual_seed(0)
         twice = self.losses(bench, distiller, double)
         for name, loss in once.items():
             torch.testing.assert_close(twice[name], loss, rtol=1e-4, atol=1e-6)

@@ -12,8 +12,10 @@ from recbole_kd.contracts import Batch, DataView, Sequences
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.stages.teacher import FrozenTeacher, Trained, build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import ModelStudent
+from recbole_kd.teacher.cache import Trained
+from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.testing import known_sequences_settings
 
 #: Sizes that make each model small and without chance.
@@ -59,7 +61,7 @@ class SequentialBench:
         trained = Trained(config, model, "none", False, {"test_result": {}})
         self.teacher = FrozenTeacher(trained, self.splits, str(data_path / "ranks"))
         self.student = ModelStudent(self.model)
-        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=torch.device("cpu"), sequential=True)
+        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=torch.device("cpu"))
 
     @staticmethod
     def _config(data_path: Path, model: str, settings: dict[str, Any]) -> KDConfig:

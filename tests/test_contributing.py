@@ -15,7 +15,8 @@ from recbole_kd.cli import main
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.testing import DistillerConformance, known_answer_settings
-from recbole_kd.verbs.train import evaluate_checkpoint, run_recbole_kd
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.train import run_recbole_kd
 
 TEXT = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
 (SOURCE,) = (block for block in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "class CentredMatching(" in block)

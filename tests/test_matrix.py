@@ -19,12 +19,15 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.model.build import build_model
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, load_class
-from recbole_kd.stages.teacher import FrozenTeacher, build_model, train_or_fetch
+from recbole_kd.stages.needs import check_needs
 from recbole_kd.student.readers import ModelStudent
+from recbole_kd.teacher.cache import train_or_fetch
+from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.trainer.kd_trainer import make_trainer
-from recbole_kd.verbs.train import check_needs, run_recbole_kd
+from recbole_kd.verbs.train import run_recbole_kd
 
 SIZE = 16
 GENERAL = [name for name in MODELS if load_class(MODELS[name].path).type != ModelType.SEQUENTIAL]
@@ -100,7 +103,7 @@ class Student:
         self.interaction = next(iter(make_loaders(config, workshop.splits)[0]))
         self.model: Any = build_model(config, workshop.splits.train)
         self.view = ModelStudent(self.model)
-        self.trainer = make_trainer(config, self.model, step_context=self.view.step)
+        self.trainer = make_trainer(config, self.model, observed=workshop.splits.observed, step_context=self.view.step)
 
     def base_loss(self) -> Callable[[Any], Any]:
         """The model's own, as its trainer asks for it."""

@@ -16,12 +16,13 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
+from recbole_kd.model.build import build_model
 from recbole_kd.registry import load_class
 from recbole_kd.sevo import graphs as item_graphs
 from recbole_kd.sevo.graphs import SEvoOptions, sevo_adjacency
-from recbole_kd.stages.teacher import build_model
 from recbole_kd.testing import known_sequences_settings, write_known_sequences
-from recbole_kd.verbs.train import evaluate_checkpoint, run_recbole_kd
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.train import run_recbole_kd
 from tests.sequential import SMALL, SequentialBench
 
 MODELS = ("GRU4Rec", "SASRec", "BERT4Rec", "SRGNN", "STOSA")

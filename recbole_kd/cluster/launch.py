@@ -1,21 +1,29 @@
-"""A function in a process of its own: what it holds in memory is its own, and nothing of it stays.
-
-What any process of ours does with interrupts and with the end of the one that started it is here too.
-"""
+"""Functions in processes of their own: one for its memory alone, or several that train together."""
 
 from __future__ import annotations
 
+import json
+import logging
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Optional
 
+from recbole_kd.cluster.group import STORE, joined
 from recbole_kd.errors import TrainingError, UserError
+
+__all__ = ["in_own_process", "together"]
+
+#: How often the processes of a run are started again when one of them has ended.
+RESTARTS = 3
 
 
 def in_own_process(
@@ -97,3 +105,163 @@ def end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def together(
+    processes: int, stamp: str, function: Callable[..., Any], *arguments: Any, restarts: int = RESTARTS
+) -> Any:
+    """``function(*arguments, group)`` in several processes of this machine; what the first returned.
+
+    torch's own launcher, the one of ``torchrun``, starts and watches them. When one ends, all are started again; the
+    function finds ``group.restarted`` and goes on from what it kept. An interrupt ends all of them.
+
+    Args:
+        processes: how many.
+        stamp: names the run's files (:attr:`Group.stamp`).
+        function: importable by its name; its arguments can be pickled.
+        restarts: how often they are started again.
+
+    Raises:
+        UserError, TrainingError: what the function raised, which no restart mends; or a process kept ending.
+        RuntimeError: any other error, with its traceback.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory(prefix="recbole-kd-") as folder, _undone():
+        os.environ.update({STORE: str(Path(folder, "store")), "RECBOLE_KD_STAMP": stamp})
+        _meet_in_a_file()
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=stamp,
+            rdzv_backend=_BACKEND,
+            rdzv_configs={"file": str(Path(folder, "launcher"))},
+            max_restarts=restarts,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            return elastic_launch(config, _member)(folder, function, arguments)[0]
+        except SignalException as stop:
+            raise KeyboardInterrupt from stop
+        except ChildFailedError as error:
+            _raise_what_was_raised(folder)
+            rank, failure = error.get_first_failure()
+            how = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+            raise TrainingError(
+                f"Process {rank} of {processes} was ended from outside ({how}), {restarts + 1} times in all; if memory "
+                "was short, lower --train_batch_size or --nproc; a student goes on with --resume=FILE-last.pth, a "
+                "teacher when the command is repeated."
+            ) from None
+
+
+def _member(folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What each of several processes does. An error of the function is written down: no restart mends it."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _told(folder):
+        sys.exit(1)  # started again after another process's error
+    with joined() as group:
+        try:
+            value = function(*arguments, group)
+            return value if group.is_first else None
+        except (UserError, TrainingError) as error:
+            told = [type(error).__name__, str(error)]
+        except Exception as error:
+            if _lost(error):
+                raise  # another process has ended, and the launcher knows which
+            told = ["RuntimeError", f"process {group.rank}:\n{traceback.format_exc()}"]
+        # Before this process leaves the group, which ends the others.
+        file = Path(folder, f"error-{group.rank}")
+        file.with_suffix(".tmp").write_text(json.dumps(told))
+        file.with_suffix(".tmp").replace(file)
+        sys.exit(1)
+
+
+def _lost(error: Exception) -> bool:
+    """Whether an error says that the connection to another process broke."""
+    words = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe", "socket")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def _told(folder: str) -> list[Path]:
+    return sorted(path for path in Path(folder).glob("error-*") if not path.suffix)
+
+
+def _raise_what_was_raised(folder: str) -> None:
+    """Raises the error that explains the others: one that the user can mend before any other."""
+    told = [json.loads(path.read_text()) for path in _told(folder)]
+    for kind, error in (("UserError", UserError), ("TrainingError", TrainingError), ("RuntimeError", RuntimeError)):
+        for name, text in told:
+            if name == kind:
+                raise error(text)
+
+
+_BACKEND = "recbole-kd"
+
+
+def _meet_in_a_file() -> None:
+    """Registers a rendezvous of torch's launcher that opens no port: the launcher's own ones listen on all interfaces.
+
+    One machine alone needs none: all that the launcher keeps there stays in a private file.
+    """
+    from torch.distributed import FileStore  # type: ignore[attr-defined]
+    from torch.distributed.elastic.rendezvous import (
+        RendezvousHandler,
+        RendezvousInfo,
+        RendezvousParameters,
+        RendezvousStoreInfo,
+        rendezvous_handler_registry,
+    )
+
+    class OneMachine(RendezvousHandler):
+        def __init__(self, parameters: RendezvousParameters) -> None:
+            self.parameters = parameters
+
+        def get_backend(self) -> str:
+            return _BACKEND
+
+        def next_rendezvous(self) -> RendezvousInfo:
+            store = FileStore(self.parameters.config["file"], 1)
+            return RendezvousInfo(store, 0, 1, RendezvousStoreInfo("localhost", 1))
+
+        def is_closed(self) -> bool:
+            return False
+
+        def set_closed(self) -> None:
+            pass
+
+        def num_nodes_waiting(self) -> int:
+            return 0
+
+        def get_run_id(self) -> str:
+            return self.parameters.run_id
+
+        def shutdown(self) -> bool:
+            return True
+
+    if _BACKEND not in rendezvous_handler_registry._registry:
+        rendezvous_handler_registry.register(_BACKEND, OneMachine)
+
+
+@contextmanager
+def _undone() -> Iterator[None]:
+    """The launcher changes the environment, the handlers of signals and its logger's level; all are put back."""
+    environment = dict(os.environ)
+    mine = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    logger = logging.getLogger("torch.distributed.elastic")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        os.environ.clear()
+        os.environ.update(environment)
+        if mine:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

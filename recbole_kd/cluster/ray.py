@@ -1,53 +1,213 @@
-"""Ray: a session that is started, joined or shared, and a function over many items in parallel."""
+"""Ray: a session that is started, joined or shared, and a function over many items in parallel.
+
+A Ray session runs whatever code it is sent, as the user who started it. So one that is started here listens on the
+loopback interface only, asks for a token that only this user can read, and has no dashboard.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import secrets
+import shutil
+import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Optional, TypeVar
+from pathlib import Path
+from typing import TypeVar
+from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import ray
 
 from recbole_kd.errors import UserError
 
+__all__ = ["check_cluster", "environment", "parallel_map", "ray_session"]
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+#: The first Ray whose local sessions ask for a token.
+_OLDEST = (2, 59)
 #: Bytes of Ray's object store, which holds only settings; its default is a third of the memory.
 _STORE = 128 << 20
+_PREFIX = "kd-ray-"
+#: Characters of a temporary folder's path above which Ray's sockets below it have names that are too long.
+_LONGEST = 20
 
 
 @contextmanager
-def ray_session(address: Optional[str] = None, cpus: Optional[int] = None) -> Iterator[None]:
+def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
     """Ray, started here and ended on leaving, or a cluster that is joined; a session that there is already is shared.
 
     Args:
-        address: of a running cluster, such as ``"auto"``; None starts Ray on this machine.
+        address: of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``; None or ``"local"`` starts Ray on this
+            machine. A cluster's token is the user's, as Ray reads it: ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``.
         cpus: cores that Ray may use, where it is started here; by default all.
 
     Raises:
-        UserError: no cluster answers at `address`.
+        UserError: no cluster answers at `address`, or it refuses the token; Ray is too old.
     """
-    if ray.is_initialized():
+    shared = ray.is_initialized()
+    check_cluster(None if shared else address)
+    if shared:
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
-    try:
-        ray.init(
-            address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else own)
-        )
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"No Ray cluster answers at --ray_address={address} ({' '.join(str(error).split())[:120]}); start one with "
-            "'ray start --head', or leave --ray_address out."
-        ) from None
-    try:
+    with _started(cpus) if address in (None, "local") else _joined(str(address)):
         yield
+
+
+@contextmanager
+def _started(cpus: int | None) -> Iterator[None]:
+    """Ray on this machine, for this user alone."""
+    from ray._private import ray_constants
+
+    with _private_folder() as folder:
+        token = folder / "token"
+        with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token)}
+        # Ray binds to the loopback interface where it takes the machine for one that cannot have a cluster.
+        with _authentication(**ours), patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=_STORE,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=str(folder / "ray"),  # Ray opens it to everybody: the folder above must not be
+                )
+                if ray.util.get_node_ip_address() not in ("127.0.0.1", "::1"):
+                    raise RuntimeError(f"Ray {ray.__version__} listens on {ray.util.get_node_ip_address()}")
+                yield
+            finally:
+                ray.shutdown()
+
+
+def check_cluster(address: str | None) -> None:
+    """What can be said of Ray and of the cluster at `address` before anything is trained.
+
+    Raises:
+        UserError: Ray is too old; nothing answers at `address`.
+    """
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < _OLDEST:
+        raise UserError(
+            f"Ray {ray.__version__} is installed; expected {'.'.join(map(str, _OLDEST))} or later, whose sessions ask "
+            "for a token; run: pip install -U 'ray[tune]'."
+        )
+    if address in (None, "local", "auto"):
+        return
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if parts.hostname is None or parts.port is None:
+            raise ValueError("expected HOST:PORT, 'auto' or 'local'")
+        socket.create_connection((parts.hostname, parts.port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"No Ray cluster answers at --ray_address={address} ({' '.join(str(error).split())[:120]}); start one with "
+        "'ray start --head', or leave --ray_address out."
+    )
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """A cluster that the user has started."""
+    given = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    with _authentication(RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE", "token" if given else None)):
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except ray.exceptions.AuthenticationError as error:
+            raise UserError(f"--ray_address={address}: {error.message.split('. ')[0]}.") from None
+        except (ConnectionError, ValueError) as error:
+            if address == "auto":
+                raise _no_cluster(address, error) from None
+            raise UserError(
+                f"--ray_address={address} answers and lets nobody in: it asks for another token, or is no Ray cluster; "
+                "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token that 'ray get-auth-token' prints there."
+            ) from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _authentication(**variables: str | None) -> Iterator[None]:
+    """Environment variables for Ray's authentication, which Ray reads once and keeps until it is told."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    def read_again() -> None:
+        Config.initialize("")  # first, so that nothing asks for a token that has gone
+        AuthenticationTokenLoader.instance().reset_cache()
+
+    try:
+        with environment(RAY_USAGE_STATS_ENABLED="0", **variables):
+            read_again()
+            yield
     finally:
-        ray.shutdown()
+        read_again()
+
+
+@contextmanager
+def environment(**variables: str | None) -> Iterator[None]:
+    """Environment variables that are set, or with None unset, until the block is left."""
+    with patch.dict(os.environ):
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        yield
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A temporary folder that only this user enters, removed on leaving.
+
+    It is locked while it is in use. Folders that nobody has locked are of processes that were killed, and are removed.
+    """
+    place = Path(tempfile.gettempdir())
+    if len(str(place)) > _LONGEST:
+        place = Path("/tmp")
+    for left_behind in place.glob(f"{_PREFIX}*"):
+        lock = _lock(left_behind)
+        if lock is not None:
+            shutil.rmtree(left_behind, ignore_errors=True)
+            os.close(lock)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        lock = _lock(folder)
+        if lock is not None and folder.is_dir():
+            break  # otherwise another process has swept it away before it was locked
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds a folder of this user's, until it is closed; None where another process holds it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def parallel_map(
@@ -72,6 +232,3 @@ def parallel_map(
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:
     return function(item)
-
-
-__all__ = ["parallel_map", "ray_session"]

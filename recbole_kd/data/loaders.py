@@ -1,17 +1,32 @@
-"""RecBole's loaders for one model of a run, over splits that all of them share."""
+"""RecBole's loaders for one model of a run, over splits that all of them share; full ranking has a faster one."""
 
 from __future__ import annotations
 
+import itertools
+from functools import cached_property
+from logging import getLogger
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import InputType
+from recbole.utils import InputType, ModelType
 
 from recbole_kd.data.negatives import ObservedSampler
+from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
+
+__all__ = ["FastFullSortEvalDataLoader", "eval_batch_size", "make_loaders", "sized_eval_batch"]
+
+#: Size of a block of float32 scores at which an evaluation is fastest: it stays in the cache and well below the sizes
+#: (16-32 MiB) from which the C allocator returns freed memory to the system, to be faulted in again by the next batch.
+SCORE_BLOCK_BYTES = 8 * 2**20
+#: Users of a block, at least: of a catalogue of a million, fewer would read the item table more often than they use it.
+LEAST_ROWS = 8
 
 
 def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
@@ -37,13 +52,14 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
     loaders = []
+    sized = _Sized(config, eval_batch_size(config, splits))
     # RecBole knows an autoencoder's loader by the model's name, which a recipe's is not.
     chosen_by = {"model": config["student"], "MODEL_TYPE": config["MODEL_TYPE"], "eval_args": config["eval_args"]}
     for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers):
         loader = get_dataloader(chosen_by, phase)
         if loader is FullSortEvalDataLoader:
             loader = FastFullSortEvalDataLoader
-        loaders.append(loader(config, part, sampler, shuffle=config["shuffle"] if phase == "train" else False))
+        loaders.append(loader(sized, part, sampler, shuffle=config["shuffle"] if phase == "train" else False))
     return loaders[0], loaders[1], loaders[2]
 
 
@@ -64,3 +80,116 @@ def _samplers(config: Any, dataset: Any, parts: list[Any]) -> list[Any]:
         shared.set_distribution(wanted["distribution"])
         samplers.append(shared.set_phase(phase))
     return samplers
+
+
+class _Sized:
+    """A model's settings as loaders read them: with the batch of an evaluation.
+
+    What RecBole's transforms write (the names of their columns) goes to the settings themselves, where the model reads
+    it.
+    """
+
+    def __init__(self, config: Any, batch: int) -> None:
+        self._config, self._batch = config, batch
+
+    def __getitem__(self, key: str) -> Any:
+        return self._batch if key == "eval_batch_size" else self._config[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._config[key] = value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+def eval_batch_size(config: Any, splits: Splits) -> int:
+    """The batch of an evaluation: as given, else sized from the catalogue.
+
+    RecBole counts it in sequences for a sequential model, and in scored pairs for any other.
+    """
+    if config["eval_batch_size_given"]:
+        return int(config["eval_batch_size"])
+    return sized_eval_batch(splits.train.item_num, candidates=1 if splits.sequential else None)
+
+
+def sized_eval_batch(items: int, available_bytes: int | None = None, candidates: int | None = None) -> int:
+    """The `eval_batch_size` at which evaluation is fastest, in what RecBole counts with it: scored user-item pairs.
+
+    Args:
+        items: I, padding included: columns of a block of scores.
+        available_bytes: memory that a block may take; None leaves the size to speed alone.
+        candidates: pairs that RecBole scores per user. None is full ranking, every item; with sampled negatives it is
+            (1 + negatives) x positives of a user (a block has a column for each item nevertheless).
+
+    Returns:
+        rows x candidates, for as many users (rows) as fit; at least 8, or one where `available_bytes` says so.
+    """
+    rows = max(LEAST_ROWS, SCORE_BLOCK_BYTES // (4 * items))  # 4 bytes a float32 score
+    if available_bytes is not None:
+        rows = max(1, min(rows, available_bytes // (4 * items)))
+    return rows * (items if candidates is None else candidates)
+
+
+class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
+    """RecBole's loader of full-ranking batches, from sorted arrays instead of a tensor and two sets per user.
+
+    Batches hold the same users, masked pairs and positive pairs as RecBole's; pairs come with items ascending within a
+    user, where RecBole has a set's order. Sequential models get RecBole's own loader.
+    """
+
+    def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
+        if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            super().__init__(config, dataset, sampler, shuffle=shuffle)
+            return
+        self.logger = getLogger()
+        self.uid_field = dataset.uid_field
+        self.iid_field = dataset.iid_field
+        self.is_sequential = False
+        if shuffle:
+            self.logger.warning("FullSortEvalDataLoader can't shuffle")
+        users, items = dataset.inter_feat[self.uid_field], dataset.inter_feat[self.iid_field]
+        self._positive = Observed(users, items, dataset.user_num, dataset.item_num)
+        self._history = _difference(sampler.used_ids, self._positive)
+        self.uid_list = self._positive.counts.nonzero().squeeze(1)
+        self.uid2items_num = self._positive.counts.numpy()
+        self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
+        self.sample_size = len(self.uid_list)
+        # Past FullSortEvalDataLoader's own constructor, which is what this class replaces.
+        super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
+
+    @cached_property
+    def uid2positive_item(self) -> NDArray[Any]:
+        """(U,) the positive items of each user as a tensor, None for users who are not evaluated."""
+        return self._by_user(self._positive)
+
+    @cached_property
+    def uid2history_item(self) -> NDArray[Any]:
+        """(U,) the items to mask for each user as a tensor, None for users who are not evaluated."""
+        return self._by_user(self._history)
+
+    def _by_user(self, pairs: Observed) -> NDArray[Any]:
+        by_user = np.full(pairs.users, None, dtype=object)
+        for user in self.uid_list.tolist():
+            by_user[user] = pairs.indices[pairs.offsets[user] : pairs.offsets[user + 1]]
+        return by_user
+
+    def collate_fn(self, index: Any) -> Any:
+        """The batch of the users at `index`: (users, (history rows, history items), positive rows, positive items)."""
+        if self.is_sequential:
+            return super().collate_fn(index)
+        user_df = self.user_df[np.asarray(index)]
+        users = user_df[self.uid_field]
+        return (user_df, self._history.rows_and_items(users), *self._positive.rows_and_items(users))
+
+
+def _difference(used_ids: Observed | NDArray[Any], positive: Observed) -> Observed:
+    """The pairs of `used_ids`, sorted or RecBole's array of one set per user, that are not positive."""
+    if isinstance(used_ids, Observed):
+        users, items = used_ids.user_ids, used_ids.indices
+    else:
+        counts = np.fromiter(map(len, used_ids), dtype=np.int64, count=len(used_ids))
+        each = itertools.chain.from_iterable(used_ids)
+        items = torch.from_numpy(np.fromiter(each, dtype=np.int64, count=counts.sum()))
+        users = torch.repeat_interleave(torch.from_numpy(counts))
+    kept = ~positive.contains(users, items)
+    return Observed(users[kept], items[kept], positive.users, positive.items)

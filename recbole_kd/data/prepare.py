@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from recbole_kd.data.reader import Field, Layout, first_line, read_columns, seconds_of
 from recbole_kd.errors import UserError, closest
-from recbole_kd.files.checkpoint import save_json, write_atomic
+from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.plain import save_json
 from recbole_kd.text import columns
 
 __all__ = ["PREPARABLE", "Columns", "Preparable", "can_prepare", "described", "k_core", "prepare"]

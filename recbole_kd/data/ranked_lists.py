@@ -8,8 +8,7 @@ commas between columns; Parquet is read too. Rows are read in batches: what is h
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +17,14 @@ from typing import Any, Optional
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
+from recbole_kd.files.digest import file_digest
+from recbole_kd.files.tables import read_batches, readable
 
-#: Bytes of text, or rows of Parquet, read at a time; a header is within the first of these.
-_BLOCK_BYTES, _BLOCK_ROWS, _HEADER_BYTES = 8 << 20, 1 << 18, 1 << 16
 _HELP = "expected columns {user} and {item}, and score or rank where the order of the rows is not the ranking"
 
 
@@ -103,13 +100,11 @@ def read_ranked_lists(
     if not Path(path).is_file():
         raise UserError(f"{source}: there is no such file; give one of scores or ranked items.")
     reader = _Reader(source, user_tokens, item_tokens)
-    try:
-        for batch in _batches(source, path, fields):
+    with readable(source):
+        for batch in read_batches(path, lambda names: _columns(source, names, fields), ("rank", "score")):
             reader.add(batch)
         users, items, order, scores = reader.columns()
-        digest = _sha256(path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be read: {' '.join(str(error).split())[:200]}.") from None
+        digest, _ = file_digest(path)
     arranged = np.argsort(users, kind="stable") if order is None else np.lexsort((order, users))
     users, items = torch.from_numpy(users[arranged]), torch.from_numpy(items[arranged])
     values = None if scores is None else torch.from_numpy(scores[arranged])
@@ -142,7 +137,7 @@ class _Reader:
         self.source = source
         self.tokens = {"users": user_tokens, "items": item_tokens}
         self.known = {kind: pa.array(list(tokens[1:]), pa.string()) for kind, tokens in self.tokens.items()}
-        self.rows, self.kept = 0, 0
+        self.rows = 0
         self.unknown: dict[str, tuple[int, str]] = {}
         self.parts: list[tuple[Any, ...]] = []
 
@@ -166,8 +161,7 @@ class _Reader:
                     )
             numbers.append(column)
         found = (ids["users"] > 0) & (ids["items"] > 0)
-        self.kept += int(found.sum())
-        if self.kept > len(self.known["users"]) * len(self.known["items"]):
+        if self.rows > len(self.known["users"]) * len(self.known["items"]):
             raise UserError(f"{self.source} has more rows than there are users times items; list no pair twice.")
         self.parts.append(
             tuple(None if column is None else column[found] for column in (ids["users"], ids["items"], *numbers))
@@ -210,34 +204,6 @@ class _Reader:
             )
 
 
-def _batches(source: str, path: str, fields: tuple[str, str]) -> Iterator[dict[str, Any]]:
-    """The file's batches of rows, as columns by what they hold."""
-    with open(path, "rb") as file:
-        head = file.read(_HEADER_BYTES)
-    if head.startswith(b"PAR1"):
-        parquet = pyarrow.parquet.ParquetFile(path, memory_map=True)
-        found = _columns(source, list(parquet.schema_arrow.names), fields)
-        for batch in parquet.iter_batches(_BLOCK_ROWS, columns=list(found.values())):
-            yield {kind: batch.column(name) for kind, name in found.items()}
-        return
-    header = head.decode("utf-8-sig", errors="replace").partition("\n")[0].rstrip("\r")
-    separator = "\t" if "\t" in header else ","
-    names = [name.strip().strip('"') for name in header.split(separator)]
-    found = _columns(source, names, fields)
-    numbers = {found[kind]: pa.float64() for kind in ("rank", "score") if kind in found}
-    texts = {found[kind]: pa.string() for kind in ("users", "items")}
-    with pyarrow.csv.open_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK_BYTES),
-        parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types={**numbers, **texts}, include_columns=list(found.values())
-        ),
-    ) as reader:
-        for batch in reader:
-            yield {kind: batch.column(name) for kind, name in found.items()}
-
-
 def _columns(source: str, names: Sequence[str], fields: tuple[str, str]) -> dict[str, str]:
     """What a column holds -> its name in the file; RecBole's ``name:type`` is read as the name."""
     wanted = {"users": fields[0], "items": fields[1], "rank": "rank", "score": "score"}
@@ -254,11 +220,3 @@ def _columns(source: str, names: Sequence[str], fields: tuple[str, str]) -> dict
         if columns:
             found[kind] = columns[0]
     return found
-
-
-def _sha256(path: str) -> str:
-    hasher = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            hasher.update(block)
-    return hasher.hexdigest()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import write_atomic
+from recbole_kd.files.atomic import write_atomic
 
 #: Bytes of scores held at a time: freed blocks beyond 32 MiB go back to the system, and each new one is paged in anew.
 _BLOCK_BYTES = 16 << 20

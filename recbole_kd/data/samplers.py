@@ -76,14 +76,6 @@ def draw_distinct(counts: Tensor, samples: int, generator: torch.Generator) -> T
     Returns:
         (n, L) int32, ascending in each row.
     """
-    drawn = torch.empty(len(counts), samples, dtype=torch.int32)
-    for start in range(0, len(counts), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        drawn[block] = _draw_distinct_block(counts[block], samples, generator)
-    return drawn
-
-
-def _draw_distinct_block(counts: Tensor, samples: int, generator: torch.Generator) -> Tensor:
     # Cumulative sums of exponentials over their total are uniform numbers in ascending order, without sorting.
     sums = _exponential(len(counts), samples + 1, generator).cumsum_(1)
     scale = (counts / sums[:, -1]).unsqueeze(1)
@@ -169,7 +161,7 @@ class Complement:
         """
         drawn = torch.zeros(len(self.counts), samples, dtype=torch.int32)
         for keys, (start, stop) in zip(self._keys, _blocks(len(self.counts))):
-            numbers = _draw_distinct_block(self.counts[start:stop], samples, generator)
+            numbers = draw_distinct(self.counts[start:stop], samples, generator)
             rows = torch.arange(stop - start, dtype=keys.dtype).unsqueeze(1)
             excluded = torch.searchsorted(keys, rows * self._items + numbers, right=True, out_int32=True)
             drawn[start:stop] = excluded.sub_(self._before[start:stop].unsqueeze(1)).add_(numbers).add_(1)

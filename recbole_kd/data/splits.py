@@ -17,7 +17,7 @@ from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.reader import fields_of
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 
 
 class Splits:

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from recbole_kd.data.reader import Layout, read_atomic
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import digest, write_atomic
+from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.digest import digest
 
 __all__ = ["load_atomic"]
 

@@ -16,18 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.contracts import Batch
 from recbole_kd.data.samplers import better_of_two, draw_without_replacement, exponential_log_weights, items_at
-from recbole_kd.distiller.base.lists import GuidedListDistiller, list_scores, require_drawable
+from recbole_kd.distiller.base.lists import GuidedOptions, ListDistiller, list_scores, require_drawable
 from recbole_kd.loss.ranking import soft_target_loss
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class CDOptions(Options):
+class CDOptions(GuidedOptions):
     """Options of the section ``cd``."""
 
-    weight: float = option(0.1, "weight of the loss", minimum=0)
     samples: int = option(10, "n, items drawn for each user", minimum=1)
     pool: int = option(100, "K', length of the guide's ranked list", minimum=1)
     emphasis: float = option(0.1, "T, as a share of the pool: how far down the list items are drawn", minimum=1e-6)
@@ -40,15 +39,13 @@ class CDOptions(Options):
         require_drawable(section, self, "samples")
 
 
-class CDDistiller(GuidedListDistiller):
+class CDDistiller(ListDistiller[CDOptions]):
     """Collaborative distillation: the teacher's scores as soft targets of items that rank high."""
 
     name = "cd"
-    options_class = CDOptions
-    options: CDOptions
 
-    def __init__(self, options: CDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
+    def build(self) -> None:
+        options = self.options
         self._weights = exponential_log_weights(options.pool, options.emphasis * options.pool)
         if options.better_of_two:
             self._weights = better_of_two(self._weights)
@@ -65,9 +62,8 @@ class CDDistiller(GuidedListDistiller):
         self._items = items_at(ranked, drawn).to(self.data.device)
         self._targets = list_scores(self.teacher, self._items, self.data)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"cd": the weighted mean over the items drawn for the batch's distinct users}."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the items drawn for the batch's distinct users."""
         users = batch.distinct_users
         scores = self.student.scores(users, self._items[users].long())
-        loss = soft_target_loss(scores, self._targets[users], self.options.temperature, self.options.bias)
-        return {self.name: self.options.weight * loss}
+        return soft_target_loss(scores, self._targets[users], self.options.temperature, self.options.bias)

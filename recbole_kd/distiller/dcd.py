@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.contracts import Batch
 from recbole_kd.data.samplers import discrepancy_log_weights, draw_without_replacement, items_at, rank_gaps
-from recbole_kd.distiller.base.lists import ListDistiller, list_scores, require_drawable
-from recbole_kd.loss.ranking import listwise_loss
-from recbole_kd.options import Options, option
+from recbole_kd.distiller.base.lists import ListDistiller, ListOptions, list_scores, require_drawable
+from recbole_kd.loss.kernel.ranking import listwise_loss
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class DCDOptions(Options):
+class DCDOptions(ListOptions):
     """Options of the section ``dcd``."""
 
     weight: float = option(1e-3, "weight of the loss", minimum=0)
@@ -39,16 +39,13 @@ class DCDOptions(Options):
         require_drawable(section, self, "interesting", "uninteresting")
 
 
-class DCDDistiller(ListDistiller):
+class DCDDistiller(ListDistiller[DCDOptions]):
     """Dual correction: what the student ranks too low above what it ranks too high."""
 
     name = "dcd"
-    options_class = DCDOptions
-    options: DCDOptions
 
-    def __init__(self, options: DCDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
-        self._ranked = self.ranked_items("pool", options.pool)
+    def build(self) -> None:
+        self._ranked = self.ranked_items("pool", self.options.pool)
         self._drawn = torch.empty(0)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -66,11 +63,10 @@ class DCDDistiller(ListDistiller):
         ]
         self._drawn = torch.cat(drawn, dim=1).to(self.data.device)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"dcd": the weighted mean over the batch's distinct users}."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the batch's distinct users."""
         users, k = batch.distinct_users, self.options.interesting
         items = self._drawn[users].long()
         # A missing item is scored as if it were item 1 and left out: padding is never looked at.
         scores, exists = self.student.scores(users, items.clamp(min=1)), items > 0
-        loss = listwise_loss(scores[:, :k], scores[:, k:], exists[:, :k], exists[:, k:])
-        return {self.name: self.options.weight * loss}
+        return listwise_loss(scores[:, :k], scores[:, k:], exists[:, :k], exists[:, k:])

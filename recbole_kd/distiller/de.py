@@ -25,15 +25,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.base.experts import AnnealedOptions, SelectedExperts, SelectionHistory, begin_epoch
-from recbole_kd.distiller.base.nodes import NodeOrPairDistiller
+from recbole_kd.contracts import Batch
+from recbole_kd.distiller.base.experts import AnnealedOptions, ExpertDistiller
+from recbole_kd.distiller.base.nodes import NodeOrPairOptions
 from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class DEOptions(AnnealedOptions):
+class DEOptions(AnnealedOptions, NodeOrPairOptions):
     """Options of the section ``de``."""
 
     weight: float = option(0.01, "lambda, weight of the loss", minimum=0)
@@ -44,51 +44,14 @@ class DEOptions(AnnealedOptions):
     )
 
 
-class DEDistiller(NodeOrPairDistiller):
+class DEDistiller(ExpertDistiller[DEOptions]):
     """Regression of the teacher's representations by experts that the teacher's representation selects."""
 
     name = "de"
-    options_class = DEOptions
     shares = True
-    options: DEOptions
-    users: SelectedExperts
-    items: SelectedExperts
-    of_pairs: SelectedExperts
 
-    def __init__(self, options: DEOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
-        names = ("of_pairs",) if self.pairs else ("users", "items")
-        self._experts = [
-            SelectedExperts(
-                options.experts,
-                self.student_dimension,
-                self.teacher_dimension,
-                options.selection,
-                self.generator,
-                self.dtype,
-            )
-            for _ in names
-        ]
-        for name, experts in zip(names, self._experts):
-            self.add_module(name, experts)
-        self.user_history, self.item_history = SelectionHistory(data.users), SelectionHistory(data.items)
-        self.begin_epoch(0)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
-        temperature = self.options.temperature_at(epoch, self.data.epochs)
-        if self.pairs:
-            self.of_pairs.selection.begin_epoch(temperature, None)
-            return
-        users = None if self.data.sequential else self.teacher.user_embeddings()
-        of_items = self.items, self.item_history, self.teacher.item_embeddings()
-        begin_epoch(epoch, temperature, [(self.users, self.user_history, users), of_items])
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"de": the weighted mean over the batch's nodes, or over its pairs}."""
-        sides = self.entries(batch)
-        totals = [
-            experts(side.student, side.teacher, side.nodes, self.options.squared, self.data.share)[0]
-            for experts, side in zip(self._experts, sides)
-        ]
-        return {self.name: self.options.weight * mean_over_nodes(totals, sum(len(side.nodes) for side in sides))}
+    def loss(self, batch: Batch) -> Tensor:
+        """Eq. 7: the mean over the batch's nodes, or over its pairs."""
+        sides = self.entries.sides(batch)
+        totals = [experts(side, self.options.squared, self.data.share)[0] for experts, side in zip(self.experts, sides)]
+        return mean_over_nodes(totals, sum(len(side.nodes) for side in sides))

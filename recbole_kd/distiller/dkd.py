@@ -9,20 +9,22 @@ of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Optional
 
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, Distiller
+from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs
 from recbole_kd.errors import UserError
-from recbole_kd.loss.decoupled import decoupled_losses
-from recbole_kd.options import Options, option
+from recbole_kd.loss.kernel.decoupled import decoupled_losses
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class DKDOptions(Options):
+class DKDOptions(DistillerOptions):
     """Options of the section ``dkd``."""
+
+    needs = Needs.of("sequences")
 
     weight: float = option(1.0, "weight of both terms", minimum=0)
     alpha: float = option(1.0, "weight of the target class's term (TCKD) within the loss", minimum=0)
@@ -33,33 +35,19 @@ class DKDOptions(Options):
         if self.weight and not (self.alpha or self.beta):
             raise UserError(f"{section}.alpha and {section}.beta are both 0, which leaves no loss; set one above 0.")
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"target": self.weight * self.alpha, "non_target": self.weight * self.beta}
 
-class DKDDistiller(Distiller):
+
+class DKDDistiller(Distiller[DKDOptions]):
     """Hinton's distillation taken apart: the next item against the rest, and the rest among themselves."""
 
     name = "dkd"
-    options_class = DKDOptions
-    options: DKDOptions
 
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"sequences"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"sequences"})
-
-    @classmethod
-    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
-        return frozenset({"sequences"})
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"target": ..., "non_target": ...}, each weighted."""
-        assert batch.sequences is not None, "student_needs was checked"
-        options = self.options
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Both terms: ``target`` (TCKD) and ``non_target`` (NCKD)."""
+        assert batch.sequences is not None, "both models are sequential"
         student, teacher = (view.sequence_scores(batch.sequences)[:, 1:] for view in (self.student, self.teacher))
-        target, non_target = decoupled_losses(student, teacher, batch.items - 1, options.temperature)
-        return {
-            "target": options.weight * options.alpha * target,
-            "non_target": options.weight * options.beta * non_target,
-        }
+        target, non_target = decoupled_losses(student, teacher, batch.items - 1, self.options.temperature)
+        return {"target": target, "non_target": non_target}

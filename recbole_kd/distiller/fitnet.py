@@ -12,50 +12,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.base.experts import linear
-from recbole_kd.distiller.base.nodes import NodeOrPairDistiller, Side
-from recbole_kd.loss.regression import linear_error, mean_over_nodes
-from recbole_kd.options import Options, option
+from recbole_kd.contracts import Batch
+from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOrPairOptions, projection_error
+from recbole_kd.loss.regression import mean_over_nodes
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class FitNetOptions(Options):
+class FitNetOptions(NodeOrPairOptions):
     """Options of the section ``fitnet``."""
 
     weight: float = option(0.01, "weight of the loss", minimum=0)
 
 
-class FitNetDistiller(NodeOrPairDistiller):
+class FitNetDistiller(NodeDistiller[FitNetOptions]):
     """Regression of the teacher's representations from the student's, through a linear projector."""
 
     name = "fitnet"
-    options_class = FitNetOptions
-    options: FitNetOptions
-    user_projector: nn.Linear
-    item_projector: nn.Linear
-    pair_projector: nn.Linear
 
-    def __init__(self, options: FitNetOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
-        dimensions = (self.student_dimension, self.teacher_dimension)
-        names = ("pair_projector",) if self.pairs else ("user_projector", "item_projector")
-        self._projectors = [linear(*dimensions, self.generator, self.dtype) for _ in names]
-        for name, projector in zip(names, self._projectors):
-            self.add_module(name, projector)
+    def build(self) -> None:
+        super().build()
+        self._projectors = [self.linear() for _ in self.entries.kinds]
+        for kind, projector in zip(self.entries.kinds, self._projectors):
+            self.add_module(f"{kind}_projector", projector)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"fitnet": the weighted mean over the batch's nodes, or over its pairs}."""
-        sides = self.entries(batch)
-        totals = [_error(side, projector) for side, projector in zip(sides, self._projectors)]
-        return {self.name: self.options.weight * mean_over_nodes(totals, sum(len(side.nodes) for side in sides))}
-
-
-def _error(side: Side, projector: nn.Linear) -> Tensor:
-    """sum over nodes of ||proj(e_s) - e_t||^2."""
-    matrix = torch.cat([projector.weight, projector.bias.unsqueeze(1)], dim=1)
-    return linear_error(functional.pad(side.student, (0, 1), value=1.0), matrix, side.teacher, side.nodes)
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the batch's nodes, or over its pairs."""
+        sides = self.entries.sides(batch)
+        totals = [projection_error(projector, side.student, side) for projector, side in zip(self._projectors, sides)]
+        return mean_over_nodes(totals, sum(len(side.nodes) for side in sides))

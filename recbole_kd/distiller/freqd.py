@@ -25,20 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.contracts import Batch
 from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_decreasing, neighbour_adjacency
-from recbole_kd.distiller.base.experts import linear
-from recbole_kd.distiller.base.nodes import RepresentationDistiller
+from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, with_bias
 from recbole_kd.errors import UserError
-from recbole_kd.loss.regression import cosine_distances, linear_error, mean_over_nodes
-from recbole_kd.options import Options, option
+from recbole_kd.loss.kernel.regression import linear_error
+from recbole_kd.loss.regression import cosine_distances, mean_over_nodes
+from recbole_kd.options import option
 
 #: Coefficients beyond it bring squares near the end of float32.
 _LARGEST = 1e6
 
 
 @dataclass(frozen=True)
-class FreqDOptions(Options):
+class FreqDOptions(NodeOptions):
     """Options of the section ``freqd``."""
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
@@ -79,16 +79,15 @@ class FreqDOptions(Options):
             check_decreasing(self.coefficients, f"{section}.filter")
 
 
-class FreqDDistiller(RepresentationDistiller):
+class FreqDDistiller(NodeDistiller[FreqDOptions]):
     """Regression of the teacher's filtered representations from the student's."""
 
     name = "freqd"
-    options_class = FreqDOptions
     shares = True
-    options: FreqDOptions
 
-    def __init__(self, options: FreqDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
+    def build(self) -> None:
+        super().build()
+        options, teacher, data = self.options, self.teacher, self.data
         users, items = teacher.user_embeddings(), teacher.item_embeddings()
         if options.graph == "bipartite":
             graphs = [_FilteredGraph(bipartite_adjacency(data.observed), options.coefficients, [users, items])]
@@ -99,16 +98,10 @@ class FreqDDistiller(RepresentationDistiller):
                 for observed, targets in pairs
             ]
         self.graphs = nn.ModuleList(graphs)
-        self.projectors = nn.ModuleList(
-            linear(self.student_dimension, self.teacher_dimension, self.generator, self.dtype) for _ in graphs
-        )
+        self.projectors = nn.ModuleList(self.linear() for _ in graphs)
 
-    @classmethod
-    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
-        return None  # the graph's nodes are users
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"freqd": the weighted mean over the batch's nodes}."""
+    def loss(self, batch: Batch) -> Tensor:
+        """Eq. 8: the mean over the batch's nodes."""
         nodes = [batch.distinct_users, batch.distinct_items]
         signals = [self.student.user_embeddings(), self.student.item_embeddings()]
         count = len(nodes[0]) + len(nodes[1])
@@ -119,11 +112,11 @@ class FreqDDistiller(RepresentationDistiller):
             self._error(graph, projector, signal, chosen[self.data.share.part(len(chosen))])  # type: ignore[arg-type]
             for graph, projector, signal, chosen in zip(self.graphs, self.projectors, signals, nodes)
         ]
-        return {self.name: self.options.weight * mean_over_nodes(totals, count)}
+        return mean_over_nodes(totals, count)
 
     def _error(self, graph: _FilteredGraph, projector: nn.Linear, signal: Tensor, nodes: Tensor) -> Tensor:
         """The sum over nodes of the distances between H proj(E_s) and H E_t."""
-        matrix = torch.cat([projector.weight, projector.bias.unsqueeze(1)], dim=1)
+        matrix = with_bias(projector)
         filtered = torch.cat([graph.smooth(signal, nodes), graph.ones.index_select(0, nodes)], dim=1)
         if self.options.graph == "bipartite":
             return linear_error(filtered, matrix, graph.targets, nodes)

@@ -14,25 +14,23 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recbole_kd.contracts import Batch
-from recbole_kd.distiller.base.nodes import RepresentationDistiller
-from recbole_kd.loss.topology import all_pairs
-from recbole_kd.options import Options, option
+from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions
+from recbole_kd.loss.kernel.topology import all_pairs
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class FTDOptions(Options):
+class FTDOptions(NodeOptions):
     """Options of the section ``ftd``."""
 
     weight: float = option(1.0, "weight of the loss", minimum=0)
 
 
-class FTDDistiller(RepresentationDistiller):
+class FTDDistiller(NodeDistiller[FTDOptions]):
     """The cosines of all pairs of a batch's nodes."""
 
     name = "ftd"
-    options_class = FTDOptions
-    options: FTDOptions
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"ftd": the weighted mean over pairs of the batch's nodes}."""
-        return {self.name: self.options.weight * all_pairs(*self.together(batch))}
+    def loss(self, batch: Batch) -> Tensor:
+        """Eq. 3: the mean over pairs of the batch's nodes."""
+        return all_pairs(*self.together(batch))

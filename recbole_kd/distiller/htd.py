@@ -19,15 +19,17 @@ groups of the topology without the Gumbel noise; here, as in the paper, both ter
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.base.experts import AnnealedOptions, SelectedExperts, SelectionHistory, begin_epoch
-from recbole_kd.distiller.base.nodes import RepresentationDistiller
+from recbole_kd.contracts import Batch
+from recbole_kd.distiller.base.experts import AnnealedOptions, ExpertDistiller
+from recbole_kd.loss.common import unit
+from recbole_kd.loss.kernel.layout import Grouped
+from recbole_kd.loss.kernel.topology import all_pairs, group_means, group_pairs, prototype_nodes
 from recbole_kd.loss.regression import mean_over_nodes
-from recbole_kd.loss.topology import Grouped, all_pairs, group_means, group_pairs, prototype_nodes, unit
 from recbole_kd.options import option
 
 
@@ -44,45 +46,27 @@ class HTDOptions(AnnealedOptions):
         choices=("first", "second"),
     )
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"topology": self.weight * self.alpha, "assignment": self.weight * (1 - self.alpha)}
 
-class HTDDistiller(RepresentationDistiller):
+
+class HTDDistiller(ExpertDistiller[HTDOptions]):
     """The topology inside and between groups of nodes that the teacher's representations form."""
 
     name = "htd"
-    options_class = HTDOptions
-    options: HTDOptions
 
-    def __init__(self, options: HTDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
-        dimensions = (self.student_dimension, self.teacher_dimension)
-        self.users, self.items = (
-            SelectedExperts(options.experts, *dimensions, "gumbel", self.generator, self.dtype) for _ in range(2)
-        )
-        self.user_history, self.item_history = SelectionHistory(data.users), SelectionHistory(data.items)
-        self.begin_epoch(0)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
-        temperature = self.options.temperature_at(epoch, self.data.epochs)
-        users = None if self.data.sequential else self.teacher.user_embeddings()
-        of_items = self.items, self.item_history, self.teacher.item_embeddings()
-        begin_epoch(epoch, temperature, [(self.users, self.user_history, users), of_items])
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"topology": ..., "assignment": ...}, each weighted and multiplied by its share."""
-        options = self.options
-        sides = self.sides(batch)
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Both terms: ``topology`` and ``assignment``."""
+        sides = self.entries.sides(batch)
         totals, grouped = [], []
-        for experts, side in zip((self.users, self.items), sides):
-            total, selection = experts(side.student, side.teacher, side.nodes)
+        for experts, side in zip(self.experts, sides):
+            total, selection = experts(side)
             totals.append(total)
             layout, teacher = selection.layout, selection.targets.to(side.student)
             grouped.append(Grouped(layout, layout.padded(side.student), teacher))
         assignment = mean_over_nodes(totals, sum(len(side.nodes) for side in sides))
-        return {
-            "topology": options.weight * options.alpha * self._topology(grouped),
-            "assignment": options.weight * (1 - options.alpha) * assignment,
-        }
+        return {"topology": self._topology(grouped), "assignment": assignment}
 
     def _topology(self, sides: list[Grouped]) -> Tensor:
         """Both levels of the topology among the nodes of both sides."""

@@ -18,89 +18,95 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Sequences, StudentView, TeacherView
-from recbole_kd.distiller.base.lists import GuidedListDistiller, list_scores
+from recbole_kd.contracts import Batch, DataView, Distiller, Needs
+from recbole_kd.distiller.base.lists import GuidedOptions, ListDistiller, list_scores
 from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import softmax_loss
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class KDOptions(Options):
+class KDOptions(GuidedOptions):
     """Options of the section ``kd``."""
 
-    weight: float = option(0.1, "weight of the loss", minimum=0)
-    items: Optional[int] = option(20, "K, items of each user or sequence; None: all, of sequential models", minimum=2)
+    items: Optional[int] = option(20, "K, items of each user or sequence; ~: all, for sequential models", minimum=2)
     temperature: float = option(1.0, "tau, of both models' probabilities", above=0)
-    teacher_temperature: Optional[float] = option(None, "tau of the teacher's alone; None: the same", above=0)
-    guide: str = option("teacher", "whose best items", choices=("teacher", "student"))
+    teacher_temperature: Optional[float] = option(
+        None, "tau, of the teacher's probabilities alone; ~: the same", above=0
+    )
+
+    sequence_needs = Needs.of("sequences")
+
+    def cross_entropy(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """tau^2 times the mean over rows of scores (n, k) of the cross-entropy of their probabilities."""
+        return softmax_loss(student, teacher, self.temperature, self.teacher_temperature)
 
 
-class KDDistiller(GuidedListDistiller):
+class KDDistiller(ListDistiller[KDOptions]):
     """Hinton's distillation: the teacher's probabilities over a short list of items."""
 
     name = "kd"
-    options_class = KDOptions
     list_lengths = ("items",)
-    options: KDOptions
-
-    def __init__(self, options: KDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
-        self._items = self._targets = torch.empty(0)
-        if options.guide == "teacher" and not data.sequential:
-            self._rank()
 
     @classmethod
-    def check_data(cls, options: Options, data: DataView) -> None:
+    def check_data(cls, options: KDOptions, data: DataView) -> None:
         """
         Raises:
-            UserError: a user has fewer unobserved items than ``items``, or the catalogue has.
+            UserError: a user has fewer unobserved items than ``items``, or that is None.
         """
-        assert isinstance(options, KDOptions)
-        if options.items is None and not data.sequential:
+        if options.items is None:
             raise UserError(
                 f"{cls.name}.items is None, and the scores of all users with all items are not held: that is for "
                 f"sequential models; set --{cls.name}.items to a number such as 20."
             )
-        if data.sequential and options.items is not None and options.items >= data.items:
-            raise UserError(f"{cls.name}.items={options.items:,} is more than the {data.items - 1:,} items; lower it.")
         super().check_data(options, data)
 
-    @classmethod
-    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
-        return frozenset({"sequences"})
+    def build(self) -> None:
+        self._items = self._targets = torch.empty(0)
+        if self.options.guide == "teacher":
+            self._rank()
 
     def _rank(self) -> None:
-        options = self.options
-        assert options.items is not None, "checked in the constructor"
-        ranked = self.ranked_by(options.guide, "items", options.items)
+        assert self.options.items is not None, "checked in the constructor"
+        ranked = self.ranked_by(self.options.guide, "items", self.options.items)
         self._items = ranked.to(self.data.device)
         self._targets = list_scores(self.teacher, self._items, self.data)
 
     def begin_epoch(self, epoch: int) -> None:
         """Ranks anew where the student guides."""
-        if self.options.guide == "student" and not self.data.sequential:
+        if self.options.guide == "student":
             self._rank()
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"kd": the weighted mean over the batch's distinct users, or over its sequences}."""
-        if batch.sequences is not None:
-            return {self.name: self.options.weight * self._next_item_loss(batch.sequences)}
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the batch's distinct users."""
         users = batch.distinct_users
         scores = self.student.scores(users, self._items[users].long())
-        return {self.name: self.options.weight * self._loss(scores, self._targets[users])}
+        return self.options.cross_entropy(scores, self._targets[users])
 
-    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return softmax_loss(student, teacher, self.options.temperature, self.options.teacher_temperature)
 
-    def _next_item_loss(self, sequences: Sequences) -> Tensor:
-        options = self.options
+class KDSequenceDistiller(Distiller[KDOptions]):
+    """The same over the best items after a sequence, or over all, for next-item prediction."""
+
+    name = "kd"
+
+    @classmethod
+    def check_data(cls, options: KDOptions, data: DataView) -> None:
+        """
+        Raises:
+            UserError: ``items`` is more than the items there are.
+        """
+        if options.items is not None and options.items >= data.items:
+            raise UserError(f"{cls.name}.items={options.items:,} is more than the {data.items - 1:,} items; lower it.")
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the batch's sequences."""
+        sequences, options = batch.sequences, self.options
+        assert sequences is not None, "the student is a sequential model"
         teacher = self.teacher.sequence_scores(sequences)[:, 1:]
         if options.items is None:
-            return self._loss(self.student.sequence_scores(sequences)[:, 1:], teacher)
+            return options.cross_entropy(self.student.sequence_scores(sequences)[:, 1:], teacher)
         guide = teacher
         if options.guide == "student":
             guide = self.student.sequence_scores(sequences).detach()[:, 1:]
         best = guide.topk(options.items, dim=1).indices
-        student = self.student.sequence_scores(sequences, best + 1)
-        return self._loss(student, teacher.gather(1, best))
+        return options.cross_entropy(self.student.sequence_scores(sequences, best + 1), teacher.gather(1, best))

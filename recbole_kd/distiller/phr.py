@@ -20,40 +20,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
-from recbole_kd.distiller.base.experts import linear
-from recbole_kd.distiller.base.nodes import RepresentationDistiller, Side
-from recbole_kd.loss.regression import linear_error, mean_over_nodes
-from recbole_kd.options import Options, option
+from recbole_kd.contracts import Batch
+from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, Side, linear, projection_error
+from recbole_kd.loss.regression import mean_over_nodes
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class PHROptions(Options):
+class PHROptions(NodeOptions):
     """Options of the section ``phr``."""
 
     weight: float = option(0.01, "weight of the loss", minimum=0)
     rank: int = option(10, "matrices that a node's own projector is a combination of", minimum=1)
 
 
-class PHRDistiller(RepresentationDistiller):
+class PHRDistiller(NodeDistiller[PHROptions]):
     """Regression of the teacher's representations by projectors that those representations generate."""
 
     name = "phr"
-    options_class = PHROptions
-    options: PHROptions
 
-    def __init__(self, options: PHROptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
-        self.users, self.items = (
-            _PersonalProjector(self.student_dimension, self.teacher_dimension, options.rank, self.generator, self.dtype)
-            for _ in range(2)
-        )
+    def build(self) -> None:
+        super().build()
+        sizes = self.student_dimension, self.teacher_dimension, self.options.rank
+        self.users, self.items = (_PersonalProjector(*sizes, self.generator, self.dtype) for _ in self.entries.kinds)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"phr": the weighted mean over the batch's nodes}."""
-        users, items = self.sides(batch)
-        totals = [self.users(users), self.items(items)]
-        return {self.name: self.options.weight * mean_over_nodes(totals, len(users.nodes) + len(items.nodes))}
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the batch's nodes."""
+        users, items = self.entries.sides(batch)
+        return mean_over_nodes([self.users(users), self.items(items)], len(users.nodes) + len(items.nodes))
 
 
 class _PersonalProjector(nn.Module):
@@ -68,5 +62,4 @@ class _PersonalProjector(nn.Module):
         """sum over nodes of ||W(e_t) e_s - e_t||^2. The bias of the map is shared by all nodes."""
         shares = functional.pad(self.personalisation(side.targets()).relu(), (1, 0), value=1.0)
         products = (shares.unsqueeze(2) * side.student.unsqueeze(1)).flatten(1)
-        matrix = torch.cat([self.matrices.weight, self.matrices.bias.unsqueeze(1)], dim=1)
-        return linear_error(functional.pad(products, (0, 1), value=1.0), matrix, side.teacher, side.nodes)
+        return projection_error(self.matrices, products, side)

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.contracts import Batch
 from recbole_kd.data.samplers import Complement
-from recbole_kd.distiller.base.lists import ListDistiller
+from recbole_kd.distiller.base.lists import ListDistiller, ListOptions
 from recbole_kd.loss.ranking import discrepancy_weights, position_weights, weighted_positive_loss
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class RDOptions(Options):
+class RDOptions(ListOptions):
     """Options of the section ``rd``. Defaults: the published ones."""
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
@@ -38,18 +38,15 @@ class RDOptions(Options):
     renormalise: bool = option(True, "whether a user's weights sum to 1")
 
 
-class RDDistiller(ListDistiller):
+class RDDistiller(ListDistiller[RDOptions]):
     """Ranking distillation: the teacher's top items as positives, weighted by rank and by the student's discrepancy."""
 
     name = "rd"
     list_lengths = ("interesting", "dynamic_samples")
-    options_class = RDOptions
-    options: RDOptions
 
-    def __init__(self, options: RDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
-        self._ranked = self.ranked_items("interesting", options.interesting).to(data.device)
-        self._unobserved = Complement(data.observed, self._ranked.cpu()[:, :0])
+    def build(self) -> None:
+        self._ranked = self.ranked_items("interesting", self.options.interesting).to(self.data.device)
+        self._unobserved = Complement(self.data.observed, self._ranked.cpu()[:, :0])
         self._sampled = torch.empty(0)
         self._dynamic = False
 
@@ -60,8 +57,8 @@ class RDDistiller(ListDistiller):
             drawn = self._unobserved.draw(self.options.dynamic_samples, self.generator)
             self._sampled = drawn.to(self.data.device)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"rd": the weighted mean over the batch's distinct users}."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the batch's distinct users."""
         options, users = self.options, batch.distinct_users
         scores = self.student.scores(users, self._ranked[users].long())
         discrepancy = None
@@ -72,4 +69,4 @@ class RDDistiller(ListDistiller):
         weights = position_weights(
             options.interesting, options.emphasis, discrepancy, options.renormalise, like=scores.detach()
         )
-        return {self.name: options.weight * weighted_positive_loss(scores, weights)}
+        return weighted_positive_loss(scores, weights)

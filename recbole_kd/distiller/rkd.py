@@ -11,19 +11,20 @@ replacement, which leaves the expectation of the terms as it is but for the mean
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch
-from recbole_kd.distiller.base.nodes import RepresentationDistiller
+from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions
 from recbole_kd.loss.topology import angles, distances
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class RKDOptions(Options):
+class RKDOptions(NodeOptions):
     """Options of the section ``rkd``."""
 
     weight: float = option(1.0, "weight of both terms", minimum=0)
@@ -31,20 +32,20 @@ class RKDOptions(Options):
     angle: float = option(2.0, "weight of the angle term within the loss", minimum=0)
     nodes: int = option(128, "nodes of a batch whose relations are compared: their cube is held", minimum=3)
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"distance": self.weight * self.distance, "angle": self.weight * self.angle}
 
-class RKDDistiller(RepresentationDistiller):
+
+class RKDDistiller(NodeDistiller[RKDOptions]):
     """The distances and the angles among a sample of a batch's nodes."""
 
     name = "rkd"
-    options_class = RKDOptions
-    options: RKDOptions
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"distance": ..., "angle": ...}, each weighted."""
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms that have a weight: ``distance`` and ``angle``."""
         student, teacher = self.together(batch)
         drawn = torch.randperm(len(student), generator=self.generator)[: self.options.nodes].to(student.device)
         student, teacher = student.index_select(0, drawn), teacher.index_select(0, drawn)
-        terms = {"distance": (self.options.distance, distances), "angle": (self.options.angle, angles)}
-        return {
-            name: self.options.weight * share * loss(student, teacher) for name, (share, loss) in terms.items() if share
-        }
+        terms = {"distance": distances, "angle": angles}
+        return {name: term(student, teacher) for name, term in terms.items() if getattr(self.options, name)}

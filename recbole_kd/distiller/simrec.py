@@ -22,36 +22,38 @@ Each term is differentiated once, down to the embeddings, and autograd takes the
 once. The log-sum-exp over the catalogue streams over blocks of it.
 
 Where the authors' code differs: L2 and the gradients of w use the embedding tables *before* the MLP
-(``space: input``); the gradients are L2-normalised first (``gradient_similarity: cosine``); epsilon = 0.2; one layer;
-teacher with 2 layers, so only layer 2 is high-order; log(x + 1e-5) in L3 (not followed: the sums here are exact).
-Measured on the paper's Yelp (docs/reproduction.md): validation NDCG@20 0.0384 with the paper's reading, which is the
-default, and 0.0383 with the code's.
+(``space: input``); the rule of w compares cosines, cos(g1 + g2, g_rec) > cos(g1, g2), so that the sum is normalised and
+not its parts (``gradient_similarity: cosine``); epsilon = 0.2; one layer; teacher with 2 layers, so only layer 2 is
+high-order; log(x + 1e-5) in L3 (not followed: the sums here are exact).
+Measured on the paper's Yelp (docs/results): validation NDCG@20 0.0384 with the paper's reading, which is the
+default, and 0.0383 with the code's. The second figure is from a rule of w that normalised each gradient by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
+from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, TeacherView
 from recbole_kd.errors import UserError
-from recbole_kd.loss.contrastive import (
-    adaptive_weights,
-    catalogue_logsumexp,
+from recbole_kd.loss.common import unit
+from recbole_kd.loss.contrastive import adaptive_weights
+from recbole_kd.loss.kernel.contrastive import (
+    contrastive_regularization,
     cosine_infonce,
-    interaction_gradient,
+    mean_score_loss,
     prediction_bce,
-    with_gradient,
 )
-from recbole_kd.options import Options, option
+from recbole_kd.loss.kernel.streamed import product_precision
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class SimRecOptions(Options):
+class SimRecOptions(DistillerOptions):
     """Weights, temperatures and the paper's ablations (table 3). Defaults: the published ones for Gowalla."""
 
     prediction_weight: float = option(0.1, "lambda1, weight of prediction-level distillation", minimum=0)
@@ -66,8 +68,8 @@ class SimRecOptions(Options):
     adaptive: bool = option(True, "whether regularisation is weighted by eq. 10; else by 1")
     space: str = option(
         "output",
-        "what embedding-level distillation and the adaptive weights' gradients are taken on: the student's output, or "
-        "the embedding tables before its MLP, as the authors' code does",
+        "output: the student's vectors; input: its embedding tables before the MLP, as in the authors' code. The "
+        "embedding term compares them, and the adaptive weights' gradients are taken there",
         choices=("output", "input"),
     )
     gradient_similarity: str = option(
@@ -82,17 +84,41 @@ class SimRecOptions(Options):
     high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
     catalogue: Optional[int] = option(
         None,
-        "users, and items, drawn for each batch to stand for all in the sums over the catalogue; none: all of them",
+        "n, users, and as many items, drawn for each batch to stand for all in sums over the catalogue; ~: all",
         minimum=1,
     )
     precision: str = option(
         "fp32",
-        "products of the sums over the catalogue: fp32, or bf16 with fp32 sums where the processor has it",
+        "how sums over the catalogue are multiplied: fp32, or bf16 with fp32 sums where the processor has it",
         choices=("fp32", "bf16"),
     )
 
+    @property
+    def needs(self) -> Needs:
+        tables = ("tables",) if self.decay_weight or self.space == "input" else ()
+        wanted = {"scores": self.prediction_weight, "representations": self.embedding_weight}
+        of_teacher = tuple(need for need, weight in wanted.items() if weight)
+        return Needs.of("representations", *tables, teacher=of_teacher)
 
-class SimRecDistiller(Distiller):
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {
+            "prediction": self.prediction_weight,
+            "embedding": self.embedding_weight,
+            "regularization": self.regularization_weight,
+            "decay": self.decay_weight,
+        }
+
+    def check_sizes(self, student: Optional[int], teacher: Optional[int]) -> None:
+        if self.embedding_weight and None not in (student, teacher) and student != teacher:
+            raise UserError(
+                f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
+                f"({student}); set --teacher.embedding_size={student} or --simrec.embedding_weight=0. Of several "
+                "teachers those side by side count."
+            )
+
+
+class SimRecDistiller(Distiller[SimRecOptions]):
     """SimRec's terms, for any student and teacher with representations. See the module's docstring for the formulas.
 
     The teacher's anchors g are the sum of its layers from ``high_order`` on, or its last one where it has fewer; a
@@ -105,65 +131,28 @@ class SimRecDistiller(Distiller):
     """
 
     name = "simrec"
-    options_class = SimRecOptions
     shares = True
-    options: SimRecOptions
     user_anchors: Tensor
     item_anchors: Tensor
 
-    def __init__(self, options: SimRecOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
+    def build(self) -> None:
         """
         Raises:
             UserError: embedding-level distillation between embeddings of different sizes.
         """
-        super().__init__(options, student, teacher, data)
-        if options.embedding_weight:
-            user_anchors, item_anchors = _anchors(teacher, options.high_order)
-            self.check_dimensions(options, student, user_anchors.shape[1])
+        if self.options.embedding_weight:
+            user_anchors, item_anchors = _anchors(self.teacher, self.options.high_order)
+            compared = self.student.tables()[0].shape[1] if self.options.space == "input" else self.student.dimension
+            self.options.check_sizes(compared, user_anchors.shape[1])
             # Constants: they move with the module, and stay out of its checkpoint.
             self.register_buffer("user_anchors", user_anchors, persistent=False)
             self.register_buffer("item_anchors", item_anchors, persistent=False)
 
-    @classmethod
-    def same_dimensions(cls, options: Options) -> bool:
-        assert isinstance(options, SimRecOptions)
-        return bool(options.embedding_weight)
-
-    @classmethod
-    def check_dimensions(cls, options: Options, student: StudentView, teacher: Optional[int]) -> None:
-        assert isinstance(options, SimRecOptions)
-        expected = student.tables()[0].shape[1] if options.space == "input" else student.dimension
-        if teacher != expected:
-            raise UserError(
-                f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
-                f"({expected}); set --teacher.embedding_size={expected} or --simrec.embedding_weight=0. Of several "
-                "teachers those side by side count."
-            )
-
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        assert isinstance(options, SimRecOptions)
-        tables = options.decay_weight or options.space == "input"
-        return frozenset({"representations", "tables"} if tables else {"representations"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        assert isinstance(options, SimRecOptions)
-        wanted = {"scores": options.prediction_weight, "representations": options.embedding_weight}
-        return frozenset(need for need, weight in wanted.items() if weight)
-
-    @classmethod
-    def is_off(cls, options: Options) -> bool:
-        assert isinstance(options, SimRecOptions)
-        return not (
-            options.prediction_weight
-            or options.embedding_weight
-            or options.regularization_weight
-            or options.decay_weight
-        )
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms whose weight is not 0: prediction, embedding, regularization, decay."""
+        """The terms whose weight is not 0: prediction, embedding, regularization, decay.
+
+        They are weighted here and not by the base, because eq. 10 compares the gradients of the weighted terms.
+        """
         options = self.options
         # Row r is the node of id r + 1: padding is in nothing that follows.
         output = Sides(self.student.user_embeddings()[1:], self.student.item_embeddings()[1:])
@@ -172,19 +161,15 @@ class SimRecDistiller(Distiller):
         samples = [self._sample(side) for side in output]
 
         losses: dict[str, Tensor] = {}
-        prediction = embedding = Gradients(None, None)
         if options.prediction_weight:
-            value, prediction = self._prediction(output)
-            losses["prediction"] = with_gradient(value, output, prediction)
+            losses["prediction"] = self._prediction(output)
         if options.embedding_weight:
-            value, embedding = self._embedding(compared, nodes, samples)
-            losses["embedding"] = with_gradient(value, compared, embedding)
+            losses["embedding"] = self._embedding(compared, nodes, samples)
         if options.regularization_weight:
             weights = Sides(*(torch.ones_like(side, dtype=output.users.dtype) for side in nodes))
             if options.adaptive:
-                weights = self._weights(batch, output, nodes, prediction, embedding)
-            value, regularization = self._regularization(output, nodes, weights, samples)
-            losses["regularization"] = with_gradient(value, output, regularization)
+                weights = self._weights(batch, output, nodes, losses)
+            losses["regularization"] = self._regularization(output, nodes, weights, samples)
         if options.decay_weight:
             tables = self._tables()
             weight = options.decay_weight / self.data.share.count
@@ -202,24 +187,16 @@ class SimRecDistiller(Distiller):
         users, items = self.student.tables()
         return Sides(users[1:], items[1:])
 
-    def _prediction(self, output: Sides) -> tuple[Tensor, Gradients]:
-        """lambda1 L1 and its gradients, over triplets drawn here."""
+    def _prediction(self, output: Sides) -> Tensor:
+        """lambda1 L1 over triplets drawn here."""
         options, count, share = self.options, self.options.triplets, self.data.share
         user, better, worse = (
             torch.randint(high, (count,), generator=self.generator)[share.part(count)].to(output.users.device)
             for high in (len(output.users), len(output.items), len(output.items))
         )
-        if not len(user):
-            return output.users.new_zeros(()), Gradients(*(torch.zeros_like(side) for side in output))
-        value, of_users, of_items = prediction_bce(
-            output.users,
-            output.items,
-            (user, better, worse),
-            self._teacher_difference(user, better, worse),
-            options.prediction_temperature,
-        )
-        weight = options.prediction_weight * len(user) / count
-        return weight * value, Gradients(of_users.mul_(weight), of_items.mul_(weight))
+        teacher = self._teacher_difference(user, better, worse)
+        loss = prediction_bce(*output, (user, better, worse), teacher, options.prediction_temperature)
+        return options.prediction_weight * len(user) / count * loss
 
     def _teacher_difference(self, user: Tensor, better: Tensor, worse: Tensor) -> Tensor:
         """(T,) y_t(u, j) - y_t(u, k) of rows u, j, k."""
@@ -230,43 +207,30 @@ class SimRecDistiller(Distiller):
         difference = items.index_select(0, better).sub_(items.index_select(0, worse))
         return users.index_select(0, user).mul_(difference).sum(1)
 
-    def _embedding(self, compared: Sides, nodes: Sides, samples: list[Optional[Tensor]]) -> tuple[Tensor, Gradients]:
-        """lambda2 L2 and its gradients; None on a side that an ablation leaves out."""
+    def _embedding(self, compared: Sides, nodes: Sides, samples: list[Optional[Tensor]]) -> Tensor:
+        """lambda2 L2, of the sides that an ablation leaves."""
         options = self.options
-        value = compared.users.new_zeros(())
-        gradients: list[Optional[Tensor]] = []
+        losses = []
         sides = zip(("user", "item"), (self.user_anchors, self.item_anchors), compared, nodes, samples)
-        for side, anchors, embeddings, rows, sample in sides:
-            if options.embedding_side not in ("both", side):
-                gradients.append(None)
-                continue
-            rows, fraction = self.data.share.of(rows)
-            if not len(rows):
-                gradients.append(torch.zeros_like(embeddings))
-                continue
-            weight = options.embedding_weight * fraction
-            loss, gradient = cosine_infonce(
-                anchors[rows].to(embeddings.dtype),
-                embeddings,
-                rows,
-                options.embedding_temperature,
-                precision=options.precision,
-                sample=sample,
-            )
-            value += weight * loss
-            gradients.append(gradient.mul_(weight))
-        return value, Gradients(*gradients)
+        with product_precision(options.precision):
+            for side, anchors, embeddings, rows, sample in sides:
+                if options.embedding_side in ("both", side):
+                    rows, fraction = self.data.share.of(rows)
+                    chosen = anchors[rows].to(embeddings.dtype)
+                    loss = cosine_infonce(chosen, embeddings, rows, options.embedding_temperature, sample)
+                    losses.append(options.embedding_weight * fraction * loss)
+        return torch.stack(losses).sum()
 
-    def _weights(self, batch: Batch, output: Sides, nodes: Sides, prediction: Gradients, embedding: Gradients) -> Sides:
+    def _weights(self, batch: Batch, output: Sides, nodes: Sides, losses: dict[str, Tensor]) -> Sides:
         """w of the batch's distinct nodes (eq. 10)."""
         options = self.options
-        recommendation = Gradients(*interaction_gradient(output.users, output.items, batch.users - 1, batch.items - 1))
-        if options.space == "input":
-            prediction, recommendation = self._at_tables(output, prediction), self._at_tables(output, recommendation)
+        recommendation = mean_score_loss(*output, batch.users - 1, batch.items - 1)
+        terms = (losses.get("prediction"), losses.get("embedding"), recommendation)
+        gradients = [self._gradients(term, output) for term in terms]
         weights = []
-        for rows, *gradients in zip(nodes, prediction, embedding, recommendation):
+        for rows, *of_side in zip(nodes, *gradients):
             first, second, third = (
-                output.users.new_zeros(len(rows), 1) if gradient is None else gradient[rows] for gradient in gradients
+                output.users.new_zeros(len(rows), 1) if gradient is None else gradient[rows] for gradient in of_side
             )
             # Each process has its part of g1 and g2, and all of g_rec.
             first, second = self.data.share.sum(first), self.data.share.sum(second)
@@ -274,50 +238,27 @@ class SimRecDistiller(Distiller):
             weights.append(adaptive_weights(first, second, third, options.epsilon, cosine=cosine))
         return Sides(*weights)
 
-    def _at_tables(self, output: Sides, gradients: Gradients) -> Gradients:
-        """Gradients with respect to the output, carried back to the embedding tables."""
-        given = [(side, gradient) for side, gradient in zip(output, gradients) if gradient is not None]
-        if not given:
-            return gradients
-        carried = torch.autograd.grad(
-            [side for side, _ in given],
-            self.student.tables(),
-            [gradient for _, gradient in given],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        return Gradients(*(None if gradient is None else gradient[1:] for gradient in carried))
+    def _gradients(self, loss: Optional[Tensor], output: Sides) -> Sequence[Optional[Tensor]]:
+        """Gradients of a loss for users and items, where `space` takes them; None where it does not depend on them."""
+        if loss is None:
+            return None, None
+        if self.options.space == "output":
+            return torch.autograd.grad(loss, output, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(loss, self.student.tables(), retain_graph=True, allow_unused=True)
+        return [None if gradient is None else gradient[1:] for gradient in found]
 
-    def _regularization(
-        self, output: Sides, nodes: Sides, weights: Sides, samples: list[Optional[Tensor]]
-    ) -> tuple[Tensor, Gradients]:
-        """lambda3 L3 and its gradients."""
+    def _regularization(self, output: Sides, nodes: Sides, weights: Sides, samples: list[Optional[Tensor]]) -> Tensor:
+        """lambda3 L3, of this process's share of the nodes."""
         options = self.options
-        value = output.users.new_zeros(())
-        gradients = [torch.zeros_like(side) for side in output]
-        for pairs, one, other in (("uu", 0, 0), ("ui", 0, 1), ("ii", 1, 1)):
-            if options.regularization_pairs not in ("all", pairs):
-                continue
-            part = self.data.share.part(len(nodes[one]))
-            rows = nodes[one][part]
-            if not len(rows):
-                continue
-            share = weights[one][part] * (options.regularization_weight / len(nodes[one]))
-            queries = output[one][rows]
-            query_gradient = torch.zeros_like(queries)
-            sums = catalogue_logsumexp(
-                queries,
-                output[other],
-                options.regularization_temperature,
-                weights=share,
-                query_gradient=query_gradient,
-                key_gradient=gradients[other],
-                precision=options.precision,
-                sample=samples[other],
+        parts = [self.data.share.part(len(side)) for side in nodes]
+        rows = Sides(*(side[part] for side, part in zip(nodes, parts)))
+        scales = (options.regularization_weight / max(1, len(side)) for side in nodes)
+        shares = Sides(*(weight[part] * scale for weight, part, scale in zip(weights, parts, scales)))
+        pairs = ("uu", "ui", "ii") if options.regularization_pairs == "all" else (options.regularization_pairs,)
+        with product_precision(options.precision):
+            return contrastive_regularization(
+                output, rows, shares, options.regularization_temperature, pairs, (samples[0], samples[1])
             )
-            value += share @ sums
-            gradients[one][rows] += query_gradient
-        return value, Gradients(*gradients)
 
 
 class Sides(NamedTuple):
@@ -325,13 +266,6 @@ class Sides(NamedTuple):
 
     users: Tensor
     items: Tensor
-
-
-class Gradients(NamedTuple):
-    """Gradients with respect to :class:`Sides`; None where a term does not depend on a side."""
-
-    users: Optional[Tensor]
-    items: Optional[Tensor]
 
 
 def _anchors(teacher: TeacherView, high_order: int) -> tuple[Tensor, Tensor]:
@@ -342,4 +276,4 @@ def _anchors(teacher: TeacherView, high_order: int) -> tuple[Tensor, Tensor]:
         users, items = (torch.stack(side).sum(0) for side in zip(*high))
     else:
         users, items = teacher.user_embeddings(), teacher.item_embeddings()
-    return functional.normalize(users[1:], dim=1), functional.normalize(items[1:], dim=1)
+    return unit(users[1:]), unit(items[1:])

@@ -19,19 +19,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, StudentView, TeacherView
+from recbole_kd.contracts import Batch, DataView
 from recbole_kd.data.samplers import GroupPairs, popularity_groups
-from recbole_kd.distiller.base.lists import ListDistiller
+from recbole_kd.distiller.base.lists import ListDistiller, ListOptions
 from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import pairwise_loss
-from recbole_kd.options import Options, option
+from recbole_kd.options import option
 
 #: Share of users without a pair of a group above which it is said.
 _MANY = 0.1
 
 
 @dataclass(frozen=True)
-class UnKDOptions(Options):
+class UnKDOptions(ListOptions):
     """Options of the section ``unkd``. Defaults: the published ones, but for the weight, which was 1."""
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
@@ -48,17 +48,15 @@ class UnKDOptions(Options):
             )
 
 
-class UnKDDistiller(ListDistiller):
+class UnKDDistiller(ListDistiller[UnKDOptions]):
     """Unbiased distillation: the teacher's order among items of like popularity."""
 
     name = "unkd"
-    options_class = UnKDOptions
-    options: UnKDOptions
 
-    def __init__(self, options: UnKDOptions, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
+    def build(self) -> None:
+        options = self.options
         ranked = self.ranked_items("pool", options.pool)
-        group_of = popularity_groups(data.observed.popularity, options.groups)
+        group_of = popularity_groups(self.data.observed.popularity, options.groups)
         self._pairs = GroupPairs(ranked, group_of, options.groups)
         without = self._pairs.without_pairs()
         if float(without.max()) > _MANY:
@@ -70,13 +68,12 @@ class UnKDDistiller(ListDistiller):
         self._drawn = torch.empty(0)
 
     @classmethod
-    def check_data(cls, options: Options, data: DataView) -> None:
+    def check_data(cls, options: UnKDOptions, data: DataView) -> None:
         """
         Raises:
             UserError: a user has fewer unobserved items than the pool, or a group has no two items.
         """
         super().check_data(options, data)
-        assert isinstance(options, UnKDOptions)
         groups, items = options.groups, data.items - 1
         if groups > items:
             raise UserError(f"{cls.name}.groups={groups:,} is more than the {items:,} items there are; lower it.")
@@ -92,10 +89,10 @@ class UnKDDistiller(ListDistiller):
         drawn = self._pairs.draw(self.options.pairs, self.options.emphasis, self.generator)
         self._drawn = torch.cat(drawn, dim=1).to(self.data.device)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"unkd": the weighted mean over the pairs of the batch's distinct users}."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the pairs of the batch's distinct users."""
         users = batch.distinct_users
         items = self._drawn[users].long()
         # A missing pair is scored as if of item 1 and left out: padding is never looked at.
         better, worse = self.student.scores(users, items.clamp(min=1)).chunk(2, dim=1)
-        return {self.name: self.options.weight * pairwise_loss(better, worse, items[:, : self.options.pairs] > 0)}
+        return pairwise_loss(better, worse, items[:, : self.options.pairs] > 0)

@@ -3,9 +3,9 @@
 How a trainer uses it, each piece on its own or all together:
 
 - ``self.eval_collector = FullSortCollector(config)`` after ``Trainer.__init__``; it serves all of RecBole's loaders.
-- ``FastFullSortEvalDataLoader(config, dataset, sampler)`` wherever RecBole builds a ``FullSortEvalDataLoader``.
-- ``config["eval_batch_size"] = sized_eval_batch(item_num)`` before the loaders are built, where the user gave none;
-  then also ``self.test_batch_size = PAIRS_PER_CALL``: it bounds the memory of models without ``full_sort_predict``.
+- :class:`recbole_kd.data.loaders.FastFullSortEvalDataLoader` where RecBole builds a ``FullSortEvalDataLoader``, with
+  batches of :func:`recbole_kd.data.loaders.sized_eval_batch` where the user gave no size.
+- ``self.test_batch_size = PAIRS_PER_CALL``: it bounds the memory of models without ``full_sort_predict``.
 
 What costs RecBole its time, and what is done instead:
 
@@ -15,61 +15,33 @@ What costs RecBole its time, and what is done instead:
 - After each batch it concatenates all that was collected so far: here once, at the end.
 - It makes a tensor per user, and joins those of a batch in a loop: here batches are cut out of sorted arrays.
 - A large block of scores goes back to the system after each batch, and the next one pays a page fault per page; a
-  block of one user pays Python's price per user: :func:`sized_eval_batch` lies between.
+  block of one user pays Python's price per user: ``sized_eval_batch`` lies between.
 
 Masking (`Trainer._full_sort_batch_eval`) stays RecBole's: it is a few hundredths of what is left.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from logging import getLogger
-from typing import Any, Optional, Union
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector, DataStruct
 from recbole.evaluator.register import metrics_dict
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import EvaluatorType
 from torch import Tensor
 
-from recbole_kd.data.observed import Observed
+from recbole_kd.contracts import Share
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.errors import UserError
-
-#: Size of a block of float32 scores at which an evaluation is fastest: it stays in the cache and well below the sizes
-#: (16-32 MiB) from which the C allocator returns freed memory to the system, to be faulted in again by the next batch.
-SCORE_BLOCK_BYTES = 8 * 2**20
-#: Users of a block, at least: of a catalogue of a million, fewer would read the item table more often than they use it.
-LEAST_ROWS = 8
 
 #: User-item pairs given to one call of `model.predict` where a model scores pair by pair.
 PAIRS_PER_CALL = 2**17
 
 #: Items under one block maximum.
 _BLOCK = 8
-
-
-def sized_eval_batch(items: int, available_bytes: Optional[int] = None, candidates: Optional[int] = None) -> int:
-    """The `eval_batch_size` at which evaluation is fastest, in what RecBole counts with it: scored user-item pairs.
-
-    Args:
-        items: I, padding included: columns of a block of scores.
-        available_bytes: memory that a block may take; None leaves the size to speed alone.
-        candidates: pairs that RecBole scores per user. None is full ranking, every item; with sampled negatives it is
-            (1 + negatives) x positives of a user (a block has a column for each item nevertheless).
-
-    Returns:
-        rows x candidates, for as many users (rows) as fit; at least 8, or one where `available_bytes` says so.
-    """
-    rows = max(LEAST_ROWS, SCORE_BLOCK_BYTES // (4 * items))  # 4 bytes a float32 score
-    if available_bytes is not None:
-        rows = max(1, min(rows, available_bytes // (4 * items)))
-    return rows * (items if candidates is None else candidates)
 
 
 def exact_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -234,66 +206,20 @@ def _user_of_each_row(users: Tensor, rows: int) -> Tensor:
     return users if len(users) == rows else torch.unique_consecutive(users)
 
 
-class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
-    """RecBole's loader of full-ranking batches, from sorted arrays instead of a tensor and two sets per user.
+class PartOfBatches(FastFullSortEvalDataLoader):
+    """A part of the batches of a loader of full-ranking batches: whole ones, as one process would make them."""
 
-    Batches hold the same users, masked pairs and positive pairs as RecBole's; pairs come with items ascending within a
-    user, where RecBole has a set's order. Sequential models get RecBole's own loader.
-    """
+    def __init__(self, whole: FastFullSortEvalDataLoader, share: Share) -> None:
+        self.__dict__.update(whole.__dict__)
+        users, each = whole.sample_size, whole.step
+        starts = range(0, users, each)[share.part(-(-users // each))]
+        self._batches = [range(start, min(start + each, users)) for start in starts]
 
-    def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
-        if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-            super().__init__(config, dataset, sampler, shuffle=shuffle)
-            return
-        self.logger = getLogger()
-        self.uid_field = dataset.uid_field
-        self.iid_field = dataset.iid_field
-        self.is_sequential = False
-        if shuffle:
-            self.logger.warning("FullSortEvalDataLoader can't shuffle")
-        users, items = dataset.inter_feat[self.uid_field], dataset.inter_feat[self.iid_field]
-        self._positive = Observed(users, items, dataset.user_num, dataset.item_num)
-        self._history = _difference(sampler.used_ids, self._positive)
-        self.uid_list = self._positive.counts.nonzero().squeeze(1)
-        self.uid2items_num = self._positive.counts.numpy()
-        self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
-        self.sample_size = len(self.uid_list)
-        # Past FullSortEvalDataLoader's own constructor, which is what this class replaces.
-        super(FullSortEvalDataLoader, self).__init__(config, dataset, sampler, shuffle=False)
+    def __len__(self) -> int:
+        return len(self._batches)
 
-    @cached_property
-    def uid2positive_item(self) -> NDArray[Any]:
-        """(U,) the positive items of each user as a tensor, None for users who are not evaluated."""
-        return self._by_user(self._positive)
+    def __bool__(self) -> bool:
+        return True  # a process without a batch still takes part
 
-    @cached_property
-    def uid2history_item(self) -> NDArray[Any]:
-        """(U,) the items to mask for each user as a tensor, None for users who are not evaluated."""
-        return self._by_user(self._history)
-
-    def _by_user(self, pairs: Observed) -> NDArray[Any]:
-        by_user = np.full(pairs.users, None, dtype=object)
-        for user in self.uid_list.tolist():
-            by_user[user] = pairs.indices[pairs.offsets[user] : pairs.offsets[user + 1]]
-        return by_user
-
-    def collate_fn(self, index: Any) -> Any:
-        """The batch of the users at `index`: (users, (history rows, history items), positive rows, positive items)."""
-        if self.is_sequential:
-            return super().collate_fn(index)
-        user_df = self.user_df[np.asarray(index)]
-        users = user_df[self.uid_field]
-        return (user_df, self._history.rows_and_items(users), *self._positive.rows_and_items(users))
-
-
-def _difference(used_ids: Union[Observed, NDArray[Any]], positive: Observed) -> Observed:
-    """The pairs of `used_ids`, sorted or RecBole's array of one set per user, that are not positive."""
-    if isinstance(used_ids, Observed):
-        users, items = used_ids.user_ids, used_ids.indices
-    else:
-        counts = np.fromiter(map(len, used_ids), dtype=np.int64, count=len(used_ids))
-        each = itertools.chain.from_iterable(used_ids)
-        items = torch.from_numpy(np.fromiter(each, dtype=np.int64, count=counts.sum()))
-        users = torch.repeat_interleave(torch.from_numpy(counts))
-    kept = ~positive.contains(users, items)
-    return Observed(users[kept], items[kept], positive.users, positive.items)
+    def __iter__(self) -> Iterator[Any]:
+        return (self.collate_fn(list(batch)) for batch in self._batches)

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 from numpy.typing import NDArray
 
-from recbole_kd.files.checkpoint import write_atomic
+from recbole_kd.files.tables import read_batches, readable, write_parquet
 
 
 def save_per_user(path: Path, users: Sequence[str], values: Mapping[str, NDArray[Any]]) -> None:
@@ -25,14 +24,23 @@ def save_per_user(path: Path, users: Sequence[str], values: Mapping[str, NDArray
     Raises:
         UserError: the file cannot be written.
     """
-    columns = {"user": pyarrow.array(list(users), pyarrow.string())}
-    columns.update({name: pyarrow.array(column.astype(np.float64)) for name, column in values.items()})
-    table = pyarrow.table(columns)
-    write_atomic(path, lambda file: pyarrow.parquet.write_table(table, file, compression="zstd"), "output")
+    columns = {name: column.astype(np.float64) for name, column in values.items()}
+    write_parquet(path, {"user": pyarrow.array(list(users), pyarrow.string()), **columns})
 
 
 def load_per_user(path: Path) -> tuple[list[str], dict[str, NDArray[Any]]]:
-    """What :func:`save_per_user` wrote: users (n,) and metric -> values (n,)."""
-    table = pyarrow.parquet.read_table(path)
-    values = {name: table[name].to_numpy() for name in table.column_names if name != "user"}
-    return table["user"].to_pylist(), values
+    """What :func:`save_per_user` wrote: users (n,) and metric -> values (n,).
+
+    Raises:
+        UserError: it cannot be read, or has no users or a metric that is no number.
+    """
+    with readable(str(path)):
+        batches = list(read_batches(path, lambda names: {name: name for name in names}))
+        columns = {name: pyarrow.chunked_array([batch[name] for batch in batches]) for name in batches[0]}
+        users = columns.pop("user")
+        kinds = {"user": users.type, **{name: column.type for name, column in columns.items()}}
+        for name, kind in kinds.items():
+            wanted = pyarrow.string() if name == "user" else pyarrow.float64()
+            if kind != wanted:
+                raise ValueError(f"column {name} holds {kind}; expected {wanted}")
+        return users.to_pylist(), {name: column.to_numpy() for name, column in columns.items()}

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import math
-import re
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-import numpy as np
 import recbole
-import yaml
 from recbole.config import Config
-from recbole.evaluator import metric_types
-from recbole.utils import ModelType, dataset_arguments, evaluation_arguments, general_arguments, training_arguments
+from recbole.utils import ModelType, evaluation_arguments, general_arguments, training_arguments
 
-from recbole_kd.errors import UserError, closest
-from recbole_kd.files.checkpoint import load_any
-from recbole_kd.files.properties import (
-    PROPERTIES,
-    Repeated,
-    SafeLoader,
-    load_yaml,
-    overall_properties,
-    read_properties,
-    read_yaml,
-)
-from recbole_kd.options import LARGEST_INT, Options, check_names, is_whole
-from recbole_kd.registry import MODELS, Resolved, distiller_class, distiller_name, distillers, recipes, resolve_model
+from recbole_kd.contracts import DistillerOptions
+from recbole_kd.errors import UserError
+from recbole_kd.experiment import checks
+from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
+from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
+from recbole_kd.files.properties import PROPERTIES, SafeLoader, overall_properties, read_properties, read_yaml
+from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
-#: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
-#: train_neg_sample_args) the given keys replace and the others stay.
-_RECBOLE_MAPPINGS = frozenset({*dataset_arguments, "clip_grad_norm", "split"})
-#: What RecBole reads of its mappings that have a fixed set of names; the rest it passes over in silence.
-_RECBOLE_SECTIONS = {
-    "eval_args": ("split", "group_by", "order", "mode"),
-    "eval_args.mode": ("valid", "test"),
-    "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
-}
-#: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
-_DATASET_KEYS = tuple(dataset_arguments)
-_SCALAR_OR_LIST = ("metrics", "topk", "distill")
-TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
-#: Packages of a model's bases that read no settings.
-_NO_MODEL = ("torch", "builtins", "abc", "typing")
+#: Settings that a baseline of another architecture takes from the student's where they were given.
+BASELINE_LENGTHS = ("epochs", "stopping_step", "eval_step")
 #: Settings of the machine and of output: whatever they are, the same is learned.
 WITHOUT_EFFECT = frozenset(
     (
@@ -58,145 +30,15 @@ WITHOUT_EFFECT = frozenset(
         *("baseline", "eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "local_rank", "single_spec"),
     )
 )
-#: RecBole keeps these as pickles, which execute code when read.
-_PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
-
-#: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
-_PROCESS = ("local_rank", "single_spec", "offset")
-
-#: Files of weights that RecBole's models unpickle.
-_WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
-
-#: (least, most, whole) of RecBole's numbers, which RecBole itself does not check.
-_RANGES: dict[str, tuple[Optional[float], Optional[float], bool]] = {
-    "epochs": (0, None, True),
-    "train_batch_size": (1, None, True),
-    "eval_batch_size": (1, None, True),
-    "eval_step": (0, None, True),
-    "stopping_step": (0, None, True),
-    "embedding_size": (1, None, True),
-    "mf_embedding_size": (1, None, True),
-    "mlp_embedding_size": (1, None, True),
-    "hidden_size": (1, None, True),
-    "inner_size": (1, None, True),
-    "n_heads": (1, None, True),
-    "num_layers": (1, None, True),
-    "MAX_ITEM_LIST_LENGTH": (1, None, True),
-    "n_layers": (0, None, True),
-    "worker": (0, None, True),
-    "seed": (0, 2**32 - 1, True),
-    "nproc": (1, 1024, True),
-    "world_size": (-1, 2**20, True),
-    "group_offset": (0, 2**20, True),
-    "port": (1, 65535, True),
-    "split_seed": (0, 2**32 - 1, True),
-    "metric_decimal_place": (1, 16, True),
-    "learning_rate": (1e-12, None, False),
-    "weight_decay": (0, None, False),
-    "reg_weight": (0, None, False),
-    "temperature": (1e-12, None, False),
-}
-_DROPOUT = (0, 1, False)
-#: Whole numbers below this are the same as floats.
-_EXACT = 2**53
-_SCHEDULES = ("constant", "cosine")
-_FUSIONS = ("ranks", "scores")
-
-
-def parse_value(text: str) -> Any:
-    """A value from the command line, read as a Python or YAML literal; nothing is evaluated.
-
-    >>> parse_value("1e-3"), parse_value("[10,20]"), parse_value("None"), parse_value("BPR")
-    (0.001, [10, 20], None, 'BPR')
-
-    Raises:
-        UserError: a mapping that names something twice.
-    """
-    try:
-        tree = ast.parse(text.lstrip(" \t"), mode="eval")
-        value = ast.literal_eval(tree)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        pass
-    else:
-        mappings = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
-        if any(len(ast.literal_eval(node)) < len(node.keys) for node in mappings):
-            raise UserError(f"{text} names something twice; keep one.")
-        return list(value) if isinstance(value, tuple) else value  # --topk=10,20
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text[:1] in "[{" or text in ("~", "null"):
-        try:
-            return load_yaml(text)
-        except Repeated as error:
-            raise UserError(f"{text}: {error.problem}.") from None
-        except yaml.YAMLError:
-            return text
-    return text
-
-
-def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings, and short forms spelt out.
-
-    ``teacher.embedding_size`` goes into section ``teacher``; ``teacher: LightGCN`` is short for ``teacher.model``, and
-    ``teacher: "BPR,LightGCN"``, or a list, for ``teacher.0.model`` and ``teacher.1.model``;
-    ``distill: "de,rrd"`` is a list.
-    """
-    nested: dict[str, Any] = {}
-    for key, value in settings.items():
-        if not isinstance(key, str) or not key:
-            raise UserError(f"A setting's name is {key!r}; expected a word, such as epochs.")
-        section, dot, rest = key.partition(".")
-        if dot and not (section and rest):
-            raise UserError(f"Setting '{key}' has an empty part; expected section.option, such as teacher.epochs.")
-        if section == "teacher" and not dot and not isinstance(value, Mapping) and value is not None:
-            value = _teacher_section(value)
-        if section == "distill" and isinstance(value, str):
-            value = [name.strip() for name in value.split(",") if name.strip()]
-        if dot:
-            value = nest({rest: value}) if "." in rest else {rest: value}
-        if section == "teacher" and isinstance(value, Mapping):  # teacher.0: LightGCN is short for teacher.0.model
-            value = {
-                str(name): {"model": one} if str(name).isdigit() and isinstance(one, str) else one
-                for name, one in value.items()
-            }
-        nested = merge(nested, {section: value}) if dot or isinstance(value, Mapping) else {**nested, section: value}
-    return nested
-
-
-def _teacher_section(value: Any) -> dict[str, Any]:
-    """Section ``teacher`` from its short forms: a model's name, several with commas, or a list of names or sections.
-
-    ``count`` tells how many there are: those that a source of lower priority names are forgotten.
-    """
-    given = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(given, (list, tuple)):
-        given = [given]
-    sections = [nest(element) if isinstance(element, Mapping) else {"model": element} for element in given]
-    if len(sections) == 1:
-        return sections[0]
-    return {"count": len(sections), **{str(index): section for index, section in enumerate(sections)}}
-
-
-def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`; mappings are merged key by key, except those that RecBole takes as a whole.
-
-    What `high` says of all teachers counts for those that `low` numbers too.
-    """
-    if any(key.isdigit() for key in low):
-        if any(key in high for key in ("count", "model", "checkpoint", "ranks")):  # teachers named anew
-            low = {key: value for key, value in low.items() if key != "count" and not key.isdigit()}
-        low = {
-            key: {name: one for name, one in value.items() if name not in high} if key.isdigit() and value else value
-            for key, value in low.items()
-        }
-    merged = dict(low)
-    for key, value in high.items():
-        whole = key in _RECBOLE_MAPPINGS
-        if not whole and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = dict(value) if isinstance(value, Mapping) else value
-    return merged
+#: Settings that no checkpoint keeps and no digest counts.
+_OF_THE_LOG = ("quiet",)
+#: Names of columns that RecBole's transforms of sequences write into the settings (recbole/data/transform.py).
+_COLUMNS = frozenset(
+    (
+        *("MASK_INDEX", "MASK_ITEM_SEQ", "POS_ITEMS", "NEG_ITEMS", "INVERSE_ITEM_SEQ"),
+        *("CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN", "REORDER_ITEM_SEQ"),
+    )
+)
 
 
 class KDConfig(Config):
@@ -220,13 +62,19 @@ class KDConfig(Config):
     final_config_dict: dict[str, Any]
     #: Settings that a properties file of the model, recipe or student gives.
     preset_keys: set[str]
+    #: Where each setting comes from, by dotted name.
+    sources: dict[str, str]
+    #: Checked options of the distillers, in the order given.
+    options: dict[str, DistillerOptions]
+    #: Checked options of SEvo, where the learner is one of its optimisers.
+    sevo: SEvoOptions | None
 
     def __init__(
         self,
-        model: Optional[str] = None,
-        dataset: Optional[str] = None,
-        config_file_list: Optional[Iterable[str]] = None,
-        config_dict: Optional[Mapping[str, Any]] = None,
+        model: str | None = None,
+        dataset: str | None = None,
+        config_file_list: Iterable[str] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
         prefix: str = "",
     ) -> None:
         self.prefix = prefix
@@ -239,8 +87,7 @@ class KDConfig(Config):
             )
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"RecBole refuses the settings: {str(error).strip()}") from error
-        self._check_values()
-        self._check_files()
+        checks.check_files(self)
 
     # What RecBole's constructor calls, in its order.
 
@@ -250,28 +97,27 @@ class KDConfig(Config):
             "General": list(general_arguments),
             "Training": list(training_arguments),
             "Evaluation": list(evaluation_arguments),
-            "Dataset": list(_DATASET_KEYS),
+            "Dataset": list(DATASET_KEYS),
         }
 
     def _build_yaml_loader(self) -> type[SafeLoader]:
         return SafeLoader
 
     def _load_config_files(self, file_list: Iterable[str]) -> dict[str, Any]:
-        settings: dict[str, Any] = {}
-        for file in file_list:
-            settings = merge(settings, nest(read_yaml(Path(file))))
-        return settings
+        self._given = [Layer(str(file), nest(read_yaml(Path(file))), given=True) for file in file_list]
+        return merged(self._given)[0]
 
     def _load_variable_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
-        return nest(config_dict)
+        self._given.append(Layer("command line", nest(config_dict), given=True))
+        return dict(self._given[-1].settings)
 
     def _load_cmd_line(self) -> dict[str, Any]:
         return {}  # Only the command line reads sys.argv.
 
     def _merge_external_config_dict(self) -> None:
-        self.external_config_dict = merge(self.file_config_dict, self.variable_config_dict)
+        self.external_config_dict = merged(self._given)[0]
 
-    def _get_model_and_dataset(self, model: Optional[str], dataset: Optional[str]) -> tuple[str, type[Any], str]:
+    def _get_model_and_dataset(self, model: str | None, dataset: str | None) -> tuple[str, type[Any], str]:
         given = self.external_config_dict
         model = model or given.get("model")
         dataset = dataset or given.get("dataset")
@@ -286,62 +132,41 @@ class KDConfig(Config):
         return self.resolved.name, self.resolved.model_class, dataset
 
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
-        backbone = self.resolved.backbone
-        self.preset_keys = set()
-        super()._load_internal_config_dict(backbone, model_class, dataset)
-        settings = merge(self.internal_config_dict, overall_properties())
-        settings = merge(settings, read_properties("dataset", dataset))
-        if backbone not in MODELS:  # another package's: what it has by default is in a file beside its module
-            own = model_class.__mro__[1] if self.resolved.recipe else model_class
-            beside = Path(inspect.getfile(own)).with_name(f"{backbone}.yaml")
-            settings = merge(settings, nest(read_yaml(beside)) if beside.is_file() else {})
-        for file in dict.fromkeys((backbone, model)):
-            always, for_dataset = _layers("model", file, dataset)
-            layers = [always, for_dataset]
-            if file in recipes():
-                # A recipe is for any student; what suits this one is a file of its own.
-                student, student_for_dataset = _layers("student", backbone, dataset)
-                layers = [always, student, for_dataset, student_for_dataset]
-            for layer in layers:
-                self.preset_keys |= set(layer)
-                settings = merge(settings, layer)
-        settings["student"] = backbone
-        learner = str(self.external_config_dict.get("learner", settings["learner"])).lower()
-        section = settings.pop("sevo", None) or {}
-        if learner.startswith("sevo_"):
-            settings["sevo"] = {**read_properties("optimizer", "sevo"), **section}
-        elif "sevo" in self.external_config_dict:
+        super()._load_internal_config_dict(self.resolved.backbone, model_class, dataset)
+        layers = precedence(self.internal_config_dict, self.resolved, dataset, self._given)
+        self.internal_config_dict = merged(layer for layer in layers if not layer.given)[0]
+        self.sources = merged(layers)[1]
+        self.preset_keys = {key for layer in layers if layer.preset for key in layer.settings}
+        self.internal_config_dict["student"] = self.resolved.backbone
+        if not self.resolved.recipe:
+            self.sources["student"] = "the model"
+        if "sevo" in self.external_config_dict and "sevo" not in self.internal_config_dict:
+            learner = self.external_config_dict.get("learner", self.internal_config_dict["learner"])
             raise UserError(
-                f"Section 'sevo' is set but not used: --{self.prefix}learner is {learner}. "
+                f"Section 'sevo' is set but not used: --{self.prefix}learner is {str(learner).lower()}. "
                 f"Set --{self.prefix}learner=sevo_adamw or leave it out."
             )
-        names = self.external_config_dict.get("distill", settings.get("distill")) or []
-        if not isinstance(names, (list, tuple)):
-            raise UserError(f"--distill={names!r} is no list of distillers; expected names, such as --distill=simrec.")
-        names = _distiller_names(names)
-        for name in names:
-            settings[name] = {**read_properties("distiller", name), **settings.get(name, {})}
-        for name in distillers():
-            if name not in names:
-                settings.pop(name, None)
-        self.internal_config_dict = settings
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        self._check_known()
+        self.options, self.sevo = checks.check_known(self)
         final = merge(self.internal_config_dict, self.external_config_dict)
         for key in self.external_config_dict:
-            final[key] = _like(final[key], self.internal_config_dict.get(key))
+            final[key] = like(final[key], self.internal_config_dict.get(key))
         if self.resolved.recipe and final.get("teacher"):
-            final["teacher"] = _with_presets(final["teacher"], self.dataset)
+            final["teacher"], added = teacher_presets(final["teacher"], self.dataset)
+            self.sources.update(added)
         self.data_root = final["data_path"]
         final["student"] = self.resolved.backbone
-        final["distill"] = _distiller_names(final.get("distill") or [])
-        # RecBole compares this with a number before a dataset is there; the flow sets it when the catalogue is known.
+        final["distill"] = distiller_names(final.get("distill") or [])
+        # RecBole compares this with a number before a dataset is there; the loaders size it from the catalogue.
         final["eval_batch_size_given"] = final.get("eval_batch_size") is not None
         final["eval_batch_size"] = final.get("eval_batch_size") or 4096
+        if "show_progress" not in self.external_config_dict:
+            final["show_progress"] = bool(final["show_progress"] and sys.stderr.isatty() and not final["quiet"])
+            self.sources["show_progress"] = "whether this is a terminal"
         if self.sequential:
             self._set_next_item_training(final)
-        self._check_metrics(final)
+        checks.check_metrics(final)
         return final
 
     def _set_next_item_training(self, final: dict[str, Any]) -> None:
@@ -372,139 +197,20 @@ class KDConfig(Config):
 
             self.final_config_dict["device"] = torch.device("cpu")
 
-    # Our checks.
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Refuses: settings are made once. RecBole's transforms alone write here, the names of the columns they add.
 
-    def _check_known(self) -> None:
-        given = self.external_config_dict
-        for key in _PROCESS:
-            if key in given:
-                raise UserError(f"--{key} is what each process of a run is told; set --nproc=2 for two processes.")
-        for key in _PICKLES:
-            if given.get(key):
-                raise UserError(
-                    f"--{key} is not supported: RecBole keeps datasets as pickles, which execute code. Leave it out."
-                )
-        names = _distiller_names(given.get("distill", self.internal_config_dict.get("distill")) or [])
-        if given.get("teacher") and not names and "sevo" not in self.internal_config_dict:
-            raise UserError(
-                "Section 'teacher' is set but not used: --distill is empty. Set --distill=NAME, such as rrd, or leave "
-                "--teacher out."
-            )
-        for key in given:
-            if key in distillers() and key not in names:
-                raise UserError(
-                    f"Section '{key}' is set but not used: --distill is {', '.join(names) or 'empty'}. "
-                    f"Add {key} to --distill or leave it out."
-                )
-            if key in self.internal_config_dict or key in ("model", "dataset", "config_files"):
-                continue
-            if key not in self._readable_keys():
-                own = TEACHER_KEYS if self.prefix else ()
-                known = [self.prefix + name for name in [*own, *self.internal_config_dict, *names]]
-                raise UserError(
-                    f"Unknown setting '{self.prefix}{key}': no part of the program reads it."
-                    f"{closest(self.prefix + key, known)}"
-                )
-        for section, read in _RECBOLE_SECTIONS.items():
-            value: Any = given
-            for part in section.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if isinstance(value, Mapping):
-                check_names(self.prefix + section, value, read)
-        if "sevo" in self.internal_config_dict:
-            SEvoOptions.parse("sevo", merge(self.internal_config_dict, given)["sevo"])
-        for name in names:
-            distiller_class(name).options_class.parse(name, merge(self.internal_config_dict, given).get(name))
-        # What the teacher reads beyond these is checked when its own configuration is made.
+        A model such as BERT4Rec reads these names from its settings.
+        """
+        if key not in _COLUMNS:
+            raise TypeError(f"settings are read-only, and {key} would be written; make another KDConfig")
+        self.final_config_dict[key] = value
+
+    # Our checks.
 
     def knows(self, key: str) -> bool:
         """Whether any part of the program reads a setting of that name from this model's configuration."""
-        return key in self.internal_config_dict or key in self._readable_keys()
-
-    def _readable_keys(self) -> set[str]:
-        keys = {key for category in self.parameters.values() for key in category}
-        return keys | _keys_read_by_recbole() | _keys_read_by_model(self.resolved.model_class)
-
-    def _check_metrics(self, final: Mapping[str, Any]) -> None:
-        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
-        for metric in metrics:
-            if str(metric).lower() not in metric_types:
-                raise UserError(
-                    f"Unknown metric '{metric}' in --metrics.{closest(str(metric), metric_types)} "
-                    f"Choices: {', '.join(sorted(metric_types))}."
-                )
-        cutoffs = final["topk"] if isinstance(final["topk"], (list, tuple)) else [final["topk"]]
-        if not cutoffs or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in cutoffs):
-            raise UserError(f"--topk={final['topk']!r}; expected whole numbers above 0, such as --topk=[10,20].")
-        name, _, cutoff = str(final["valid_metric"]).partition("@")
-        computed = name.lower() in [str(metric).lower() for metric in metrics]
-        if not computed or (cutoff and cutoff not in map(str, cutoffs)):
-            raise UserError(
-                f"--valid_metric={final['valid_metric']} is not computed: --metrics={metrics}, --topk={list(cutoffs)}; "
-                f"expected one of them, such as {metrics[0]}@{cutoffs[0]}."
-            )
-
-    def _check_values(self) -> None:
-        final = self.final_config_dict
-        schedule = final["learning_rate_schedule"]
-        if schedule not in _SCHEDULES:
-            raise UserError(
-                f"--{self.prefix}learning_rate_schedule={schedule!r} is not one of {', '.join(_SCHEDULES)}."
-                f"{closest(str(schedule), _SCHEDULES)}"
-            )
-        if final["fused_adam"] not in (None, True, False):
-            raise UserError(f"--{self.prefix}fused_adam={final['fused_adam']!r}; expected True or False.")
-        if not self.prefix:
-            self._check_fusion(final["teacher"])
-        for key, value in final.items():
-            self._check_range(key, value)
-            default = self.internal_config_dict.get(key)
-            if key in self.external_config_dict and key not in _SCALAR_OR_LIST and not _same_kind(value, default):
-                raise UserError(
-                    f"--{self.prefix}{key}={value!r} is of another type than its default {default!r}; "
-                    f"set a value such as --{self.prefix}{key}={default}."
-                )
-
-    @staticmethod
-    def _check_fusion(teacher: Any) -> None:
-        section = dict(teacher) if isinstance(teacher, Mapping) else {}
-        if section.get("fusion", "ranks") not in _FUSIONS:
-            raise UserError(f"--teacher.fusion={section['fusion']!r} is not one of {', '.join(_FUSIONS)}.")
-        for key, own in {"": section, **{f"{key}.": own for key, own in section.items() if key.isdigit()}}.items():
-            share = (own or {}).get("share", 1)
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
-                raise UserError(f"--teacher.{key}share={share!r}; expected a number above 0.")
-            if key and "fusion" in (own or {}):
-                raise UserError(
-                    f"--teacher.{key}fusion is set, and all teachers are fused alike; set --teacher.fusion."
-                )
-
-    def _check_files(self) -> None:
-        """Looks at the files that RecBole's models unpickle, as that executes what is in them."""
-        for key in _WEIGHT_FILES:
-            if self.final_config_dict.get(key):
-                load_any(str(self.final_config_dict[key]))
-        if self.resolved.backbone == "LDiffRec":
-            path = Path(self.final_config_dict["data_path"]) / "item_emb.npy"
-            try:
-                if path.exists():
-                    np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                raise UserError(
-                    f"'{path}' is no plain array, and RecBole would execute what is in it; save the items' vectors as "
-                    "numbers, with numpy.save."
-                ) from None
-
-    def _check_range(self, key: str, value: Any) -> None:
-        least, most, whole = _RANGES.get(key, _DROPOUT if "dropout" in key else (None, None, False))
-        if least is None or value is None or isinstance(value, (bool, list)):
-            return
-        bound = f"between {least:g} and {most:g}" if most is not None else f"of at least {least:g}"
-        expected = f"expected a {'whole ' if whole else ''}number {bound}."
-        number = isinstance(value, (int, float)) and not (whole and not is_whole(value))
-        largest = LARGEST_INT if whole else sys.float_info.max
-        if not number or not least <= value <= (most if most is not None else largest):
-            raise UserError(f"--{self.prefix}{key}={value!r}; {expected}")
+        return key in self.internal_config_dict or key in checks.readable_keys(self)
 
     # Views of the settings.
 
@@ -520,7 +226,7 @@ class KDConfig(Config):
             return section in self.distillers
         if section in ("student", "teacher"):
             return bool(self.resolved.recipe if section == "student" else self.distillers or self["sevo"])
-        return section in self.internal_config_dict or section in self._readable_keys()
+        return section in self.internal_config_dict or section in checks.readable_keys(self)
 
     @property
     def split_seed(self) -> int:
@@ -532,10 +238,14 @@ class KDConfig(Config):
         """Names of the distillers, in the order given."""
         return [str(name) for name in self["distill"]]
 
-    def active_distillers(self) -> dict[str, Options]:
+    def active_distillers(self) -> dict[str, DistillerOptions]:
         """Checked options of the distillers whose weights are not all 0, by name."""
-        options = {name: distiller_class(name).options_class.parse(name, self[name]) for name in self.distillers}
-        return {name: value for name, value in options.items() if not distiller_class(name).is_off(value)}
+        return {name: value for name, value in self.options.items() if not value.is_off}
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a distiller or the optimiser reads a teacher."""
+        return bool(self.active_distillers()) or (self.sevo is not None and self.sevo.graph == "teacher")
 
     def teacher_sections(self) -> dict[str, dict[str, Any]]:
         """Settings of each teacher, by what stands before their names: ``teacher.``, or ``teacher.0.`` and so on.
@@ -545,7 +255,7 @@ class KDConfig(Config):
         Raises:
             UserError: settings of a teacher that there is not.
         """
-        sections = _teacher_sections(self["teacher"] or {})
+        sections = teacher_sections(self["teacher"] or {})
         return {f"teacher.{index}." if index else "teacher.": section for index, section in sections.items()}
 
     @property
@@ -553,7 +263,7 @@ class KDConfig(Config):
         """How the rankings of several teachers become one: ``ranks`` or ``scores``."""
         return str(self["teacher"]["fusion"])
 
-    def teacher_config(self, section: Optional[Mapping[str, Any]] = None, prefix: str = "teacher.") -> KDConfig:
+    def teacher_config(self, section: Mapping[str, Any] | None = None, prefix: str = "teacher.") -> KDConfig:
         """A teacher's configuration: its model's defaults, this run's data and evaluation, and its section.
 
         What says how the student is built and trained (sizes, epochs, learning rate, batch size) is not inherited.
@@ -571,7 +281,7 @@ class KDConfig(Config):
             )
         if section.get("distill"):
             raise UserError(f"--{prefix}distill is set, and a teacher is trained alone; leave it out.")
-        own = {key: value for key, value in section.items() if key not in TEACHER_KEYS}
+        own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
         # Adam takes most of the time that large tables need.
         return self._derived(model, {"fused_adam": True, **own}, prefix)
 
@@ -582,7 +292,7 @@ class KDConfig(Config):
         keys -= {key for key in probe.final_config_dict if key.isupper() or key.endswith("_neg_sample_args")}
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
         if model not in MODELS:  # one of another package may have no properties file that lists what it reads
-            read = _keys_read_by_model(probe.resolved.model_class) - _shared_keys()
+            read = checks.keys_read_by_model(probe.resolved.model_class) - _shared_keys()
             settings |= {key: stored[key] for key in read if key in stored and not key.isupper()}
         return self._derived(model, settings)
 
@@ -611,8 +321,7 @@ class KDConfig(Config):
                 # What RecBole makes of None, and refuses to be given.
                 settings["train_neg_sample_args"] = None
             return self._derived(model, settings, prefix="")
-        lengths = ("epochs", "stopping_step", "eval_step")
-        settings = {key: self[key] for key in lengths if key in self.external_config_dict}
+        settings = {key: self[key] for key in BASELINE_LENGTHS if key in self.external_config_dict}
         probe = self._derived(model, {}, prefix="")
         for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size"):
             if key in probe and self["embedding_size"] is not None:
@@ -625,7 +334,7 @@ class KDConfig(Config):
         return {key for key in keys if key not in ("model", "dataset", "MODEL_TYPE")}
 
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
-        inherited = {key: self[key] for key in _shared_keys() - set(_PICKLES) if key in self}
+        inherited = {key: self[key] for key in _shared_keys() - set(checks.PICKLES) if key in self}
         inherited["data_path"] = self.data_root
         if not self["eval_batch_size_given"]:
             del inherited["eval_batch_size"]
@@ -638,52 +347,8 @@ class KDConfig(Config):
         return KDConfig(model, self.dataset, config_dict=merge(inherited, own), prefix=prefix)
 
     def plain_values(self) -> dict[str, Any]:
-        """The settings as plain values, for checkpoints, digests and results."""
-        return {key: _plain(value) for key, value in self.final_config_dict.items()}
-
-
-def _distiller_names(given: Iterable[Any]) -> list[str]:
-    return [distiller_name(str(name)) for name in given]
-
-
-def _layers(kind: str, name: str, dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A properties file's settings: for all datasets, and for this one, which replace those."""
-    file = dict(read_properties(kind, name))
-    cases = file.pop("for_dataset", {})
-    return nest(file), nest(cases.get(dataset, {}))
-
-
-def _teacher_sections(teacher: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings of each teacher by its number; of a single one that has none by an empty text."""
-    section = dict(teacher)
-    numbered = {key: section.pop(key) for key in list(section) if key.isdigit()}
-    count = section.pop("count", None) or max(map(int, numbered), default=0) + 1
-    for key in numbered:
-        if key != str(int(key)) or int(key) >= count:
-            raise UserError(
-                f"teacher.{key} is set, and there are {count} teachers, counted from 0; name them all, as in "
-                "--teacher=BPR,LightGCN."
-            )
-    if not numbered:
-        return {"": section}
-    return {str(index): merge(section, numbered.get(str(index)) or {}) for index in range(count)}
-
-
-def _with_presets(teacher: Mapping[str, Any], dataset: str) -> dict[str, Any]:
-    """Section `teacher` of a recipe, over what suits each model as a teacher (properties/teacher/)."""
-    complete = dict(teacher)
-    for index, section in _teacher_sections(teacher).items():
-        if section.get("checkpoint") or section.get("ranks"):
-            continue
-        preset: dict[str, Any] = {}
-        for layer in _layers("teacher", str(section.get("model")), dataset):
-            preset = merge(preset, layer)
-        missing = {key: value for key, value in preset.items() if key not in section}
-        if index:
-            complete[index] = {**missing, **(complete.get(index) or {})}
-        else:
-            complete = {**missing, **complete}
-    return complete
+        """The settings as plain values, for checkpoints, digests and results; without those of the log."""
+        return {key: plain(value) for key, value in self.final_config_dict.items() if key not in _OF_THE_LOG}
 
 
 def _shared_keys() -> set[str]:
@@ -691,67 +356,9 @@ def _shared_keys() -> set[str]:
     return (
         set(general_arguments)
         | set(evaluation_arguments)
-        | set(_DATASET_KEYS)
-        | {"worker", "save_last", "split_seed", "trim_padding"}
+        | set(DATASET_KEYS)
+        | {"worker", "save_last", "split_seed", "trim_padding", "quiet"}
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(element) for key, element in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(element) for element in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
-def _like(value: Any, default: Any) -> Any:
-    """A whole number as its default is written, 0 as 0.0: one setting has one digest, and RecBole counts by ints."""
-    if isinstance(value, Mapping) and isinstance(default, Mapping):
-        return {key: _like(one, default.get(key)) for key, one in value.items()}
-    plain = {type(value), type(default)} == {int, float} and abs(value) < _EXACT
-    return type(default)(value) if plain and value == int(value) else value
-
-
-def _same_kind(value: Any, default: Any) -> bool:
-    """Whether a given value is of its default's type; a default of None or of another kind says nothing."""
-    if value is None or default is None:
-        return True
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, (int, float)):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple))
-    if isinstance(default, Mapping):
-        return isinstance(value, Mapping)
-    return True
-
-
-def _keys_read(source: str) -> set[str]:
-    return set(re.findall(r"""config(?:\.final_config_dict)?\[["'](\w+)["']\]""", source)) | set(
-        re.findall(r"""config\.get\(["'](\w+)["']""", source)
-    )
-
-
-def _keys_read_by_model(model_class: type[Any]) -> frozenset[str]:
-    """Settings that the modules of a model and of its bases read, RecBole's and any other package's."""
-    bases = (base for base in model_class.__mro__ if base.__module__.split(".")[0] not in _NO_MODEL)
-    found: set[str] = set()
-    for module in set(map(inspect.getmodule, bases)):
-        with suppress(OSError, TypeError):  # what has no source tells nothing
-            found |= _keys_read(inspect.getsource(module))  # type: ignore[arg-type]
-    return frozenset(found)
-
-
-@cache
-def _keys_read_by_recbole() -> frozenset[str]:
-    """Settings that RecBole's data, evaluation, sampling and training code reads, found in its sources."""
-    root = Path(recbole.__file__).parent
-    folders = ("data", "evaluator", "sampler", "trainer", "utils", "quick_start")
-    files = [file for folder in folders for file in (root / folder).rglob("*.py")]
-    return frozenset().union(*(_keys_read(file.read_text(encoding="utf-8")) for file in files))
 
 
 def dataset_names(data_path: str) -> list[str]:
@@ -763,4 +370,4 @@ def dataset_names(data_path: str) -> list[str]:
     return sorted({"ml-100k", *local, *ours, *downloads})
 
 
-__all__ = ["TEACHER_KEYS", "WITHOUT_EFFECT", "KDConfig", "dataset_names", "merge", "nest", "parse_value", "recipes"]
+__all__ = ["BASELINE_LENGTHS", "WITHOUT_EFFECT", "KDConfig", "dataset_names"]

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from recbole_kd.errors import UserError
+from recbole_kd.files.reading import read_text
+from recbole_kd.files.schema import Unbounded, require_bounded
 
 _PACKAGE = Path(__file__).parent.parent
 #: In a wheel the folder lies inside the package; in a checkout beside it.
@@ -63,10 +65,11 @@ def load_yaml(text: str) -> Any:
     """
     try:
         content = yaml.load(text, Loader=SafeLoader)
-        if _unfolded(content, {}) > _MOST_VALUES:
-            raise _Refused(f"its aliases unfold to more than {_MOST_VALUES:,} values")
+        require_bounded(content, _MOST_VALUES)
     except RecursionError:
         raise _Refused("it is nested too deeply") from None
+    except Unbounded as error:
+        raise _Refused(str(error)) from None
     except (ValueError, OverflowError) as error:  # a date that is none, a number of ten thousand digits
         raise _Refused(str(error)) from None
     return content
@@ -74,19 +77,6 @@ def load_yaml(text: str) -> Any:
 
 class _Refused(yaml.YAMLError):
     """YAML that is well-formed and is not read."""
-
-
-def _unfolded(value: Any, known: dict[int, int]) -> int:
-    """How many values there are in `value`, each counted wherever it is repeated."""
-    if not isinstance(value, (dict, list, tuple, set)):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = 0
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_unfolded(part, known) for part in parts)
-    elif known[id(value)] == 0:
-        raise _Refused("it refers to itself")
-    return known[id(value)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -97,11 +87,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             no mapping.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise UserError(f"The configuration file {path} is longer than {_MOST_BYTES:,} bytes; expected settings.")
-        content = load_yaml(text.decode("utf-8"))
+        content = load_yaml(read_text(path, _MOST_BYTES))
     except OSError as error:
         raise UserError(f"Cannot read the configuration file {path}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

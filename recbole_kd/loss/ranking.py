@@ -1,17 +1,31 @@
 """Losses of response-based distillation: pure functions on scores.
 
+:func:`listwise_loss` is the formula; what trains is the one in ``kernel/ranking.py``. All others are a few lines and
+have no kernel: they train as they stand here.
+
 Shapes: n users, k or K items of each. Every loss is a mean over its entries, named in each docstring, and takes a mask
 of the entries that exist where some may be missing. An entry that is missing has no gradient, whatever its score.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid, softmax
+
+from recbole_kd.loss.common import mean_over_entries
+
+__all__ = [
+    "discrepancy_weights",
+    "listwise_loss",
+    "pairwise_loss",
+    "position_weights",
+    "soft_target_loss",
+    "softmax_loss",
+    "weighted_positive_loss",
+]
 
 
 def listwise_loss(
@@ -22,8 +36,8 @@ def listwise_loss(
 ) -> Tensor:
     """Negative log-likelihood that the interesting items come in their order, before all uninteresting ones.
 
-    -sum_{k<=K} [r_k - log(sum_{m=k..K} exp r_m + sum_l exp r_l)] (RRD, Kang et al., CIKM'20, eq. 9), through
-    log-sum-exp: right for scores of any size, where the published code clamps them at 80.
+    -sum_{k<=K} [r_k - log(sum_{m=k..K} exp r_m + sum_l exp r_l)] (RRD, Kang et al., CIKM'20, eq. 9). The log-sum-exp is
+    right for scores of any size, where the published code clamps them at 80.
 
     Args:
         interesting: (n, K) the student's scores of the interesting items, best rank first.
@@ -33,13 +47,17 @@ def listwise_loss(
     Returns:
         Scalar: the mean over users who have an interesting item. Entry: a user.
     """
-    lowest = -torch.inf
-    if interesting_mask is not None:
-        interesting = interesting.masked_fill(~interesting_mask, lowest)
+    if interesting_mask is None:
+        interesting_mask = torch.ones_like(interesting, dtype=torch.bool)
+    interesting = interesting.masked_fill(~interesting_mask, -torch.inf)
     if uninteresting_mask is not None:
-        uninteresting = uninteresting.masked_fill(~uninteresting_mask, lowest)
-    per_user: Tensor = _Listwise.apply(interesting, uninteresting)
-    return _mean(per_user, None if interesting_mask is None else interesting_mask.any(dim=1))
+        uninteresting = uninteresting.masked_fill(~uninteresting_mask, -torch.inf)
+    entries = [
+        torch.cat([interesting[:, k:], uninteresting], dim=1).logsumexp(1) - interesting[:, k]
+        for k in range(interesting.shape[1])
+    ]
+    per_user = torch.stack(entries, dim=1).masked_fill(~interesting_mask, 0).sum(1)
+    return mean_over_entries(per_user, interesting_mask.any(1))
 
 
 def position_weights(
@@ -100,7 +118,7 @@ def weighted_positive_loss(scores: Tensor, weights: Tensor) -> Tensor:
     Returns:
         Scalar: the mean over users of the weighted sum. Entry: a user.
     """
-    return _mean(-(weights.detach() * logsigmoid(scores)).sum(dim=1))
+    return mean_over_entries(-(weights.detach() * logsigmoid(scores)).sum(dim=1))
 
 
 def soft_target_loss(
@@ -123,7 +141,7 @@ def soft_target_loss(
     if mask is not None:
         student, teacher = student.masked_fill(~mask, 0), teacher.masked_fill(~mask, 0)
     target = torch.sigmoid((teacher + bias) / temperature)
-    return _mean(binary_cross_entropy_with_logits(student, target, reduction="none"), mask)
+    return mean_over_entries(binary_cross_entropy_with_logits(student, target, reduction="none"), mask)
 
 
 def pairwise_loss(better: Tensor, worse: Tensor, mask: Optional[Tensor] = None) -> Tensor:
@@ -139,7 +157,7 @@ def pairwise_loss(better: Tensor, worse: Tensor, mask: Optional[Tensor] = None) 
     margin = better - worse
     if mask is not None:
         margin = margin.masked_fill(~mask, 0)
-    return _mean(-logsigmoid(margin), mask)
+    return mean_over_entries(-logsigmoid(margin), mask)
 
 
 def softmax_loss(
@@ -156,51 +174,4 @@ def softmax_loss(
         Scalar: the mean over users. Entry: a user.
     """
     target = softmax(teacher.detach() / (teacher_temperature or temperature), dim=1)
-    return _mean(-(target * log_softmax(student / temperature, dim=1)).sum(dim=1)) * temperature**2
-
-
-def _mean(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-    """Mean over the entries that exist; 0, still on the graph, where there is none."""
-    if mask is None:
-        return values.sum() / max(values.numel(), 1)
-    return values.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
-
-
-class _Listwise(torch.autograd.Function):
-    """Per-user loss of :func:`listwise_loss` with its gradient in closed form; -inf marks a missing entry.
-
-    With z_k = log(sum_{m>=k} exp r_m + sum_l exp r_l), the gradient is exp(r_j) sum_{k<=j} exp(-z_k) - 1 for an
-    interesting item and exp(r_l) sum_{k<=K} exp(-z_k) for an uninteresting one. The sums are kept as logarithms:
-    r_j <= z_k for every k <= j, so that no exponential overflows.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, interesting: Tensor, uninteresting: Tensor) -> Tensor:
-        rest = uninteresting.logsumexp(dim=1, keepdim=True)
-        normaliser = _log_cumsum_exp(torch.cat([rest, interesting.flip(1)], dim=1))[:, 1:].flip(1)
-        ctx.save_for_backward(interesting, uninteresting, normaliser)
-        return (normaliser - interesting).masked_fill(interesting == -torch.inf, 0).sum(dim=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        interesting, uninteresting, normaliser = ctx.saved_tensors
-        missing = interesting == -torch.inf
-        shares = _log_cumsum_exp((-normaliser).masked_fill(missing, -torch.inf))
-        of_interesting = ((interesting + shares).exp() - 1).masked_fill(missing, 0)
-        of_uninteresting = (uninteresting + shares[:, -1:]).exp()
-        return of_interesting * gradient.unsqueeze(1), of_uninteresting * gradient.unsqueeze(1)
-
-
-def _log_cumsum_exp(values: Tensor) -> Tensor:
-    """log of the cumulative sums of exp(values) along each row, (n, k).
-
-    torch.logcumsumexp takes twenty times as long as the exponentials of the values less their maximum, which are exact
-    unless the first of them, the smallest sum, underflows.
-    """
-    top = values.amax(dim=1, keepdim=True)
-    sums = (values - top).exp_().cumsum(dim=1)
-    # Not `sums < limit`: a row without any entry gives NaN, and belongs to the slow way too.
-    if sums.numel() and not bool((sums[:, 0] > 1e-30).all()):
-        return torch.logcumsumexp(values, dim=1)
-    return sums.log_().add_(top)
+    return mean_over_entries(-(target * log_softmax(student / temperature, dim=1)).sum(dim=1)) * temperature**2

@@ -1,62 +1,33 @@
-"""How far mapped vectors are from their targets, summed over nodes, with the gradients computed on the way.
+"""How far mapped vectors are from their targets, summed over nodes (FitNet, DE, HTD, PHR, FreqD), as formulas.
 
-Autograd would keep every (n, outputs) intermediate of a batch and pass over each several times. The sums here take a
-block of nodes, or an expert's nodes, at a time, so that vectors are mapped, compared and differentiated while they are
-in cache. Targets are constants, given as a table and the rows of it that are wanted.
-
-Each sum divided by the number of nodes is a mean over nodes; :func:`mean_over_nodes` does it for several sides.
+What trains is ``kernel/regression.py``. :func:`cosine_distances` and :func:`mean_over_nodes` are a few lines and have
+no kernel: they train as they stand here. Targets are constants. Each sum divided by the number of nodes is a mean over
+nodes; :func:`mean_over_nodes` does it for several sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from recbole_kd.loss.contrastive import own_precision, with_gradient
+from recbole_kd.loss.common import unit
 from recbole_kd.loss.kernel.layout import GroupLayout
 
 __all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes", "mixture_error"]
 
-#: Nodes of a block: of a linear layer, and of all experts at once.
-BLOCK = 2048
-MIXTURE_BLOCK = 256
-#: A product over 21 columns takes half as long again as one over 24 where MKL has no masked kernels (AMD's processors).
-LANES = 8
 
-
-@own_precision
 def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """sum_n ||W x_n - t_n||^2, differentiable once in W and x. Entry: a node.
+    """sum_n ||W x_n - t_n||^2 (FitNet; FreqD eq. 8 with filtered vectors). Entry: a node.
 
     Args:
         inputs: x, (n, inputs); a bias is a column of ones.
         weight: W, (outputs, inputs).
         table: (N, outputs) constants.
         rows: (n,) rows of `table` that are the targets t.
-
-    Raises:
-        ValueError: the shapes do not fit.
     """
-    _check(inputs, weight.shape[1], weight.shape[0], table, rows)
-    width = inputs.shape[1]
-    vectors, matrix = (functional.pad(each.detach(), (0, -width % LANES)) for each in (inputs, weight))
-    total = vectors.new_zeros(())
-    input_gradient, weight_gradient = torch.empty_like(vectors), torch.zeros_like(matrix.t())
-    for block in _blocks(len(vectors), BLOCK):
-        # A product that starts from -t spares a pass over the difference.
-        difference = _targets(table, rows[block], vectors).addmm_(vectors[block], matrix.t(), beta=-1)
-        flat = difference.flatten()
-        total += torch.dot(flat, flat)
-        torch.mm(difference, matrix, out=input_gradient[block])
-        weight_gradient.addmm_(vectors[block].t(), difference)
-    gradients = [input_gradient[:, :width], weight_gradient[:width].t()]
-    return 2 * with_gradient(total / 2, [inputs, weight], gradients)
+    return (inputs @ weight.t() - table[rows].to(inputs)).square().sum()
 
 
-@own_precision
 def expert_error(
     inputs: Tensor,
     layout: GroupLayout,
@@ -70,8 +41,7 @@ def expert_error(
 ) -> Tensor:
     """sum_n ||E_m(x_n) - t_n||^2 with each node's own expert m, E_m(x) = B_m relu(A_m x + a_m) + b_m. Entry: a node.
 
-    The cost is that of one expert whatever their number: nodes lie side by side by expert, and experts with about as
-    many share a batched product. Differentiable once.
+    DE's eq. 4-7 where the selection is certain.
 
     Args:
         inputs: x, (n, inputs).
@@ -80,42 +50,13 @@ def expert_error(
         second, second_bias: B, b: (M, hidden, outputs), (M, outputs).
         targets: t, constants (R, outputs) in the layout; what is in its padding does not count.
         squared: whether the norm is squared. Where it is not and is 0, its gradient is 0.
-
-    Raises:
-        ValueError: the shapes do not fit.
     """
-    w1, b1, w2, b2 = (parameter.detach() for parameter in (first, first_bias, second, second_bias))
-    if inputs.shape != (layout.nodes, w1.shape[1]) or targets.shape != (layout.rows, w2.shape[2]):
-        raise ValueError(
-            f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} do not fit a map from {w1.shape[1]} to "
-            f"{w2.shape[2]} of {layout.nodes} nodes in {layout.rows} rows"
-        )
-    x, targets = layout.padded(inputs.detach()), targets.to(inputs)
-    hidden, difference = x.new_empty(len(x), w1.shape[2]), torch.empty_like(targets)
-    input_gradient = torch.empty_like(x)
-    gradients = [torch.empty_like(parameter) for parameter in (w1, b1, w2, b2)]
-    for run in layout.runs:
-        x_r, hidden_r, targets_r, difference_r = map(run.nodes, (x, hidden, targets, difference))
-        w1_r, b1_r, w2_r, b2_r = map(run.groups, (w1, b1, w2, b2))
-        torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r, out=hidden_r).relu_()
-        torch.sub(b2_r.unsqueeze(1), targets_r, out=difference_r)
-        difference_r.baddbmm_(hidden_r, w2_r)
-    layout.blank_(difference)
-    total, factor = _error_(difference, squared)
-    for run in layout.runs:
-        x_r, hidden_r, difference_r, to_x = map(run.nodes, (x, hidden, difference, input_gradient))
-        w1_r, w2_r, to_w1, to_b1, to_w2, to_b2 = map(run.groups, (w1, w2, *gradients))
-        torch.bmm(hidden_r.transpose(1, 2), difference_r, out=to_w2)
-        torch.sum(difference_r, 1, out=to_b2)
-        back = _through_relu_(torch.bmm(difference_r, w2_r.transpose(1, 2)), hidden_r)
-        torch.bmm(x_r.transpose(1, 2), back, out=to_w1)
-        torch.sum(back, 1, out=to_b1)
-        torch.bmm(back, w1_r.transpose(1, 2), out=to_x)
-    parameters = [first, first_bias, second, second_bias]
-    return factor * with_gradient(total / factor, [inputs, *parameters], [layout.unpadded(input_gradient), *gradients])
+    m = layout.groups
+    hidden = (torch.einsum("ni,nih->nh", inputs, first[m]) + first_bias[m]).relu()
+    mapped = torch.einsum("nh,nho->no", hidden, second[m]) + second_bias[m]
+    return _sum_of_norms(mapped - layout.unpadded(targets).to(mapped), squared)
 
 
-@own_precision
 def mixture_error(
     inputs: Tensor,
     weights: Tensor,
@@ -128,61 +69,18 @@ def mixture_error(
     *,
     squared: bool = True,
 ) -> Tensor:
-    """sum_n ||sum_m s_nm E_m(x_n) - t_n||^2 with all experts of :func:`expert_error`. Entry: a node.
-
-    The second layer is linear, so the weights multiply the hidden layer and one product sums over the experts: nothing
-    of size n x M x outputs is formed. Differentiable once, in the weights too.
+    """sum_n ||sum_m s_nm E_m(x_n) - t_n||^2 with all experts (DE, eq. 4-7). Entry: a node.
 
     Args:
         inputs: x, (n, inputs).
         weights: s, (n, M).
-        first, first_bias, second, second_bias, table, rows, squared: as in :func:`expert_error`.
-
-    Raises:
-        ValueError: the shapes do not fit.
+        first, first_bias, second, second_bias, squared: as in :func:`expert_error`.
+        table, rows: targets, as in :func:`linear_error`.
     """
-    _check(inputs, first.shape[1], second.shape[2], table, rows)
-    experts, _, hidden = first.shape
-    vectors, shares = functional.pad(inputs.detach(), (0, 1), value=1.0), weights.detach()
-    with torch.no_grad():
-        layer1 = torch.cat([first, first_bias.unsqueeze(1)], dim=1).transpose(0, 1).flatten(1)
-        layer2, bias2 = second.detach().flatten(0, 1), second_bias.detach()
-    total, factor = vectors.new_zeros(()), 1
-    vector_gradient, share_gradient = torch.empty_like(vectors), torch.empty_like(shares)
-    layer1_gradient, layer2_gradient = torch.zeros_like(layer1), torch.zeros_like(layer2)
-    bias2_gradient = torch.zeros_like(bias2)
-    buffers = [vectors.new_empty(min(MIXTURE_BLOCK, len(vectors)), experts * hidden) for _ in range(3)]
-    for block in _blocks(len(vectors), MIXTURE_BLOCK):
-        x, s = vectors[block], shares[block]
-        spread, weighted, back = (buffer[: len(x)] for buffer in buffers)
-        by_expert = [matrix.view(len(x), experts, hidden) for matrix in (spread, weighted, back)]
-        torch.mm(x, layer1, out=spread).relu_()
-        torch.mul(by_expert[0], s.unsqueeze(2), out=by_expert[1])
-        difference = torch.addmm(s @ bias2, weighted, layer2).sub_(_targets(table, rows[block], x))
-        error, factor = _error_(difference, squared)
-        total += error
-        layer2_gradient.addmm_(weighted.t(), difference)
-        bias2_gradient.addmm_(s.t(), difference)
-        torch.mm(difference, layer2.t(), out=back)
-        torch.mul(back, spread, out=weighted)
-        torch.addmm(by_expert[1].sum(2), difference, bias2.t(), out=share_gradient[block])
-        by_expert[2].mul_(s.unsqueeze(2))
-        back = _through_relu_(back, spread)
-        layer1_gradient.addmm_(x.t(), back)
-        torch.mm(back, layer1.t(), out=vector_gradient[block])
-    layer1_gradient = layer1_gradient.view(-1, experts, hidden).transpose(0, 1)
-    return factor * with_gradient(
-        total / factor,
-        [inputs, weights, first, first_bias, second, second_bias],
-        [
-            vector_gradient[:, :-1],
-            share_gradient,
-            layer1_gradient[:, :-1],
-            layer1_gradient[:, -1],
-            layer2_gradient.view_as(second),
-            bias2_gradient,
-        ],
-    )
+    hidden = (torch.einsum("ni,mih->nmh", inputs, first) + first_bias).relu()
+    mapped = torch.einsum("nmh,mho->nmo", hidden, second) + second_bias
+    mixed = (weights.unsqueeze(2) * mapped).sum(1)
+    return _sum_of_norms(mixed - table[rows].to(mixed), squared)
 
 
 def cosine_distances(predicted: Tensor, target: Tensor) -> Tensor:
@@ -193,7 +91,7 @@ def cosine_distances(predicted: Tensor, target: Tensor) -> Tensor:
     """
     if predicted.shape != target.shape:
         raise ValueError(f"predicted vectors are {tuple(predicted.shape)} and targets {tuple(target.shape)}")
-    return 1 - functional.cosine_similarity(predicted, target.detach(), dim=1)
+    return 1 - (unit(predicted) * unit(target.detach())).sum(1)
 
 
 def mean_over_nodes(totals: list[Tensor], nodes: int) -> Tensor:
@@ -201,35 +99,5 @@ def mean_over_nodes(totals: list[Tensor], nodes: int) -> Tensor:
     return torch.stack(totals).sum() / max(1, nodes)
 
 
-def _error_(difference: Tensor, squared: bool) -> tuple[Tensor, int]:
-    """The sum over rows of ||d||^2, or of ||d||, and the factor that makes `difference` the gradient of it."""
-    if squared:
-        flat = difference.flatten()
-        return torch.dot(flat, flat), 2
-    norms = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
-    difference.div_(norms.clamp(min=torch.finfo(norms.dtype).tiny))
-    return norms.sum(), 1
-
-
-def _through_relu_(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient of relu(x) in the place of that of its output."""
-    through: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
-    return through
-
-
-def _targets(table: Tensor, rows: Tensor, like: Tensor) -> Tensor:
-    return table.index_select(0, rows).to(like)
-
-
-def _blocks(count: int, size: int, start: int = 0) -> Iterator[slice]:
-    """Slices of at most `size` that cover `count` rows from `start` on."""
-    for first in range(start, start + count, size):
-        yield slice(first, min(first + size, start + count))
-
-
-def _check(inputs: Tensor, expected: int, outputs: int, table: Tensor, rows: Tensor) -> None:
-    if inputs.shape[1] != expected or table.shape[1] != outputs or len(rows) != len(inputs):
-        raise ValueError(
-            f"inputs {tuple(inputs.shape)}, targets {tuple(rows.shape)} of a table {tuple(table.shape)} do not fit a "
-            f"map from {expected} to {outputs}"
-        )
+def _sum_of_norms(differences: Tensor, squared: bool) -> Tensor:
+    return differences.square().sum() if squared else torch.linalg.vector_norm(differences, dim=1).sum()

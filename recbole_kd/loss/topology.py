@@ -1,5 +1,8 @@
 """How the relations among a student's vectors differ from those among a teacher's: pairs and triplets of nodes.
 
+These are the formulas. What trains is ``kernel/topology.py``. RKD's :func:`distances` and :func:`angles` have no
+kernel: they train as they stand here.
+
 Vectors are (n, d_s) of the student, through which gradient flows, and (n, d_t) of the teacher, constants. Rows are
 distinct nodes. A vector of zeros has cosine 0 with everything.
 """
@@ -7,127 +10,67 @@ distinct nodes. A vector of zeros has cosine 0 with everything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_kd.loss.contrastive import own_precision, with_gradient
-from recbole_kd.loss.kernel.layout import GroupLayout
+from recbole_kd.loss.common import mean_over_entries, same_length, unit
+from recbole_kd.loss.kernel.layout import Grouped
 
-__all__ = ["Grouped", "all_pairs", "angles", "distances", "group_means", "group_pairs", "prototype_nodes", "unit"]
-
-#: Cosines of pairs that are held at a time, for each of groups about as long.
-BLOCK = 1 << 21
+__all__ = ["all_pairs", "angles", "distances", "group_means", "group_pairs", "prototype_nodes"]
 
 
 def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over ordered pairs a != b of (cos(s_a, s_b) - cos(t_a, t_b))^2 (FTD). Entry: a pair.
 
-    No pair is formed. With S and T the normalised rows, the sum over all pairs of (SS' - TT')^2 is
-    ||S'S||^2 - 2 ||S'T||^2 + ||T'T||^2, whose matrices are as small as the dimensions: time grows with n, not n^2. The
-    three are of the size of a mean squared cosine, so a loss below 1e-7 is rounding, in float32, and may be negative.
+    Raises:
+        ValueError: student and teacher have different numbers of vectors.
     """
-    _same_length(student, teacher)
-    s, t = unit(student), unit(teacher.detach())
-    loops = (s.square().sum(1) - t.square().sum(1)).square().sum()
-    total = (s.t() @ s).square().sum() - 2 * (s.t() @ t).square().sum() + (t.t() @ t).square().sum() - loops
-    return total / max(1, len(s) * (len(s) - 1))
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """Vectors along the last dimension divided by their norms; those of length 0 stay as they are, gradient and all."""
-    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norms.masked_fill(norms == 0, 1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Grouped:
-    """Nodes by group, and groups by the lengths that batched products ask for.
-
-    Attributes:
-        layout: of the nodes' groups.
-        student, teacher: (R, d_s), (R, d_t) vectors in that layout, zeros in its padding.
-    """
-
-    layout: GroupLayout
-    student: Tensor
-    teacher: Tensor
-
-    @cached_property
-    def units(self) -> Tensor:
-        """The student's as unit vectors."""
-        return unit(self.student)
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """(R, 1) what makes the teacher's unit vectors: scaling products costs less than scaling wide vectors.
-
-        In float32 for lengths between 1e-18 and 1e18, whose squares are numbers.
-        """
-        norms = torch.linalg.vector_norm(self.teacher.detach(), dim=1, keepdim=True)
-        return norms.reciprocal().masked_fill_(norms == 0, 0)
+    same_length(student, teacher)
+    different = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+    return mean_over_entries((_cosines(student) - _cosines(teacher.detach())).square(), different)
 
 
 def group_pairs(sides: Sequence[Grouped]) -> Tensor:
     """Mean of (cos(s_a, s_b) - cos(t_a, t_b))^2 over ordered pairs of a group (HTD). Entry: a pair.
 
-    Pairs are those a != b of one group whose teacher's cosine is positive; 0 where there is none. The gradient is taken
-    with the value, a block of rows at a time. Differentiable once.
+    Pairs are those a != b of one group whose teacher's cosine is positive; 0 where there is none.
 
     Args:
-        sides: users and items.
+        sides: users and items, each with groups of its own.
     """
-    totals, pairs = zip(*map(_pairs_within, sides))
-    return torch.stack(totals).sum() / torch.stack(pairs).sum().clamp(min=1)
-
-
-@own_precision
-def _pairs_within(side: Grouped) -> tuple[Tensor, Tensor]:
-    """The sum over the pairs of a side, and their number."""
-    s, t = side.units.detach(), side.teacher.detach()
-    gradient, total, pairs = torch.empty_like(s), s.new_zeros(()), s.new_zeros((), dtype=torch.long)
-    for run in side.layout.runs:
-        s_r, t_r, scale_r, gradient_r = map(run.nodes, (s, t, side.scale, gradient))
-        step = max(1, BLOCK // (run.count * run.length))
-        for first in range(0, run.length, step):
-            rows = slice(first, first + step)
-            cosines = torch.bmm(t_r[:, rows], t_r.transpose(1, 2))
-            cosines.mul_(scale_r[:, rows]).mul_(scale_r.transpose(1, 2))
-            cosines.diagonal(first, 1, 2).zero_()
-            difference = torch.baddbmm(cosines, s_r[:, rows], s_r.transpose(1, 2), beta=-1)
-            # Kept where the teacher's cosine is positive: the one pass that relu's derivative is.
-            torch.ops.aten.threshold_backward.grad_input(difference, cosines, 0, grad_input=difference)
-            flat = difference.flatten()
-            total += torch.dot(flat, flat)
-            pairs += torch.count_nonzero(cosines > 0)
-            # A pair is met from both of its ends, each time with half of the gradient.
-            gradient_r[:, rows] = torch.bmm(difference, s_r)
-    return with_gradient(total, [side.units], [gradient.mul_(4)]), pairs
+    differences, pairs = [], []
+    for side in sides:
+        student, teacher, groups = _nodes(side)
+        cosines = _cosines(teacher)
+        together = (groups.unsqueeze(0) == groups.unsqueeze(1)).fill_diagonal_(False)
+        differences.append((_cosines(student) - cosines).square().flatten())
+        pairs.append((together & (cosines > 0)).flatten())
+    return mean_over_entries(torch.cat(differences), torch.cat(pairs))
 
 
 def group_means(sides: Sequence[Grouped]) -> tuple[Tensor, Tensor]:
     """The mean of each group that has nodes, without gradient: (groups with nodes, d_s), (groups with nodes, d_t)."""
-    student = torch.cat([side.layout.means(side.student.detach()) for side in sides])
-    teacher = torch.cat([side.layout.means(side.teacher.detach()) for side in sides])
-    return student, teacher
+    means: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for side in sides:
+        *vectors, groups = _nodes(side)
+        for group in groups.unique():
+            for found, of_nodes in zip(means, vectors):
+                found.append(of_nodes.detach()[groups == group].mean(0))
+    return torch.stack(means[0]), torch.stack(means[1])
 
 
 def prototype_nodes(sides: Sequence[Grouped], student_prototypes: Tensor, teacher_prototypes: Tensor) -> Tensor:
     """Mean of (cos(s_a, p_s) - cos(t_a, p_t))^2 over nodes and prototypes (HTD, second variant). Entry: such a pair.
 
     Args:
-        sides: users and items. Vectors of the padding are 0, and so is what they add.
+        sides: users and items.
         student_prototypes, teacher_prototypes: (K, d_s), (K, d_t) unit vectors, constants.
     """
-    total = student_prototypes.new_zeros(())
-    for side in sides:
-        targets = (side.teacher.detach() @ teacher_prototypes.t()).mul_(side.scale)
-        found = side.units @ student_prototypes.detach().t()
-        total = total + functional.mse_loss(found, targets, reduction="sum")
-    return total / max(1, sum(side.layout.nodes for side in sides) * len(student_prototypes))
+    student, teacher = (torch.cat(vectors) for vectors in list(zip(*map(_nodes, sides)))[:2])
+    difference = unit(student) @ student_prototypes.detach().t() - unit(teacher) @ teacher_prototypes.t()
+    return mean_over_entries(difference.square())
 
 
 def distances(student: Tensor, teacher: Tensor) -> Tensor:
@@ -135,8 +78,11 @@ def distances(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student, teacher: (n, d_s), (n, d_t). Forms (n, n) distances.
+
+    Raises:
+        ValueError: student and teacher have different numbers of vectors.
     """
-    _same_length(student, teacher)
+    same_length(student, teacher)
     of_student, of_teacher = _relative_distances(student), _relative_distances(teacher.detach())
     return functional.smooth_l1_loss(of_student, of_teacher, reduction="sum") / max(1, len(of_student))
 
@@ -148,12 +94,27 @@ def angles(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student, teacher: (n, d_s), (n, d_t). Forms (n, n, n) cosines and (n, n, d) directions.
+
+    Raises:
+        ValueError: student and teacher have different numbers of vectors.
     """
-    _same_length(student, teacher)
+    same_length(student, teacher)
     # Where two of the nodes are the same one, both cosines are 0: no part of the sum.
     total = functional.smooth_l1_loss(_angle_cosines(student), _angle_cosines(teacher.detach()), reduction="sum")
     nodes = len(student)
     return total / max(1, nodes * (nodes - 1) * (nodes - 2))
+
+
+def _cosines(vectors: Tensor) -> Tensor:
+    """(n, d) -> (n, n)."""
+    directions = unit(vectors)
+    return directions @ directions.t()
+
+
+def _nodes(side: Grouped) -> tuple[Tensor, Tensor, Tensor]:
+    """A side without padding: vectors of the student and of the teacher, and the group of each."""
+    layout = side.layout
+    return layout.unpadded(side.student), layout.unpadded(side.teacher.detach()), layout.groups
 
 
 def _relative_distances(vectors: Tensor) -> Tensor:
@@ -170,8 +131,3 @@ def _angle_cosines(vectors: Tensor) -> Tensor:
     # a and c are the same node: its cosine would be 0 where it is also the same point as b, else 1.
     cosines.diagonal(dim1=1, dim2=2).zero_()
     return cosines
-
-
-def _same_length(student: Tensor, teacher: Tensor) -> None:
-    if len(student) != len(teacher):
-        raise ValueError(f"the student has {len(student)} vectors and the teacher {len(teacher)}")

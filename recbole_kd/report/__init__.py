@@ -6,19 +6,20 @@ its charts inside, no network) and the charts as PNG.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import PathLike, save_json, write_atomic
+from recbole_kd.files.atomic import PathLike, write_content
+from recbole_kd.files.plain import read_json, save_json
 from recbole_kd.report.page import findings, html_page
 from recbole_kd.report.static import STYLE, pictures
-from recbole_kd.report.tables import csv_table, latex_table, markdown_accuracy, markdown_costs
+from recbole_kd.report.tables import csv_table, latex_table, markdown, markdown_accuracy, markdown_costs
 from recbole_kd.report.view import Comparison, metric_label
 
 __all__ = ["read_results", "write_report"]
@@ -40,18 +41,18 @@ def write_report(results: Mapping[str, Any], folder: PathLike, setting: str = "o
     """
     comparison = Comparison(results)
     folder = Path(folder)
-    drawn = pictures(comparison)
+    drawn = {name: picture_bytes(picture) for name, picture in pictures(comparison).items()}
     texts = {
         "results.csv": csv_table(comparison),
         "table.tex": latex_table(comparison),
-        "report.md": _markdown_report(comparison, list(drawn)),
+        "report.md": _markdown_report(comparison, drawn),
         "report.html": html_page(comparison),
     }
     save_json(results, folder / "results.json", setting)
     for name, text in texts.items():
-        _write(folder / name, text.encode(), setting)
+        write_content(folder / name, text, setting)
     for name, picture in drawn.items():
-        save_picture(picture, folder / f"{name}.png", setting)
+        write_content(folder / f"{name}.png", picture, setting)
     return [folder / name for name in ("results.json", *texts, *(f"{name}.png" for name in drawn))]
 
 
@@ -62,31 +63,23 @@ def read_results(path: PathLike) -> dict[str, Any]:
         UserError: no such file, or no results of ``compare``.
     """
     try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        results = read_json(path, Any, "give the results.json that compare wrote")
     except OSError as error:
         raise UserError(f"Cannot read '{path}': {error.strerror or error}; give --results=DIR/results.json.") from None
-    except ValueError as error:
-        raise UserError(f"'{path}' is no JSON ({error}); give the results.json that compare wrote.") from None
     Comparison(results)
     return dict(results)
 
 
-def save_picture(picture: Figure, path: PathLike, setting: str = "output") -> None:
-    """Writes a picture as PNG, whole or not at all."""
-
-    def write(file: BinaryIO) -> None:
-        with mpl.rc_context(STYLE):
-            # Without the version of matplotlib in it, the same picture is the same file.
-            picture.savefig(file, format="png", metadata={"Software": None})
-
-    write_atomic(path, write, setting)
+def picture_bytes(picture: Figure) -> bytes:
+    """A picture as a file of PNG."""
+    file = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        # Without the version of matplotlib in it, the same picture is the same file.
+        picture.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
 
 
-def _write(path: Path, content: bytes, setting: str) -> None:
-    write_atomic(path, lambda file: file.write(content), setting)
-
-
-def _markdown_report(comparison: Comparison, drawn: list[str]) -> str:
+def _markdown_report(comparison: Comparison, drawn: Iterable[str]) -> str:
     results = comparison.results
     captions = {
         "bars": "Accuracy with 95 % intervals",
@@ -99,20 +92,24 @@ def _markdown_report(comparison: Comparison, drawn: list[str]) -> str:
     environment = results.get("environment") or {}
     versions = ", ".join(f"{name} {version}" for name, version in (environment.get("versions") or {}).items())
     budget = (results.get("budget") or {}).get("sentence")
+    processor = (
+        f"{environment.get('cpu') or 'unknown processor'}, {environment.get('threads') or '?'} threads; {versions}."
+    )
+    seeds = ", ".join(map(str, results.get("seeds") or []))
+    found = ((question, markdown(value), markdown(text)) for question, value, text in findings(comparison))
     parts = [
-        f"# {comparison.title}",
-        "\n".join(f"- {question}: **{value}** ({text})" for question, value, text in findings(comparison)),
-        budget or "",
+        f"# {markdown(comparison.title)}",
+        "\n".join(f"- {question}: **{value}** ({text})" for question, value, text in found),
+        markdown(budget or ""),
         "## Accuracy",
-        comparison.marks_say().replace("*", r"\*"),
+        markdown(comparison.marks_say()),
         markdown_accuracy(comparison),
         "## Costs",
         markdown_costs(comparison),
         "## Charts",
-        *(f"### {captions[name]}\n\n![{captions[name]}]({name}.png)" for name in drawn),
+        *(f"### {markdown(captions[name])}\n\n![{markdown(captions[name])}]({name}.png)" for name in drawn),
         "## Environment",
-        f"{environment.get('cpu', 'unknown processor')}, {environment.get('threads', '?')} threads; {versions}. "
-        f"Seeds {', '.join(map(str, results.get('seeds') or []))}; training split `{results.get('split', '')}`.",
+        f"{markdown(processor)} Seeds {seeds}; training split {markdown(results.get('split') or '')}.",
         "The interactive page is [report.html](report.html); every figure is in [results.json](results.json).",
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from recbole_kd.errors import UserError
 from recbole_kd.report.interactive import INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix_entry
 from recbole_kd.report.view import Comparison, Curve, Model, ink_on, log_ticks, mean_curve, metric_label, short, wrapped
 
@@ -36,7 +37,10 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 150,
     "savefig.dpi": 150,
+    "text.parse_math": False,  # a dollar in a name is a dollar
 }
+#: Inches that a picture may be high or wide: the renderer takes fewer than 2^16 pixels.
+_MOST_INCHES = 420
 
 
 def pictures(comparison: Comparison) -> dict[str, Figure]:
@@ -57,7 +61,13 @@ def pictures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty picture of that many inches, which no window and no global state knows."""
+    """An empty picture of that many inches, which no window and no global state knows.
+
+    Raises:
+        UserError: it is too large to be drawn.
+    """
+    if max(width, height) > _MOST_INCHES:
+        raise UserError("There are too many rows, metrics or losses for one picture; leave some of them out.")
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

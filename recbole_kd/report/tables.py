@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from collections.abc import Callable, Sequence
 from typing import Optional
 
+from recbole_kd.files.tables import csv_text
 from recbole_kd.report.view import BREAKS, Comparison, Model, metric_label, percent
 
 TEACHER_ROW = ' class="teacher"'
@@ -91,9 +90,7 @@ def csv_table(comparison: Comparison) -> str:
         },
         **{f"users per second batch {size}": ("users_per_second", f"batch_{size}") for size in (1, 1024)},
     }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*fields, *costs])
+    lines: list[list[object]] = [[*fields, *costs]]
     for model in comparison.models:
         row = model.row
         line: list[object] = [model.name, row.get("role"), row.get("backbone"), row.get("teacher")]
@@ -104,8 +101,8 @@ def csv_table(comparison: Comparison) -> str:
             p = None if base is None else comparison.p_value(metric, model.name, base.name)
             line += [model.mean(metric), model.deviation(metric), low, high]
             line += [model.gain(metric), model.gap_closed(metric), p]
-        writer.writerow([*line, *(model.cost(*path) for path in costs.values())])
-    return text.getvalue()
+        lines.append([*line, *(model.cost(*path) for path in costs.values())])
+    return csv_text(lines)
 
 
 def latex_table(comparison: Comparison) -> str:
@@ -175,10 +172,10 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def markdown_accuracy(comparison: Comparison) -> str:
     """The table of accuracy as Markdown."""
-    gain = f"gain ({metric_label(comparison.primary)})"
-    lines = [["model", *map(metric_label, comparison.metrics), gain, "gap closed"]]
+    labels = [*map(metric_label, comparison.metrics), f"gain ({metric_label(comparison.primary)})"]
+    lines = [["model", *map(markdown, labels), "gap closed"]]
     for model in comparison.models:
-        name = _markdown(model.name) + (" (teacher)" if _unsaid_teacher(model) else "")
+        name = markdown(model.name) + (" (teacher)" if _unsaid_teacher(model) else "")
         cells = _accuracy_cells(comparison, model, _markdown_accuracy, "–")
         lines.append([name, *cells, *_gains(comparison, model)])
     return _markdown_table(lines)
@@ -192,14 +189,15 @@ def _markdown_accuracy(mean: str, spread: str, place: int, mark: str) -> str:
 def markdown_costs(comparison: Comparison) -> str:
     """The table of costs as Markdown."""
     columns = cost_columns()
-    lines = [["model", *(_markdown(heading) for heading, _ in columns)]]
-    lines += [[_markdown(model.name), *(cell(model) for _, cell in columns)] for model in comparison.models]
+    lines = [["model", *(markdown(heading) for heading, _ in columns)]]
+    lines += [[markdown(model.name), *(cell(model) for _, cell in columns)] for model in comparison.models]
     return _markdown_table(lines)
 
 
-def _markdown(text: str) -> str:
-    """`text` as plain words in Markdown: what would be markup is escaped."""
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in text)
+def markdown(text: str) -> str:
+    """`text` as plain words on one line of Markdown: what would be markup is escaped."""
+    line = " ".join(text.split())
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#&" else character for character in line)
 
 
 def _markdown_table(lines: Sequence[Sequence[str]]) -> str:

@@ -26,7 +26,8 @@ from recbole_kd.data.dataset import PLACE
 from recbole_kd.data.graphs import bipartite_adjacency, symmetric_normalized
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import digest, load_checkpoint, save_checkpoint
+from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
+from recbole_kd.files.digest import digest
 from recbole_kd.options import Options, option
 
 __all__ = [

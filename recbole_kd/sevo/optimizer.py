@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
-from typing import Any, Callable, ClassVar, Optional, Union
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Optional, Union
 
 import torch
 from torch import Tensor

@@ -233,6 +233,18 @@ def capabilities(model: Union[nn.Module, type[Any]]) -> frozenset[str]:
     return frozenset({"scores", "listed_scores", "ranks", *found})
 
 
+def dimension_from_settings(model: type[Any], config: Any) -> Optional[int]:
+    """How long the vectors of users and items will be, by the settings of a model that is not built yet.
+
+    None for a model without such vectors, and for one that puts those of its layers side by side.
+    """
+    concatenated = _reader(dict.fromkeys(("NGCF", "SpectralCF"), True), model)
+    if "representations" not in capabilities(model) or concatenated:
+        return None
+    size: Optional[int] = config["embedding_size"]
+    return size
+
+
 def pair_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
     """Scores of users (n,) with items (n,) through the model itself, (n,)."""
     reader = _reader(_PAIR_SCORES, model)

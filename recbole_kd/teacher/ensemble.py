@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_bank, fuse_ranks
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 from recbole_kd.teacher.bare import BareTeacher, Teacher
 
 __all__ = ["TeacherEnsemble", "joint_capabilities"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from recbole_kd.data.ranked_lists import RankedLists
-from recbole_kd.files.checkpoint import digest
+from recbole_kd.files.digest import digest
 from recbole_kd.teacher.bare import BareTeacher
 
 __all__ = ["RankFileTeacher"]

@@ -17,24 +17,32 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
-import scipy.sparse
 import torch
 from recbole.trainer import RecVAETrainer, Trainer
 from recbole.utils import get_trainer, set_color
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recbole_kd.cluster.group import ALONE, Group, SharedMixin
+from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Batch, Distiller, Sequences
+from recbole_kd.data.loaders import make_loaders
+from recbole_kd.data.observed import Observed
+from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
-from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, random_state, restore_random_state, save_checkpoint
+from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from recbole_kd.trainer.shared import SharedMixin
+from recbole_kd.trainer.state import random_state, restore_random_state, restored, storable
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
 #: Name of the base model's own loss in logs and TensorBoard.
 BASE_LOSS = "rec"
+
+
+def new_stamp() -> str:
+    """Names a run's files: when it began, and in which process."""
+    return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
 
 
 class KDMixin:
@@ -56,17 +64,22 @@ class KDMixin:
         self,
         config: Any,
         model: nn.Module,
-        distillers: Optional[Mapping[str, Distiller]] = None,
+        distillers: Optional[Mapping[str, Distiller[Any]]] = None,
+        observed: Optional[Observed] = None,
         step_context: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Optional[Mapping[str, Any]] = None,
         file_name: Optional[str] = None,
+        stamp: str = "",
         optimizer_factory: Optional[Callable[[Iterable[Tensor], float, float], torch.optim.Optimizer]] = None,
+        fused: Optional[bool] = None,
     ) -> None:
         # All of this before RecBole's constructor, which already builds the optimiser.
         self.distillers = nn.ModuleDict(dict(distillers or {})).to(config["device"])
+        self.observed = observed
         self.step_context = step_context
         self.facts = dict(facts or {})
         self.optimizer_factory = optimizer_factory
+        self.fused = bool(config["fused_adam"]) if fused is None else fused
         self.loss_names: tuple[str, ...] = (BASE_LOSS,)
         self.loss_history: dict[int, dict[str, float]] = {}
         self.valid_history: list[dict[str, float]] = []
@@ -81,8 +94,7 @@ class KDMixin:
         super().__init__(config, model)  # type: ignore[call-arg]
         self.eval_collector = FullSortCollector(config)
         self.test_batch_size = PAIRS_PER_CALL
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-{os.getpid()}.pth"
+        name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp or new_stamp()}.pth"
         self.saved_model_file = os.path.join(config["checkpoint_dir"], name)
 
     # Optimiser
@@ -105,15 +117,10 @@ class KDMixin:
             # The penalty is the recommender's. An expert's loss comes with a small weight: decay would wear down what
             # the loss hardly holds, to subnormal numbers, with which a matrix product takes a hundred times as long.
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
-        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._fuses():
+        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self.fused and fused_adam_exists():
             for group in optimizer.param_groups:
                 group["fused"] = True
         return optimizer
-
-    def _fuses(self) -> bool:
-        """Whether Adam is torch's fused one: as `fused_adam` says, else where the run distils."""
-        given: Optional[bool] = self.config["fused_adam"]
-        return (len(self.distillers) > 0 if given is None else given) and fused_adam_exists()
 
     # One epoch
 
@@ -217,8 +224,8 @@ class KDMixin:
         columns = interaction.columns
         users = interaction[config["USER_ID_FIELD"]]
         if config["ITEM_ID_FIELD"] not in columns:  # an autoencoder's batch is of users, with all that they have
-            first = next(iter(self.distillers.values()))
-            return Batch(*first.data.observed.pairs_of(users))  # type: ignore[union-attr,operator]
+            assert self.observed is not None, "a run that distils gives its training split"
+            return Batch(*self.observed.pairs_of(users))
         items = interaction[config["ITEM_ID_FIELD"]]
         negative, label = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"], config["LABEL_FIELD"]
         history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
@@ -389,37 +396,6 @@ class _Bar(tqdm):
         return getattr(self.iterable, name)
 
 
-def storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model keeps beside its weights (numpy arrays, sparse matrices) as tensors and plain values."""
-    stored: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if key.startswith("restore_"):  # only a cache of the weights, which evaluation fills again
-            stored[key] = None
-        elif scipy.sparse.issparse(value):
-            matrix = value.tocsr()
-            parts = {part: torch.from_numpy(getattr(matrix, part)) for part in ("data", "indices", "indptr")}
-            stored[key] = {"kind": "sparse", "shape": list(matrix.shape), **parts}
-        elif isinstance(value, np.ndarray):
-            stored[key] = {"kind": "array", "value": torch.from_numpy(np.ascontiguousarray(value))}
-        else:
-            stored[key] = value
-    return stored
-
-
-def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`storable`."""
-    values: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if isinstance(value, Mapping) and value.get("kind") == "sparse":
-            parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
-            values[key] = scipy.sparse.csr_matrix(parts, shape=tuple(value["shape"]))
-        elif isinstance(value, Mapping) and value.get("kind") == "array":
-            values[key] = value["value"].cpu().numpy()
-        else:
-            values[key] = value
-    return values
-
-
 class KDTrainer(KDMixin, Trainer):
     """RecBole's Trainer with distillers."""
 
@@ -475,7 +451,7 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
                 f"--nproc={group.count}: {config['student']} has a training loop of its own, which one process goes "
                 "through; set --nproc=1."
             )
-        trainer_class, settings = SharedTrainer, {**settings, "group": group}
+        trainer_class, settings = SharedTrainer, {**settings, "group": group, "stamp": group.stamp}
     try:
         return trainer_class(config, model, **settings)
     except OSError as error:
@@ -484,3 +460,14 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
         ) from None
     except ValueError as error:
         raise UserError(f"The optimiser refuses its settings: {error}. See --learner and --learning_rate.") from None
+
+
+def make_evaluator(config: Any, model: nn.Module, splits: Splits) -> tuple[Any, tuple[Any, Any, Any]]:
+    """A trainer that evaluates a trained model, and the training, validation and test loader."""
+    loaders = make_loaders(config, splits)
+    # It makes no step, so that whatever the learner was (SEvo's needs a graph) is not built again.
+    trainer = make_trainer(
+        config, model, optimizer_factory=lambda parameters, rate, _: torch.optim.SGD(parameters, rate)
+    )
+    trainer.eval_collector.data_collect(loaders[0])  # which `fit` does otherwise: ItemCoverage and others count items
+    return trainer, loaders

@@ -10,17 +10,12 @@ answer is its own code. ``recommend`` writes its lists, and distillation makes a
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from string import Template
-from typing import Any, Optional
+from typing import Any, Optional, TypedDict
 
 import numpy as np
 import safetensors.numpy
@@ -29,17 +24,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_kd.data.observed import Observed
-from recbole_kd.errors import UserError, closest
+from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.evaluation.costs import inference_costs
-from recbole_kd.files.checkpoint import save_json, write_atomic
-from recbole_kd.verbs.recommend import SEEN, Recommender
-from recbole_kd.verbs.train import versions
+from recbole_kd.files.atomic import whole_folder, write_content
+from recbole_kd.files.digest import file_digest
+from recbole_kd.files.plain import read_json, save_json
+from recbole_kd.stages.result import versions
+from recbole_kd.verbs.options import INDEXES, SEEN, ExportOptions
+from recbole_kd.verbs.recommend import Recommender
 
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMAT = "recbole-kd-export/1"
-#: Name of an approximate index, and of the module that builds it -> the package that has it.
-INDEXES = {"faiss": "faiss-cpu"}
 #: Users whose scores by the vectors are compared with the model's own before a bundle is written.
 _CHECKED_USERS = 256
 #: The largest difference of two scores that counts as rounding, as a part of the largest score.
@@ -50,6 +46,12 @@ _NEIGHBOURS, _BUILD_WIDTH = 32, 200
 #: Candidates of a search that are tried, and the recall from which more are not needed.
 _SEARCH_WIDTHS, _ENOUGH = (64, 128, 256, 512), 0.99
 _MEASURED_USERS, _MEASURED_K = 1000, 20
+
+
+class _Manifest(TypedDict):
+    """What is read of ``manifest.json``."""
+
+    format: str
 
 
 def run_export(
@@ -65,7 +67,7 @@ def run_export(
     Args:
         checkpoint, seen, config_dict: as in :class:`recbole_kd.verbs.recommend.Recommender`.
         output: the bundle's folder; its parent is made where it does not exist.
-        index: a key of :data:`INDEXES`, or None for exact search alone.
+        index: a key of :data:`recbole_kd.verbs.options.INDEXES`, or None for exact search alone.
         overwrite: whether a bundle that is there is replaced.
 
     Returns:
@@ -74,12 +76,20 @@ def run_export(
     Raises:
         UserError: a bad value of one of these, a model without such vectors, a folder that cannot be written.
     """
-    if not isinstance(overwrite, bool):
-        raise UserError(f"--overwrite={overwrite!r} is not true or false.")
-    target = Path(output).absolute()
-    _check_target(target, overwrite)
-    faiss = None if index is None else _index_module(index)
-    recommender = Recommender(checkpoint, seen, config_dict)
+    given = {name: value for name, value in locals().items() if name != "config_dict"}
+    return _export(ExportOptions.parse("--", given), config_dict)
+
+
+def run(options: ExportOptions, settings: dict[str, Any]) -> None:
+    """The verb: writes the bundle and prints what it is."""
+    print(summary(_export(options, settings), options.output))
+
+
+def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+    target = Path(options.output).absolute()
+    _check_target(target, options.overwrite)
+    faiss = None if options.index is None else _index_module(options.index)
+    recommender = Recommender(options.checkpoint, options.seen, config_dict)
     users, items = _vectors(recommender)
     tokens = {"users": recommender.splits.user_tokens[1:], "items": recommender.items[1:]}
     manifest: dict[str, Any] = {
@@ -91,22 +101,22 @@ def run_export(
         "items": len(items),
         "dimension": users.shape[1],
         "score": "inner product of a user's and an item's vector, float32",
-        "seen": {"splits": list(SEEN[seen]), "pairs": len(recommender.seen)},
+        "seen": {"splits": list(SEEN[options.seen]), "pairs": len(recommender.seen)},
         "valid_result": recommender.trained.state["best_valid_result"],
         "digests": {"model": recommender.model.digest, "training_split": recommender.trained.state["split"]},
         "versions": versions(),
         "index": None,
     }
-    with _whole_folder(target) as folder:
-        _write(folder, "vectors.safetensors", safetensors.numpy.save({"users": users, "items": items}))
+    with whole_folder(target) as folder:
+        write_content(folder / "vectors.safetensors", safetensors.numpy.save({"users": users, "items": items}))
         # Padding has row 0 inside the program and none outside: every row and item moves up by one.
         rows = {"offsets": recommender.seen.offsets[1:].numpy(), "items": recommender.seen.indices.numpy() - 1}
-        _write(folder, "seen.safetensors", safetensors.numpy.save(rows))
+        write_content(folder / "seen.safetensors", safetensors.numpy.save(rows))
         for name, ids in tokens.items():
-            _write(folder, f"{name}.jsonl", "".join(json.dumps(token) + "\n" for token in ids).encode())
+            write_content(folder / f"{name}.jsonl", "".join(json.dumps(token) + "\n" for token in ids))
         if faiss is not None:
             manifest["index"] = _write_index(faiss, folder, users, items, recommender.seen)
-        _write(folder, "README.md", _readme(manifest, tokens["users"][0]).encode())
+        write_content(folder / "README.md", _readme(manifest, tokens["users"][0]))
         manifest["files"] = {path.name: _file_facts(path) for path in sorted(folder.iterdir())}
         save_json(manifest, folder / "manifest.json", "output")
     return manifest
@@ -149,53 +159,22 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UserError(f"--output={target} is not empty; choose another folder, or replace it with --overwrite=true.")
     try:
-        ours = str(json.loads((target / "manifest.json").read_text())["format"]).startswith(FORMAT.partition("/")[0])
-    except (OSError, ValueError, LookupError, TypeError):
-        ours = False
-    if not ours:
+        found = read_json(target / "manifest.json", _Manifest)["format"]
+    except (OSError, UserError):
+        found = ""
+    if not found.startswith(FORMAT.partition("/")[0]):
         raise UserError(f"--output={target} holds something else than an export; choose another folder.")
 
 
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its name, and its place, when the block ends well."""
-    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
-    replaced = target.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        with suppress(FileNotFoundError):
-            os.rename(target, replaced)
-        os.rename(temporary, target)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write '{target}': {error.strerror or error}; make room or permit it, or choose another --output."
-        ) from None
-    finally:
-        if replaced.exists() and not target.exists():
-            os.rename(replaced, target)
-        for folder in (temporary, replaced):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write(folder: Path, name: str, content: bytes) -> None:
-    write_atomic(folder / name, lambda file: file.write(content), "output")
-
-
 def _file_facts(path: Path) -> dict[str, Any]:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-    return {"bytes": path.stat().st_size, "sha256": sha256.hexdigest()}
+    sha256, size = file_digest(path)
+    return {"bytes": size, "sha256": sha256}
 
 
 # The index
 
 
 def _index_module(index: str) -> Any:
-    if index not in INDEXES:
-        raise UserError(f"Unknown --index={index}.{closest(str(index), INDEXES)} Choices: {', '.join(INDEXES)}.")
     try:
         return importlib.import_module(index)
     except ImportError:
@@ -229,7 +208,7 @@ def _write_index(
     """Builds, measures and writes the index; what the manifest tells of it."""
     index = build_index(faiss, items)
     facts = measure_index(faiss, index, users, items, seen, _MEASURED_K)
-    _write(folder, "index.faiss", faiss.serialize_index(index).tobytes())
+    write_content(folder / "index.faiss", faiss.serialize_index(index).tobytes())
     kind = f"IndexHNSWFlat, METRIC_INNER_PRODUCT, M={_NEIGHBOURS}, efConstruction={_BUILD_WIDTH}"
     return {"file": "index.faiss", "kind": kind, "version": faiss.__version__, **facts}
 

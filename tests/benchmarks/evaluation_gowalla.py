@@ -20,7 +20,8 @@ import sys
 import tempfile
 import time
 import warnings
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from scipy.sparse.linalg import svds
 
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader, FullSortCollector, sized_eval_batch
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader, sized_eval_batch
+from recbole_kd.evaluation.collector import FullSortCollector
 
 
 def timed(run: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:

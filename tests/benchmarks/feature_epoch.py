@@ -22,8 +22,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ from recbole_kd.distiller.ftd import FTDDistiller
 from recbole_kd.distiller.htd import HTDDistiller
 from recbole_kd.distiller.phr import PHRDistiller
 from recbole_kd.distiller.rkd import RKDDistiller
-from recbole_kd.stages.teacher import build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import ModelStudent
 
 TEACHER, EPOCHS = 300, 100
@@ -74,7 +75,7 @@ class Tables:
     """A student or teacher that is two embedding tables."""
 
     name = "Tables"
-    capabilities = frozenset(CAPABILITIES)
+    capabilities = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors"}
 
     def __init__(self, users: int, items: int, dimension: int, trained: bool) -> None:
         self.dimension: Optional[int] = dimension

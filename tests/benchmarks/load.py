@@ -54,9 +54,11 @@ from recbole_kd.data.ranks import build_rank_bank
 from recbole_kd.data.samplers import Complement
 from recbole_kd.data.splits import Splits
 from recbole_kd.evaluation.costs import peak_memory, reset_peak_memory
+from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
 from recbole_kd.teacher.bare import BareTeacher
-from recbole_kd.verbs.train import build_student, load_splits
 
 NAME = "synthetic"
 GB = 2**30
@@ -192,8 +194,8 @@ def measure(arguments: argparse.Namespace, splits: Splits, method: str) -> dict[
     found: dict[str, Any] = {"method": method}
 
     def built(**more: Any) -> tuple[Any, Any]:
-        config = KDConfig(METHODS[method]["model"], NAME, config_dict={**settings(arguments, method), **more})
-        _, trainer, (train, valid, _) = build_student(config, splits, teacher)
+        experiment = Experiment.of(METHODS[method]["model"], NAME, given={**settings(arguments, method), **more})
+        _, trainer, (train, valid, _) = build_student(experiment, splits, teacher)
         return trainer, (First(train, arguments.steps), valid)
 
     (trainer, (train, valid)), found["build"], found["build_wall"] = clocked(built)

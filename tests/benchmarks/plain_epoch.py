@@ -22,7 +22,7 @@ from recbole.utils import init_seed
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.stages.teacher import build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.trainer.kd_trainer import make_trainer
 
 

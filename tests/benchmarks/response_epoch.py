@@ -23,9 +23,9 @@ import itertools
 import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from on_gowalla import adam, in_turns, load
@@ -37,12 +37,13 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank
 from recbole_kd.distiller.cd import CDDistiller
 from recbole_kd.distiller.dcd import DCDDistiller
+from recbole_kd.distiller.ir_rrd import IRRRDDistiller
 from recbole_kd.distiller.kd import KDDistiller
 from recbole_kd.distiller.rd import RDDistiller
-from recbole_kd.distiller.rrd import IRRRDDistiller, RRDDistiller
+from recbole_kd.distiller.rrd import RRDDistiller
 from recbole_kd.distiller.unkd import UnKDDistiller
 from recbole_kd.loss.kernel.gather import gathered_dot
-from recbole_kd.stages.teacher import build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import ModelStudent
 
 POOL = 500
@@ -77,7 +78,7 @@ class Teacher:
     """Random vectors, and ranked lists that cost nothing."""
 
     name = "Teacher"
-    capabilities = frozenset(CAPABILITIES)
+    capabilities = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors"}
     dimension = 300
 
     def __init__(self, observed: Observed) -> None:

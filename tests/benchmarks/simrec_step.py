@@ -30,8 +30,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ from torch.nn import functional
 from recbole_kd.contracts import Batch, DataView
 from recbole_kd.data.observed import Observed
 from recbole_kd.distiller.simrec import SimRecDistiller, SimRecOptions
-from recbole_kd.loss.contrastive import block_shape, catalogue_logsumexp
+from recbole_kd.loss.kernel.streamed import block_shape, product_precision, streamed_logsumexp
 
 DIMENSION = 32
 MB = 2**20
@@ -240,7 +241,7 @@ def streamed_sum(arguments: argparse.Namespace) -> dict[str, float]:
     queries = keys[: arguments.distinct_users].clone()
     query_gradient, key_gradient = torch.zeros_like(queries), torch.zeros_like(keys).add_(1)
     before = _peak()
-    catalogue_logsumexp(queries, keys, 1.0, query_gradient=query_gradient, key_gradient=key_gradient)
+    streamed_logsumexp(queries, keys, 1.0, query_gradient=query_gradient, key_gradient=key_gradient)
     return {"peak": _peak() - before}
 
 
@@ -257,19 +258,14 @@ def shapes(arguments: argparse.Namespace) -> None:
                     continue
 
                 def once(blocks: tuple[int, int] = (rows, columns), precision: str = precision) -> None:
-                    catalogue_logsumexp(
-                        queries,
-                        keys,
-                        1.0,
-                        query_gradient=query_gradient,
-                        key_gradient=key_gradient,
-                        precision=precision,
-                        blocks=blocks,
-                    )
+                    gradients = {"query_gradient": query_gradient, "key_gradient": key_gradient}
+                    with product_precision(precision):
+                        streamed_logsumexp(queries, keys, 1.0, **gradients, blocks=blocks)
 
                 once()
                 seconds = min(_timed(once, clock) for _ in range(arguments.steps))
-                chosen = " <- block_shape" if (rows, columns) == block_shape(len(keys), precision) else ""
+                with product_precision(precision):
+                    chosen = " <- block_shape" if (rows, columns) == block_shape(len(keys)) else ""
                 print(f"{precision} {rows:5} x {columns:9,} {seconds / len(queries) / len(keys) * 1e9:6.2f} ns{chosen}")
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import signal
-import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +13,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recbole_kd.cluster.group import ALONE, Group, Plan, run_processes
+from recbole_kd.cluster.group import ALONE, Group, processes_around
+from recbole_kd.cluster.launch import together
 from recbole_kd.contracts import Share
-from recbole_kd.errors import Interrupted, TrainingError, UserError
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
+from recbole_kd.errors import UserError
+from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
+from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.verbs.train import build_student, load_splits, run_recbole_kd, shared_teacher
 
-TWO = Plan(2, 2, 0, None)
 #: What is trained: methods whose distillers share, and ones that a process computes whole.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "SimRec": ("SimRecStudent", {"simrec.triplets": 101}),
@@ -74,10 +74,10 @@ def trained(data_path: Path, folder: str, group: Group) -> dict[str, Any]:
                 given = {key: value for key, value in given.items() if not key.startswith("teacher.")}
             given = {key: value for key, value in given.items() if value is not None}
             given["checkpoint_dir"] = str(data_path / folder)
-            config = KDConfig(model, "known-answer", config_dict=known_answer_settings(data_path, **given))
-            splits = load_splits(config)
-            teacher = shared_teacher(config, splits, own) if config.distillers else None
-            _, trainer, (train, valid, test) = build_student(config, splits, teacher, own)
+            experiment = Experiment.of(model, "known-answer", given=known_answer_settings(data_path, **given))
+            splits = load_splits(experiment.settings)
+            teacher = shared_teacher(experiment, splits, own) if experiment.teachers else None
+            _, trainer, (train, valid, test) = build_student(experiment, splits, teacher, own)
             steps = _noted(trainer)
             scored.clear()
             trainer.fit(train, valid, saved=True, show_progress=False)
@@ -119,7 +119,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict
     before = Path.cwd()
     os.chdir(path)
     try:
-        return trained(path, "one", ALONE), run_processes(TWO, trained, path, "two"), path
+        return trained(path, "one", ALONE), together(2, "stamp", trained, path, "two", restarts=0), path
     finally:
         os.chdir(before)
 
@@ -191,79 +191,6 @@ def _assert_close(one: Any, two: Any) -> None:
         assert one == two
 
 
-def ends_badly(how: str, group: Group) -> str:
-    """Process 1 ends in some way while process 0 waits for it in a sum."""
-    if group.rank == 1:
-        if how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if how == "mended":
-            raise UserError("--epochs='many'; expected a whole number.")
-        raise LookupError("a bug")
-    dist.all_reduce(torch.zeros(1))
-    return "never"
-
-
-@pytest.mark.parametrize(
-    ("how", "error", "message"),
-    [
-        ("killed", TrainingError, r"^Process 1 of 2 was ended from outside \(SIGKILL\).*--resume=FILE-last.pth"),
-        ("mended", UserError, r"^--epochs='many'; expected a whole number\.$"),
-        ("a bug", RuntimeError, "LookupError: a bug"),
-    ],
-)
-def test_a_process_that_ends_badly_ends_the_others_with_one_message(
-    how: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        run_processes(TWO, ends_badly, how)
-
-
-def meets(group: Group) -> list[float]:
-    """Both add their number."""
-    total = torch.tensor([float(group.rank + 1)])
-    dist.all_reduce(total)
-    return [group.rank, float(total), group.plain("of process 0" if group.is_first else None) == "of process 0"]
-
-
-def test_processes_of_two_machines_meet_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    plans = [Plan(1, 2, offset, ("127.0.0.1", port)) for offset in (0, 1)]
-    for plan in plans:
-        assert plan.address == ("127.0.0.1", port)
-    with ThreadPoolExecutor() as machines:
-        found = list(machines.map(lambda plan: run_processes(plan, meets), plans))
-    assert found == [[0, 3.0, True], [1, 3.0, True]]
-
-
-def test_an_interrupt_says_what_the_run_goes_on_from(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = known_answer_settings(known_answer, nproc=2)
-    saved = known_answer / "saved"
-    saved.mkdir()
-    older = saved / "BPR-known-answer-2020-older-last.pth"
-    older.touch()
-    os.utime(older, (0, 0))
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("recbole_kd.verbs.train.run_processes", interrupted)
-    with pytest.raises(KeyboardInterrupt) as nothing:
-        run_recbole_kd("BPR", "known-answer", config_dict=given)
-    assert not isinstance(nothing.value, Interrupted)
-
-    def interrupted_later(*_: Any) -> None:
-        (saved / "BPR-known-answer-2020-now-last.pth").touch()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("recbole_kd.verbs.train.run_processes", interrupted_later)
-    with pytest.raises(Interrupted) as told:
-        run_recbole_kd("BPR", "known-answer", config_dict=given)
-    assert told.value.resume.endswith("BPR-known-answer-2020-now-last.pth")
-
-
 def test_parts_are_all_and_disjoint() -> None:
     entries = torch.arange(11)
     for count in (1, 2, 3, 16):
@@ -275,26 +202,21 @@ def test_parts_are_all_and_disjoint() -> None:
     assert torch.equal(Share().sum(entries), entries)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"nproc": 0}, "--nproc=0; expected a whole number"),
-        ({"nproc": 2, "world_size": 4, "group_offset": 3}, "are processes 3 to 4, and --world_size=4 has 0 to 3"),
-        ({"nproc": 4, "world_size": 2}, "--world_size=2 has 0 to 1"),
-        ({"port": 0}, "--port=0"),
-        ({"local_rank": 1}, "set --nproc=2 for two processes"),
-    ],
-)
-def test_processes_that_do_not_fit_together(settings: dict[str, Any], message: str, known_answer: Path) -> None:
-    with pytest.raises(UserError) as raised:
-        Plan.of(KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **settings)))
-    assert message in str(raised.value)
+def test_torchruns_variables_and_nproc_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes_around() == 1
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes_around() == processes_around(nproc=2) == 4
+    with pytest.raises(UserError, match=r"torchrun started 2 processes .* and --nproc=3; leave --nproc out"):
+        processes_around(nproc=3)
 
 
-def test_the_usual_plan_is_one_process(known_answer: Path) -> None:
-    def plan(**settings: Any) -> Any:
-        return Plan.of(KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **settings)))
+@pytest.mark.parametrize("setting", ["world_size", "group_offset", "ip", "port", "local_rank"])
+def test_several_machines_are_torchruns_to_start(setting: str, known_answer: Path) -> None:
+    with pytest.raises(UserError, match=f"--{setting} is the launcher's to say: set --nproc=2 .* torchrun"):
+        KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **{setting: 2}))
 
-    assert plan() is None
-    assert plan(nproc=2) == Plan(2, 2, 0, None)
-    assert plan(nproc=2, world_size=4, group_offset=2, ip="10.0.0.1") == Plan(2, 4, 2, ("10.0.0.1", 5678))
+
+def test_processes_are_counted_from_1(known_answer: Path) -> None:
+    with pytest.raises(UserError, match="--nproc=0; expected a whole number"):
+        KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer, nproc=0))

@@ -366,7 +366,7 @@ def test_an_empty_file_and_an_empty_core(tmp_path: Path, raw_file: Path) -> None
     empty.touch()
     refused(tmp_path, empty, "is empty")
     refused(tmp_path, raw_file, "no users and items with 1000 interactions each", minimum=1000)
-    refused(tmp_path, raw_file, "minimum=0 ", minimum=0)
+    refused(tmp_path, raw_file, "minimum=0; expected a whole number of at least 1", minimum=0)
 
 
 def test_truncated_and_damaged_gzip(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from recbole_kd.data import ranked_lists
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranked_lists import RankedLists, read_ranked_lists
 from recbole_kd.errors import UserError
+from recbole_kd.files import tables
 
 USERS, ITEMS = ["[PAD]", "ann", "bob", "7"], ["[PAD]", "x", "y", "z", "12"]
 #: ann has observed x, bob y; the user 7 is not in the training split.
@@ -120,7 +120,7 @@ def test_many_small_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     draw.shuffle(rows)
     observed = Observed(torch.arange(1, 31), torch.arange(1, 31), 31, 41)
     path = written(tmp_path, "user_id:token\titem_id:token\tscore:float", rows)
-    monkeypatch.setattr(ranked_lists, "_BLOCK_BYTES", 256)
+    monkeypatch.setattr(tables, "_BLOCK_BYTES", 256)
     lists = read_ranked_lists(str(path), users, items, observed)
     dropped = 0
     for user in range(1, 31):
@@ -182,6 +182,6 @@ def test_what_is_no_such_file_is_refused(content: Optional[bytes], tmp_path: Pat
 
 def test_more_rows_than_pairs_are_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that repeats itself for ever would fill the memory before its duplicates are found."""
-    monkeypatch.setattr(ranked_lists, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(tables, "_BLOCK_BYTES", 64)
     with pytest.raises(UserError, match="more rows than there are users times items"):
         read(written(tmp_path, "user_id,item_id", [("ann", "z")] * 1000, ","))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from recbole_kd.contracts import CAPABILITIES, Batch, DataView
 from recbole_kd.data.observed import Observed
 
-ALL = frozenset(CAPABILITIES)
+#: What tables can offer: everything but scores and vectors of sequences.
+ALL = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors"}
 
 
 class FakeStudent:

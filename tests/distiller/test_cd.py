@@ -9,7 +9,6 @@ import torch
 
 from recbole_kd.distiller.cd import CDDistiller
 from recbole_kd.errors import UserError
-from recbole_kd.testing import DistillerConformance
 from tests.distiller.response import Bench, assert_learns, bench
 
 SIZES = {"samples": 4, "pool": 8}
@@ -19,16 +18,6 @@ STUDENT_GUIDED = {**SIZES, "guide": "student"}
 @pytest.fixture
 def made() -> Bench:
     return bench()
-
-
-class TestCD(DistillerConformance):
-    distiller = CDDistiller
-    options = SIZES
-
-
-class TestStudentGuidedCD(DistillerConformance):
-    distiller = CDDistiller
-    options = STUDENT_GUIDED
 
 
 def test_items_are_of_the_teachers_pool_and_drawn_anew_each_epoch(made: Bench) -> None:
@@ -85,8 +74,8 @@ def test_it_learns(made: Bench, guide: str) -> None:
 
 def test_a_student_guide_needs_no_ranking_of_the_teacher() -> None:
     options = CDDistiller.options_class
-    assert CDDistiller.teacher_needs(options.parse("cd", {})) == {"ranks", "listed_scores"}
-    assert CDDistiller.teacher_needs(options.parse("cd", {"guide": "student"})) == {"scores"}
+    assert options.parse("cd", {}).needs.teacher == {"ranks", "listed_scores"}
+    assert options.parse("cd", {"guide": "student"}).needs.teacher == {"scores"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Every distiller passes the conformance suite on every backbone that it supports."""
+"""Every distiller passes the conformance suite once on every backbone that it supports.
+
+A second class of the same distiller is for options that lead another way through it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from recbole_kd.distiller.fitnet import FitNetDistiller
 from recbole_kd.distiller.freqd import FreqDDistiller
 from recbole_kd.distiller.ftd import FTDDistiller
 from recbole_kd.distiller.htd import HTDDistiller
+from recbole_kd.distiller.ir_rrd import IRRRDDistiller
 from recbole_kd.distiller.kd import KDDistiller
 from recbole_kd.distiller.phr import PHRDistiller
 from recbole_kd.distiller.rd import RDDistiller
 from recbole_kd.distiller.rkd import RKDDistiller
-from recbole_kd.distiller.rrd import IRRRDDistiller, RRDDistiller
+from recbole_kd.distiller.rrd import RRDDistiller
 from recbole_kd.distiller.simrec import SimRecDistiller
 from recbole_kd.distiller.unkd import UnKDDistiller
+from recbole_kd.registry import DISTILLERS
 from recbole_kd.testing import DistillerConformance
 
 # Sizes that fit 48 users and 40 items, of which a user has observed 8.
@@ -36,6 +41,11 @@ class TestSimRecAuthorsReading(DistillerConformance):
 class TestRD(DistillerConformance):
     distiller = RDDistiller
     backbones = BY_SCORE
+    options = {"dynamic_samples": 15}
+
+
+class TestRDWeighedByTheStudentsRanks(DistillerConformance):
+    distiller = RDDistiller
     options = {"dynamic_samples": 15, "start_epoch": 0}
 
 
@@ -90,6 +100,25 @@ class TestDE(DistillerConformance):
     options = {"experts": 3}
 
 
+class TestDEOfPairs(DistillerConformance):
+    distiller = DEDistiller
+    options = {"experts": 3}
+    backbones = ("NeuMF", "BPR")
+    teacher = "NeuMF"
+
+
+class TestFitNetOfPairs(DistillerConformance):
+    distiller = FitNetDistiller
+    backbones = ("NeuMF", "LightGCN")
+    teacher = "NeuMF"
+
+
+class TestDEOfPairsFromVectorsOfUsersAndItems(DistillerConformance):
+    distiller = DEDistiller
+    options = {"experts": 3}
+    backbones = ("NeuMF",)
+
+
 class TestFreqD(DistillerConformance):
     distiller = FreqDDistiller
     backbones = BY_VECTOR
@@ -119,3 +148,14 @@ class TestHTD(DistillerConformance):
 class TestRKD(DistillerConformance):
     distiller = RKDDistiller
     backbones = BY_VECTOR
+
+
+def test_every_distiller_of_general_models_is_here_and_no_case_twice() -> None:
+    suites = [kind for kind in DistillerConformance.__subclasses__() if kind.__module__ == __name__]
+    assert {suite.distiller.name for suite in suites} == set(DISTILLERS) - {"dkd"}, "dkd is for sequences alone"
+    cases = [
+        (suite.distiller.name, sorted(suite.options.items()), backbone, suite.teacher)
+        for suite in suites
+        for backbone in suite.backbones
+    ]
+    assert not [case for case in cases if cases.count(case) > 1]

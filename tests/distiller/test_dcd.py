@@ -7,7 +7,6 @@ import torch
 
 from recbole_kd.distiller.dcd import DCDDistiller
 from recbole_kd.errors import UserError
-from recbole_kd.testing import DistillerConformance
 from tests.distiller.response import Bench, assert_learns, bench
 
 SIZES = {"interesting": 3, "uninteresting": 3, "pool": 10}
@@ -16,11 +15,6 @@ SIZES = {"interesting": 3, "uninteresting": 3, "pool": 10}
 @pytest.fixture
 def made() -> Bench:
     return bench()
-
-
-class TestDCD(DistillerConformance):
-    distiller = DCDDistiller
-    options = SIZES
 
 
 def gaps(made: Bench, user: int, pool: int) -> dict[int, int]:

@@ -70,8 +70,8 @@ def test_projectors_are_drawn_from_the_distillers_own_stream() -> None:
 
 
 def test_it_asks_both_models_for_vectors_of_nodes_or_pairs() -> None:
-    assert FitNetDistiller.student_needs(FitNetOptions()) == {"pair_representations"}
-    assert FitNetDistiller.teacher_needs(FitNetOptions()) == {"pair_representations"}
+    assert FitNetOptions().needs.student == {"pair_representations"}
+    assert FitNetOptions().needs.teacher == {"pair_representations"}
 
 
 def test_training_brings_the_student_to_a_teacher_it_can_reach() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_kd.distiller.base.experts import HISTORY_NODES, SelectionHistory, linear
+from recbole_kd.distiller.base.experts import HISTORY_NODES, SelectionHistory
+from recbole_kd.distiller.base.nodes import linear
 from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.train import run_recbole_kd

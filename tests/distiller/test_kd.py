@@ -10,7 +10,6 @@ import torch
 
 from recbole_kd.distiller.kd import KDDistiller
 from recbole_kd.errors import UserError
-from recbole_kd.testing import DistillerConformance
 from tests.distiller.response import Bench, assert_learns, bench
 
 SIZES = {"items": 5}
@@ -19,11 +18,6 @@ SIZES = {"items": 5}
 @pytest.fixture
 def made() -> Bench:
     return bench()
-
-
-class TestKD(DistillerConformance):
-    distiller = KDDistiller
-    options = SIZES
 
 
 def test_the_items_are_the_teachers_best(made: Bench) -> None:

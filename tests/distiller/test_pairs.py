@@ -13,31 +13,12 @@ from recbole_kd.contracts import Batch, Distiller
 from recbole_kd.distiller.de import DEDistiller, DEOptions
 from recbole_kd.distiller.fitnet import FitNetDistiller, FitNetOptions
 from recbole_kd.student.readers import ModelStudent
-from recbole_kd.testing import Bench, DistillerConformance
+from recbole_kd.testing import Bench
 from tests.distiller.fakes import ALL, FakeStudent, FakeTeacher, assert_same_loss, batch_of, data_view
 
 USERS, ITEMS = 9, 12
 DATA = data_view(USERS, ITEMS)
 TOGETHER = ALL - {"representations", "tables", "layers"}
-
-
-class TestDEOfPairs(DistillerConformance):
-    distiller = DEDistiller
-    options = {"experts": 3}
-    backbones = ("NeuMF",)
-
-
-class TestDEOfPairsFromANeuMF(DistillerConformance):
-    distiller = DEDistiller
-    options = {"experts": 3}
-    backbones = ("NeuMF", "BPR")
-    teacher = "NeuMF"
-
-
-class TestFitNetOfPairs(DistillerConformance):
-    distiller = FitNetDistiller
-    backbones = ("NeuMF", "LightGCN")
-    teacher = "NeuMF"
 
 
 def pairs_of(batch: Batch) -> list[tuple[int, int]]:
@@ -100,7 +81,7 @@ def test_several_negatives_belong_to_their_users_block_by_block() -> None:
 @pytest.mark.parametrize("kind", [DEDistiller, FitNetDistiller])
 def test_two_models_with_vectors_of_users_and_items_are_compared_by_those(kind: type[Distiller]) -> None:
     made: Any = kind(kind.options_class(), FakeStudent(USERS, ITEMS, 3), FakeTeacher(USERS, ITEMS, 5), DATA)
-    assert not made.pairs
+    assert made.entries.kinds == ("user", "item")
 
 
 @pytest.mark.parametrize("name", ["NeuMF", "NNCF", "ConvNCF", "BPR", "SimpleX"])

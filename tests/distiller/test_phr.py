@@ -52,7 +52,7 @@ def test_a_student_of_zeros_cannot_be_talked_into_the_teacher() -> None:
         student.user_table.zero_()
     one, other = (distiller.users.matrices.bias - teacher.user_embeddings()[user] for user in (1, 2))
     expected = ((one**2).sum() + (other**2).sum()) / 2
-    side = distiller.sides(Batch(torch.tensor([1, 2]), torch.tensor([1, 1])))[0]
+    side = distiller.entries.sides(Batch(torch.tensor([1, 2]), torch.tensor([1, 1])))[0]
     torch.testing.assert_close(distiller.users(side) / 2, expected)
 
 

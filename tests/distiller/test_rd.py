@@ -9,7 +9,6 @@ import torch
 
 from recbole_kd.distiller.rd import RDDistiller
 from recbole_kd.errors import UserError
-from recbole_kd.testing import DistillerConformance
 from tests.distiller.response import Bench, assert_learns, bench
 
 SIZES = {"interesting": 3, "dynamic_samples": 10}
@@ -19,16 +18,6 @@ DYNAMIC = {**SIZES, "start_epoch": 0}
 @pytest.fixture
 def made() -> Bench:
     return bench()
-
-
-class TestRD(DistillerConformance):
-    distiller = RDDistiller
-    options = SIZES
-
-
-class TestDynamicRD(DistillerConformance):
-    distiller = RDDistiller
-    options = DYNAMIC
 
 
 def positive_loss(made: Bench, user: int, items: list[int], weights: list[float]) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recbole_kd.distiller.rrd import IRRRDDistiller, RRDDistiller
+from recbole_kd.distiller.ir_rrd import IRRRDDistiller
+from recbole_kd.distiller.rrd import RRDDistiller
 from recbole_kd.errors import UserError
-from recbole_kd.testing import DistillerConformance
 from tests.distiller.response import ITEMS, Bench, assert_learns, bench
 
 SIZES = {"interesting": 4, "uninteresting": 5, "pool": 8}
@@ -16,16 +16,6 @@ SIZES = {"interesting": 4, "uninteresting": 5, "pool": 8}
 @pytest.fixture
 def made() -> Bench:
     return bench()
-
-
-class TestRRD(DistillerConformance):
-    distiller = RRDDistiller
-    options = SIZES
-
-
-class TestIRRRD(DistillerConformance):
-    distiller = IRRRDDistiller
-    options = SIZES
 
 
 def test_interesting_items_are_of_the_pool_in_rank_order_and_the_others_below_it(made: Bench) -> None:
@@ -149,5 +139,5 @@ def test_an_item_that_too_many_users_know_is_refused(made: Bench) -> None:
 
 def test_either_weight_keeps_ir_rrd_on() -> None:
     options = IRRRDDistiller.options_class
-    assert IRRRDDistiller.is_off(options.parse("ir_rrd", {"weight": 0, "item_weight": 0}))
-    assert not IRRRDDistiller.is_off(options.parse("ir_rrd", {"weight": 0}))
+    assert options.parse("ir_rrd", {"weight": 0, "item_weight": 0}).is_off
+    assert not options.parse("ir_rrd", {"weight": 0}).is_off

@@ -13,8 +13,8 @@ import torch
 from recbole_kd.contracts import Distiller
 from recbole_kd.errors import UserError
 from recbole_kd.registry import DISTILLERS, distiller_class
+from recbole_kd.stages.needs import check_needs
 from recbole_kd.testing import write_known_sequences
-from recbole_kd.verbs.train import check_needs
 from tests.sequential import SequentialBench
 
 #: Distillers with a meaning for sequences, and options that fit 24 items.
@@ -38,7 +38,7 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(bench: SequentialBench, name: str, **options: Any) -> Distiller:
-    kind = distiller_class(name)
+    kind = distiller_class(name, sequential=True)
     parsed = kind.options_class.parse(name, {**ABLE.get(name, {}), **options})
     check_needs(name, parsed, bench.student, bench.teacher)
     distiller = kind(parsed, bench.student, bench.teacher, bench.data)
@@ -154,11 +154,7 @@ def test_rrds_items_are_the_teachers_best_and_others_below(data_path: Path) -> N
 
 def test_others_are_refused_with_what_would_do(data_path: Path) -> None:
     bench = SequentialBench(data_path, "SASRec")
-    refused = [
-        name
-        for name in DISTILLERS
-        if distiller_class(name).sequential_needs(distiller_class(name).options_class()) is None
-    ]
+    refused = [name for name, entry in DISTILLERS.items() if not entry.sequential]
     assert {"simrec", "cd", "rd", "unkd", "dcd", "ir_rrd", "freqd"} <= set(refused)
     for name in refused:
         with pytest.raises(UserError, match=f"{name} distils scores or vectors of users.*set --distill to one of"):

@@ -85,11 +85,14 @@ def slow_losses(distiller: SimRecDistiller, batch: Batch) -> dict[str, Tensor]:
             if loss.requires_grad:
                 (gradient,) = torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
             vector = torch.zeros(DIMENSION, dtype=torch.float64) if gradient is None else gradient[node]
-            if chosen.gradient_similarity == "cosine" and vector.norm() > 0:
-                vector = vector / vector.norm()
             vectors.append(vector)
         g1, g2, g_rec = vectors
-        return 1 - chosen.epsilon if float((g1 + g2) @ g_rec) > float(g1 @ g2) else 1 + chosen.epsilon
+        agree = similarity(g1 + g2, g_rec) > similarity(g1, g2)
+        return 1 - chosen.epsilon if agree else 1 + chosen.epsilon
+
+    def similarity(a: Tensor, b: Tensor) -> float:
+        lengths = a.norm() * b.norm() if chosen.gradient_similarity == "cosine" else torch.ones(())
+        return float(a @ b / lengths) if lengths else 0.0
 
     def spread(node: Tensor, everything: Tensor) -> Tensor:
         return torch.log(torch.exp(everything[1:] @ node / chosen.regularization_temperature).sum())
@@ -250,7 +253,7 @@ def test_a_sampled_catalogue_gives_the_losses_in_the_mean_and_a_whole_one_to_the
 
 def test_a_teacher_with_scores_alone_is_enough_without_the_embedding_term():
     chosen = options(embedding_weight=0.0)
-    assert SimRecDistiller.teacher_needs(chosen) == {"scores"}
+    assert chosen.needs.teacher == {"scores"}
     alone = built(chosen, capabilities=frozenset({"scores"}))(batch())
     with_vectors = built(chosen)(batch())
     torch.testing.assert_close(alone["prediction"], with_vectors["prediction"])
@@ -298,17 +301,17 @@ def test_before_the_mlp_it_is_the_tables_that_must_fit_the_teacher():
 
 
 def test_needs_follow_the_terms_that_are_on():
-    assert SimRecDistiller.student_needs(options()) == {"representations", "tables"}
-    assert SimRecDistiller.student_needs(options(decay_weight=0.0)) == {"representations"}
-    assert SimRecDistiller.student_needs(options(decay_weight=0.0, space="input")) == {"representations", "tables"}
-    assert SimRecDistiller.teacher_needs(options()) == {"scores", "representations"}
-    assert SimRecDistiller.teacher_needs(options(prediction_weight=0.0, embedding_weight=0.0)) == frozenset()
+    assert options().needs.student == {"representations", "tables"}
+    assert options(decay_weight=0.0).needs.student == {"representations"}
+    assert options(decay_weight=0.0, space="input").needs.student == {"representations", "tables"}
+    assert options().needs.teacher == {"scores", "representations"}
+    assert options(prediction_weight=0.0, embedding_weight=0.0).needs.teacher == frozenset()
 
 
 @pytest.mark.parametrize("term", list(ONLY))
 def test_it_is_off_when_every_weight_is_0(term):
-    assert SimRecDistiller.is_off(options(**ONLY))
-    assert not SimRecDistiller.is_off(options(**{**ONLY, term: 1.0}))
+    assert options(**ONLY).is_off
+    assert not options(**{**ONLY, term: 1.0}).is_off
 
 
 def test_published_defaults():

@@ -10,7 +10,6 @@ import torch
 from recbole_kd.data.samplers import popularity_groups
 from recbole_kd.distiller.unkd import UnKDDistiller
 from recbole_kd.errors import UserError
-from recbole_kd.testing import DistillerConformance
 from tests.distiller.response import Bench, assert_learns, bench
 
 SIZES = {"pairs": 6, "groups": 3, "pool": 15, "emphasis": 4.0}
@@ -19,11 +18,6 @@ SIZES = {"pairs": 6, "groups": 3, "pool": 15, "emphasis": 4.0}
 @pytest.fixture
 def made() -> Bench:
     return bench()
-
-
-class TestUnKD(DistillerConformance):
-    distiller = UnKDDistiller
-    options = SIZES
 
 
 def test_pairs_are_unobserved_items_of_one_group_in_the_teachers_order(made: Bench) -> None:

@@ -22,14 +22,10 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 from torch import Tensor
 
+from recbole_kd.data import loaders
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader, sized_eval_batch
 from recbole_kd.errors import UserError
-from recbole_kd.evaluation import collector as full_sort
-from recbole_kd.evaluation.collector import (
-    FastFullSortEvalDataLoader,
-    FullSortCollector,
-    exact_topk,
-    sized_eval_batch,
-)
+from recbole_kd.evaluation.collector import FullSortCollector, exact_topk
 
 RANKING_METRICS = ["Recall", "MRR", "NDCG", "Hit", "Precision", "MAP", "GAUC"]
 LIST_METRICS = ["ItemCoverage", "AveragePopularity", "GiniIndex", "ShannonEntropy", "TailPercentage"]
@@ -311,12 +307,12 @@ def test_users_without_history_and_users_who_are_not_evaluated(bench: Bench) -> 
     # User 1 has used nothing but what is evaluated, user 2 is not evaluated, user 3 has an item twice.
     used = [set(), {4}, {1, 2}, {5, 6, 7}, {1, 2, 3}]
     interactions = [(3, 6), (1, 4), (3, 6), (4, 3), (3, 5)]
-    loaders = [
+    both = [
         kind(bench.config, _Dataset(interactions, users=5, items=8), _Sampler(used))
         for kind in (FastFullSortEvalDataLoader, FullSortEvalDataLoader)
     ]
-    assert_same_batches(*loaders)
-    (users, history, rows, items) = next(iter(loaders[0]))
+    assert_same_batches(*both)
+    (users, history, rows, items) = next(iter(both[0]))
     assert users["user_id"].tolist() == [1, 3, 4]
     assert pairs(history) == [(1, 7), (2, 1), (2, 2)]
     assert pairs((rows, items)) == [(0, 4), (1, 5), (1, 6), (2, 3)]
@@ -324,12 +320,12 @@ def test_users_without_history_and_users_who_are_not_evaluated(bench: Bench) -> 
 
 def test_with_a_repeatable_sampler_nothing_is_masked(bench: Bench) -> None:
     sampler = RepeatableSampler("test", bench.test._dataset).set_phase("test")
-    loaders = [
+    both = [
         kind(bench.config, bench.test._dataset, sampler)
         for kind in (FastFullSortEvalDataLoader, FullSortEvalDataLoader)
     ]
-    assert_same_batches(*loaders)
-    assert all(len(history[0]) == 0 for _, history, _, _ in loaders[0])
+    assert_same_batches(*both)
+    assert all(len(history[0]) == 0 for _, history, _, _ in both[0])
 
 
 def test_sequential_models_get_recboles_batches(folder: Path) -> None:
@@ -371,5 +367,5 @@ def test_a_batch_fills_its_block_with_at_least_a_few_users_and_one_where_memory_
 ) -> None:
     cells = sized_eval_batch(items, available, candidates)
     assert cells == rows * (candidates or items)
-    bound = min(full_sort.SCORE_BLOCK_BYTES, available or full_sort.SCORE_BLOCK_BYTES)
-    assert rows in (1, full_sort.LEAST_ROWS) or rows * items * 4 <= bound
+    bound = min(loaders.SCORE_BLOCK_BYTES, available or loaders.SCORE_BLOCK_BYTES)
+    assert rows in (1, loaders.LEAST_ROWS) or rows * items * 4 <= bound

@@ -11,7 +11,8 @@ from recbole.model.general_recommender import BPR
 
 from recbole_kd import registry
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.settings import KDConfig, nest, parse_value
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.experiment.values import nest, parse_value
 from recbole_kd.files.properties import load_yaml
 from recbole_kd.testing import known_answer_settings
 
@@ -161,10 +162,10 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
             {"learning_rate_schedule": "cosin"},
             "learning_rate_schedule='cosin' is not one of constant, cosine. Did",
         ),
-        ({"fused_adam": "yes"}, "--fused_adam='yes'; expected True or False"),
-        ({"shuffle": "perhaps"}, "--shuffle='perhaps' is of another type than its default True"),
-        ({"eval_args": 3}, "RecBole refuses the settings: eval_args:[3] should be a dict"),
-        ({"eval_args": {"mode": "partial"}}, "RecBole refuses the settings"),
+        ({"fused_adam": "yes"}, "--fused_adam='yes' is not true or false"),
+        ({"shuffle": "perhaps"}, "--shuffle='perhaps' is not true or false; set --shuffle=true"),
+        ({"eval_args": 3}, "Section 'eval_args' is 3; expected options by name"),
+        ({"eval_args": {"mode": "partial"}}, "--eval_args.mode='partial'; expected full, labeled, uniN or popN"),
         (
             {"eval_args": {"mod": "full"}},
             "Unknown option 'eval_args.mod'. Did you mean 'mode'? Section 'eval_args' has",

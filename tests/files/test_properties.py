@@ -1,14 +1,69 @@
-"""A YAML key and an option field are the same set, with the same default: properties/ documents the code."""
+"""properties/ documents the code: a YAML key and an option field are the same set, with the same default.
+
+The files of the distillers are written from their options: ``python -m tests.files.test_properties`` writes them anew.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import textwrap
+import typing
+from typing import Any
 
 import pytest
+import yaml
 
 from recbole_kd.files.properties import PROPERTIES, model_names, read_properties
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, recipes
 from recbole_kd.sevo.graphs import SEvoOptions
+
+#: Where the comment of a line begins.
+COLUMN = 32
+
+
+def page(name: str) -> str:
+    """The file of a distiller: its module's title, and a line for each option."""
+    kind = distiller_class(name)
+    title = " ".join((inspect.getdoc(inspect.getmodule(kind)) or "").split("\n\n")[0].split())
+    hints = typing.get_type_hints(kind.options_class)
+    lines = [f"# {line}" for line in textwrap.wrap(title, 110)]
+    for field in dataclasses.fields(kind.options_class):
+        setting = f"{field.name}: {_value(field.default)}"
+        comment = f"({_type(hints[field.name])}) {_sentence(field.metadata['help'], field.metadata['choices'])}"
+        lines.append(f"{setting:<{COLUMN - 1}} # {comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _value(default: Any) -> str:
+    """As YAML writes it."""
+    if default is None or isinstance(default, bool):
+        return "~" if default is None else str(default)
+    return yaml.safe_dump(list(default) if isinstance(default, tuple) else default).splitlines()[0]
+
+
+def _type(hint: Any) -> str:
+    """The name of a type; an optional one is named as if it were given."""
+    parts = [part for part in typing.get_args(hint) if part not in (type(None), ...)]
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_type(parts[0])}"
+    return _type(parts[0]) if parts else hint.__name__
+
+
+def _sentence(text: str, choices: Any) -> str:
+    """The help as a sentence; a symbol or a value that it begins with keeps its letters."""
+    first = text.split()[0]
+    if not first.endswith((",", ":")) and first not in (choices or ()):
+        text = text[0].upper() + text[1:]
+    named = choices and not any(f"{choice}:" in text or f"{choice}," in text for choice in choices)
+    return f"{' | '.join(choices)}: {text}." if named else f"{text}."
+
+
+@pytest.mark.parametrize("name", DISTILLERS)
+def test_a_distillers_file_is_written_from_its_options(name: str) -> None:
+    assert (PROPERTIES / "distiller" / f"{name}.yaml").read_text() == page(name), (
+        "run: python -m tests.files.test_properties"
+    )
 
 
 @pytest.mark.parametrize("name", DISTILLERS)
@@ -20,10 +75,10 @@ def test_a_distillers_file_holds_exactly_its_options(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DISTILLERS)
-def test_every_option_is_explained_in_the_file(name: str) -> None:
-    lines = (PROPERTIES / "distiller" / f"{name}.yaml").read_text().splitlines()
-    settings = [line for line in lines if line and not line.startswith("#")]
-    assert all("#" in line for line in settings)
+def test_the_class_for_sequences_has_the_same_options(name: str) -> None:
+    general, sequential = (distiller_class(name, sequential) for sequential in (False, True))
+    assert general.name == sequential.name == name
+    assert general.options_class is sequential.options_class
 
 
 def test_no_file_is_left_over() -> None:
@@ -36,3 +91,8 @@ def test_sevos_file_holds_exactly_its_options() -> None:
     defaults = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     written = read_properties("optimizer", "sevo")
     assert {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()} == written
+
+
+if __name__ == "__main__":
+    for distiller in DISTILLERS:
+        (PROPERTIES / "distiller" / f"{distiller}.yaml").write_text(page(distiller))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from recbole_kd.loss.decoupled import decoupled_losses
+from recbole_kd.loss.kernel import decoupled as kernel
 
 
 def by_loops(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> tuple[float, float]:
@@ -59,12 +61,15 @@ def test_the_gradient_is_right_and_the_teacher_has_none() -> None:
     assert teacher.grad is None
 
 
-def test_equal_models_lose_nothing_and_certainty_does_no_harm() -> None:
+@pytest.mark.parametrize("decoupled", [decoupled_losses, kernel.decoupled_losses], ids=["formula", "kernel"])
+def test_equal_models_lose_nothing_and_certainty_does_no_harm(
+    decoupled: Callable[..., tuple[Tensor, Tensor]],
+) -> None:
     certain = torch.tensor([[90.0, -90.0, -90.0], [-90.0, 90.0, 0.0]], requires_grad=True)
-    losses = decoupled_losses(certain, certain.detach(), torch.tensor([0, 0]))
+    losses = decoupled(certain, certain.detach(), torch.tensor([0, 0]))
     for loss in losses:
         torch.testing.assert_close(loss, torch.tensor(0.0), atol=1e-5, rtol=0)
-    losses = decoupled_losses(certain, -certain.detach(), torch.tensor([0, 0]))
+    losses = decoupled(certain, -certain.detach(), torch.tensor([0, 0]))
     sum(losses).backward()
     assert all(torch.isfinite(loss) for loss in losses)
     assert torch.isfinite(certain.grad).all()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from recbole_kd.loss.kernel import ranking as kernel
 from recbole_kd.loss.ranking import (
     discrepancy_weights,
     listwise_loss,
@@ -89,14 +90,17 @@ def test_missing_entries_are_in_no_sum_and_no_mean(n: int, k: int, below: int, s
     assert not of_uninteresting[~masks[1]].any()
 
 
+@pytest.mark.parametrize("listwise", [listwise_loss, kernel.listwise_loss], ids=["formula", "kernel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("order", [1, -1])
-def test_listwise_loss_is_stable_at_extreme_scores(dtype: torch.dtype, order: int) -> None:
+def test_listwise_loss_is_stable_at_extreme_scores(
+    listwise: Callable[..., Tensor], dtype: torch.dtype, order: int
+) -> None:
     """Right order: no loss. Wrong order: the sum of the distances, where exp overflows long before."""
     interesting = torch.tensor([[1e4, 5e3, 0.0]], dtype=dtype) * order
     uninteresting = torch.tensor([[-1e4, -1e4]], dtype=dtype) * order
     interesting.requires_grad_(), uninteresting.requires_grad_()
-    loss = listwise_loss(interesting, uninteresting)
+    loss = listwise(interesting, uninteresting)
     wrong = 2e4 + 1.5e4 + 1e4 + 3 * math.log(2)
     torch.testing.assert_close(loss.item(), 0.0 if order == 1 else wrong, rtol=1e-6, atol=1e-6)
     gradients = torch.autograd.grad(loss, [interesting, uninteresting])
@@ -106,11 +110,12 @@ def test_listwise_loss_is_stable_at_extreme_scores(dtype: torch.dtype, order: in
         torch.testing.assert_close(actual, torch.tensor(wanted, dtype=dtype), rtol=1e-3, atol=1e-3)
 
 
-def test_listwise_loss_only_depends_on_differences() -> None:
+@pytest.mark.parametrize("listwise", [listwise_loss, kernel.listwise_loss], ids=["formula", "kernel"])
+def test_listwise_loss_only_depends_on_differences(listwise: Callable[..., Tensor]) -> None:
     interesting, uninteresting = drawn(3, 4, seed=0), drawn(3, 5, seed=1)
     shift = torch.tensor([[-9e3], [0.0], [9e3]], dtype=torch.float64)
     torch.testing.assert_close(
-        listwise_loss(interesting + shift, uninteresting + shift), listwise_loss(interesting, uninteresting)
+        listwise(interesting + shift, uninteresting + shift), listwise(interesting, uninteresting)
     )
 
 
@@ -230,6 +235,7 @@ def test_softmax_loss_is_a_cross_entropy_times_the_squared_temperature(
 
 LOSSES = {
     "listwise": lambda student, teacher: listwise_loss(student, student.flip(1)),
+    "listwise kernel": lambda student, teacher: kernel.listwise_loss(student, student.flip(1)),
     "weighted positive": lambda student, teacher: weighted_positive_loss(student, teacher.sigmoid()),
     "soft target": lambda student, teacher: soft_target_loss(student, teacher, 0.01),
     "pairwise": lambda student, teacher: pairwise_loss(student, student.flip(1)),

@@ -57,8 +57,8 @@ def tell_moments(descriptor: int) -> None:
     from recbole.trainer import Trainer
 
     import recbole_kd.verbs.train  # noqa: F401  before its parts are replaced
-    from recbole_kd.files import checkpoint
-    from recbole_kd.stages import teacher
+    from recbole_kd.files import atomic
+    from recbole_kd.teacher import cache
 
     def telling(letter: str, function: Any) -> Any:
         def told(*arguments: Any, **named: Any) -> Any:
@@ -67,10 +67,10 @@ def tell_moments(descriptor: int) -> None:
 
         return told
 
-    checkpoint._claimed = telling("w", checkpoint._claimed)
+    atomic._claimed = telling("w", atomic._claimed)
     torch.Tensor.backward = telling("s", torch.Tensor.backward)  # type: ignore[method-assign]
     Trainer.evaluate = telling("e", Trainer.evaluate)
-    teacher.build_model = telling("t", teacher.build_model)
+    cache.build_model = telling("t", cache.build_model)
 
 
 def command(words: Sequence[str], descriptor: int, folder: Path) -> None:
@@ -206,7 +206,8 @@ def last_file(folder: Path) -> Path | None:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """All that a finished run left, as plain values and digests to the bit, without times and places."""
-    from recbole_kd.files.checkpoint import digest, load_checkpoint
+    from recbole_kd.files.checkpoint import load_checkpoint
+    from recbole_kd.files.digest import digest
 
     (result_file,) = [
         path for path in (folder / "saved").glob("*.json") if "test_result" in json.loads(path.read_text())

@@ -1,7 +1,7 @@
 """Files and words that would execute code, climb out of their folder or fill the memory: refused by name, nothing done.
 
 Each sample is given to the command line as a user would give it, and would make the file `canary` if anything in it were
-executed. What checkpoints in particular can hold is tested opcode by opcode in tests/test_checkpoint.py.
+executed. What checkpoints in particular can hold is tested opcode by opcode in tests/files/test_pickles.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from recbole_kd.cli import main
-from tests.files.test_checkpoint import archive, call, named, storage, tensor
+from tests.files.samples import archive, call, named, storage, tensor
 from tests.test_cli import quick
 
 Words = list[str]
@@ -84,9 +84,9 @@ def _(data: Path, canary: Path) -> tuple[Words, str]:
 
 @sample("checkpoint: a state set by build")
 def _(data: Path, canary: Path) -> tuple[Words, str]:
-    hostile = call("tests.files.test_checkpoint.SetsState", state=str(canary))
+    hostile = call("tests.files.test_pickles.SetsState", state=str(canary))
     path = archive(data, {"format": "recbole-kd/1", "epoch": hostile})
-    return quick(data, model="BPR", resume=path), "names tests.files.test_checkpoint.SetsState"
+    return quick(data, model="BPR", resume=path), "names tests.files.test_pickles.SetsState"
 
 
 @sample("checkpoint: a persistent id that names a function")

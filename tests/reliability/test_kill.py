@@ -21,7 +21,9 @@ import torch
 
 from recbole_kd.cli import main
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import digest, load_checkpoint, save_checkpoint, sweep, write_atomic
+from recbole_kd.files.atomic import sweep, write_atomic
+from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
+from recbole_kd.files.digest import digest
 from tests.reliability.kill_runs import MOMENTS, arguments_of, data_of, kill_and_go_on, outcome, to_the_end
 from tests.test_cli import quick
 

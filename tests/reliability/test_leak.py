@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import obtain_teacher
-from recbole_kd.verbs.train import build_student, load_splits
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 #: Epochs until loaders, caches and the allocator have all that they will need.
@@ -64,9 +65,9 @@ def test_memory_is_flat_over_200_epochs(distill: str, tmp_path: Path) -> None:
         "use_gpu": False,
         **({"simrec.triplets": 1000} if distill == "simrec" else {}),
     }
-    config = KDConfig("SimRecStudent" if distill == "simrec" else "BPR", "ml-100k", config_dict=settings)
-    splits = load_splits(config)
-    _, trainer, (train, valid, _) = build_student(config, splits, obtain_teacher(config, splits))
+    experiment = Experiment.of("SimRecStudent" if distill == "simrec" else "BPR", "ml-100k", given=settings)
+    splits = load_splits(experiment.settings)
+    _, trainer, (train, valid, _) = build_student(experiment, splits, obtain_teacher(experiment, splits))
     sizes: list[int] = []
     note: Callable[[int, float], None] = lambda epoch, score: sizes.append(resident())  # noqa: E731
     trainer.fit(train, valid, saved=True, show_progress=False, callback_fn=note)

@@ -144,13 +144,14 @@ def _without(key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ([], "found list"),
+        ([], "it is a list; expected values by name"),
         ({**fabricated(seeds=1), "format": 7}, "expected format 1, found 7"),
-        (_without("rows"), "'rows' lists no model"),
+        (_without("rows"), "field rows is missing; expected a list"),
         ({**fabricated(seeds=1), "rows": []}, "'rows' lists no model"),
-        ({**fabricated(seeds=1), "metrics": "ndcg@10"}, "'metrics' lists no metric"),
-        ({**fabricated(seeds=1), "rows": [{"mean": {}}]}, "a row has no name"),
-        ({**fabricated(seeds=1), "rows": [{"name": "A"}]}, "row 'A' has no 'mean'"),
+        ({**fabricated(seeds=1), "metrics": "ndcg@10"}, "field metrics is the text 'ndcg@10'; expected a list"),
+        ({**fabricated(seeds=1), "metrics": []}, "'metrics' lists no metric"),
+        ({**fabricated(seeds=1), "rows": [{"mean": {}}]}, "field rows[0].name is missing; expected text"),
+        ({**fabricated(seeds=1), "rows": [{"name": "A"}]}, "field rows[0].mean is missing; expected values by name"),
         ({**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}}] * 2}, "two rows are named 'A'"),
     ],
 )

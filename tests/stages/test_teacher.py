@@ -15,23 +15,33 @@ from recbole.utils import init_seed
 
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
-from recbole_kd.stages.teacher import FrozenTeacher, obtain_teacher
+from recbole_kd.stages.teacher import obtain_teacher
+from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.train import run_recbole_kd
 
 
-def prepared(data_path: Path, **settings: Any) -> tuple[KDConfig, Splits]:
+def settings_of(data_path: Path, **settings: Any) -> KDConfig:
     given = known_answer_settings(data_path, **{"teacher.epochs": 2, "distill": "simrec", **settings})
-    config = KDConfig(given.pop("model", "BPR"), given.pop("dataset", "known-answer"), config_dict=given)
+    return KDConfig(given.pop("model", "BPR"), given.pop("dataset", "known-answer"), config_dict=given)
+
+
+def data_of(data_path: Path, **settings: Any) -> Splits:
+    config = settings_of(data_path, **settings)
     init_seed(config["seed"], True)
-    return config, Splits(config)
+    return Splits(config)
+
+
+def prepared(data_path: Path, **settings: Any) -> tuple[Experiment, Splits]:
+    return Experiment.from_settings(settings_of(data_path, **settings)), data_of(data_path, **settings)
 
 
 def teacher_of(data_path: Path, **settings: Any) -> FrozenTeacher:
-    config, splits = prepared(data_path, **{"teacher.model": "LightGCN", **settings})
-    return obtain_teacher(config, splits)
+    experiment, splits = prepared(data_path, **{"teacher.model": "LightGCN", **settings})
+    return obtain_teacher(experiment, splits)
 
 
 def everything(splits: Splits) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,11 +90,11 @@ def test_another_split_finds_no_stale_teacher(known_answer: Path) -> None:
 
 def test_what_does_not_matter_to_the_teacher_finds_it(known_answer: Path) -> None:
     teacher_of(known_answer)
-    config, splits = prepared(
+    experiment, splits = prepared(
         known_answer,
         **{"teacher.model": "LightGCN", "embedding_size": 4, "epochs": 9, "learning_rate": 0.5, "topk": [5, 10]},
     )
-    teacher = obtain_teacher(config, splits)
+    teacher = obtain_teacher(experiment, splits)
     assert teacher.trained.from_cache
     assert teacher.dimension == 64, "the student's size is not the teacher's"
     assert "recall@5" in teacher.trained.test_result, "metrics that the cache does not know are computed"
@@ -105,7 +115,7 @@ def test_a_teacher_is_identical_to_the_bit_after_distilling(known_answer: Path) 
 
 def test_a_teacher_is_outside_autograd_and_training(known_answer: Path) -> None:
     teacher = teacher_of(known_answer)
-    users, items = everything(prepared(known_answer)[1])
+    users, items = everything(data_of(known_answer))
     assert not isinstance(teacher, torch.nn.Module)
     assert not teacher.model.training
     for constant in (teacher.user_embeddings(), teacher.item_embeddings(), teacher.scores(users, items)):
@@ -114,7 +124,7 @@ def test_a_teacher_is_outside_autograd_and_training(known_answer: Path) -> None:
 
 def test_tokens_in_another_order_are_aligned(known_answer: Path, tmp_path: Path) -> None:
     teacher = teacher_of(known_answer)
-    config, splits = prepared(known_answer)
+    splits = data_of(known_answer)
     expected = {
         (splits.user_tokens[user], splits.item_tokens[item]): float(score)
         for user, row, scores in zip(*(everything(splits)), teacher.scores(*everything(splits)))
@@ -126,9 +136,9 @@ def test_tokens_in_another_order_are_aligned(known_answer: Path, tmp_path: Path)
         random.Random(1).shuffle(rows)
         (shuffled / "known-answer").mkdir(parents=True, exist_ok=True)
         (shuffled / "known-answer" / file.name).write_text("\n".join([header, *rows]) + "\n")
-    config, other = prepared(shuffled, **{"teacher.checkpoint": teacher.trained.checkpoint})
+    experiment, other = prepared(shuffled, **{"teacher.checkpoint": teacher.trained.checkpoint})
     assert other.item_tokens != splits.item_tokens
-    aligned = obtain_teacher(config, other)
+    aligned = obtain_teacher(experiment, other)
     users, items = everything(other)
     found = aligned.scores(users, items)
     blocks = aligned.score_block(users)[:, 1:]
@@ -145,9 +155,9 @@ def test_other_users_or_items_are_refused_with_counts(known_answer: Path, tmp_pa
     (other / "known-answer").mkdir(parents=True)
     for file in (known_answer / "known-answer").iterdir():
         (other / "known-answer" / file.name).write_text(file.read_text().replace("u3\t", "newcomer\t"))
-    config, splits = prepared(other, **{"teacher.checkpoint": teacher.trained.checkpoint})
+    experiment, splits = prepared(other, **{"teacher.checkpoint": teacher.trained.checkpoint})
     with pytest.raises(UserError, match=r"trained on other users: 1 of this dataset's 48 are new to it, 1 of its 48"):
-        obtain_teacher(config, splits)
+        obtain_teacher(experiment, splits)
 
 
 def test_a_teacher_of_another_split_is_refused_unless_accepted(known_answer: Path, tmp_path: Path) -> None:
@@ -178,8 +188,8 @@ def test_a_checkpoint_of_recboles_own_can_teach(
     run_recbole(model, "known-answer", config_dict={**settings, "epochs": 1})
     monkeypatch.undo()
     (file,) = (known_answer / "recbole").glob("*.pth")
-    config, splits = prepared(known_answer, **{"teacher.checkpoint": str(file)})
-    teacher = obtain_teacher(config, splits)
+    experiment, splits = prepared(known_answer, **{"teacher.checkpoint": str(file)})
+    teacher = obtain_teacher(experiment, splits)
     assert teacher.name == model
     users, _ = everything(splits)
     assert torch.isfinite(teacher.score_block(users)).all()
@@ -190,7 +200,7 @@ def test_a_checkpoint_of_recboles_own_can_teach(
 def test_ranked_items_are_computed_once_and_kept(known_answer: Path) -> None:
     first = teacher_of(known_answer)
     ranked = first.ranked_items(10)
-    _, splits = prepared(known_answer)
+    splits = data_of(known_answer)
     users, items = everything(splits)
     scores = first.scores(users, items).masked_fill(splits.observed.contains(users[:, None], items), -torch.inf)
     assert torch.equal(scores.topk(10).indices + 1, ranked[1:].long())
@@ -207,7 +217,7 @@ def test_ranked_items_are_computed_once_and_kept(known_answer: Path) -> None:
 def test_ranked_users_of_items_are_kept_too(known_answer: Path, model: str) -> None:
     first = teacher_of(known_answer, distill="ir_rrd", **{"teacher.model": model})
     ranked = first.ranked_users(10)
-    _, splits = prepared(known_answer)
+    splits = data_of(known_answer)
     users, items = everything(splits)
     scores = first.scores(users, items).masked_fill(splits.observed.contains(users[:, None], items), -torch.inf)
     of_ranked = scores[ranked[1:].long() - 1, items[0][:, None] - 1]

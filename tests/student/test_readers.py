@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.stages.teacher import build_model
+from recbole_kd.model.build import build_model
 from recbole_kd.student import readers as representation
 from recbole_kd.student.readers import ModelStudent, expanded_scores, layers, pair_scores, representations
 from recbole_kd.testing import known_answer_settings

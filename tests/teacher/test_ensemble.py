@@ -307,8 +307,8 @@ def test_a_student_learns_from_a_file_alone(distiller: str, known_answer: Path, 
 def test_a_file_and_a_model_teach_together(known_answer: Path, tmp_path: Path) -> None:
     file = lists_of_the_answer(known_answer, tmp_path / "answer.csv")
     settings = {"teacher.0.ranks": str(file), "teacher.1.model": "BPR", "teacher.1.epochs": 1, "distill": "rrd"}
-    config, splits = prepared(known_answer, **settings)
-    teacher = obtain_teacher(config, splits)
+    experiment, splits = prepared(known_answer, **settings)
+    teacher = obtain_teacher(experiment, splits)
     assert "ranks" in teacher.capabilities
     assert not splits.observed.contains(everything(splits)[0][:, None], teacher.ranked_items(10)[1:]).any()
     assert run(known_answer, epochs=1, **settings)["teacher"]["members"][0]["ranks"] == str(file)

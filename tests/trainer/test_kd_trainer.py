@@ -17,53 +17,54 @@ from recbole.utils import init_seed
 from torch import Tensor, nn
 
 from recbole_kd import registry
-from recbole_kd.contracts import Batch, Distiller
+from recbole_kd.contracts import Batch, Distiller, DistillerOptions
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import load_checkpoint, load_recbole_checkpoint
-from recbole_kd.options import Options, option
-from recbole_kd.stages.teacher import build_model
+from recbole_kd.files.checkpoint import load_any, load_checkpoint
+from recbole_kd.model.build import build_model
+from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.trainer.kd_trainer import fused_adam_exists, make_trainer
 from recbole_kd.verbs.train import run_recbole_kd
 
 
 @dataclass(frozen=True)
-class PullOptions(Options):
+class PullOptions(DistillerOptions):
     weight: float = option(1.0, "weight", minimum=0)
     explode_at: int = option(-1, "epoch from which the loss is infinite")
 
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"pull": self.weight, "push": 0.1 * self.weight}
 
-class Pull(Distiller):
+
+class Pull(Distiller[PullOptions]):
     """A toy that pulls projected user vectors towards the teacher's, with noise from its own generator."""
 
     name = "pull"
-    options_class = PullOptions
-    options: PullOptions
 
-    def __init__(self, *views: Any) -> None:
-        super().__init__(*views)
+    def build(self) -> None:
         self.projector = nn.Linear(self.student.dimension or 0, self.teacher.dimension or 0)
         self.epoch = -1
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         users = batch.distinct_users
         found = self.projector(self.student.user_embeddings()[users])
         noise = torch.randn(found.shape, generator=self.generator)
         loss = (found - self.teacher.user_embeddings()[users] + 0.1 * noise).square().mean()
         if 0 <= self.options.explode_at <= self.epoch:
             loss = loss * float("inf")
-        return {"pull": self.options.weight * loss, "push": 0.1 * found.square().mean()}
+        return {"pull": loss, "push": found.square().mean()}
 
 
 @pytest.fixture
 def pull(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.DISTILLERS, "pull", f"{__name__}:Pull")
+    monkeypatch.setitem(registry.DISTILLERS, "pull", registry.DistillerEntry(f"{__name__}:Pull"))
 
 
 def run(data_path: Path, model: str = "BPR", **settings: Any) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def recboles_own(model: str, settings: dict[str, Any]) -> tuple[dict[str, Tensor
     if model != "SimRecStudent":
         result = run_recbole(model, "known-answer", config_dict=settings)
         file = max(Path(settings["checkpoint_dir"]).glob(f"{model}-*.pth"), key=lambda path: path.stat().st_mtime)
-        return load_recbole_checkpoint(file)["state_dict"], result["test_result"]
+        return load_any(file)[1]["state_dict"], result["test_result"]
     config = KDConfig(model, "known-answer", config_dict={**settings, "distill": []})
     init_seed(config["seed"], True)
     splits = Splits(config)
@@ -211,7 +212,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(
     with pytest.raises(Killed):
         run(known_answer, model, **settings, checkpoint_dir=str(known_answer / "other"))
     monkeypatch.undo()
-    monkeypatch.setitem(registry.DISTILLERS, "pull", f"{__name__}:Pull")
+    monkeypatch.setitem(registry.DISTILLERS, "pull", registry.DistillerEntry(f"{__name__}:Pull"))
     (last,) = (known_answer / "other").glob("*-last.pth")
     assert load_checkpoint(last)["epoch"] >= 1
     resumed = run(known_answer, model, **settings, resume=str(last), checkpoint_dir=str(known_answer / "other"))

@@ -20,11 +20,12 @@ from recbole_kd.cli import main
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.per_user import save_per_user
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages.data import load_splits
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.compare import Job, compare, perform, plan, table
 from recbole_kd.verbs.compare.progress import Progress
 from recbole_kd.verbs.compare.summary import stars, summarise
-from recbole_kd.verbs.train import evaluate_checkpoint, load_splits
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
 
 
 def settings(data_path: Path, models: str = "BPR,RRDStudent", **given: Any) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import recbole_kd
 from recbole_kd.errors import UserError
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.compare.plan import plan
-from recbole_kd.verbs.train import evaluate_checkpoint, run_recbole_kd, table
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.train import run_recbole_kd, table
 from recbole_kd.verbs.tune import parse_space, search
 
 FIELDS = {
@@ -178,7 +179,7 @@ def test_embeddings_of_another_size_are_refused_before_a_teacher_is_trained(know
 def test_models_that_do_not_go_together_are_refused_before_a_teacher_is_trained(
     known_answer: Path, monkeypatch: pytest.MonkeyPatch, model: str, settings: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr("recbole_kd.verbs.train.Splits", lambda *_: pytest.fail("the data is loaded"))
+    monkeypatch.setattr("recbole_kd.stages.data.Splits", lambda *_: pytest.fail("the data is loaded"))
     with pytest.raises(UserError, match=message):
         run(known_answer, model, **settings)
     with pytest.raises(UserError, match=message):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
-import logging
 import math
 import os
 import random
@@ -33,7 +32,7 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
 from recbole_kd.cli import main
-from recbole_kd.cluster.ray import parallel_map
+from recbole_kd.cluster.ray import parallel_map, ray_session
 from recbole_kd.distiller.rkd import RKDDistiller
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
@@ -494,7 +493,7 @@ def test_a_search_in_which_every_trial_fails_says_why(known_answer: Path, here: 
         ({"trials": True}, "--trials=True"),
         ({"cpus": 0}, "--cpus=0"),
         ({"grace_epochs": "all"}, "--grace_epochs='all'"),
-        ({"prune": "maybe"}, "--prune='maybe'; expected true or false"),
+        ({"prune": "maybe"}, "--prune='maybe' is not true or false"),
         ({"valid_metric": "Recal@10"}, "valid_metric"),
         ({"metrics": ["Recal"]}, "Unknown metric 'Recal' in --metrics. Did you mean 'recall'?"),
         ({"eval_step": 7}, "no trial would ever be evaluated on validation"),
@@ -606,9 +605,8 @@ def test_a_trial_uses_the_devices_that_ray_gave_it() -> None:
 @pytest.fixture(scope="module")
 def ray_of_one_core() -> Iterator[None]:
     """One session for the module: a search uses the one that is there. With one core its trials run one by one."""
-    ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_session(cpus=1):
+        yield
 
 
 def test_ray_finds_what_this_process_finds(

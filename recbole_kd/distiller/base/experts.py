@@ -5,31 +5,29 @@ Parameters are drawn from a distiller's own generator: adding one leaves the bas
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Optional, Union
+from typing import Optional, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
 
 from recbole_kd.contracts import Share
+from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, Side, draw_uniform, linear
 from recbole_kd.loss.kernel.layout import GroupLayout
-from recbole_kd.loss.regression import expert_error, mixture_error
-from recbole_kd.options import Options, option
+from recbole_kd.loss.kernel.regression import expert_error, mixture_error
+from recbole_kd.options import option
 
 __all__ = [
     "AnnealedOptions",
+    "ExpertDistiller",
     "Experts",
     "SelectedExperts",
     "Selection",
     "SelectionHistory",
     "SelectionNetwork",
     "annealed",
-    "begin_epoch",
     "gumbel_softmax",
-    "linear",
 ]
 
 #: Nodes of each side whose expert is noted at every epoch.
@@ -40,31 +38,18 @@ HARD = torch.finfo(torch.float32).eps
 SELECTION_BLOCK = 1 << 16
 
 
-_ALL = Share()
-
-
-def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
-    """A linear layer with torch's usual initial distribution, uniform in ±1/sqrt(inputs), drawn from `generator`."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
-    for parameter in layer.parameters():
-        _draw(parameter, inputs, generator)
-    return layer
-
-
-def _draw(parameter: nn.Parameter, inputs: int, generator: torch.Generator) -> None:
-    with torch.no_grad():
-        parameter.uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
-
-
 def annealed(start: float, end: float, epoch: int, epochs: int) -> float:
     """tau(p) = start (end / start)^(p / P), the temperature of epoch p of P; `end` from epoch P on."""
     return start * (end / start) ** min(1.0, epoch / epochs)
 
 
 @dataclass(frozen=True)
-class AnnealedOptions(Options):
-    """Options of a selection that is annealed to one expert a node."""
+class AnnealedOptions(NodeOptions):
+    """Options of experts, and of a selection among them that is annealed to one expert a node."""
 
+    selection = "gumbel"  # DE makes it an option
+    weight: float = option(0.01, "weight of the loss", minimum=0)
+    experts: int = option(30, "M, experts of each side", minimum=1)
     temperature: float = option(1.0, "tau0, temperature of the selection in the first epoch", above=0)
     end_temperature: float = option(1e-10, "tauP, temperature that the annealing ends at", above=0)
     anneal_epochs: Optional[int] = option(None, "P, epochs of annealing; by default all epochs of training", minimum=1)
@@ -100,7 +85,7 @@ class Experts(nn.Module):
         self.second = nn.Parameter(torch.empty(experts, hidden, outputs, dtype=dtype))
         self.second_bias = nn.Parameter(torch.empty(experts, outputs, dtype=dtype))
         for parameter, fan_in in zip(self.parameters(), (inputs, inputs, hidden, hidden)):
-            _draw(parameter, fan_in, generator)
+            draw_uniform(parameter, fan_in, generator)
 
     def __len__(self) -> int:
         """M."""
@@ -281,26 +266,46 @@ class SelectedExperts(nn.Module):
         self.experts = Experts(experts, student_dimension, hidden, teacher_dimension, generator, dtype)
         self.selection = SelectionNetwork(teacher_dimension, experts, selection, generator, dtype)
 
-    def forward(
-        self, student: Tensor, table: Tensor, rows: Tensor, squared: bool = True, share: Share = _ALL
-    ) -> tuple[Tensor, Selection]:
+    def forward(self, side: Side, squared: bool = True, share: Share = Share()) -> tuple[Tensor, Selection]:  # noqa: B008
         """The sum over this process's share of the nodes of :meth:`Experts.error`, and the experts of all."""
-        selection: Selection = self.selection(table, rows)
-        part = share.part(len(rows))
-        return self.experts.error(student[part], selection.part(part), squared), selection
+        selection: Selection = self.selection(side.teacher, side.nodes)
+        part = share.part(len(side.nodes))
+        return self.experts.error(side.student[part], selection.part(part), squared), selection
 
 
-def begin_epoch(
-    epoch: int, temperature: float, sides: Iterable[tuple[SelectedExperts, SelectionHistory, Optional[Tensor]]]
-) -> None:
-    """Sets the selections' temperature, and notes which experts are likeliest at an epoch's start.
+AnnealedOptionsT = TypeVar("AnnealedOptionsT", bound=AnnealedOptions)
+#: Kind of nodes -> the module that holds its experts; names in checkpoints.
+_MODULES = {"user": "users", "item": "items", "pair": "of_pairs"}
 
-    Args:
-        epoch: from 0.
-        temperature: tau of this epoch.
-        sides: each with the teacher's table; None for sequences, which have no vector before their batch.
+
+class ExpertDistiller(NodeDistiller[AnnealedOptionsT]):
+    """Base of the distillers whose experts are selected by the teacher's vectors.
+
+    Attributes:
+        users, items, of_pairs: the experts of each kind of nodes that there is.
+        experts: the same, in the order of the sides of a batch.
     """
-    for side, history, table in sides:
-        side.selection.begin_epoch(temperature, table)
-        if table is not None:
-            history.record(epoch, side.selection.network, table)
+
+    users: SelectedExperts
+    items: SelectedExperts
+    of_pairs: SelectedExperts
+
+    def build(self) -> None:
+        super().build()
+        sizes = self.options.experts, self.student_dimension, self.teacher_dimension
+        self.experts = [
+            SelectedExperts(*sizes, self.options.selection, self.generator, self.dtype) for _ in self.entries.kinds
+        ]
+        for kind, experts in zip(self.entries.kinds, self.experts):
+            self.add_module(_MODULES[kind], experts)
+        self.user_history, self.item_history = SelectionHistory(self.data.users), SelectionHistory(self.data.items)
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
+        temperature = self.options.temperature_at(epoch, self.data.epochs)
+        histories = self.user_history, self.item_history
+        for experts, history, table in zip(self.experts, histories, self.entries.tables()):
+            experts.selection.begin_epoch(temperature, table)
+            if table is not None:
+                history.record(epoch, experts.selection.network, table)

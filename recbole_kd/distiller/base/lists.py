@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Union
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar, Union
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import DataView, Distiller, StudentView, TeacherView
+from recbole_kd.contracts import DataView, Distiller, DistillerOptions, Needs, StudentView, TeacherView
+from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank, require_listed, require_unobserved
+from recbole_kd.data.samplers import Complement, draw_without_replacement, exponential_log_weights, items_at
 from recbole_kd.errors import UserError
-from recbole_kd.options import Options
+from recbole_kd.loss.kernel.ranking import listwise_loss
+from recbole_kd.options import Options, option
 
-__all__ = ["ListDistiller", "list_scores", "require_drawable"]
+__all__ = [
+    "GuidedOptions",
+    "ListDistiller",
+    "ListOptions",
+    "RelaxedLists",
+    "RelaxedOptions",
+    "list_scores",
+    "require_drawable",
+]
 
 _PAIRS_AT_ONCE = 1 << 20
 
 
-class ListDistiller(Distiller):
+@dataclass(frozen=True)
+class ListOptions(DistillerOptions):
+    """Base of the options of distillers that read the teacher's ranked lists and the student's scores of them."""
+
+    needs = Needs.of("scores", teacher=("ranks",))
+
+
+@dataclass(frozen=True)
+class GuidedOptions(ListOptions):
+    """Base of those that compare both models' scores of one list; ``guide`` says which model ranks it."""
+
+    weight: float = option(0.1, "weight of the loss", minimum=0)
+    guide: str = option("teacher", "whose best items", choices=("teacher", "student"))
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return Needs.of("scores", teacher=("ranks", "listed_scores") if self.guide == "teacher" else ("scores",))
+
+
+ListOptionsT = TypeVar("ListOptionsT", bound=ListOptions)
+
+
+class ListDistiller(Distiller[ListOptionsT]):
     """Base of the distillers that read ranked lists of unobserved items and the student's scores of them."""
 
     #: Options that each ask for so many unobserved items of every user.
     list_lengths: ClassVar[tuple[str, ...]] = ("pool",)
 
     @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"ranks"})
-
-    @classmethod
-    def check_data(cls, options: Options, data: DataView) -> None:
+    def check_data(cls, options: ListOptionsT, data: DataView) -> None:
         """
         Raises:
             UserError: a user of the training split has fewer unobserved items than one of the `list_lengths`.
         """
-        if not data.sequential:
-            for name in cls.list_lengths:
-                require_unobserved(data.observed, f"{cls.name}.{name}", getattr(options, name))
+        for name in cls.list_lengths:
+            require_unobserved(data.observed, f"{cls.name}.{name}", getattr(options, name))
 
     def ranked_items(self, setting: str, k: int) -> Tensor:
         """The teacher's k best unobserved items of every user, best first: (U, k) int32 on the CPU.
@@ -59,15 +84,6 @@ class ListDistiller(Distiller):
         if guide == "teacher":
             return self.ranked_items(setting, k)
         return student_ranking(self.student, self.data, k)
-
-
-class GuidedListDistiller(ListDistiller):
-    """Base of those that compare scores of items which the option ``guide`` says whose lists they are of."""
-
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        guide: str = getattr(options, "guide")  # noqa: B009
-        return frozenset({"ranks", "listed_scores"} if guide == "teacher" else {"scores"})
 
 
 def student_ranking(student: StudentView, data: DataView, k: int) -> Tensor:
@@ -112,3 +128,74 @@ def require_drawable(section: str, options: Options, *names: str) -> None:
                 f"{section}.{name}={count} items cannot be drawn from a list of {section}.pool={pool}; "
                 "lower the one or raise the other."
             )
+
+
+@dataclass(frozen=True)
+class RelaxedOptions(ListOptions):
+    """Options of RRD's lists, and of the likelihood of their order."""
+
+    weight: float = option(1e-3, "weight of the loss", minimum=0)
+    interesting: int = option(40, "K, interesting items of each user", minimum=1)
+    uninteresting: int = option(40, "L, uninteresting items of each user", minimum=1)
+    pool: int = option(100, "K', length of the ranked list that interesting items are drawn from", minimum=1)
+    emphasis: float = option(10.0, "T, in ranks: how far down the list interesting items are drawn", minimum=1e-3)
+    sampling: str = option(
+        "exponential", "how interesting items are chosen: drawn, or the plain top K", choices=("top", "exponential")
+    )
+    temperature: float = option(
+        1.0, "tau, divides the student's scores; 0.1, say, where they are cosines, as SimpleX's", above=0
+    )
+
+    def check(self, section: str) -> None:
+        require_drawable(section, self, "interesting")
+
+    def require_lists(self, section: str, observed: Observed, rows: str, entries: str) -> None:
+        """Checks that every row has enough unobserved entries for the pool and the uninteresting ones below it.
+
+        Args:
+            rows, entries: what they are called, such as "users" and "items".
+
+        Raises:
+            UserError: a row has fewer.
+        """
+        pool, roles = f"{section}.pool", (rows, entries)
+        require_unobserved(observed, pool, self.pool, roles=roles)
+        require_unobserved(observed, f"{section}.uninteresting", self.uninteresting, self.pool, pool, roles)
+
+
+class RelaxedLists:
+    """RRD's interesting and uninteresting entries of every row: items of users, users of items, items of sequences."""
+
+    def __init__(self, options: RelaxedOptions, observed: Observed, ranked: Tensor, device: torch.device) -> None:
+        """
+        Args:
+            observed: the training split, rows being what has a list.
+            ranked: (rows, K') int32, the teacher's best unobserved entries.
+        """
+        self._options = options
+        self._ranked = ranked
+        self._complement = Complement(observed, ranked)
+        self._device = device
+        self._drawn = torch.empty(0)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Draws the entries of every row anew."""
+        options = self._options
+        interesting = self._ranked[:, : options.interesting]
+        if options.sampling == "exponential":
+            weights = exponential_log_weights(options.pool, options.emphasis)
+            chosen = draw_without_replacement(weights, len(self._ranked), options.interesting, generator)
+            interesting = items_at(self._ranked, chosen)
+        uninteresting = self._complement.draw(options.uninteresting, generator)
+        self._drawn = torch.cat([interesting, uninteresting], dim=1).to(self._device)
+
+    def of(self, rows: Tensor) -> Tensor:
+        """(n, K + L) ids, the interesting ones first, best rank first."""
+        return self._drawn[rows].long()
+
+    def loss(self, scores: Tensor) -> Tensor:
+        """Mean over rows for the student's scores (n, K + L) of what :meth:`of` gave (RRD, eq. 9)."""
+        k = self._options.interesting
+        if self._options.temperature != 1:
+            scores = scores / self._options.temperature
+        return listwise_loss(scores[:, :k], scores[:, k:])

@@ -1,25 +1,58 @@
-"""What the feature-based and relation-based distillers share: the representations of a batch's nodes."""
+"""What distillers of vectors share: the student's and the teacher's vectors of a batch's users, items or pairs.
+
+Three readers answer the same questions: :class:`Nodes` for users and items, :class:`SequenceNodes` for the sequences
+and items of sequential models, and :class:`Pairs` for models that encode a user and an item together.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Optional, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from recbole_kd.contracts import Batch, DataView, Distiller, StudentView, TeacherView
-from recbole_kd.options import Options
+from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, StudentView, TeacherView
+from recbole_kd.loss.kernel.regression import linear_error
 
-__all__ = ["NodeOrPairDistiller", "RepresentationDistiller", "Side"]
+__all__ = [
+    "NodeDistiller",
+    "NodeOptions",
+    "NodeOrPairOptions",
+    "Nodes",
+    "Pairs",
+    "SequenceNodes",
+    "Side",
+    "linear",
+    "projection_error",
+    "with_bias",
+]
+
+
+@dataclass(frozen=True)
+class NodeOptions(DistillerOptions):
+    """Base of the options of distillers that read a vector of each user and each item, or of each sequence."""
+
+    needs = Needs.of("representations")
+    sequence_needs = Needs.of("sequence_vectors")
+
+
+@dataclass(frozen=True)
+class NodeOrPairOptions(NodeOptions):
+    """The same where each entry is regressed by itself, so that a pair of a user and an item can be one too."""
+
+    needs = Needs.of("pair_representations")
 
 
 class Side(NamedTuple):
-    """The distinct users, or items, or pairs of both of a batch; its sequences, where it has them, are its users.
+    """The distinct users of a batch, or its items, its sequences, or its pairs of users and items.
 
     Attributes:
         nodes: (n,) their ids, ascending; of sequences and pairs their numbers in the batch.
         student: (n, d_s) their rows, through which alone gradients reach the student.
-        teacher: (N, d_t) the teacher's representations of all users (items), of sequences and pairs those of the batch.
+        teacher: (N, d_t) the teacher's vectors of all users (items), of sequences and pairs those of the batch.
     """
 
     nodes: Tensor
@@ -27,91 +60,134 @@ class Side(NamedTuple):
     teacher: Tensor
 
     def targets(self) -> Tensor:
-        """(n, d_t) the teacher's representations of the nodes, in the student's type."""
+        """(n, d_t) the teacher's vectors of the nodes, in the student's type."""
         return self.teacher.index_select(0, self.nodes).to(self.student)
 
 
-class RepresentationDistiller(Distiller):
-    """Base of the distillers that read representations of the batch's distinct users and items.
+class Nodes:
+    """Reads the distinct users and the distinct items of a batch; a graph student is read once.
 
     Attributes:
-        student_dimension, teacher_dimension: d_s, d_t.
-        dtype: of the teacher's representations, and so of the projectors.
+        kinds: what each side of a batch holds.
     """
 
-    def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        super().__init__(options, student, teacher, data)
-        assert student.dimension is not None, "student_needs was checked"
-        self.student_dimension = student.dimension
-        self.teacher_dimension = teacher.item_embeddings().shape[1]
-        self.dtype: torch.dtype = teacher.item_embeddings().dtype
+    kinds: ClassVar[tuple[str, ...]] = ("user", "item")
 
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"representations"})
+    def __init__(self, student: StudentView, teacher: TeacherView) -> None:
+        self.student, self.teacher = student, teacher
 
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"representations"})
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """Vectors of the student (n, d_s) and of the teacher (m, d_t), for their sizes and types."""
+        return self.student.item_embeddings(), self.teacher.item_embeddings()
 
-    @classmethod
-    def sequential_needs(cls, options: Options) -> Optional[frozenset[str]]:
-        return frozenset({"sequence_vectors"})
+    def tables(self) -> tuple[Optional[Tensor], ...]:
+        """For each side the teacher's vectors (N, d_t); None where they are known only with a batch."""
+        return self.teacher.user_embeddings(), self.teacher.item_embeddings()
 
-    def sides(self, batch: Batch) -> tuple[Side, Side]:
-        """(users, items) of a batch, or (sequences, items); a graph student is read once."""
+    def sides(self, batch: Batch) -> tuple[Side, ...]:
+        """The sides of a batch, in the order of `kinds`."""
         items = batch.distinct_items
         of_items = Side(items, self.student.item_embeddings().index_select(0, items), self.teacher.item_embeddings())
-        if batch.sequences is not None:
-            numbers = torch.arange(len(batch.users), device=items.device)
-            student, teacher = (view.sequence_embeddings(batch.sequences) for view in (self.student, self.teacher))
-            return Side(numbers, student, teacher), of_items
+        return self._users(batch), of_items
+
+    def _users(self, batch: Batch) -> Side:
         users = batch.distinct_users
-        of_users = Side(users, self.student.user_embeddings().index_select(0, users), self.teacher.user_embeddings())
-        return of_users, of_items
-
-    def together(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(n, d_s), (n, d_t): student and teacher of the batch's users, then of its items."""
-        sides = self.sides(batch)
-        return torch.cat([side.student for side in sides]), torch.cat([side.targets() for side in sides])
+        return Side(users, self.student.user_embeddings().index_select(0, users), self.teacher.user_embeddings())
 
 
-class NodeOrPairDistiller(RepresentationDistiller):
-    """Base of those that regress each entry by itself, so that it may be a user, an item, or a pair of both.
+class SequenceNodes(Nodes):
+    """Reads the sequences of a batch in the place of its users."""
+
+    def tables(self) -> tuple[Optional[Tensor], ...]:
+        return None, self.teacher.item_embeddings()
+
+    def _users(self, batch: Batch) -> Side:
+        assert batch.sequences is not None, "the student is a sequential model"
+        student, teacher = (view.sequence_embeddings(batch.sequences) for view in (self.student, self.teacher))
+        return Side(torch.arange(len(student), device=student.device), student, teacher)
+
+
+class Pairs(Nodes):
+    """Reads the distinct pairs of a batch, positives and negatives.
 
     A model that encodes a user and an item together (NeuMF) has a vector for each pair alone: its last hidden layer.
-    Where the student or the teacher is such a model, the batch's distinct pairs, positives and negatives, are the
-    entries; a model with vectors of users and items then gives their elementwise product.
-
-    Attributes:
-        pairs: whether entries are pairs.
+    A model with vectors of users and items gives their elementwise product.
     """
 
-    def __init__(self, options: Options, student: StudentView, teacher: TeacherView, data: DataView) -> None:
-        apart = all("representations" in view.capabilities for view in (student, teacher))
-        if apart or data.sequential:
-            super().__init__(options, student, teacher, data)
-            self.pairs = False
-            return
-        Distiller.__init__(self, options, student, teacher, data)
-        self.pairs = True
-        first = torch.ones(1, dtype=torch.long, device=data.device)
+    kinds = ("pair",)
+
+    def __init__(self, student: StudentView, teacher: TeacherView, device: torch.device) -> None:
+        super().__init__(student, teacher)
+        self._device = device
+
+    def examples(self) -> tuple[Tensor, Tensor]:
+        first = torch.ones(1, dtype=torch.long, device=self._device)
         with torch.no_grad():
-            ours, theirs = (view.pair_representations(first, first) for view in (student, teacher))
-        self.student_dimension, self.teacher_dimension, self.dtype = ours.shape[1], theirs.shape[1], theirs.dtype
+            return self.student.pair_representations(first, first), self.teacher.pair_representations(first, first)
 
-    @classmethod
-    def student_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"pair_representations"})
+    def tables(self) -> tuple[Optional[Tensor], ...]:
+        return (None,)
 
-    @classmethod
-    def teacher_needs(cls, options: Options) -> frozenset[str]:
-        return frozenset({"pair_representations"})
-
-    def entries(self, batch: Batch) -> tuple[Side, ...]:
-        """(users, items) of a batch, or (pairs,)."""
-        if not self.pairs:
-            return self.sides(batch)
+    def sides(self, batch: Batch) -> tuple[Side, ...]:
         pairs = batch.distinct_pairs
         student, teacher = (view.pair_representations(*pairs) for view in (self.student, self.teacher))
         return (Side(torch.arange(len(student), device=student.device), student, teacher),)
+
+
+NodeOptionsT = TypeVar("NodeOptionsT", bound=NodeOptions)
+
+
+class NodeDistiller(Distiller[NodeOptionsT]):
+    """Base of the distillers that read vectors of a batch's users and items, sequences and items, or pairs.
+
+    Attributes:
+        entries: reads them.
+        student_dimension, teacher_dimension: d_s, d_t.
+        dtype: of the teacher's vectors, and so of the projectors.
+    """
+
+    entries: Nodes
+
+    def build(self) -> None:
+        views = self.student, self.teacher
+        if "sequence_vectors" in self.student.capabilities:
+            self.entries = SequenceNodes(*views)
+        elif all("representations" in view.capabilities for view in views):
+            self.entries = Nodes(*views)
+        else:
+            self.entries = Pairs(*views, self.data.device)
+        ours, theirs = self.entries.examples()
+        self.student_dimension, self.teacher_dimension, self.dtype = ours.shape[1], theirs.shape[1], theirs.dtype
+
+    def together(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(n, d_s), (n, d_t): student and teacher of the batch's users, then of its items."""
+        sides = self.entries.sides(batch)
+        return torch.cat([side.student for side in sides]), torch.cat([side.targets() for side in sides])
+
+    def linear(self) -> nn.Linear:
+        """A linear projector from the student's vectors to the teacher's."""
+        return linear(self.student_dimension, self.teacher_dimension, self.generator, self.dtype)
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
+    """A linear layer with torch's usual initial distribution, uniform in ±1/sqrt(inputs), drawn from `generator`."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
+    for parameter in layer.parameters():
+        draw_uniform(parameter, inputs, generator)
+    return layer
+
+
+def draw_uniform(parameter: nn.Parameter, inputs: int, generator: torch.Generator) -> None:
+    """Fills a layer's parameter with numbers uniform in ±1/sqrt(inputs)."""
+    with torch.no_grad():
+        parameter.uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
+
+
+def with_bias(layer: nn.Linear) -> Tensor:
+    """The layer as one matrix (outputs, inputs + 1); the last column is the bias, of an input that is always 1."""
+    return torch.cat([layer.weight, layer.bias.unsqueeze(1)], dim=1)
+
+
+def projection_error(layer: nn.Linear, vectors: Tensor, side: Side) -> Tensor:
+    """sum over the side's nodes of ||W x + b - e_t||^2, for x = `vectors` (n, inputs)."""
+    return linear_error(functional.pad(vectors, (0, 1), value=1.0), with_bias(layer), side.teacher, side.nodes)

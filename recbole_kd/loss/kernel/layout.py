@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-__all__ = ["GroupLayout", "Run"]
+from recbole_kd.loss.common import unit
+
+__all__ = ["GroupLayout", "Grouped", "Run"]
 
 #: Rows of a run, padding included, for each that is no padding.
 PADDING = 1.25
@@ -48,6 +51,7 @@ class GroupLayout:
     """Where each row of a batch lies when rows of a group are neighbours and groups are padded.
 
     Attributes:
+        groups: (n,) the group of each row.
         runs: the groups' runs.
         nodes, rows: n, and R with the padding.
     """
@@ -59,7 +63,7 @@ class GroupLayout:
             count: G, the groups, some of which may have no row.
         """
         sizes: list[int] = torch.bincount(groups, minlength=count).tolist()
-        self.runs = list(_runs(sizes))
+        self.groups, self.runs = groups, list(_runs(sizes))
         self.nodes, self._sizes = len(groups), sizes
         self.rows = sum(run.count * run.length for run in self.runs)
         starts = [run.start + index * run.length for run in self.runs for index in range(run.count)]
@@ -88,6 +92,34 @@ class GroupLayout:
     def blank_(self, rows: Tensor) -> Tensor:
         """Sets the padding of (R, ...) to zeros, in place."""
         return rows.index_fill_(0, self._padding, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """Vectors of student and teacher, laid out by the groups of their nodes.
+
+    Attributes:
+        layout: of the nodes' groups.
+        student, teacher: (R, d_s), (R, d_t) vectors in that layout, zeros in its padding.
+    """
+
+    layout: GroupLayout
+    student: Tensor
+    teacher: Tensor
+
+    @cached_property
+    def units(self) -> Tensor:
+        """The student's as unit vectors."""
+        return unit(self.student)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """(R, 1) what makes the teacher's unit vectors: scaling products costs less than scaling wide vectors.
+
+        In float32 for lengths between 1e-18 and 1e18, whose squares are numbers.
+        """
+        norms = torch.linalg.vector_norm(self.teacher.detach(), dim=1, keepdim=True)
+        return norms.reciprocal().masked_fill_(norms == 0, 0)
 
 
 def _runs(sizes: Sequence[int], first: int = 0, start: int = 0) -> Iterator[Run]:

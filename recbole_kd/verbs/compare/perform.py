@@ -19,12 +19,18 @@ from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, exact_topk
 from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, reset_peak_memory
 from recbole_kd.evaluation.per_user import save_per_user
+from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import save_json
-from recbole_kd.stages.teacher import FrozenTeacher, make_evaluator, obtain_teacher
+from recbole_kd.files.plain import save_json
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.log import start_logging
+from recbole_kd.stages.student import build_student
+from recbole_kd.stages.teacher import obtain_teacher
+from recbole_kd.stages.testing import evaluate
 from recbole_kd.student.readers import expanded_scores
+from recbole_kd.teacher.frozen import FrozenTeacher
+from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs.compare.plan import Row
-from recbole_kd.verbs.train import build_student, evaluate, load_splits, needs_teacher, start_logging
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,11 @@ def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
     """
     began = time.perf_counter()
     os.chdir(job.working_folder)
-    config = job.row.config(job.seed)
-    start_logging(config)
-    splits = load_splits(config)
+    experiment = job.row.experiment(job.seed)
+    start_logging(experiment.settings)
+    splits = load_splits(experiment.settings)
     make = _teacher if job.row.role == "teacher" else _student
-    record, trainer = make(job, config, splits, tell)
+    record, trainer = make(job, experiment, splits, tell)
     users, values = trainer.eval_collector.per_user()
     folder = Path(job.folder)
     tokens = splits.user_tokens
@@ -99,17 +105,17 @@ def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
 
 
 def _student(
-    job: Job, config: KDConfig, splits: Splits, tell: Callable[[tuple[int, int]], None]
+    job: Job, experiment: Experiment, splits: Splits, tell: Callable[[tuple[int, int]], None]
 ) -> tuple[dict[str, Any], Any]:
-    teacher = obtain_teacher(config, splits) if needs_teacher(config) else None
-    _, trainer, loaders = build_student(config, splits, teacher)
+    teacher = obtain_teacher(experiment, splits) if experiment.teachers else None
+    _, trainer, loaders = build_student(experiment, splits, teacher)
     trainer.saved_model_file = os.path.join(job.folder, "model.pth")
     os.makedirs(job.folder, exist_ok=True)
     if os.path.isfile(trainer.last_file):
         trainer.resume_checkpoint(trainer.last_file)
     reset_peak_memory()
     trainer.fit(
-        *loaders[:2], saved=True, callback_fn=lambda epoch, _: tell((epoch + 1, config["epochs"])), show_progress=False
+        *loaders[:2], saved=True, callback_fn=lambda epoch, _: tell((epoch + 1, trainer.epochs)), show_progress=False
     )
     peak = peak_memory()
     test_result, _ = evaluate(trainer, loaders[2])
@@ -120,10 +126,10 @@ def _student(
 
 
 def _teacher(
-    job: Job, config: KDConfig, splits: Splits, tell: Callable[[tuple[int, int]], None]
+    job: Job, experiment: Experiment, splits: Splits, tell: Callable[[tuple[int, int]], None]
 ) -> tuple[dict[str, Any], Any]:
     reset_peak_memory()
-    teacher = obtain_teacher(config, splits)
+    teacher = obtain_teacher(experiment, splits)
     if not isinstance(teacher, FrozenTeacher):
         raise UserError(f"compare evaluates each teacher, and {teacher.name} is no single model; train on it instead.")
     if teacher.reordered:
@@ -132,7 +138,7 @@ def _teacher(
             "and compare evaluates teachers themselves; give one that was trained on these files, or its settings."
         )
     trained = teacher.trained
-    trained_here = not trained.from_cache and not (config["teacher"] or {}).get("checkpoint")
+    trained_here = not trained.from_cache and experiment.teachers[0].settings is not None
     peak = peak_memory() if trained_here else None
     trainer, (_, _, test) = make_evaluator(trained.config, trained.model, splits)
     result = trainer.evaluate(test, load_best_model=False, show_progress=False)

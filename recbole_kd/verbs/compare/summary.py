@@ -14,9 +14,9 @@ from recbole_kd.errors import UserError
 from recbole_kd.evaluation.costs import THREADS
 from recbole_kd.evaluation.per_user import load_per_user
 from recbole_kd.evaluation.significance import bootstrap_intervals, pairwise, sample_deviation
+from recbole_kd.stages.result import versions
 from recbole_kd.text import columns
 from recbole_kd.verbs.compare.plan import Plan, Row
-from recbole_kd.verbs.train import versions
 
 FORMAT = 1
 #: A corrected p below this gets a star.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +9,10 @@ from typing import Any
 
 import yaml
 
-from recbole_kd.experiment.settings import merge, nest
-from recbole_kd.files.checkpoint import save_json, write_atomic
+from recbole_kd.experiment.values import merge, nest
+from recbole_kd.files.atomic import write_atomic, write_content
+from recbole_kd.files.plain import save_json
+from recbole_kd.files.tables import csv_text
 from recbole_kd.text import columns
 
 #: Rows of the table on the terminal; trials.csv has all.
@@ -27,25 +27,23 @@ def write_report(result: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         given: the settings of the run that was tuned, nested, with model and dataset.
     """
     folder = Path(result["folder"])
-    write_atomic(folder / "trials.csv", lambda file: file.write(csv_text(result).encode()), "output")
+    write_content(folder / "trials.csv", trials_table(result))
     write_atomic(folder / "trials.png", lambda file: plot(result, file), "output")
-    write_atomic(folder / "best.yaml", lambda file: file.write(best_yaml(result, given).encode()), "output")
+    write_content(folder / "best.yaml", best_yaml(result, given))
     save_json(result, folder / "result.json", "output")
 
 
-def csv_text(result: Mapping[str, Any]) -> str:
+def trials_table(result: Mapping[str, Any]) -> str:
     """A line for each trial: what became of it, its settings, and the metrics of its best epoch on validation."""
     settings, metrics = list(result["space"]), list(result["best"]["valid_result"])
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     head = ["trial", "status", "score", "best_epoch", "epochs", "seconds"]
-    writer.writerow([*head, *settings, *(f"valid {name}" for name in metrics), "message"])
+    rows: list[list[Any]] = [[*head, *settings, *(f"valid {name}" for name in metrics), "message"]]
     for record in result["trials"]:
         row = [record[key] for key in head]
         row += [record["settings"][name] for name in settings]
         row += [record["valid_result"].get(name) for name in metrics]
-        writer.writerow([*row, record["message"]])
-    return text.getvalue()
+        rows.append([*row, record["message"]])
+    return csv_text(rows)
 
 
 def best_yaml(result: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -18,22 +18,30 @@ from typing import Any, Optional, Union
 
 import ray
 import torch
-from ray import air, tune
-from ray.air import session
+from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments
 from tqdm import tqdm
 
-from recbole_kd.cluster.ray import ray_session
+from recbole_kd.cluster.ray import environment, ray_session
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, merge, nest
-from recbole_kd.files.checkpoint import digest, save_json, write_atomic
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
+from recbole_kd.experiment.values import merge, nest
+from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.digest import digest
+from recbole_kd.files.plain import save_json
 from recbole_kd.files.properties import overall_properties
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.log import start_logging
+from recbole_kd.stages.needs import check_models
+from recbole_kd.stages.student import build_student
 from recbole_kd.text import duration
-from recbole_kd.verbs.train import build_student, check_models, evaluate_checkpoint, load_splits, start_logging
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.options import TuneOptions
 from recbole_kd.verbs.tune.report import write_report
 from recbole_kd.verbs.tune.space import Domain, default_space, draw_trials, read_space
-from recbole_kd.verbs.tune.worker import Task, teacher_of, train_trial, trial_config
+from recbole_kd.verbs.tune.worker import Task, teacher_of, train_trial
 
 #: ASHA's: of the trials that reach a rung, one in so many goes on; a rung is as many times later than the one before.
 REDUCTION = 3
@@ -87,12 +95,13 @@ def search(
         UserError: settings, a space or a folder that the user can mend; no trial that could be trained.
         KeyboardInterrupt: interrupted; it says how to go on.
     """
-    base = KDConfig(model, dataset, config_file_list, config_dict)
+    own = {"trials": trials, "prune": prune, "grace_epochs": grace_epochs, "cpus": cpus}
+    TuneOptions.parse("--", {**own, "cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial})
+    experiment = Experiment.of(model, dataset, config_file_list or (), config_dict)
+    base = experiment.settings
     start_logging(base)
     domains, source = _space(base, space)
-    if not isinstance(prune, bool):
-        raise UserError(f"--prune={prune!r}; expected true or false.")
-    _check_arguments(base, trials, grace_epochs, cpus, cpus_per_trial, gpus_per_trial)
+    _check_run(base)
     grace = grace_epochs or max(base["eval_step"], math.ceil(base["epochs"] / REDUCTION**2))
     words = {name: f"{domain.kind} {list(domain.values)}" for name, domain in domains.items()}
     settings = {key: value for key, value in base.plain_values().items() if key not in _WITHOUT_EFFECT}
@@ -101,13 +110,13 @@ def search(
     place = Path(folder) if folder is not None else Path(base["checkpoint_dir"]) / "tune" / name
     draws = draw_trials(domains, trials, base["seed"])
     _check_space(base, domains, draws, source)
-    check_models(base)
+    check_models(experiment)
     splits = load_splits(base)
     task = Task(
-        key=digest(regime, splits.content(), _teacher_files(base["teacher"] or {})),
+        key=digest(regime, splits.content(), _teacher_files(experiment)),
         model=base["model"],
         dataset=base["dataset"],
-        settings=absolute_settings(base),
+        settings=experiment.portable_settings(),
         draws=tuple(draws),
         folder=str(place.absolute()),
         threads=max(1, int(cpus_per_trial)),
@@ -115,9 +124,9 @@ def search(
     with _claimed(place, task):
         journal = Journal(task, base, domains)
         if journal.pending:
-            teacher = teacher_of(base, splits)
+            teacher = teacher_of(experiment, splits)
             # What the settings refuse is said here, and ranked lists are computed once, before any worker starts.
-            build_student(trial_config(task, {}), splits, teacher)
+            build_student(task.experiment(), splits, teacher)
             del splits, teacher
             scheduler = _pruner(base, journal, grace) if prune else FIFOScheduler()
             with ray_session(ray_address, cpus):
@@ -160,25 +169,8 @@ def _space(base: KDConfig, space: Union[str, Path, Mapping[str, Domain], None]) 
     return read_space(Path(space)), str(space)
 
 
-def _check_arguments(
-    base: KDConfig,
-    trials: int,
-    grace_epochs: Optional[int],
-    cpus: Optional[int],
-    cpus_per_trial: float,
-    gpus_per_trial: Optional[float],
-) -> None:
-    for name, value in (("trials", trials), ("grace_epochs", grace_epochs), ("cpus", cpus)):
-        given = value is not None or name == "trials"
-        if given and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise UserError(f"--{name}={value!r}; expected a whole number of at least 1.")
-    for name, amount, open_bound in (
-        ("cpus_per_trial", cpus_per_trial, True),
-        ("gpus_per_trial", gpus_per_trial, False),
-    ):
-        number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
-        if amount is not None and (not number or not 0 <= amount < math.inf or (open_bound and amount == 0)):
-            raise UserError(f"--{name}={amount!r}; expected a number {'above' if open_bound else 'of at least'} 0.")
+def _check_run(base: KDConfig) -> None:
+    """Refuses settings of the run that make no sense in a search."""
     if not 0 < base["eval_step"] <= base["epochs"]:
         raise UserError(
             f"--eval_step={base['eval_step']} with --epochs={base['epochs']}: no trial would ever be evaluated on "
@@ -186,7 +178,7 @@ def _check_arguments(
         )
     if base["resume"]:
         raise UserError("--resume is for one training; a search goes on by itself when the command is repeated.")
-    if base["nproc"] != 1 or base["world_size"] not in (None, -1):
+    if base["nproc"] != 1:
         raise UserError("--nproc is for one training; a search shares out whole trials (--cpus, --ray_address).")
 
 
@@ -210,37 +202,10 @@ def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Ma
             raise UserError(f"{source} does not fit {base['model']}: {error}") from None
 
 
-def absolute_settings(base: KDConfig) -> dict[str, Any]:
-    """The settings that were given, with paths that hold in any folder; machine and output are the search's own."""
-    settings = {key: value for key, value in base.external_config_dict.items() if key not in ("model", "dataset")}
-    settings.pop("result_file", None)
-    settings["data_path"] = os.path.abspath(base.data_root)
-    settings["checkpoint_dir"] = os.path.abspath(base["checkpoint_dir"])
-    if isinstance(settings.get("teacher"), Mapping):
-        settings["teacher"] = _with_absolute_files(settings["teacher"])
-    return {**settings, "show_progress": False, "save_last": True}
-
-
-def _with_absolute_files(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Section ``teacher``, or that of one of several teachers."""
-    absolute = dict(section)
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            absolute[key] = _with_absolute_files(value)
-        elif key in ("checkpoint", "ranks") and value:
-            absolute[key] = os.path.abspath(str(value))
-    return absolute
-
-
-def _teacher_files(section: Mapping[str, Any]) -> list[bytes]:
-    """Contents of the files that section ``teacher`` names: another teacher makes another search."""
-    found: list[bytes] = []
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            found += _teacher_files(value)
-        elif key in ("checkpoint", "ranks") and value and os.path.isfile(str(value)):
-            found.append(Path(str(value)).read_bytes())
-    return found
+def _teacher_files(experiment: Experiment) -> list[bytes]:
+    """Contents of the files that teach: another teacher makes another search."""
+    files = [Path(source.checkpoint or source.ranks or "") for source in experiment.teachers]
+    return [file.read_bytes() for file in files if file.is_file()]
 
 
 @contextmanager
@@ -463,7 +428,7 @@ def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gp
             raise UserError(f"--{kind.lower()}s_per_trial={wanted:g}, and Ray has {there:g}; lower it.")
     # In the way are Ray Tune's own loggers and tables, its handler of Ctrl-C, which would end as if all were done, and
     # its demand for a score from trials that failed.
-    os.environ.update(
+    quiet = environment(
         RAY_AIR_NEW_OUTPUT="0",
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_DISABLE_SIGINT_HANDLER="1",
@@ -480,17 +445,17 @@ def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gp
         ),
         param_space={"number": tune.grid_search(journal.pending)},
         tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True),
-        run_config=air.RunConfig(
+        run_config=tune.RunConfig(
             name="search",
             storage_path=storage,
             verbose=0,
             callbacks=[journal],
-            failure_config=air.FailureConfig(max_failures=1),
+            failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
     bar = tqdm(total=total, initial=over, desc="Trials", unit="trial", disable=not journal.shows_progress)
     try:
-        with bar as journal.bar:
+        with quiet, bar as journal.bar:
             tuner.fit()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -502,7 +467,7 @@ def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gp
 
 def _trainable(config: dict[str, Any], task: Task) -> None:
     gpus = ray.get_gpu_ids()
-    train_trial(task, config["number"], session.report, gpus)
+    train_trial(task, config["number"], tune.report, gpus)
 
 
 __all__ = ["Journal", "evaluate_winner", "search"]

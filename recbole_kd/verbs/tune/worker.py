@@ -7,15 +7,17 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
-from recbole_kd.experiment.settings import KDConfig, merge, nest
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.values import merge, nest
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import AnyTeacher, obtain_teacher
-from recbole_kd.verbs.train import build_student, load_splits, needs_teacher
 
 
 @dataclass(frozen=True)
@@ -47,40 +49,30 @@ class Task:
         """The file from which an interrupted trial goes on."""
         return Path(self.folder) / "trials" / f"{number:04d}-last.pth"
 
-
-@dataclass(frozen=True)
-class Shared:
-    """Data and teacher, which every trial of a process reads."""
-
-    config: KDConfig
-    splits: Splits
-    teacher: Optional[AnyTeacher]
+    def experiment(self, **settings: Any) -> Experiment:
+        """The run that is tuned, with `settings` (by dotted name) over it."""
+        return Experiment.of(self.model, self.dataset, given=merge(self.settings, nest(settings)))
 
 
-#: By the task's key; of one search at a time.
-_SHARED: dict[str, Shared] = {}
+#: Data and teacher by the task's key; of one search at a time.
+_SHARED: dict[str, tuple[Splits, AnyTeacher | None]] = {}
 
 
-def load_shared(task: Task, config: KDConfig) -> Shared:
+def load_shared(task: Task, experiment: Experiment) -> tuple[Splits, AnyTeacher | None]:
     """Data and teacher of a search, loaded in this process when they are first asked for."""
     if task.key not in _SHARED:
         _SHARED.clear()
-        splits = load_splits(config)
-        _SHARED[task.key] = Shared(config, splits, teacher_of(config, splits))
+        splits = load_splits(experiment.settings)
+        _SHARED[task.key] = splits, teacher_of(experiment, splits)
     return _SHARED[task.key]
 
 
-def teacher_of(config: KDConfig, splits: Splits) -> Optional[AnyTeacher]:
-    """The teacher of a run, where its distillers or its learner read one: from the cache, or trained now."""
-    return obtain_teacher(config, splits) if needs_teacher(config) else None
+def teacher_of(experiment: Experiment, splits: Splits) -> AnyTeacher | None:
+    """The teacher of a run, where its distillers or its optimiser read one: from the cache, or trained now."""
+    return obtain_teacher(experiment, splits) if experiment.teachers else None
 
 
-def trial_config(task: Task, settings: Mapping[str, Any]) -> KDConfig:
-    """The configuration of a trial: the run that is tuned, with `settings` (by dotted name) over it."""
-    return KDConfig(task.model, task.dataset, config_dict=merge(task.settings, nest(settings)))
-
-
-def device_settings(gpus: Optional[list[Any]]) -> dict[str, Any]:
+def device_settings(gpus: list[Any] | None) -> dict[str, Any]:
     """Settings for the devices that Ray gave: RecBole would show every worker the GPU that its settings name.
 
     >>> device_settings([2]), device_settings([]), device_settings(None)
@@ -90,7 +82,7 @@ def device_settings(gpus: Optional[list[Any]]) -> dict[str, Any]:
 
 
 def train_trial(
-    task: Task, number: int, report: Callable[[dict[str, Any]], object], gpus: Optional[list[Any]] = None
+    task: Task, number: int, report: Callable[[dict[str, Any]], object], gpus: list[Any] | None = None
 ) -> None:
     """Trains trial `number` and calls `report` after every evaluation on the validation split.
 
@@ -110,13 +102,11 @@ def train_trial(
     state: dict[str, Any] = {}
     trainer = None
     try:
-        shared = load_shared(task, trial_config(task, device))
-        config = trial_config(task, {**task.draws[number - 1], **device})
-        for key in ("eval_batch_size", "eval_batch_size_given"):
-            config[key] = shared.config[key]
+        splits, teacher = load_shared(task, task.experiment(**device))
+        own = {**task.draws[number - 1], **device}
         if os.path.isfile(task.last(number)):
-            config["resume"] = str(task.last(number))
-        _, trainer, (train, valid, _) = build_student(config, shared.splits, shared.teacher)
+            own["resume"] = str(task.last(number))
+        _, trainer, (train, valid, _) = build_student(task.experiment(**own), splits, teacher)
         trainer.saved_model_file = str(task.checkpoint(number))
 
         def evaluated(epoch: int, _: float) -> None:

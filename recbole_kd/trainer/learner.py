@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Optional
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,14 +21,9 @@ from recbole_kd.student.readers import embedding_tables, is_sequential, item_tab
 OptimizerFactory = Callable[[Iterable[Tensor], float, float], Optimizer]
 
 
-def reads_a_teacher(config: KDConfig) -> bool:
-    """Whether the learner needs a teacher's item embeddings."""
-    return config["sevo"] is not None and SEvoOptions.parse("sevo", config["sevo"]).graph == "teacher"
-
-
 def optimizer_factory(
-    config: KDConfig, splits: Splits, model: nn.Module, teacher: Optional[TeacherView] = None
-) -> Optional[OptimizerFactory]:
+    config: KDConfig, splits: Splits, model: nn.Module, teacher: TeacherView | None = None
+) -> OptimizerFactory | None:
     """How to build the optimiser of ``--learner=sevo_...``; None where the learner is one of RecBole's.
 
     Args:
@@ -40,9 +35,9 @@ def optimizer_factory(
     Raises:
         UserError: no tables to smooth, or a graph that cannot be built.
     """
-    if config["sevo"] is None:
+    options = config.sevo
+    if options is None:
         return None
-    options = SEvoOptions.parse("sevo", config["sevo"])
     tables = _tables(options, splits, model)
     teacher_items = None
     if options.graph == "teacher":

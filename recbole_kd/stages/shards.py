@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -19,17 +19,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_kd.cluster.group import PartOfBatches
 from recbole_kd.cluster.ray import parallel_map, ray_session
 from recbole_kd.contracts import Share
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.data.ranks import rank_block, rank_blocks
 from recbole_kd.errors import UserError
-from recbole_kd.evaluation.collector import FastFullSortEvalDataLoader
-from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import digest
-from recbole_kd.stages.teacher import AnyTeacher, FrozenTeacher, make_evaluator, obtain_teacher
-from recbole_kd.verbs.train import load_splits, load_trained
-from recbole_kd.verbs.tune.search import absolute_settings
+from recbole_kd.evaluation.collector import PartOfBatches
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.files.digest import digest
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.saved import load_trained
+from recbole_kd.stages.teacher import AnyTeacher, obtain_teacher
+from recbole_kd.teacher.frozen import FrozenTeacher
+from recbole_kd.trainer.kd_trainer import make_evaluator
 
 __all__ = ["evaluate_in_shards", "rank_in_shards"]
 
@@ -41,15 +43,16 @@ _SHARDS_A_CORE = 4
 #: What a worker read last, under its key.
 _KEPT: dict[str, Any] = {}
 #: Settings that decide how a checkpoint is evaluated, beside the data's.
-_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place", "eval_batch_size", "use_gpu")
+_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place", "use_gpu")
 
 
-def rank_in_shards(teacher: AnyTeacher, config: KDConfig) -> None:
-    """Lets a teacher compute the ranked lists that are not on disk yet by the cluster at ``config["ray_address"]``.
+def rank_in_shards(teacher: AnyTeacher, experiment: Experiment) -> None:
+    """Lets a teacher compute the ranked lists that are not on disk yet by the cluster at ``--ray_address``.
 
     Of several teachers, each that is a model.
     """
-    settings = {**absolute_settings(config), "ray_address": None, "resume": None}
+    config = experiment.settings
+    settings = {**experiment.portable_settings(), "ray_address": None, "resume": None}
     for number, member in enumerate(getattr(teacher, "members", [teacher])):
         if isinstance(member, FrozenTeacher):
             source = _Source(config["model"], config["dataset"], settings, number, member.digest)
@@ -68,8 +71,8 @@ class _Source:
 
     def load(self) -> FrozenTeacher:
         """The teacher, from the file that the run made or was given."""
-        config = KDConfig(self.model, self.dataset, config_dict=self.settings)
-        teacher = obtain_teacher(config, load_splits(config))
+        experiment = Experiment.of(self.model, self.dataset, given=self.settings)
+        teacher = obtain_teacher(experiment, load_splits(experiment.settings))
         member: FrozenTeacher = getattr(teacher, "members", [teacher])[self.member]
         if member.digest != self.content:
             raise UserError(
@@ -115,6 +118,7 @@ def evaluate_in_shards(trainer: Any, data: Any, split: str, checkpoint: str, giv
     settings = {
         **given,
         **{key: config[key] for key in _EVALUATION},
+        **({"eval_batch_size": config["eval_batch_size"]} if config["eval_batch_size_given"] else {}),
         "data_path": os.path.abspath(config.data_root),
         "checkpoint_dir": os.path.abspath(config["checkpoint_dir"]),
         "show_progress": False,
@@ -155,7 +159,7 @@ def _kept(key: str, load: Callable[[], Any]) -> Any:
 
 def _shares(address: str, most: int) -> list[Share]:
     """The shares of so many blocks or batches, a few for each core of the cluster, none of them empty."""
-    with ray_session(_cluster(address)):
+    with ray_session(address):
         count = min(most, _SHARDS_A_CORE * _cores())
     return [Share(rank, count) for rank in range(count)]
 
@@ -166,7 +170,7 @@ def _map(function: Callable[[Task], Result], tasks: Sequence[Task], address: str
     Raises:
         UserError: as a worker does.
     """
-    with ray_session(_cluster(address)):
+    with ray_session(address):
         try:
             results = dict(parallel_map(function, tasks, _cores()))
         except ray.exceptions.RayTaskError as error:
@@ -178,7 +182,3 @@ def _map(function: Callable[[Task], Result], tasks: Sequence[Task], address: str
 
 def _cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _cluster(address: str) -> Optional[str]:
-    return None if address == "local" else address

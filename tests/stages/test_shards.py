@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_kd.cluster import shards
 from recbole_kd.cluster.ray import ray_session
 from recbole_kd.data.ranks import build_rank_bank, rank_blocks
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.stages import shards
+from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.teacher import obtain_teacher
 from recbole_kd.testing import known_answer_settings, write_known_answer
-from recbole_kd.verbs.train import evaluate_checkpoint, load_splits, run_recbole_kd
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.train import run_recbole_kd
 
 ON_A_CLUSTER = {"ray_address": "local"}
 
@@ -74,21 +76,21 @@ def saved_lists(folder: Path) -> torch.Tensor:
 
 @pytest.mark.usefixtures("cluster")
 def test_shards_of_several_blocks_make_the_whole_bank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = KDConfig("RRDStudent", "known-answer", config_dict=settings(folder, **ON_A_CLUSTER))
-    teacher = obtain_teacher(config, load_splits(config))
+    experiment = Experiment.of("RRDStudent", "known-answer", given=settings(folder, **ON_A_CLUSTER))
+    teacher = obtain_teacher(experiment, load_splits(experiment.settings))
     blocks = rank_blocks(teacher.observed, block_users=5)
     assert len(blocks) > 8, "more than there are shards"
     monkeypatch.setattr(shards, "rank_blocks", lambda observed: blocks)
-    shards.rank_in_shards(teacher, config)
+    shards.rank_in_shards(teacher, experiment)
     assert torch.equal(teacher.ranker(teacher, 10), build_rank_bank(teacher.score_block, teacher.observed, 10, 5))
     assert teacher.forward_passes == len(blocks), "those of the comparison: this process scored nobody before"
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_reads_other_files_is_found_out(folder: Path) -> None:
-    config = KDConfig("RRDStudent", "known-answer", config_dict=settings(folder, **ON_A_CLUSTER))
-    teacher = obtain_teacher(config, load_splits(config))
+    experiment = Experiment.of("RRDStudent", "known-answer", given=settings(folder, **ON_A_CLUSTER))
+    teacher = obtain_teacher(experiment, load_splits(experiment.settings))
     teacher.digest = "another"
-    shards.rank_in_shards(teacher, config)
+    shards.rank_in_shards(teacher, experiment)
     with pytest.raises(UserError, match="reads another teacher BPR.*--checkpoint_dir"):
         teacher.ranker(teacher, 10)

@@ -1,0 +1,151 @@
+"""What is refused among settings before anything is read or trained: names, types, ranges, files that execute code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import recbole
+from recbole.evaluator import metric_types
+
+from recbole_kd.contracts import DistillerOptions
+from recbole_kd.errors import UserError, closest
+from recbole_kd.experiment import known_keys
+from recbole_kd.experiment.presets import distiller_names
+from recbole_kd.experiment.values import merge
+from recbole_kd.files.checkpoint import load_any
+from recbole_kd.registry import distiller_class, distillers
+from recbole_kd.sevo.graphs import SEvoOptions
+
+__all__ = ["PICKLES", "TEACHER_KEYS", "check_files", "check_known", "check_metrics"]
+
+#: What section ``teacher`` holds beside the settings of the teacher's model.
+TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
+#: Packages of a model's bases that read no settings.
+_NO_MODEL = ("torch", "builtins", "abc", "typing")
+#: RecBole keeps these as pickles, which execute code when read.
+PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
+#: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
+_PROCESS = ("local_rank", "single_spec", "offset", "world_size", "group_offset", "ip", "port")
+#: Files of weights that RecBole's models unpickle.
+_WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
+
+
+def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions | None]:
+    """Refuses settings that nothing reads; the checked options of the distillers by name, and those of SEvo."""
+    given = config.external_config_dict
+    for key in _PROCESS:
+        if key in given:
+            raise UserError(
+                f"--{key} is the launcher's to say: set --nproc=2 for two processes here, or start several machines "
+                "with torchrun (docs/scale.md)."
+            )
+    for key in PICKLES:
+        if given.get(key):
+            raise UserError(
+                f"--{key} is not supported: RecBole keeps datasets as pickles, which execute code. Leave it out."
+            )
+    names = distiller_names(given.get("distill", config.internal_config_dict.get("distill")) or [])
+    if given.get("teacher") and not names and "sevo" not in config.internal_config_dict:
+        raise UserError(
+            "Section 'teacher' is set but not used: --distill is empty. Set --distill=NAME, such as rrd, or leave "
+            "--teacher out."
+        )
+    for key in given:
+        if key in distillers() and key not in names:
+            raise UserError(
+                f"Section '{key}' is set but not used: --distill is {', '.join(names) or 'empty'}. "
+                f"Add {key} to --distill or leave it out."
+            )
+        if key in config.internal_config_dict or key in ("model", "dataset", "config_files"):
+            continue
+        if key not in readable_keys(config):
+            own = TEACHER_KEYS if config.prefix else ()
+            known = [config.prefix + name for name in [*own, *config.internal_config_dict, *names]]
+            raise UserError(
+                f"Unknown setting '{config.prefix}{key}': no part of the program reads it."
+                f"{closest(config.prefix + key, known)}"
+            )
+    sections = merge(config.internal_config_dict, given)
+    sevo = SEvoOptions.parse("sevo", sections["sevo"]) if "sevo" in config.internal_config_dict else None
+    options = {name: distiller_class(name).options_class.parse(name, sections.get(name)) for name in names}
+    known_keys.check({key: sections[key] for key in given}, config.internal_config_dict, config.prefix)
+    # What the teacher reads beyond these is checked when its own configuration is made.
+    return options, sevo
+
+
+def readable_keys(config: Any) -> set[str]:
+    """Settings that RecBole or the model reads, whether or not they have a default."""
+    keys = {key for category in config.parameters.values() for key in category}
+    return keys | _keys_read_by_recbole() | keys_read_by_model(config.resolved.model_class)
+
+
+def check_metrics(final: Mapping[str, Any]) -> None:
+    """Refuses metrics and cutoffs that RecBole does not know, and a choice of the epoch by another metric."""
+    metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
+    for metric in metrics:
+        if str(metric).lower() not in metric_types:
+            raise UserError(
+                f"Unknown metric '{metric}' in --metrics.{closest(str(metric), metric_types)} "
+                f"Choices: {', '.join(sorted(metric_types))}."
+            )
+    cutoffs = final["topk"] if isinstance(final["topk"], (list, tuple)) else [final["topk"]]
+    name, _, cutoff = str(final["valid_metric"]).partition("@")
+    computed = name.lower() in [str(metric).lower() for metric in metrics]
+    if not computed or (cutoff and cutoff not in map(str, cutoffs)):
+        raise UserError(
+            f"--valid_metric={final['valid_metric']} is not computed: --metrics={metrics}, --topk={list(cutoffs)}; "
+            f"expected one of them, such as {metrics[0]}@{cutoffs[0]}."
+        )
+
+
+def check_files(config: Any) -> None:
+    """Looks at the files that RecBole's models unpickle, as that executes what is in them."""
+    for key in _WEIGHT_FILES:
+        if config.final_config_dict.get(key):
+            load_any(str(config.final_config_dict[key]))
+    if config.resolved.backbone == "LDiffRec":
+        path = Path(config.final_config_dict["data_path"]) / "item_emb.npy"
+        try:
+            if path.exists():
+                np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise UserError(
+                f"'{path}' is no plain array, and RecBole would execute what is in it; save the items' vectors as "
+                "numbers, with numpy.save."
+            ) from None
+
+
+def _keys_read(source: str) -> set[str]:
+    return set(re.findall(r"""config(?:\.final_config_dict)?\[["'](\w+)["']\]""", source)) | set(
+        re.findall(r"""config\.get\(["'](\w+)["']""", source)
+    )
+
+
+def keys_read_by_model(model_class: type[Any]) -> frozenset[str]:
+    """Settings that the modules of a model and of its bases read, RecBole's and any other package's."""
+    names = {base.__module__ for base in model_class.__mro__}
+    return frozenset().union(*(_keys_read_by(name) for name in names if name.split(".")[0] not in _NO_MODEL))
+
+
+@cache
+def _keys_read_by(module: str) -> frozenset[str]:
+    with suppress(OSError, TypeError, KeyError):  # a module without source tells nothing
+        return frozenset(_keys_read(inspect.getsource(sys.modules[module])))
+    return frozenset()
+
+
+@cache
+def _keys_read_by_recbole() -> frozenset[str]:
+    """Settings that RecBole's data, evaluation, sampling and training code reads, found in its sources."""
+    root = Path(recbole.__file__).parent
+    folders = ("data", "evaluator", "sampler", "trainer", "utils", "quick_start")
+    files = [file for folder in folders for file in (root / folder).rglob("*.py")]
+    return frozenset().union(*(_keys_read(file.read_text(encoding="utf-8")) for file in files))

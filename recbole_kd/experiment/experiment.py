@@ -1,0 +1,222 @@
+"""An experiment: everything that a run is decided by, resolved once from the settings and frozen.
+
+Stages take an :class:`Experiment`. None of them derives a configuration, parses options or asks who teaches.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from recbole_kd.contracts import DistillerOptions
+from recbole_kd.errors import UserError, closest
+from recbole_kd.experiment.checks import TEACHER_KEYS
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.experiment.values import merge, nest
+from recbole_kd.sevo.graphs import SEvoOptions
+
+__all__ = ["Experiment", "Optimiser", "TeacherSource", "require_same_task"]
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where one teacher comes from: a model that is trained, a checkpoint, or a file of ranked lists.
+
+    Attributes:
+        prefix: what its settings begin with: ``teacher.``, or ``teacher.0.`` and so on where there are several.
+        section: its settings in section ``teacher``, by name.
+        settings: of the model that is trained; None where a file teaches.
+        named: the model that the user named, if any: a checkpoint must hold it.
+    """
+
+    prefix: str
+    section: Mapping[str, Any]
+    settings: KDConfig | None = None
+    named: str | None = None
+
+    @classmethod
+    def of_checkpoint(cls, path: str, prefix: str = "teacher.") -> TeacherSource:
+        """A saved model."""
+        return cls(prefix, {"checkpoint": path})
+
+    @classmethod
+    def resolved(cls, student: KDConfig, section: Mapping[str, Any], prefix: str) -> TeacherSource:
+        """A teacher that the student's settings ask for.
+
+        Raises:
+            UserError: none is named, or two at once, or what is named does not fit the student.
+        """
+        everything = dict(student.external_config_dict.get("teacher") or {})
+        number = prefix.partition(".")[2].rstrip(".")
+        own = dict(everything.get(number) or {}) if number else everything  # settings of all teachers are no file's
+        given = {**everything, **own}
+        sources = [key for key in ("model", "checkpoint", "ranks") if given.get(key)]
+        if "ranks" in sources and len(sources) > 1:
+            raise UserError(f"--{prefix}ranks and --{prefix}{sources[0]} both say who teaches; keep one.")
+        strange = [key for key in own if not (key.isdigit() or key in TEACHER_KEYS or student.knows(key))]
+        from_file = bool(section.get("checkpoint") or section.get("ranks"))
+        if strange and from_file:
+            raise UserError(
+                f"--{prefix}{strange[0]} is set, and the teacher comes from a file, which says all of itself; "
+                f"leave it out.{closest(strange[0], TEACHER_KEYS)}"
+            )
+        if section.get("ranks") and student.teacher_fusion == "scores" and number:
+            raise UserError(
+                f"--teacher.fusion=scores ranks by scores of all items, and --{prefix}ranks has those that it lists; "
+                "set --teacher.fusion=ranks."
+            )
+        if section.get("ranks") and student.sequential:
+            raise UserError(
+                f"--{prefix}ranks lists items for users, and {student.resolved.backbone} predicts the next item of a "
+                "sequence; set --teacher to a sequential model."
+            )
+        if from_file:
+            return cls(prefix, section, named=str(section.get("model")) if given.get("model") else None)
+        if not section.get("model"):
+            raise UserError(
+                f"Distillation ({', '.join(student.distillers) or 'sevo'}) needs a teacher; "
+                f"set --{prefix.rstrip('.')}=NAME, such as LightGCN, --{prefix}checkpoint=FILE or --{prefix}ranks=FILE."
+                + "".join(f" --{prefix}{key} is none of these.{closest(key, TEACHER_KEYS)}" for key in strange[:1])
+            )
+        settings = student.teacher_config(section, prefix)
+        require_same_task(student, settings, "teacher")
+        return cls(prefix, section, settings)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The file of a saved model."""
+        return str(self.section["checkpoint"]) if self.section.get("checkpoint") and not self.ranks else None
+
+    @property
+    def ranks(self) -> str | None:
+        """The file of ranked lists."""
+        return str(self.section["ranks"]) if self.section.get("ranks") else None
+
+    @property
+    def share(self) -> float:
+        """How much it counts beside the other teachers."""
+        return float(self.section["share"])
+
+    @property
+    def allow_other_split(self) -> bool:
+        """Whether a checkpoint may know another split."""
+        return bool(self.section.get("allow_other_split"))
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """The student's optimiser.
+
+    Attributes:
+        learner: its name, in small letters.
+        fused: whether Adam and AdamW are torch's fused ones.
+        sevo: SEvo's options, where the learner is one of its optimisers.
+    """
+
+    learner: str
+    fused: bool
+    sevo: SEvoOptions | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run, resolved.
+
+    Attributes:
+        settings: the student's; data, evaluation, machine and files are the same for all models of the run.
+        teachers: empty where neither a distiller nor the optimiser reads a teacher.
+        fusion: how several teachers' rankings become one: ``ranks`` or ``scores``.
+        distillers: checked options by name, of the distillers whose weights are not all 0.
+        optimiser: the student's.
+        baseline: settings of the plain model to stand beside the student, if any.
+    """
+
+    settings: KDConfig
+    teachers: tuple[TeacherSource, ...]
+    fusion: str
+    distillers: Mapping[str, DistillerOptions]
+    optimiser: Optimiser
+    baseline: KDConfig | None
+
+    @classmethod
+    def of(
+        cls,
+        model: str | None = None,
+        dataset: str | None = None,
+        files: Iterable[str] = (),
+        given: Mapping[str, Any] | None = None,
+    ) -> Experiment:
+        """The experiment that settings ask for; the arguments are those of :class:`KDConfig`.
+
+        Raises:
+            UserError: settings of the student, of a teacher or of the baseline that the user can mend.
+        """
+        return cls.from_settings(KDConfig(model, dataset, files, given))
+
+    @classmethod
+    def from_settings(cls, settings: KDConfig) -> Experiment:
+        """The experiment of a student's settings."""
+        distillers = settings.active_distillers()
+        fused = bool(distillers) if settings["fused_adam"] is None else bool(settings["fused_adam"])
+        optimiser = Optimiser(str(settings["learner"]).lower(), fused, settings.sevo)
+        teachers: tuple[TeacherSource, ...] = ()
+        if settings.reads_teacher:
+            sections = settings.teacher_sections()
+            teachers = tuple(TeacherSource.resolved(settings, one, prefix) for prefix, one in sections.items())
+        baseline = None
+        if distillers and str(settings["baseline"]).lower() != "none":
+            baseline = settings.baseline_config()
+            require_same_task(settings, baseline, "baseline")
+        fusion = settings.teacher_fusion if len(teachers) > 1 else "ranks"
+        return cls(settings, teachers, fusion, MappingProxyType(distillers), optimiser, baseline)
+
+    @property
+    def rank_folder(self) -> str:
+        """Where ranked lists are kept."""
+        return os.path.join(self.settings["checkpoint_dir"], "ranks")
+
+    def variant(self, **settings: Any) -> Experiment:
+        """This experiment with some settings, by dotted name, over those that were given."""
+        given = merge(self.settings.external_config_dict, nest(settings))
+        return Experiment.of(self.settings["model"], self.settings["dataset"], given=given)
+
+    def portable_settings(self) -> dict[str, Any]:
+        """The settings that were given, with paths that hold in any folder, for other processes of this experiment."""
+        config = self.settings
+        given = {key: value for key, value in config.external_config_dict.items() if key not in ("model", "dataset")}
+        given.pop("result_file", None)
+        given["data_path"] = os.path.abspath(config.data_root)
+        given["checkpoint_dir"] = os.path.abspath(config["checkpoint_dir"])
+        if isinstance(given.get("teacher"), Mapping):
+            given["teacher"] = _with_absolute_files(given["teacher"])
+        return {**given, "show_progress": False, "save_last": True}
+
+
+def _with_absolute_files(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Section ``teacher``, or that of one of several teachers."""
+    absolute = dict(section)
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            absolute[key] = _with_absolute_files(value)
+        elif key in ("checkpoint", "ranks") and value:
+            absolute[key] = os.path.abspath(str(value))
+    return absolute
+
+
+def require_same_task(student: KDConfig, other: KDConfig, role: str) -> None:
+    """Refuses a model of next items beside one of users: they are trained and ranked as two different tasks.
+
+    Raises:
+        UserError: one of the two models is sequential and the other is not.
+    """
+    kinds = {True: "a sequential model", False: "no sequential model"}
+    ours, theirs = student.sequential, other.sequential
+    if ours != theirs:
+        raise UserError(
+            f"{student.resolved.backbone} is {kinds[ours]} and the {role} {other.resolved.backbone} is {kinds[theirs]}:"
+            f" one ranks items after a sequence, the other for a user. Set --{role} to {kinds[ours]}; "
+            "'recbole-kd list' shows them."
+        )

@@ -1,0 +1,152 @@
+"""Values of settings: read from text, nested by their dotted names, merged, compared and written out."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from recbole.utils import dataset_arguments
+
+from recbole_kd.errors import UserError
+from recbole_kd.files.properties import Repeated, load_yaml
+
+__all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "parse_value", "plain"]
+
+#: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
+DATASET_KEYS = tuple(dataset_arguments)
+#: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
+#: train_neg_sample_args) the given keys replace and the others stay.
+_WHOLE = frozenset({*DATASET_KEYS, "clip_grad_norm", "split"})
+#: Whole numbers below this are the same as floats.
+_EXACT = 2**53
+
+
+def parse_value(text: str) -> Any:
+    """A value from the command line, read as a Python or YAML literal; nothing is evaluated.
+
+    >>> parse_value("1e-3"), parse_value("[10,20]"), parse_value("None"), parse_value("BPR")
+    (0.001, [10, 20], None, 'BPR')
+
+    Raises:
+        UserError: a mapping that names something twice.
+    """
+    try:
+        tree = ast.parse(text.lstrip(" \t"), mode="eval")
+        value = ast.literal_eval(tree)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        pass
+    else:
+        mappings = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+        if any(len(ast.literal_eval(node)) < len(node.keys) for node in mappings):
+            raise UserError(f"{text} names something twice; keep one.")
+        return list(value) if isinstance(value, tuple) else value  # --topk=10,20
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.startswith(("[", "{")) or text in ("~", "null"):
+        try:
+            return load_yaml(text)
+        except Repeated as error:
+            raise UserError(f"{text}: {error.problem}.") from None
+        except yaml.YAMLError:
+            return text
+    return text
+
+
+def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings, and short forms spelt out.
+
+    ``teacher.embedding_size`` goes into section ``teacher``; ``teacher: LightGCN`` is short for ``teacher.model``, and
+    ``teacher: "BPR,LightGCN"``, or a list, for ``teacher.0.model`` and ``teacher.1.model``;
+    ``distill: "de,rrd"`` is a list.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        if not isinstance(key, str) or not key:
+            raise UserError(f"A setting's name is {key!r}; expected a word, such as epochs.")
+        section, dot, rest = key.partition(".")
+        if dot and not (section and rest):
+            raise UserError(f"Setting '{key}' has an empty part; expected section.option, such as teacher.epochs.")
+        if section == "teacher" and not dot and not isinstance(value, Mapping) and value is not None:
+            value = _teacher_section(value)
+        if section == "distill" and isinstance(value, str):
+            value = [name.strip() for name in value.split(",") if name.strip()]
+        if dot:
+            value = nest({rest: value}) if "." in rest else {rest: value}
+        if section == "teacher" and isinstance(value, Mapping):  # teacher.0: LightGCN is short for teacher.0.model
+            value = {
+                str(name): {"model": one} if str(name).isdigit() and isinstance(one, str) else one
+                for name, one in value.items()
+            }
+        nested = merge(nested, {section: value}) if dot or isinstance(value, Mapping) else {**nested, section: value}
+    return nested
+
+
+def _teacher_section(value: Any) -> dict[str, Any]:
+    """Section ``teacher`` from its short forms: a model's name, several with commas, or a list of names or sections.
+
+    ``count`` tells how many there are: those that a source of lower priority names are forgotten.
+    """
+    given = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)):
+        given = [given]
+    sections = [nest(element) if isinstance(element, Mapping) else {"model": element} for element in given]
+    if len(sections) == 1:
+        return sections[0]
+    return {"count": len(sections), **{str(index): section for index, section in enumerate(sections)}}
+
+
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` over `low`; mappings are merged key by key, except those that RecBole takes as a whole.
+
+    ``teacher.epochs`` in `high` also overrides ``teacher.0.epochs`` in `low`.
+    """
+    if any(key.isdigit() for key in low):
+        if any(key in high for key in ("count", "model", "checkpoint", "ranks")):  # teachers named anew
+            low = {key: value for key, value in low.items() if key != "count" and not key.isdigit()}
+        low = {
+            key: {name: one for name, one in value.items() if name not in high} if key.isdigit() and value else value
+            for key, value in low.items()
+        }
+    merged = dict(low)
+    for key, value in high.items():
+        whole = key in _WHOLE
+        if not whole and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = dict(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def is_section(key: str, value: Any) -> bool:
+    """Whether a value is a mapping whose names can be given one by one; RecBole takes some as a whole."""
+    return isinstance(value, Mapping) and bool(value) and key not in _WHOLE
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values in nested settings; a mapping that RecBole takes as a whole is one value."""
+    for key, value in settings.items():
+        if is_section(key, value):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def plain(value: Any) -> Any:
+    """`value` of plain types, for checkpoints, digests and results; what is of another type becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(element) for key, element in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(element) for element in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def like(value: Any, default: Any) -> Any:
+    """A whole number as its default is written, 0 as 0.0: one setting has one digest, and RecBole counts by ints."""
+    if isinstance(value, Mapping) and isinstance(default, Mapping):
+        return {key: like(one, default.get(key)) for key, one in value.items()}
+    plain = {type(value), type(default)} == {int, float} and abs(value) < _EXACT
+    return type(default)(value) if plain and value == int(value) else value

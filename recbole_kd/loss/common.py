@@ -1,0 +1,35 @@
+"""What formulas and kernels share: unit vectors, and means over entries."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+__all__ = ["mean_over_entries", "same_length", "unit"]
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors along the last dimension divided by their lengths: (..., d) -> (..., d).
+
+    A vector of zeros stays as it is. Its cosine with everything is 0, and it hands on the gradient of its direction.
+    """
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norms.masked_fill(norms == 0, 1.0)
+
+
+def mean_over_entries(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """Mean over the entries that exist; 0, still on the graph, where there is none."""
+    if mask is None:
+        return values.sum() / max(values.numel(), 1)
+    return values.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+
+
+def same_length(student: Tensor, teacher: Tensor) -> None:
+    """
+    Raises:
+        ValueError: student and teacher have different numbers of vectors.
+    """
+    if len(student) != len(teacher):
+        raise ValueError(f"the student has {len(student)} vectors and the teacher {len(teacher)}")

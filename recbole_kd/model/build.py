@@ -1,0 +1,59 @@
+"""A recommender built from its settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from recbole_kd.errors import UserError
+from recbole_kd.model.trimming import trimmed
+
+__all__ = ["build_model"]
+
+
+def build_model(config: Any, dataset: Any) -> nn.Module:
+    """The recommender of `config`, initialised from the global random state, on its device.
+
+    A model that is to get stored weights is built after `init_seed`, as the one that they are of was: some (NNCF)
+    draw constants when they are built, and keep them in no checkpoint.
+
+    Raises:
+        UserError: the model refuses its settings.
+    """
+    _check_sizes(config, min(dataset.user_num, dataset.item_num) - 1)
+    model_class = config.resolved.model_class
+    if config["trim_padding"] and config.sequential:
+        model_class = trimmed(model_class)
+    try:
+        model: nn.Module = model_class(config, dataset).to(config["device"])
+    except ImportError as error:
+        raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
+    except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{config['model']} refuses its settings: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"See properties/model/{config.resolved.backbone}.yaml, here or in RecBole, for what it expects."
+        ) from error
+    return model
+
+
+def _check_sizes(config: Any, fewest: int) -> None:
+    """Sizes that RecBole's models find out about in their first epoch, and not in words.
+
+    Args:
+        fewest: the number of users or of items, whichever is less.
+    """
+    clusters = config["num_clusters"]  # of NCL
+    if clusters is not None and clusters > fewest:
+        raise UserError(
+            f"--{config.prefix}num_clusters={clusters} is more than the {fewest:,} users or items there are; lower it."
+        )
+    if config.resolved.backbone == "ConvNCF":
+        size = config["embedding_size"]
+        for kernel, stride in zip(config["cnn_kernels"], config["cnn_strides"]):
+            if size < kernel:
+                raise UserError(
+                    f"--{config.prefix}embedding_size={config['embedding_size']} is too small for ConvNCF's "
+                    f"cnn_kernels={config['cnn_kernels']} and cnn_strides={config['cnn_strides']}; raise it."
+                )
+            size = (size - kernel) // stride + 1

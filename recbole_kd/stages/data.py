@@ -1,0 +1,47 @@
+"""The data of a run: fetched and prepared where it is missing, loaded and split once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from recbole.utils import init_seed
+
+from recbole_kd.data import summary
+from recbole_kd.data.prepare import can_prepare, prepare
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError, closest
+from recbole_kd.experiment.settings import KDConfig, dataset_names
+
+__all__ = ["fetch", "load_splits"]
+
+
+def fetch(config: KDConfig) -> None:
+    """Fetches and prepares the dataset of a run where it is missing and can be."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    if can_prepare(name) and not config["benchmark_filename"] and not (folder / f"{name}.inter").is_file():
+        prepare(name, config.data_root, show_progress=config["show_progress"])
+
+
+def load_splits(config: KDConfig) -> Splits:
+    """The dataset of a run, fetched and prepared where it is missing and can be, loaded and split once."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    fetch(config)
+    if not folder.is_dir():
+        names = dataset_names(config.data_root)
+        if name in names:
+            raise UserError(
+                f"There is no dataset folder '{folder}'. RecBole offers {name} for download: fetch it from "
+                "https://recbole.io/dataset_list.html into that folder, or set --data_path to the folder above it."
+            )
+        raise UserError(
+            f"Unknown dataset '{name}': there is no folder '{folder}'.{closest(name, names)} "
+            "Set --data_path to the folder above the dataset's, or see 'recbole-kd list'."
+        )
+    init_seed(config.split_seed, config["reproducibility"])
+    splits = Splits(config)
+    logger = logging.getLogger()
+    logger.info(f"The data:\n{summary.table(splits)}")
+    for warning in summary.warnings(splits):
+        logger.warning(warning)
+    return splits

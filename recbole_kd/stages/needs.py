@@ -1,0 +1,161 @@
+"""Checks before anything is trained: a student and a teacher that lack what a distiller reads are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_kd.contracts import CAPABILITIES, DataView, DistillerOptions, Needs, Share
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
+from recbole_kd.stages.teacher import AnyTeacher
+from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
+from recbole_kd.teacher.ensemble import joint_capabilities
+from recbole_kd.teacher.ranked_file import RankFileTeacher
+
+__all__ = ["check_data", "check_gpus", "check_models", "check_needs", "data_view"]
+
+
+def data_view(experiment: Experiment, splits: Splits, share: Share | None = None) -> DataView:
+    """The training split as the distillers of an experiment see it."""
+    config = experiment.settings
+    return DataView(splits.observed, config["epochs"], config["seed"], config["device"], share or Share())
+
+
+def check_data(experiment: Experiment, splits: Splits) -> None:
+    """Refuses options that the training split cannot meet, before a teacher is trained for them.
+
+    Raises:
+        UserError: such an option, lists longer than a user's unobserved items say.
+    """
+    if all(source.settings is None for source in experiment.teachers):
+        return  # nothing is trained for them
+    data = data_view(experiment, splits)
+    for name, options in experiment.distillers.items():
+        distiller_class(name, experiment.settings.sequential).check_data(options, data)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A model that is not built yet, as :func:`check_needs` looks at one."""
+
+    name: str
+    model: Any
+    capabilities: frozenset[str]
+    setting: str = "model"
+    dimension: int | None = None
+
+    @classmethod
+    def of(cls, config: KDConfig) -> _Named:
+        resolved = config.resolved
+        setting = "student" if resolved.recipe else "model"
+        kind = resolved.model_class
+        return cls(resolved.backbone, kind, capabilities(kind), setting, dimension_from_settings(kind, config))
+
+
+def check_models(experiment: Experiment) -> None:
+    """Refuses a student that cannot learn from the distillers, or a teacher's model that cannot serve them.
+
+    What a checkpoint or the columns of a file of ranks offer is known when they are read, and checked then.
+
+    Raises:
+        UserError: such a student or teacher.
+    """
+    if not experiment.distillers:
+        return
+    backbone = experiment.settings.resolved.backbone
+    if not models()[backbone].gradient:
+        raise UserError(
+            f"{backbone} is computed in closed form: it teaches and does not learn. Set --model to a "
+            "student that 'recbole-kd list --kind=students' names, or leave --distill out."
+        )
+    student, teacher = _Named.of(experiment.settings), _named_teacher(experiment)
+    for name, options in experiment.distillers.items():
+        check_needs(name, options, student, teacher)
+        options.check_sizes(student.dimension, teacher.dimension if teacher else None)
+
+
+def _named_teacher(experiment: Experiment) -> _Named | None:
+    """The teacher, or several as one, as far as settings tell; None where a file tells."""
+    members = []
+    for source in experiment.teachers:
+        if source.settings is not None:
+            members.append(_Named.of(source.settings))
+        elif source.ranks and len(experiment.teachers) > 1:  # beside others its scores are not read
+            members.append(_Named("a file of ranks", None, frozenset({"ranks"})))
+        else:
+            return None
+    if len(members) < 2:
+        return members[0] if members else None
+    together = joint_capabilities([member.capabilities for member in members])
+    sizes = [member.dimension for member in members]
+    side_by_side = None if None in sizes else sum(size or 0 for size in sizes)
+    return _Named(" + ".join(member.name for member in members), None, together, dimension=side_by_side)
+
+
+def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher: AnyTeacher | _Named | None) -> None:
+    """Refuses a student or a teacher, as far as it is known, that lacks what a distiller reads."""
+    sequential = is_sequential(student.model)
+    needs = _needs(name, options, sequential)
+    if needs is None:
+        able = _able("student", frozenset(CAPABILITIES), sequential)
+        raise UserError(
+            f"{name} distils scores or vectors of users, and {student.name} predicts the next item of a sequence; "
+            f"set --distill to one of {', '.join(able)}, or another --{getattr(student, 'setting', 'model')}."
+        )
+    for role, view in (("student", student), ("teacher", teacher)):
+        if view is None:
+            continue
+        for need in sorted(getattr(needs, role) - view.capabilities):
+            able = _able(role, view.capabilities, sequential)
+            advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
+            if name in able:
+                advice = f"With its default options (properties/distiller/{name}.yaml) it does not; set them, or use"
+            setting = getattr(student, "setting", "model") if role == "student" else "teacher"
+            offering = [one for one in _EXAMPLES if need in capabilities(load_class(MODELS[one].path))]
+            other = f"another {role} (--{setting}={'|'.join(offering) or 'NAME'})"
+            if need == "listed_scores" and isinstance(view, RankFileTeacher):
+                other = "a file with a column 'score'"
+            raise UserError(f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. {advice} {other}.")
+
+
+#: Models that a message names where one of them would do.
+_EXAMPLES = ("BPR", "LightGCN", "SimpleX", "NeuMF", "SASRec", "GRU4Rec")
+
+
+def _needs(name: str, options: DistillerOptions, sequential: bool) -> Needs | None:
+    """What a distiller reads; None where it has no meaning for next-item prediction, which is asked for."""
+    if not sequential:
+        return options.needs
+    return options.sequence_needs if distillers()[name].sequential else None
+
+
+def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str]:
+    """Distillers that do with what a student or teacher offers, as they are by default."""
+    able = []
+    for name in distillers():
+        try:
+            distiller_class(name)
+        except UserError:  # another package's, broken
+            continue
+        needs = _needs(name, distiller_class(name).options_class(), sequential)
+        if needs is not None and getattr(needs, role) <= capabilities:
+            able.append(name)
+    return able
+
+
+def check_gpus(config: KDConfig) -> None:
+    """Refuses more processes than there are GPUs for.
+
+    Raises:
+        UserError: both numbers.
+    """
+    given = [part for part in str(config["gpu_id"]).split(",") if part.strip()]
+    if config["device"].type == "cuda" and len(given) < config["nproc"]:
+        raise UserError(
+            f"--nproc={config['nproc']} needs as many GPUs, and --gpu_id={config['gpu_id']} names {len(given)}; "
+            "set --gpu_id=0,1 and so on, or --use_gpu=False."
+        )

@@ -1,0 +1,116 @@
+"""The result of a run: plain values, a table for the terminal, and the files."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from recbole_kd.data.splits import Splits
+from recbole_kd.evaluation.costs import peak_memory
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.digest import digest
+from recbole_kd.files.plain import save_json
+from recbole_kd.stages.teacher import AnyTeacher
+from recbole_kd.teacher.cache import Trained, recorded
+from recbole_kd.text import columns
+
+__all__ = ["summarise", "table", "versions", "write_result"]
+
+
+_VERSIONED = ("recbole-kd", "recbole", "torch", "numpy", "scipy")
+
+
+def summarise(
+    config: KDConfig,
+    splits: Splits,
+    teacher: AnyTeacher | None,
+    trainer: Any,
+    test_result: Mapping[str, float],
+    evaluate_seconds: float,
+    baseline: Trained | None,
+) -> dict[str, Any]:
+    """The result of a run, as plain values."""
+    best_valid_result = trainer.best_valid_result or {}
+    return {
+        "model": config["model"],
+        "student": config.resolved.backbone,
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "distillers": list(trainer.distillers),
+        "teacher": None if teacher is None else teacher.summary(),
+        "baseline": None if baseline is None else _baseline_summary(baseline),
+        "best_valid_score": float(trainer.best_valid_score),
+        "best_valid_result": {name: float(value) for name, value in best_valid_result.items()},
+        "test_result": dict(test_result),
+        "best_epoch": trainer.best_epoch,
+        "epochs_trained": len(trainer.epoch_seconds),
+        "epoch_seconds": list(trainer.epoch_seconds),
+        "train_seconds": sum(trainer.epoch_seconds),
+        "evaluate_seconds": evaluate_seconds,
+        "loss_history": trainer.loss_history,
+        "valid_history": trainer.valid_history,
+        "parameters": {"student": _size(trainer.model), "teacher": None if teacher is None else teacher.parameters},
+        "peak_memory_bytes": peak_memory(),
+        "checkpoint": trainer.saved_model_file if os.path.isfile(trainer.saved_model_file) else None,
+        "digests": {"config": digest(recorded(config, splits)), "data": splits.training_digest},
+        "versions": versions(),
+    }
+
+
+def _baseline_summary(baseline: Trained) -> dict[str, Any]:
+    return {
+        "model": baseline.config["model"],
+        "checkpoint": baseline.checkpoint,
+        "from_cache": baseline.from_cache,
+        "test_result": baseline.test_result,
+        "parameters": _size(baseline.model),
+        "train_seconds": baseline.train_seconds,
+    }
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_result(config: KDConfig, trainer: Any, result: Mapping[str, Any]) -> None:
+    """The result as JSON beside the checkpoint, and to ``--result_file``."""
+    save_json(result, str(Path(trainer.saved_model_file).with_suffix(".json")))
+    if config["result_file"]:
+        save_json(result, str(config["result_file"]), "result_file")
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A small table: teacher, student and baseline; metrics, parameters, seconds of training."""
+    names = list(result["test_result"])
+    shown = [name for name in names if name.startswith(("recall", "ndcg"))] or names
+    sizes, teacher, baseline = result["parameters"], result["teacher"], result["baseline"]
+    rows = []
+    if teacher:
+        one = {**teacher, "parameters": sizes["teacher"]}
+        rows += [("teacher", member) for member in one.get("members", [one])]
+    name = result["model"] if result["student"] == result["model"] else f"{result['model']} ({result['student']})"
+    rows.append(("student", {**result, "model": name, "parameters": sizes["student"]}))
+    if baseline:
+        rows.append(("baseline", baseline))
+    lines = [["", "model", *shown, "parameters", "train seconds"]]
+    for role, row in rows:
+        values = [f"{row['test_result'][key]:.4f}" if key in row["test_result"] else "-" for key in shown]
+        lines.append([role, row["model"], *values, f"{row['parameters']:,}", f"{row['train_seconds']:.1f}"])
+    return "\n".join(columns(lines))

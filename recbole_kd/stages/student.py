@@ -1,0 +1,62 @@
+"""The student of a run, with its distillers, its trainer and its loaders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from recbole.utils import init_seed
+from torch import nn
+
+from recbole_kd.cluster.group import ALONE, Group
+from recbole_kd.contracts import Distiller
+from recbole_kd.data.loaders import make_loaders
+from recbole_kd.data.splits import Splits
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.model.build import build_model
+from recbole_kd.registry import distiller_class
+from recbole_kd.stages.needs import check_needs, data_view
+from recbole_kd.stages.teacher import AnyTeacher
+from recbole_kd.student.readers import ModelStudent
+from recbole_kd.teacher.cache import facts
+from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.trainer.learner import optimizer_factory
+from recbole_kd.trainer.shared import share_of_steps
+
+__all__ = ["build_student"]
+
+
+def build_student(
+    experiment: Experiment, splits: Splits, teacher: AnyTeacher | None, group: Group = ALONE
+) -> tuple[nn.Module, Any, Any]:
+    """The student, its trainer with the distillers, and its loaders."""
+    config = experiment.settings
+    init_seed(config["seed"], config["reproducibility"])
+    loaders = make_loaders(config, splits)
+    init_seed(config["seed"], config["reproducibility"])
+    model = build_model(config, splits.train)
+    view = ModelStudent(model)
+    distillers: dict[str, Distiller[Any]] = {}
+    if teacher is not None:
+        data = data_view(experiment, splits, share_of_steps(model, group))
+        # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
+        # computes and keeps the ranked lists that the others find.
+        with torch.random.fork_rng(), group.first("ranks"):
+            torch.manual_seed(config["seed"])
+            for name, options in experiment.distillers.items():
+                check_needs(name, options, view, teacher)
+                distillers[name] = distiller_class(name, config.sequential)(options, view, teacher, data)
+    trainer = make_trainer(
+        config,
+        model,
+        distillers=distillers,
+        observed=splits.observed,
+        step_context=view.step,
+        facts=facts(config, splits),
+        optimizer_factory=optimizer_factory(config, splits, model, teacher),
+        fused=experiment.optimiser.fused,
+        group=group,
+    )
+    if config["resume"]:
+        trainer.resume_checkpoint(config["resume"])
+    return model, trainer, loaders

@@ -1,0 +1,31 @@
+"""Evaluation of trained weights, in this process or in shards of users on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["evaluate", "evaluated"]
+
+
+def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
+    """Metrics of the best epoch's weights on the test split, and the seconds that they took."""
+    trainer.load_best()
+    logging.getLogger().info(f"Evaluating {trainer.config['model']}, epoch {trainer.best_epoch}, on the test split")
+    start = time.perf_counter()
+    result = evaluated(trainer, test_data, "test", trainer.saved_model_file, {})
+    return result, time.perf_counter() - start
+
+
+def evaluated(trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of the trainer's model, which `checkpoint` holds; with ``--ray_address`` computed in shards of users."""
+    if trainer.config["ray_address"] and os.path.isfile(checkpoint):
+        from recbole_kd.stages.shards import evaluate_in_shards
+
+        result = evaluate_in_shards(trainer, data, split, checkpoint, given)
+    else:
+        result = trainer.evaluate(data, load_best_model=False, show_progress=trainer.config["show_progress"])
+    return {name: float(value) for name, value in result.items()}

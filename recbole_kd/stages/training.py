@@ -1,0 +1,39 @@
+"""Training of the student, and of the plain model that its result stands beside."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import Interrupted
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.teacher.cache import Trained, train_or_fetch
+
+__all__ = ["resumable", "train_baseline", "train_student"]
+
+
+def train_student(trainer: Any, loaders: Any, saved: bool = True) -> None:
+    """Trains the student and keeps its best epoch by the validation split."""
+    config = trainer.config
+    logging.getLogger().info(f"Training the student {config['model']} for at most {trainer.epochs} epochs")
+    trainer.fit(*loaders[:2], saved=saved, show_progress=config["show_progress"])
+
+
+@contextmanager
+def resumable(trainer: Any) -> Iterator[None]:
+    """An interrupt inside names the file from which the student goes on, where an epoch of it is done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if os.path.isfile(trainer.last_file):
+            raise Interrupted(trainer.last_file) from None
+        raise
+
+
+def train_baseline(experiment: Experiment, splits: Splits) -> Trained | None:
+    """The plain model of an experiment, from the cache or trained now."""
+    return None if experiment.baseline is None else train_or_fetch(experiment.baseline, splits, "baseline")

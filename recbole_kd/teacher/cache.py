@@ -1,0 +1,139 @@
+"""Plain models (teachers and baselines), trained once and kept on disk under a digest of their content."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import recbole
+from recbole.utils import init_seed
+from torch import nn
+
+from recbole_kd.data.loaders import eval_batch_size, make_loaders
+from recbole_kd.data.splits import Splits
+from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
+from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from recbole_kd.files.digest import digest
+from recbole_kd.model.build import build_model
+from recbole_kd.trainer.kd_trainer import make_evaluator, make_trainer
+from recbole_kd.trainer.learner import optimizer_factory
+from recbole_kd.trainer.state import load_weights
+
+__all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch"]
+
+#: Settings that change nothing in what a plain model learns, so that a cached one serves whatever they are.
+NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
+    *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
+    *("nproc", "ray_address"),
+    "split_seed",  # the split itself is part of the key
+}
+
+
+@dataclass
+class Trained:
+    """A model that was trained on the training split and chosen on validation, with what is told of it."""
+
+    config: KDConfig
+    model: nn.Module
+    checkpoint: str
+    from_cache: bool
+    state: dict[str, Any]
+
+    @property
+    def test_result(self) -> dict[str, float]:
+        """Metrics on the test split, as RecBole names them."""
+        return dict(self.state["test_result"])
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of all epochs; 0 where the file does not know."""
+        return float(sum(self.state.get("epoch_seconds") or []))
+
+
+def recorded(config: KDConfig, splits: Splits) -> dict[str, Any]:
+    """The settings as a checkpoint and a result's digest keep them, with the batch of evaluation that the data gave."""
+    sized = {"eval_batch_size": eval_batch_size(config, splits), "eval_batch_size_given": True}
+    return {**config.plain_values(), **sized}
+
+
+def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
+    """What a checkpoint says of itself beside weights: model, settings, tokens, training split."""
+    return {
+        "model": config["model"],
+        "backbone": config.resolved.backbone,
+        "dataset": config["dataset"],
+        "config": recorded(config, splits),
+        "user_tokens": splits.user_tokens,
+        "item_tokens": splits.item_tokens,
+        "split": splits.training_digest,
+    }
+
+
+def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
+    """A plain model of `config`, from the cache or trained now and put there.
+
+    The key is content: architecture, its settings, seed, tokens, training and validation pairs, versions. A training
+    that was interrupted goes on where it stopped.
+
+    Args:
+        config: the model's own settings.
+        splits: the data, shared with the student.
+        role: what to call it in the log ("teacher", "baseline").
+    """
+    logger = logging.getLogger()
+    settings = {key: value for key, value in config.plain_values().items() if key not in NO_PART_OF_A_MODEL}
+    versions = [FORMAT, recbole.__version__]
+    key = digest(versions, config.resolved.backbone, settings, splits.content())
+    folder = os.path.join("teachers", f"{config.resolved.backbone}-{config['dataset']}-{key[:16]}")
+    path = os.path.join(config["checkpoint_dir"], f"{folder}.pth")
+    evaluated = digest(
+        {key: config.plain_values()[key] for key in ("metrics", "topk", "metric_decimal_place", "eval_args")},
+        list(splits.pairs(splits.test)),
+    )
+    if os.path.isfile(path):
+        state = load_checkpoint(path, config["device"])
+        if state.get("key") == key:
+            logger.info(f"The {role} {config['model']} comes from the cache: {path}")
+            init_seed(config["seed"], config["reproducibility"])
+            model = build_model(config, splits.train)
+            load_weights(model, state, path)
+            if state["evaluated"] != evaluated:
+                trainer, (_, _, test) = make_evaluator(config, model, splits)
+                state["test_result"] = _floats(trainer.evaluate(test, load_best_model=False))
+            return Trained(config, model, path, True, state)
+    logger.info(f"Training the {role} {config['model']}; it will be kept as {path}")
+    init_seed(config["seed"], config["reproducibility"])
+    train, valid, test = make_loaders(config, splits)
+    init_seed(config["seed"], config["reproducibility"])
+    model = build_model(config, splits.train)
+    trainer = make_trainer(
+        config,
+        model,
+        facts=facts(config, splits),
+        file_name=f"{folder}-training.pth",
+        optimizer_factory=optimizer_factory(config, splits, model),
+    )
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.isfile(trainer.last_file):
+        trainer.resume_checkpoint(trainer.last_file)
+    trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
+    trainer.load_best()
+    state = {
+        "format": FORMAT,
+        **facts(config, splits),
+        **trainer.outcome(),
+        "key": key,
+        "evaluated": evaluated,
+        "test_result": _floats(trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])),
+    }
+    save_checkpoint(state, path)
+    for file in (trainer.saved_model_file, trainer.last_file):
+        if os.path.isfile(file):
+            os.remove(file)
+    return Trained(config, model, path, False, state)
+
+
+def _floats(result: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in result.items()}

@@ -1,0 +1,245 @@
+"""Several processes for one run, with the results of one process.
+
+What is shared out, and how it stays what one process computes:
+
+- Process 0 alone draws a batch and sends it to the others, so that every random stream is that of one process.
+- The gradient of a step is the sum of the processes' parts. A distiller that says so (:attr:`Distiller.shares`)
+  computes its :class:`Share` of its entries, over the *global* batch's distinct users and items. One process computes
+  any other distiller whole, and also a base loss that is no mean over rows. Averaging losses of local batches, as
+  DistributedDataParallel does, would give other numbers: entries are distinct in the global batch. Where a step may
+  draw random numbers (dropout), process 0 computes it whole.
+- Every process makes the same optimiser step, of the summed gradient.
+- Evaluation shares out whole batches. What they collect is put together in the order of one process. Every process
+  computes the metrics of all of it, equal to the last digit.
+- Process 0 computes the teacher and the ranked lists; the others wait and read its files.
+- Process 0 alone writes and logs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from recbole.data.interaction import Interaction
+from recbole.evaluator import DataStruct
+from torch import Tensor, nn
+
+from recbole_kd.cluster.group import Group
+from recbole_kd.contracts import Distiller, Share
+from recbole_kd.data.loaders import FastFullSortEvalDataLoader
+from recbole_kd.evaluation.collector import FullSortCollector, PartOfBatches
+
+__all__ = ["SharedMixin", "divides_steps", "share_of_steps"]
+
+#: Base losses that are means over the rows of a batch (and penalties on whole tables), by architecture.
+_MEANS_OVER_ROWS = {"BPR", "SimRecStudent", "SimRecTeacher"}
+#: Architectures whose scores and representations are drawn from no random stream: a part of a step is what it is within
+#: the whole. Of any other (dropout, augmented graphs) process 0 computes the whole steps, in the order of one process.
+_WITHOUT_CHANCE = {*_MEANS_OVER_ROWS, "LightGCN"}
+
+
+def _is_one_of(model: nn.Module, architectures: set[str]) -> bool:
+    return any(base.__name__ in architectures for base in type(model).__mro__)
+
+
+def divides_steps(model: nn.Module) -> bool:
+    """Whether processes can share out a training step of this model and compute what one process computes."""
+    return _is_one_of(model, _WITHOUT_CHANCE)
+
+
+def share_of_steps(model: nn.Module, group: Group) -> Share:
+    """What of a training step distillers compute in this process: its share, or all that they are asked for."""
+    return group if divides_steps(model) else Share()
+
+
+class _SharedBatches:
+    """A loader whose batches process 0 draws and every process gets."""
+
+    def __init__(self, loader: Any, group: Group) -> None:
+        self._loader = loader
+        self._group = group
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Interaction]:
+        own = iter(self._loader) if self._group.is_first else None
+        for _ in range(len(self._loader)):
+            yield Interaction(self._group.tensors(next(own).interaction if own is not None else None))
+        if own is not None:
+            for _ in own:  # the loader's own end: random streams stand where one process leaves them
+                raise AssertionError("a loader gave more batches than its length")
+
+
+class SharedMixin:
+    """What a group of processes adds to a :class:`recbole_kd.trainer.kd_trainer.KDMixin`; it stands before it."""
+
+    group: Group
+    config: Any
+    model: nn.Module
+    distillers: nn.ModuleDict
+    saved_model_file: str
+    last_file: str
+    resume_checkpoint: Callable[[str], None]
+    logger: Any
+    eval_collector: Any
+
+    def __init__(self, config: Any, *arguments: Any, group: Group, **named: Any) -> None:
+        self.group = group
+        super().__init__(config, *arguments, **named)  # type: ignore[call-arg]
+        # The first process names the file, the same after a restart.
+        self.saved_model_file = group.plain(self.saved_model_file)
+        self.eval_collector = _SharedCollector(config, group)
+        self._owners = self._owners_of_distillers()
+        self._terms_known: list[str] = []
+
+    def _owners_of_distillers(self) -> dict[str, int]:
+        """Each distiller that one process computes whole, and that process: in turns, the base loss's first."""
+        if not divides_steps(self.model):
+            self.logger.warning(
+                f"{type(self.model).__name__} may draw random numbers in a step: process 0 computes the steps, and "
+                "evaluation is shared out."
+            )
+            return dict.fromkeys(self.distillers, 0)
+        turn = 0 if self._base_is_shared() else 1
+        owners = {}
+        for name, distiller in self.distillers.items():
+            if not isinstance(distiller, Distiller) or not distiller.shares:
+                owners[name] = turn % self.group.count
+                turn += 1
+        return owners
+
+    def _base_is_shared(self) -> bool:
+        return _is_one_of(self.model, _MEANS_OVER_ROWS)
+
+    def fit(self, *arguments: Any, **named: Any) -> Any:
+        """As one process does; started again after a process had ended, it goes on after the last whole epoch."""
+        if self.group.restarted and self.group.plain(os.path.isfile(self.last_file)):
+            self.resume_checkpoint(self.last_file)
+        return super().fit(*arguments, **named)  # type: ignore[misc]
+
+    def _mine(self, name: str) -> bool:
+        return self._owners.get(name, self.group.rank) == self.group.rank
+
+    def _computed(self) -> dict[str, Any]:
+        """The distillers that this process computes, in whole or in part."""
+        return {name: distiller for name, distiller in self.distillers.items() if self._mine(name)}
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
+        # Sums are the same everywhere, and so are steps, except for rounding on a GPU: replicas meet again here.
+        self.group.align([*self.model.parameters(), *self.model.buffers(), *self.distillers.parameters()])
+        joint = loss_func if len(self.distillers) else self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[attr-defined]
+        batches = _SharedBatches(train_data, self.group)
+        return super()._train_epoch(  # type: ignore[misc]
+            batches, epoch_idx, joint, show_progress=show_progress and self.group.is_first
+        )
+
+    def _terms(self, base_loss: Callable[[Any], Any], interaction: Any) -> dict[str, Tensor]:
+        """The losses of the step by name: the values of one process, with the gradient of this process's part."""
+        rows = len(interaction)
+        if self._base_is_shared():
+            part = self.group.part(rows)
+            share = (part.stop - part.start) / rows
+            parts = super()._base_terms(base_loss, interaction[part]) if share else {}  # type: ignore[misc]
+            parts = {name: share * loss for name, loss in parts.items()}
+        else:
+            parts = super()._base_terms(base_loss, interaction) if self.group.is_first else {}  # type: ignore[misc]
+        parts.update(super()._distilled_terms(interaction))  # type: ignore[misc]
+        totals = self._totals({name: float(loss.detach()) for name, loss in parts.items()})
+        anchor = torch.zeros((), device=self.config["device"], requires_grad=True)
+        # A node in every process's backward pass, if only with a gradient of 0; when the pass ends, parts are summed.
+        anchor = anchor * 1
+        anchor.register_hook(self._sum_when_done)
+        losses = {}
+        for name, total in totals.items():
+            value = anchor.new_tensor(total) + anchor
+            if name in parts:
+                value = value + (parts[name] - parts[name].detach())
+            losses[name] = value
+        return losses
+
+    def _totals(self, parts: Mapping[str, float]) -> dict[str, float]:
+        """Sums over processes of what each has under a name, in one order everywhere."""
+        while True:
+            known = {name: index for index, name in enumerate(self._terms_known)}
+            values = torch.zeros(len(known) + 1, dtype=torch.float64)
+            for name, value in parts.items():
+                # The last place says that someone has a name that the others do not know.
+                values[known.get(name, -1)] = value if name in known else 1.0
+            dist.all_reduce(values)
+            if values[-1] == 0:
+                return dict(zip(self._terms_known, values.tolist()))
+            found = [name for rank in range(self.group.count) for name in self.group.plain(list(parts), rank)]
+            self._terms_known = sorted(dict.fromkeys([*self._terms_known, *found]), key=self._place)
+
+    def _place(self, name: str) -> int:
+        """Base losses first, then the distillers in their order; a distiller's terms stay in its own."""
+        order, owner = list(self.distillers), name.partition(".")[0]
+        return order.index(owner) + 1 if owner in order else 0
+
+    def _sum_when_done(self, gradient: Tensor) -> None:
+        parameters = [*self.model.parameters(), *self.distillers.parameters()]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        # As DistributedDataParallel does: RecBole clips and steps right after the backward pass.
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: self.group.sum_gradients(trained))
+
+    # Evaluation
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        shown = show_progress and self.group.is_first
+        own = super().evaluate  # type: ignore[misc]
+        if isinstance(eval_data, FastFullSortEvalDataLoader) and not eval_data.is_sequential:
+            self.eval_collector.shared = True
+            try:
+                return own(PartOfBatches(eval_data, self.group), load_best_model, model_file, shown)
+            finally:
+                self.eval_collector.shared = False
+        # Sampled candidates come from a random stream in the order of the batches, which is process 0's.
+        result = own(eval_data, load_best_model, model_file, shown) if self.group.is_first else None
+        return self.group.plain(result)
+
+    # Files
+
+    def _save_state(self, file: str, epoch: int) -> None:
+        for name, owner in self._owners.items():
+            distiller = self.distillers[name]
+            state = {key: value for key, value in distiller.state_dict().items() if isinstance(value, Tensor)}
+            whole = self.group.tensors(state if owner == self.group.rank else None, owner)
+            if owner != self.group.rank:
+                distiller.load_state_dict(whole, strict=False)
+        if self.group.is_first:
+            super()._save_state(file, epoch)  # type: ignore[misc]
+
+    def load_best(self) -> None:
+        """The weights of the best epoch on every process, whether or not it sees the file."""
+        if self.group.is_first:
+            super().load_best()  # type: ignore[misc]
+        self.group.align([*self.model.parameters(), *self.model.buffers()])
+
+
+class _SharedCollector(FullSortCollector):
+    """A collector that puts together what every process collected, in the order of one process."""
+
+    def __init__(self, config: Any, group: Group) -> None:
+        super().__init__(config)
+        self.shared = False
+        self._group = group
+
+    def get_data_struct(self) -> DataStruct:
+        if self.shared:
+            own = {name: torch.cat(batches) for name, batches in self.data_struct.batches.items()}
+            merged: dict[str, list[Tensor]] = {}
+            for rank in range(self._group.count):
+                for name, value in self._group.tensors(own if rank == self._group.rank else None, rank).items():
+                    merged.setdefault(name, []).append(value)
+            self.data_struct.batches = merged
+        return super().get_data_struct()

@@ -1,0 +1,138 @@
+"""Sums of errors by blocks and by experts against the formulas: the same values and gradients, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recbole_kd.loss import regression as formula
+from recbole_kd.loss.kernel import layout, regression
+from recbole_kd.loss.kernel.layout import GroupLayout
+from recbole_kd.loss.kernel.regression import expert_error, linear_error, mixture_error
+from tests.loss.same import assert_same, draw
+
+INPUTS, HIDDEN, OUTPUTS, TABLE = 3, 4, 5, 30
+
+
+def experts(count: int) -> list[Tensor]:
+    """A, a, B, b of `count` experts."""
+    return [
+        draw(1, count, INPUTS, HIDDEN),
+        draw(2, count, HIDDEN),
+        draw(3, count, HIDDEN, OUTPUTS),
+        draw(4, count, OUTPUTS),
+    ]
+
+
+def routed(choice: Tensor, number: int, parameters: list[Tensor], table: Tensor, rows: Tensor) -> list[Any]:
+    """What :func:`expert_error` takes after the inputs. Row 0 of the table, which fills up, is nobody's target."""
+    nodes = GroupLayout(choice, number)
+    return [nodes, *parameters, torch.cat([torch.full_like(table[:1], torch.nan), table])[nodes.padded(rows + 1)]]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that every test goes through several, the last of them not full."""
+    monkeypatch.setattr(regression, "BLOCK", 4)
+    monkeypatch.setattr(regression, "MIXTURE_BLOCK", 3)
+    monkeypatch.setattr(layout, "SHORT", 1)
+
+
+def chosen(seed: int, count: int, high: int) -> Tensor:
+    return torch.randint(high, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+nodes = st.integers(0, 13)
+seeds = st.integers(0, 1000)
+
+
+@settings(max_examples=20, deadline=None)
+@given(nodes, seeds)
+def test_linear_error(count: int, seed: int) -> None:
+    x, weight, table = draw(seed, count, INPUTS), draw(seed + 1, OUTPUTS, INPUTS), draw(seed + 2, TABLE, OUTPUTS)
+    inputs = (x, weight, table.detach(), chosen(seed, count, TABLE))
+    assert_same(linear_error(*inputs), formula.linear_error(*inputs), [x, weight])
+
+
+@settings(max_examples=20, deadline=None)
+@given(nodes, st.integers(1, 4), st.booleans(), seeds)
+def test_expert_error(count: int, number: int, squared: bool, seed: int) -> None:
+    x, parameters, table = draw(seed, count, INPUTS), experts(number), draw(seed + 2, TABLE, OUTPUTS).detach()
+    inputs = routed(chosen(seed, count, number), number, parameters, table, chosen(seed + 1, count, TABLE))
+    expected = formula.expert_error(x, *inputs, squared=squared)
+    assert_same(expert_error(x, *inputs, squared=squared), expected, [x, *parameters])
+
+
+@settings(max_examples=20, deadline=None)
+@given(nodes, st.integers(1, 4), st.booleans(), seeds)
+def test_mixture_error(count: int, number: int, squared: bool, seed: int) -> None:
+    x, parameters, table = draw(seed, count, INPUTS), experts(number), draw(seed + 2, TABLE, OUTPUTS).detach()
+    weights = draw(seed + 3, count, number)
+    inputs = (x, weights, *parameters, table, chosen(seed, count, TABLE))
+    expected = formula.mixture_error(*inputs, squared=squared)
+    assert_same(mixture_error(*inputs, squared=squared), expected, [x, weights, *parameters])
+
+
+def test_one_hot_weights_are_a_choice() -> None:
+    x, parameters, table, rows = draw(0, 9, INPUTS), experts(3), draw(5, TABLE, OUTPUTS).detach(), torch.arange(9)
+    choice = torch.tensor([2, 0, 2, 2, 0, 0, 2, 0, 2])
+    weights = torch.nn.functional.one_hot(choice, 3).double()
+    found = expert_error(x, *routed(choice, len(parameters[0]), parameters, table, rows))
+    assert_same(found, mixture_error(x, weights, *parameters, table, rows), [x, *parameters])
+
+
+def test_a_norm_of_zero_has_gradient_zero() -> None:
+    x, parameters = draw(0, 1, INPUTS), experts(1)
+    first, first_bias, second, second_bias = (parameter[0] for parameter in parameters)
+    table = ((x @ first + first_bias).relu() @ second + second_bias).detach()
+    node = torch.tensor([0])
+    expert_error(x, *routed(node, 1, parameters, table, node), squared=False).backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+def test_targets_are_read_in_the_type_of_the_student() -> None:
+    x, weight = draw(0, 2, INPUTS), draw(1, OUTPUTS, INPUTS)
+    table = torch.ones(TABLE, OUTPUTS, dtype=torch.float32)
+    assert linear_error(x, weight, table, torch.tensor([0, 1])).dtype == torch.float64
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e4, 1e12])
+def test_extreme_vectors_stay_finite(scale: float) -> None:
+    x, parameters = (draw(0, 6, INPUTS) * scale).float(), [parameter.float() for parameter in experts(2)]
+    table, rows, choice = scale * torch.ones(TABLE, OUTPUTS), torch.arange(6), torch.tensor([0, 1] * 3)
+    for squared in (True, False):
+        assert torch.isfinite(
+            expert_error(x, *routed(choice, len(parameters[0]), parameters, table, rows), squared=squared)
+        )
+        assert torch.isfinite(mixture_error(x, torch.full((6, 2), 0.5), *parameters, table, rows, squared=squared))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    table, rows = draw(0, TABLE, OUTPUTS), torch.arange(2)
+    with pytest.raises(ValueError, match="do not fit a map from 3 to 5"):
+        linear_error(draw(0, 2, 4), draw(1, OUTPUTS, INPUTS), table, rows)
+    with pytest.raises(ValueError, match="do not fit"):
+        expert_error(draw(0, 3, INPUTS), *routed(torch.tensor([0, 0]), 2, experts(2), table, rows))
+
+
+@pytest.mark.parametrize("name", ["linear", "experts", "mixture"])
+def test_autocast_changes_nothing(name: str) -> None:
+    """With `enable_amp` the loss is computed in the type of its inputs: its own gradient would not follow otherwise."""
+    x, parameters = draw(0, 6, INPUTS).float(), [parameter.float() for parameter in experts(2)]
+    table, rows, choice = draw(5, TABLE, OUTPUTS).detach().float(), torch.arange(6), torch.tensor([0, 1] * 3)
+    weight = draw(1, OUTPUTS, INPUTS).float()
+    losses = {
+        "linear": lambda: linear_error(x, weight, table, rows),
+        "experts": lambda: expert_error(x, *routed(choice, 2, parameters, table, rows)),
+        "mixture": lambda: mixture_error(x, torch.full((6, 2), 0.5), *parameters, table, rows),
+    }
+    expected = losses[name]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = losses[name]()
+    assert torch.equal(found, expected)
