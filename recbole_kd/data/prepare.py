@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
@@ -215,17 +216,27 @@ def _prepared(
                 "(delete that record to accept this file)"
             )
         made = False
-    if made:
-        return target
+    if not made:
+        _make(dataset, raw, digest, target, record_file, way, chosen)
+    if raw.kept is not None:
+        raw.path.replace(raw.kept)
+    return target
+
+
+def _make(
+    dataset: str, raw: _Raw, digest: str, target: Path, record_file: Path, way: dict[str, Any], chosen: Columns | None
+) -> None:
+    """Writes the atomic file and the record of it."""
+    entry = None if chosen is not None else PREPARABLE[dataset]
     with _plain(raw, entry) as plain:
         try:
             events = _events(plain, entry, chosen)
         except UserError as error:
             raise UserError(str(error).replace(str(plain), str(raw.path))) from None
-    kept, steps = _distinct_core(events, minimum, chosen)
+    kept, steps = _distinct_core(events, way["minimum"], chosen)
     if not len(kept):
         raw.refuse(
-            f"{raw.path} holds no users and items with {minimum} interactions each; expected a smaller --minimum"
+            f"{raw.path} holds no users and items with {way['minimum']} interactions each; expected a smaller --minimum"
         )
     result = events.take(pa.array(kept))
     content = _written(result)
@@ -249,9 +260,6 @@ def _prepared(
         "data_path",
     )
     write_atomic(target, lambda file: file.write(content), "data_path")
-    if raw.kept is not None:
-        raw.path.replace(raw.kept)
-    return target
 
 
 def _columns(summary: Mapping[str, str]) -> list[str]:
@@ -378,6 +386,10 @@ def _download(dataset: str, url: str, part: Path, limit: int, show_progress: boo
                     bar.update(len(block))
         if size is not None and received != size:
             raise http.client.HTTPException(f"the transfer ended after {received:,} of {size:,} bytes")
+    except http.client.InvalidURL as error:
+        raise UserError(f"{url} is not an address ({error}); set --source to a file or an address.") from None
+    except HTTPError as error:
+        reason = f"the server answered {error.code} {error.reason}"
     except (http.client.HTTPException, ValueError) as error:
         reason = str(error) or type(error).__name__
     except OSError as error:
@@ -508,9 +520,7 @@ def _from_parquet(path: Path, chosen: Columns) -> pa.Table:
                 column = column.cast(pa.float64())
             if column.null_count and name != chosen.rating:
                 row = pc.index(column.is_null(), True).as_py() + 1
-                raise UserError(
-                    f"'{path}', row {row}, column '{name}': there is no value; write one, or remove the row."
-                )
+                raise UserError(f"'{path}', row {row}, column '{name}': it is empty; write a value, or remove the row.")
             found[name] = column.combine_chunks()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"Cannot read '{path}': {' '.join(str(error).split())[:300]}.") from None
