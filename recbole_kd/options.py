@@ -1,4 +1,7 @@
-"""Options of a unit: a frozen dataclass whose fields are checked when a section of the configuration is read."""
+"""Options of a unit or of a verb: a frozen dataclass whose fields check what is given, and describe themselves.
+
+Help, messages and the tables in docs/ are made of the same fields.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Optional, TypeVar, Union
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from typing import Any, TypeVar, Union
 
 from recbole_kd.errors import UserError, closest
 
 #: Whole numbers beyond it are none that tensors can count to.
 LARGEST_INT = 2**63 - 1
+#: Whole numbers beyond it are no batch, size or length.
+LARGEST_SIZE = 2**31 - 1
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -22,11 +27,18 @@ def option(
     default: Any,
     help: str,
     *,
-    minimum: Optional[float] = None,
-    maximum: Optional[float] = None,
-    above: Optional[float] = None,
-    below: Optional[float] = None,
-    choices: Optional[Sequence[str]] = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | None = None,
+    any_case: bool = False,
+    noun: str = "",
+    test: Callable[[Any], object] | None = None,
+    filled: bool = False,
+    metavar: str = "",
+    needed: str = "",
+    example: str = "",
 ) -> Any:
     """A field of an :class:`Options` class.
 
@@ -36,16 +48,18 @@ def option(
         minimum, maximum: closed bounds of a number (of each number of a list).
         above, below: open bounds.
         choices: the strings that are allowed.
+        any_case: whether a choice may be written in upper or lower case.
+        noun: what is expected, for messages and help, where type and bounds do not say all of it.
+        test: whether a value of the right type is one.
+        filled: whether a list or mapping must hold something.
+        metavar: what stands for the value in help, where there is no default.
+        needed: what the verb needs, as in "a checkpoint"; there is no default then.
+        example: a value to name where the needed one is missing.
     """
-    metadata = {
-        "help": help,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "below": below,
-        "choices": choices,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    told = dict(locals())
+    if isinstance(default, Mapping):
+        return dataclasses.field(default_factory=lambda: default, metadata=told)
+    return dataclasses.field(default=MISSING if needed else default, metadata=told)
 
 
 @dataclass(frozen=True)
@@ -53,31 +67,36 @@ class Options:
     """Base of every unit's options. Unknown names, wrong types and values out of range raise :class:`UserError`."""
 
     @classmethod
-    def parse(cls: type[OptionsT], section: str, values: Optional[Mapping[str, Any]]) -> OptionsT:
+    def parse(cls: type[OptionsT], section: str, values: Mapping[str, Any] | None) -> OptionsT:
         """Checked options from a section of the configuration.
 
         Args:
-            section: the section's name, used in messages and as the prefix on the command line.
+            section: the section's name, used in messages and as the prefix on the command line; "--" for options that
+                are in no section.
             values: the section as a mapping; None is an empty one.
 
         Raises:
-            UserError: an unknown field, a value of another type, or one out of range.
+            UserError: an unknown field, a value of another type or out of range, or one that is needed and missing.
         """
         if values is None:
             values = {}
         if not isinstance(values, Mapping):
-            raise UserError(
-                f"Section '{section}' is {values!r}; expected options by name, such as --{section}.FIELD=VALUE."
-            )
+            name = section.lstrip("-")
+            raise UserError(f"Section '{name}' is {values!r}; expected options by name, such as --{name}.FIELD=VALUE.")
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        hints = typing.get_type_hints(cls)
-        checked = {}
-        check_names(section, values, fields)
-        for name, value in values.items():
-            checked[name] = _checked(f"{section}.{name}", value, hints[name], fields[name].metadata)
+        check_names(section.lstrip("-"), values, fields)
+        checked = {name: cls.checked(section, name, value) for name, value in values.items()}
+        for name, field in fields.items():
+            if field.metadata.get("needed") and checked.get(name) in (None, ""):
+                raise UserError(_missing(getattr(cls, "verb", section.lstrip("-")), _joined(section, name), field))
         options = cls(**checked)
         options.check(section)
         return options
+
+    @classmethod
+    def checked(cls, section: str, name: str, value: Any) -> Any:
+        """One field's value, checked as :meth:`parse` does."""
+        return checked(_joined(section, name), value, _hints(cls)[name], cls.__dataclass_fields__[name].metadata)
 
     def check(self, section: str) -> None:
         """Relations between fields; a subclass raises :class:`UserError` where they do not hold."""
@@ -94,47 +113,219 @@ def check_names(section: str, names: Iterable[Any], known: Iterable[str]) -> Non
             )
 
 
-def _checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
-    """`value` as the type `hint` says, or a :class:`UserError` that names the option."""
+@dataclass(frozen=True)
+class Described:
+    """A field as help and docs show it.
+
+    Attributes:
+        name: its name.
+        hint: its type.
+        default: its default as the command line takes it; empty for none.
+        expected: what may be given, in words.
+        help: what it means.
+        metavar: what stands for a value.
+    """
+
+    name: str
+    hint: Any
+    default: str
+    expected: str
+    help: str
+    metavar: str
+
+    @property
+    def range(self) -> str:
+        """What `expected` says beyond the type: bounds, choices, a form; empty where that is nothing."""
+        plain = (*_KINDS.values(), *map(_kind, _LISTS), "a mapping", "a name", "a separator")
+        bounded = next((kind for kind in plain if self.expected.startswith(f"{kind} ")), "")
+        return "" if self.expected in plain else self.expected[len(bounded) :].strip().removeprefix("of ")
+
+    @property
+    def flag(self) -> str:
+        """``--name=default``, or what stands for a value."""
+        return f"--{self.name}={self.default or self.metavar}"
+
+
+def described(cls: type[Options], prefix: str = "") -> Iterator[Described]:
+    """The fields of an options class in their order; those of a nested section by their dotted names."""
+    for field in dataclasses.fields(cls):
+        hint = _hints(cls)[field.name]
+        kinds = [one for one in _alternatives(hint) if one is not type(None)]
+        if len(kinds) == 1 and _is_options(kinds[0]):
+            yield from described(kinds[0], f"{prefix}{field.name}.")
+            continue
+        metadata = field.metadata
+        default = "" if metadata.get("default") is None else as_text(metadata["default"])
+        yield Described(
+            prefix + field.name,
+            hint,
+            default,
+            expected(hint, metadata),
+            metadata.get("help", ""),
+            _metavar(hint, metadata),
+        )
+
+
+def is_text(hint: Any) -> bool:
+    """Whether values of a type are text, whatever they look like: a dataset may be called 2020."""
+    return str in _alternatives(hint) and all(one in (str, type(None)) for one in _alternatives(hint))
+
+
+def as_text(value: Any) -> str:
+    """A default as the command line takes it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(as_text, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {as_text(one)}' for key, one in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("\t", "\\t")
+
+
+def expected(hint: Any, metadata: Mapping[str, Any]) -> str:
+    """What an option of this type takes, in words."""
+    noun, choices = metadata.get("noun"), metadata.get("choices")
+    if (metadata.get("maximum") or 0) >= LARGEST_SIZE:  # a bound of the machine: messages tell it
+        metadata = {**metadata, "maximum": None}
+    if choices:
+        return " | ".join(choices)
+    kinds = [_kind(one) for one in _alternatives(hint) if one is not type(None)]
+    return _amount(noun or " or ".join(kinds), metadata)
+
+
+def _hints(cls: type[Options]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    union = typing.get_origin(hint) in (Union, getattr(types, "UnionType", Union))
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _is_options(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Options)
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+_LISTS = (tuple[str, ...], tuple[int, ...], tuple[float, ...])
+_PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
+
+
+def _kind(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {_PLURALS.get(typing.get_args(hint)[0], 'values')}"
+    return "a mapping" if typing.get_origin(hint) is dict else _KINDS.get(hint, "a value")
+
+
+def _metavar(hint: Any, metadata: Mapping[str, Any]) -> str:
+    if metadata.get("metavar"):
+        return str(metadata["metavar"])
+    kinds = {int: "N", float: "X", bool: "true"}
+    return next((kinds[one] for one in _alternatives(hint) if one in kinds), "VALUE")
+
+
+def _joined(section: str, name: str) -> str:
+    """``rrd.weight``, or ``--weight`` in no section."""
+    return section + name if section in ("", "--") else f"{section}.{name}"
+
+
+def _missing(who: str, name: str, field: Any) -> str:
+    metadata = field.metadata
+    example = f", such as {metadata['example']}" if metadata["example"] else ""
+    return f"{who} needs {metadata['needed']}; set {name}={metadata['metavar']}{example}."
+
+
+# Values
+
+
+def checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    """`value` as the type `hint` and the bounds in `metadata` say.
+
+    Args:
+        name: what messages call it: ``rrd.weight``, or ``--trials`` of what is in no section.
+
+    Raises:
+        UserError: another type, or a value out of range.
+    """
+    others = [one for one in _alternatives(hint) if one is not type(None)]
+    if value is None and len(others) < len(_alternatives(hint)):
+        return None
+    for number, kind in enumerate(others, 1):
+        try:
+            found = _of_kind(name, value, kind, metadata)
+            break
+        except UserError:
+            if number == len(others):
+                raise
+    if (metadata.get("filled") and not found) or (metadata.get("test") and not metadata["test"](found)):
+        raise UserError(f"{name}={value!r}; expected {expected(hint, metadata)}.")
+    return found
+
+
+def _of_kind(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Union or origin is getattr(types, "UnionType", Union):
-        if value is None and type(None) in arguments:
-            return None
-        others = [argument for argument in arguments if argument is not type(None)]
-        if len(others) == 1:
-            return _checked(name, value, others[0], metadata)
-        for argument in others:
-            try:
-                return _checked(name, value, argument, metadata)
-            except UserError as error:
-                last = error
-        raise last
+    if hint is Any:
+        return value
+    if _is_options(hint):
+        return hint.parse(name, value)
     if origin is tuple:
+        if isinstance(value, str) and arguments[0] is str:
+            value = [word.strip() for word in value.split(",") if word.strip()]
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise UserError(f"{name}={value!r} is not a list; expected a list, such as --{name}=[1,0.5].")
-        return tuple(_checked(name, element, arguments[0], metadata) for element in value)
+            flag = name.lstrip("-")
+            raise UserError(f"{name}={value!r} is not a list; expected a list, such as --{flag}={_example(arguments)}.")
+        inner = {**metadata, "test": None, "filled": False, "noun": ""}
+        return tuple(checked(name, element, arguments[0], inner) for element in value)
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise UserError(f"{name}={value!r}; expected {expected(hint, metadata)}.")
+        inner = {**metadata, "test": None, "filled": False, "noun": ""}
+        return {key: checked(f"{name}.{key}", element, arguments[1], inner) for key, element in value.items()}
     if hint is bool:
         if not isinstance(value, bool):
-            raise UserError(f"{name}={value!r} is not true or false; set --{name}=true or --{name}=false.")
+            flag = name.lstrip("-")
+            raise UserError(f"{name}={value!r} is not true or false; set --{flag}=true or --{flag}=false.")
         return value
     if hint in (int, float):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or (hint is int and not is_whole(value)):
-            kind = "a whole number" if hint is int else "a number"
-            raise UserError(f"{name}={value!r} is not {kind}; expected {_bounds(metadata) or kind}.")
-        if not abs(value) <= (LARGEST_INT if hint is int else sys.float_info.max) or not _inside(value, metadata):
-            raise UserError(f"{name}={value!r} is out of range; expected {_bounds(metadata) or 'a finite number'}.")
-        return hint(value)
+        return _number(name, value, hint, metadata)
     if hint is str:
-        choices = metadata.get("choices")
-        if not isinstance(value, str) or (choices and value not in choices):
-            expected = f"one of {', '.join(choices)}" if choices else "a word"
-            raise UserError(f"{name}={value!r} is not {expected}.{closest(str(value), choices or ())}")
-        return value
+        return _word(name, value, metadata)
     raise TypeError(f"{name}: options of type {hint} are not supported")
 
 
-def is_whole(value: Union[int, float]) -> bool:
+def _example(arguments: Sequence[Any]) -> str:
+    return "[a,b]" if arguments[0] is str else "[1,0.5]"
+
+
+def _number(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> int | float:
+    kind, bounds = metadata.get("noun") or _KINDS[hint], _bounds(metadata)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    right = number and (hint is float or is_whole(value))
+    largest = LARGEST_INT if hint is int else sys.float_info.max
+    if not right or not abs(value) <= largest or not _inside(value, metadata):
+        if name.startswith("--"):
+            raise UserError(f"{name}={value!r}; expected {_amount(kind, metadata)}.")
+        if not right:
+            raise UserError(f"{name}={value!r} is not {kind}; expected {bounds or kind}.")
+        raise UserError(f"{name}={value!r} is out of range; expected {bounds or 'a finite number'}.")
+    return hint(value)
+
+
+def _word(name: str, value: Any, metadata: Mapping[str, Any]) -> str:
+    choices, noun = metadata.get("choices"), metadata.get("noun") or "a word"
+    if not isinstance(value, str) or "\0" in value:
+        wanted = f"one of {', '.join(choices)}" if choices else noun
+        raise UserError(f"{name}={value!r} is not {wanted}.")
+    if not choices or value in choices:
+        return value
+    for choice in choices if metadata.get("any_case") else ():
+        if value.lower() == choice.lower():
+            return value
+    raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}.{closest(value, choices)}")
+
+
+def is_whole(value: int | float) -> bool:
     """Whether a number is a whole one, however large; infinity and what is not a number are none."""
     return isinstance(value, int) or value.is_integer()
 
@@ -151,4 +342,15 @@ def _inside(value: float, metadata: Mapping[str, Any]) -> bool:
 
 def _bounds(metadata: Mapping[str, Any]) -> str:
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
-    return " and ".join(f"{word} {metadata[key]:g}" for key, word in words.items() if metadata.get(key) is not None)
+    found = {word: metadata[key] for key, word in words.items() if metadata.get(key) is not None}
+    return " and ".join(f"{word} {_figure(bound)}" for word, bound in found.items())
+
+
+def _figure(bound: float) -> str:
+    return f"{int(bound):,}" if abs(bound) < 1e15 and is_whole(bound) else f"{bound:g}"
+
+
+def _amount(kind: str, metadata: Mapping[str, Any]) -> str:
+    """The kind of a number with its bounds: "a whole number of at least 1"."""
+    bounds = _bounds(metadata)
+    return f"{kind} of {bounds}" if bounds.startswith("at ") else f"{kind} {bounds}".rstrip()

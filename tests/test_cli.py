@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,8 @@ import recbole_kd
 from recbole_kd.cli import VERBS, main, parse
 from recbole_kd.data.prepare import PREPARABLE
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.known_keys import known_keys
+from recbole_kd.options import described
 from recbole_kd.registry import DISTILLERS, MODELS
 
 SCRIPT = Path(recbole_kd.__file__).parent.parent / "run_recbole_kd.py"
@@ -43,6 +50,18 @@ def test_words_become_settings() -> None:
     assert parse(["list", "--kind=students"])[:2] == ("list", {"kind": "students"})
 
 
+def test_text_is_text_whatever_it_looks_like() -> None:
+    words = ["--teacher.0.ranks=7", "--user_inter_num_interval=[0,5]", "--baseline=None", "--rrd.pool=7", "--epochs="]
+    assert parse(words)[1] == {
+        "teacher.0.ranks": "7",
+        "user_inter_num_interval": "[0,5]",
+        "baseline": None,
+        "rrd.pool": 7,
+        "epochs": "",
+    }
+    assert parse(["recommend", "--users=7", "--k=7"])[1] == {"users": "7", "k": 7}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -64,10 +83,115 @@ def test_words_that_are_no_settings(words: list[str], message: str) -> None:
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in VERBS:
+    for verb, kind in VERBS.items():
         assert verb in text
+        assert kind.summary in text
     assert main(["evaluate", "--help"]) == 0
     assert "--checkpoint=FILE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for one in described(VERBS[verb]):
+        assert one.flag in text
+        assert one.help in text
+    assert main(["help", verb]) == 0
+    assert " ".join(capsys.readouterr().out.split()) == text
+
+
+def test_help_of_train_has_every_setting_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for title, group in known_keys():
+        assert title in text
+        assert all(f"--{one.name}=" in text and one.help in text for one in group)
+    assert "--epochs=300 at most [at least 0]" in text
+
+
+def test_help_waits_for_no_library() -> None:
+    code = "import sys; from recbole_kd.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    for words in (["--help"], ["train", "--help"], ["help", "tune"], ["--version"], ["completion"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        loaded = set(done.stderr.split())
+        assert "recbole_kd.cli" in loaded
+        assert not loaded & {"torch", "numpy", "pandas", "recbole", "ray", "matplotlib"}, words
+
+
+def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    text = capsys.readouterr().out
+    for name in ("recbole", "torch"):
+        assert f"{name} {metadata.version(name)}" in text.splitlines()
+
+
+def test_every_verb_has_a_module_that_runs_it() -> None:
+    for verb, kind in VERBS.items():
+        assert kind.verb == verb
+        run = importlib.import_module(f"recbole_kd.verbs.{verb}").run
+        assert list(inspect.signature(run).parameters) == ["options", "settings"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("recbole-kd tu", ["tune"]),
+        ("recbole-kd tune --tri", ["--trials=", "--trim_padding="]),
+        ("recbole-kd tune --learning_rate_s", ["--learning_rate_schedule="]),
+        ("recbole-kd tune --learning_rate_schedule=c", ["constant", "cosine"]),
+        ("recbole-kd --use_gpu=f", ["false"]),
+        ("recbole-kd list --kind=d", ["distillers", "datasets"]),
+        ("recbole-kd list --tri", []),
+        ("recbole-kd export --seen=train+", ["train+valid"]),
+    ],
+)
+def test_bash_completes_words(line: str, expected: list[str]) -> None:
+    """As bash calls it: words are split at "=", which is a word of its own."""
+    words = [word for word in re.split(r"\s+|(=)", line) if word]
+    shell = f"""
+        eval "$({shlex.quote(sys.executable)} -m recbole_kd.cli completion)"
+        compopt() {{ :; }}
+        COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)} COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1}
+        _recbole_kd; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == expected
+
+
+def test_an_error_of_the_program_is_a_line_and_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise IndexError("list index\nout of range")
+
+    monkeypatch.setattr("recbole_kd.verbs.list.run", broken)
+    assert main(["list", "--kind=recipes"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    said, _, file = line.partition("; details in ")
+    assert said == "recbole-kd: internal error (IndexError: list index out of range)"
+    text = Path(file).read_text()
+    assert Path(file).parent == Path("log")
+    assert text.startswith("recbole-kd list --kind=recipes\n")
+    assert "Traceback" in text
+    assert "in broken" in text
+
+
+def test_an_error_of_the_program_where_no_log_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(*_: Any) -> None:
+        raise IndexError("gone")
+
+    monkeypatch.setattr("recbole_kd.verbs.list.run", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    Path("log").write_text("a file where the folder should be")
+    assert main(["list"]) == 1
+    file = Path(capsys.readouterr().err.rstrip().partition("; details in ")[2])
+    assert file.parent == tmp_path / "temporary"
+    assert "IndexError: gone" in file.read_text()
 
 
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +208,7 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 def test_list_says_where_a_dataset_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     assert main(["list", "--kind=datasets", f"--data_path={tmp_path}"]) == 0
-    heading, *lines = capsys.readouterr().out.splitlines()
+    heading, *lines, _ = capsys.readouterr().out.splitlines()
     texts = dict((*line.split(maxsplit=1), "")[:2] for line in lines)
     assert heading == "Datasets"
     assert texts["mine"] == f"in {tmp_path}"
@@ -177,7 +301,7 @@ def test_what_keeps_its_own_state_goes_on_when_repeated(
     assert main(words) == 130
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == f"recbole-kd: interrupted. To go on: recbole-kd {shlex.join(words)}"
-    monkeypatch.setattr("recbole_kd.data.prepare.prepare", interrupt)
+    monkeypatch.setattr("recbole_kd.verbs.prepare.prepare", interrupt)
     assert main(["prepare", "--dataset=gowalla"]) == 130
     assert capsys.readouterr().err.splitlines()[-1].endswith("To go on: recbole-kd prepare --dataset=gowalla")
 

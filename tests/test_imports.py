@@ -9,6 +9,7 @@ import ast
 import io
 import sys
 import tokenize
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1] / "recbole_kd"
 LAYERS = (
     ("errors", "text", "compat"),
     ("options",),
+    ("verbs.options",),
     ("files",),
     ("loss.common",),
     ("loss.kernel",),
@@ -71,6 +73,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+@cache
 def edges() -> dict[str, set[str]]:
     """Module -> the package's modules that it imports."""
     graph: dict[str, set[str]] = {}

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
@@ -142,7 +142,7 @@ def _joined(address: str) -> Iterator[None]:
 @contextmanager
 def _authentication(**variables: str | None) -> Iterator[None]:
     """Environment variables for Ray's authentication, which Ray reads once and keeps until it is told."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     def read_again() -> None:
         Config.initialize("")  # first, so that nothing asks for a token that has gone
@@ -182,7 +182,8 @@ def _private_folder() -> Iterator[Path]:
         if lock is not None:
             shutil.rmtree(left_behind, ignore_errors=True)
             os.close(lock)
-    lock = None
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    lock = _lock(folder)
     while lock is None or not folder.is_dir():  # another process may have swept it away before it was locked
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         lock = _lock(folder)

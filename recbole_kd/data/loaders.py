@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import ModelType
+from recbole.utils import InputType, ModelType
 
 from recbole_kd.data.negatives import ObservedSampler
 from recbole_kd.data.observed import Observed
@@ -42,6 +42,11 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
                 f"The {phase} split of {config['dataset']} is empty, so that nothing can be chosen or reported; "
                 "change --eval_args or use a larger dataset."
             )
+    if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["train_neg_sample_args"]["distribution"] == "none":
+        raise UserError(
+            f"{config['model']} compares an item with a negative one, and --train_neg_sample_args draws none; "
+            "leave --train_neg_sample_args out, and leave low ratings out with --val_interval."
+        )
     try:
         samplers = _samplers(config, splits.dataset, parts)
     except ValueError as error:

@@ -1,52 +1,50 @@
-"""Public datasets, downloaded and converted to RecBole's atomic files.
+"""RecBole's atomic files, made from a table of events or from a public dataset.
 
-:func:`prepare` fetches the raw file of a dataset, keeps the first interaction of each (user, item) pair, reduces the
-pairs to their k-core and writes ``DATA_PATH/DATASET/DATASET.inter`` together with ``prepare.json``, the record of
-what it was made from. A dataset joins with one small function, raw lines to a frame, and one entry of
-:data:`PREPARABLE`.
-
-Files appear under their final names only when they are whole. Until a download has proved good it is
-``DATASET.raw.part``, with ``DATASET.raw.part.json`` saying what the bytes belong to, so that an interrupted transfer
-goes on where it stopped; then it is ``DATASET.raw``.
+:func:`prepare` reads events (CSV, TSV or Parquet), keeps the first of each (user, item) pair and reduces the pairs to
+their k-core. It writes ``DATA_PATH/DATASET/DATASET.inter`` and ``prepare.json``, the record of what it was made from. A
+public dataset joins with one entry of :data:`PREPARABLE`. Files appear under their names only when they are whole.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import http.client
 import io
 import json
-import logging
+import math
 import os
-import re
-import time
+import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Optional, Union
-from urllib.error import HTTPError
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recbole_kd.data.reader import Field, Layout, first_line, read_columns, seconds_of
 from recbole_kd.errors import UserError, closest
+from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.plain import save_json
+from recbole_kd.text import columns
+
+__all__ = ["PREPARABLE", "Columns", "Preparable", "can_prepare", "described", "k_core", "prepare"]
 
 _MEBIBYTE = 1 << 20
-_BLOCK = 16 * _MEBIBYTE  # decompressed bytes that are parsed at once; also the longest line
 _ROWS = 100_000  # rows that are written at once
-_ATTEMPTS = 4  # connections in a row without one new byte before a download gives up
-_BACKOFF = 1.0  # seconds before the second attempt; doubles with each
 _TIMEOUT = 30.0  # seconds without an answer before a connection counts as broken
-
-_logger = logging.getLogger(__name__)
+_SEPARATORS = ("\t", ",", ";", "|")
+_LATE = 0.1  # share of the rows, the latest, whose users and items are looked for among the others
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,8 @@ class Preparable:
 
     Attributes:
         description: one line for ``recbole-kd list``.
-        url: the raw file, plain text or gzip, one interaction per line.
-        parse: whole lines -> frame with the columns ``user``, ``item`` and ``timestamp`` (seconds since the epoch), one
-            row per line. Raises ValueError or OverflowError when any of the lines is malformed.
-        line: what a line holds, for the message about a malformed one.
+        url: the raw file, text or gzip, one interaction per line, without a first line that names the columns.
+        fields: its columns; those called ``user``, ``item`` and ``timestamp`` are read.
         download_limit: bytes of the largest download that is accepted.
         raw_limit: bytes of the largest decompressed raw file that is accepted.
         sha256: the checksum of the file at `url`, where it is known.
@@ -66,51 +62,45 @@ class Preparable:
 
     description: str
     url: str
-    parse: Callable[[bytes], pd.DataFrame]
-    line: str
+    fields: tuple[str, ...]
     download_limit: int
     raw_limit: int
-    sha256: Optional[str] = None
-
-
-def _gowalla(lines: bytes) -> pd.DataFrame:
-    """Check-ins as SNAP publishes them: user, ISO time in UTC, latitude, longitude, location; tab-separated."""
-    frame = pd.read_csv(
-        io.BytesIO(lines),
-        sep="\t",
-        header=None,
-        usecols=[0, 1, 4],
-        names=["user", "timestamp", "item"],
-        dtype={"user": "int64", "timestamp": str, "item": "int64"},
-        quoting=csv.QUOTE_NONE,
-        lineterminator="\n",
-        skip_blank_lines=False,
-        na_filter=False,
-        low_memory=False,
-    )
-    # Every line has a fifth field, else it would not have been read as a number: four tabs a line on average are four
-    # on each, and no line has a sixth.
-    if lines.count(b"\t") != 4 * len(frame):
-        raise ValueError("a line has more than five fields")
-    moments = pd.to_datetime(frame["timestamp"], format="%Y-%m-%dT%H:%M:%S%z", utc=True)
-    if moments.isna().any():
-        raise ValueError("a time is empty")
-    frame["timestamp"] = (moments - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)
-    return frame
+    sha256: str | None = None
 
 
 PREPARABLE: dict[str, Preparable] = {
     "gowalla": Preparable(
         description="check-ins of a location-based social network, first visits, 10-core (SNAP; 101 MiB download)",
         url="https://snap.stanford.edu/data/loc-gowalla_totalCheckins.txt.gz",
-        parse=_gowalla,
-        line="user, time such as 2010-10-19T23:55:27Z, latitude, longitude, location, separated by tabs",
+        fields=("user", "timestamp", "latitude", "longitude", "item"),
         download_limit=256 * _MEBIBYTE,
         raw_limit=2048 * _MEBIBYTE,
         sha256="c1c3e19effba649b6c89aeab3c1f9459fad88cfdc2b460fc70fd54e295d83ea0",
     ),
 }
 """The datasets that can be prepared, by the name that ``--dataset`` gives them."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table of events are read, by their names there, and how.
+
+    Attributes:
+        user, item: ids.
+        time: when the event was; None for none.
+        rating: a number; None for none.
+        minimum_rating: events below it are dropped.
+        separator: text between two fields; None finds it in the first line.
+        encoding: of a text file.
+    """
+
+    user: str
+    item: str
+    time: str | None = None
+    rating: str | None = None
+    minimum_rating: float | None = None
+    separator: str | None = None
+    encoding: str = "utf-8"
 
 
 def can_prepare(name: str) -> bool:
@@ -120,51 +110,65 @@ def can_prepare(name: str) -> bool:
 
 def prepare(
     dataset: str,
-    data_path: Union[str, Path],
-    source: Optional[str] = None,
+    data_path: str | Path,
+    source: str | None = None,
     show_progress: bool = True,
-    minimum: int = 10,
+    minimum: int | None = None,
+    columns: Columns | None = None,
 ) -> Path:
-    """Downloads `dataset` and converts it to an atomic file that RecBole reads.
+    """Converts a table of events, or a public dataset, to an atomic file that RecBole reads.
 
-    Of several interactions of one user with one item the earliest is kept. Users and items with fewer than `minimum`
-    interactions are then removed until none is left (the k-core). Ids are those of the raw file. Rows are ordered by
-    user, then time, then item: RecBole holds a timestamp in 32 bits, which is two minutes coarse for present-day
-    seconds, and its stable sort then keeps the order of the file.
+    Of several interactions of one user with one item the earliest is kept, without times the first in the file. Users
+    and items with fewer than `minimum` interactions are then removed until none is left (the k-core). Ids are those of
+    the source. Rows are ordered by user, then time, then their place in the source (of a public dataset, the item).
 
-    A dataset that has already been prepared with this `minimum` is left as it is, and nothing is downloaded. The
-    download is kept beside the result, so that another `minimum` needs no network.
+    A dataset that was made from the same source in the same way is left as it is, and nothing is downloaded. A download
+    is kept beside the result.
 
     Args:
-        dataset: a name in :data:`PREPARABLE`.
+        dataset: the name that the result gets; one of :data:`PREPARABLE` where `columns` is None.
         data_path: the folder of datasets; the result lies in ``data_path/dataset``.
-        source: the raw file: a path, or a http, https or file address; plain text or gzip. None is the public address.
-        show_progress: whether bars are drawn for the download, reading, filtering and writing.
-        minimum: interactions that every user and every item must have in the result; 1 keeps all.
+        source: a path, or a http, https or file address; text or gzip, and Parquet with `columns`. None is the public
+            dataset's address.
+        show_progress: whether a bar is drawn for the download.
+        minimum: interactions that every user and every item must have in the result; None is 10 for a public dataset
+            and 1, which keeps all, for other tables.
+        columns: which columns are read; None for a public dataset.
 
     Returns:
-        ``data_path/dataset/dataset.inter``, columns ``user_id:token item_id:token timestamp:float``.
+        ``data_path/dataset/dataset.inter``, columns ``user_id:token item_id:token``, ``rating:float`` and
+        ``timestamp:float`` where there are.
 
     Raises:
         UserError: an unknown dataset; a source that is missing, unreachable, too large, truncated, malformed or not the
             one recorded; a result that this function did not write; a folder that cannot be written.
     """
-    if not can_prepare(dataset):
+    if columns is None and not can_prepare(dataset):
         raise UserError(
-            f"Dataset '{dataset}' cannot be prepared.{closest(dataset, PREPARABLE)} "
-            f"Expected --dataset= one of: {', '.join(PREPARABLE)}."
+            f"Dataset '{dataset}' cannot be prepared.{closest(dataset, PREPARABLE)} Expected --dataset= one of: "
+            f"{', '.join(PREPARABLE)}; or a table of your own, with --source=FILE --user=COLUMN --item=COLUMN."
         )
+    if columns is not None and source is None:
+        raise UserError("--user and --item name columns of a table; set --source to its file or address.")
+    if not dataset or Path(dataset).name != dataset or dataset in (".", ".."):
+        raise UserError(f"--dataset={dataset!r} is not a name; expected one word, which names a folder and a file.")
+    minimum = minimum if minimum is not None else 10 if columns is None else 1
     if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
         raise UserError(f"--minimum={minimum!r} is not a number of interactions; expected a whole number, at least 1.")
-    entry = PREPARABLE[dataset]
-    folder = Path(data_path) / dataset
     try:
-        return _prepare(dataset, entry, folder, source, show_progress, minimum)
+        with _folder(Path(data_path) / dataset) as folder:
+            return _prepared(dataset, folder, source, show_progress, minimum, columns)
     except OSError as error:
         raise UserError(
-            f"Cannot prepare {dataset} in {folder}: {error.strerror or error}; "
+            f"Cannot prepare {dataset} in {Path(data_path) / dataset}: {error.strerror or error}; "
             f"set --data_path to a folder that can be written and has room."
         ) from error
+
+
+def described(path: Path) -> str:
+    """What the record beside a prepared file says of it, a line each."""
+    record = json.loads((path.parent / "prepare.json").read_text(encoding="utf-8"))
+    return "\n".join(_columns(record["summary"]))
 
 
 def k_core(users: NDArray[np.int64], items: NDArray[np.int64], minimum: int) -> NDArray[np.int64]:
@@ -187,151 +191,124 @@ def k_core(users: NDArray[np.int64], items: NDArray[np.int64], minimum: int) -> 
         kept = kept[stays]
 
 
-def _prepare(
-    dataset: str, entry: Preparable, folder: Path, source: Optional[str], show_progress: bool, minimum: int
+def _prepared(
+    dataset: str, folder: Path, source: str | None, show_progress: bool, minimum: int, chosen: Columns | None
 ) -> Path:
     """:func:`prepare` once its arguments are checked; an OSError here is about `folder`."""
     target, record_file = folder / f"{dataset}.inter", folder / "prepare.json"
     record = _read_record(record_file)
-    up_to_date = record is not None and record.minimum == minimum and target.exists()
+    way = {"minimum": minimum, **({} if chosen is None else {"columns": vars(chosen)})}
+    made = record is not None and target.exists() and all(record.get(key) == value for key, value in way.items())
     if target.exists():
         _check_own(target, record, record_file)
-    if up_to_date and source is None:
+    if made and source is None:
         return target
-
-    with _folder(folder):
-        raw = _raw_file(dataset, entry, folder, source, record, show_progress)
-        digest, size = _digest(raw.path)
-        _check_digest(raw, digest, entry, record, record_file)
-        if not up_to_date:
-            with _whole_file(target) as result:
-                lines, frame = _read(raw, entry, show_progress)
-                frame = _distinct_core(frame, minimum, show_progress)
-                if frame.empty:
-                    raise UserError(
-                        f"{raw.path} holds no users and items with {minimum} interactions each; "
-                        f"expected a larger file, or a smaller --minimum."
-                    )
-                written = _write(frame, result, show_progress)
-                description = {
-                    "dataset": dataset,
-                    "source": raw.origin,
-                    "minimum": minimum,
-                    "raw": {"bytes": size, "sha256": digest, "interactions": lines},
-                    "result": {
-                        **written,
-                        "users": int(frame["user"].nunique()),
-                        "items": int(frame["item"].nunique()),
-                        "interactions": len(frame),
-                    },
-                }
-                _flush(result)
-                # In this order a record never stands beside a result that it does not describe, wherever this stops.
-                target.unlink(missing_ok=True)
-                with _whole_file(record_file) as file:
-                    file.write((json.dumps(description, indent=2) + "\n").encode())
-        if raw.final is not None:
-            raw.path.replace(raw.final)
-            _note_of(raw.path).unlink(missing_ok=True)
+    entry = None if chosen is not None else PREPARABLE[dataset]
+    raw = _raw_file(dataset, entry, folder, source, record, show_progress)
+    digest = _sha256(raw.path)
+    if entry is not None and raw.origin == entry.url and entry.sha256 not in (None, digest):
+        raw.refuse(f"{raw.path} has sha256 {digest}; expected {entry.sha256}, that of the published file")
+    if record is not None and record["raw"]["sha256"] != digest:
+        if chosen is None:
+            raw.refuse(
+                f"{raw.path} has sha256 {digest}; expected {record['raw']['sha256']}, which {record_file} recorded "
+                "(delete that record to accept this file)"
+            )
+        made = False
+    if made:
+        return target
+    with _plain(raw, entry) as plain:
+        try:
+            events = _events(plain, entry, chosen)
+        except UserError as error:
+            raise UserError(str(error).replace(str(plain), str(raw.path))) from None
+    kept, steps = _distinct_core(events, minimum, chosen)
+    if not len(kept):
+        raw.refuse(
+            f"{raw.path} holds no users and items with {minimum} interactions each; expected a smaller --minimum"
+        )
+    result = events.take(pa.array(kept))
+    content = _written(result)
+    target.unlink(missing_ok=True)  # a record never stands beside a result that it does not describe
+    save_json(
+        {
+            "dataset": dataset,
+            "source": raw.origin,
+            **way,
+            "raw": {"bytes": raw.path.stat().st_size, "sha256": digest, "interactions": len(events)},
+            "result": {
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "users": len(pc.unique(result["user_id"])),
+                "items": len(pc.unique(result["item_id"])),
+                "interactions": len(result),
+            },
+            "summary": {"rows read": f"{len(events):,}", **steps, **_facts(result)},
+        },
+        record_file,
+        "data_path",
+    )
+    write_atomic(target, lambda file: file.write(content), "data_path")
+    if raw.kept is not None:
+        raw.path.replace(raw.kept)
     return target
+
+
+def _columns(summary: Mapping[str, str]) -> list[str]:
+    return columns(list(summary.items()))
 
 
 # The record, and what it protects
 
 
-@dataclass(frozen=True)
-class _Record:
-    """What ``prepare.json`` says of the last preparation, as far as the next one needs it."""
-
-    source: str
-    minimum: int
-    raw_sha256: str
-    result_sha256: str
-
-
-def _read_record(path: Path) -> Optional[_Record]:
+def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text())
-        return _Record(record["source"], record["minimum"], record["raw"]["sha256"], record["result"]["sha256"])
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        texts = [record["source"], record["raw"]["sha256"], record["result"]["sha256"]]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(record["minimum"], int):
+            raise TypeError
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{path} is not a record that `recbole-kd prepare` wrote; delete it and run again.") from None
 
 
-def _check_own(target: Path, record: Optional[_Record], record_file: Path) -> None:
+def _check_own(target: Path, record: dict[str, Any] | None, record_file: Path) -> None:
     """Refuses to take or to replace a result that somebody else wrote or changed."""
     if record is None:
         raise UserError(
             f"{target} was not written by `recbole-kd prepare` (there is no {record_file.name} beside it) and is not "
             f"replaced; move it away, or set another --data_path."
         )
-    if _digest(target)[0] != record.result_sha256:
+    if _sha256(target) != record["result"]["sha256"]:
         raise UserError(
             f"{target} differs from the sha256 in {record_file.name}: it was changed after it was prepared; "
             f"delete it to prepare it anew, or set another --data_path."
         )
 
 
-def _check_digest(raw: _Raw, digest: str, entry: Preparable, record: Optional[_Record], record_file: Path) -> None:
-    """Refuses a raw file that is not the published one, or not the one of the last preparation."""
-    if raw.origin == entry.url and entry.sha256 not in (None, digest):
-        raise UserError(
-            f"{raw.path} has sha256 {digest}; expected {entry.sha256}, that of the published file; {raw.remedy}."
-        )
-    if record is not None and digest != record.raw_sha256:
-        raise UserError(
-            f"{raw.path} has sha256 {digest}; expected {record.raw_sha256}, which {record_file} recorded; "
-            f"{raw.remedy}, or delete that record to accept this file."
-        )
-
-
-def _digest(path: Path) -> tuple[str, int]:
-    """sha256 and size in bytes of a file."""
-    sha256, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
+def _sha256(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
         while block := file.read(_MEBIBYTE):
             sha256.update(block)
-            size += len(block)
-    return sha256.hexdigest(), size
-
-
-# Files that are whole or absent
+    return sha256.hexdigest()
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[None]:
+def _folder(path: Path) -> Iterator[Path]:
     """Makes a folder, and removes it again if the block fails and leaves nothing in it."""
     existed = path.is_dir()
     path.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        yield path
     except BaseException:
-        if not existed:
-            with suppress(OSError):
-                path.rmdir()
+        for temporary in path.glob("*.part"):
+            temporary.unlink(missing_ok=True)
+        if not existed and not any(path.iterdir()):
+            path.rmdir()
         raise
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when the block ends, flushed to the disk, and is removed if the block fails."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            _flush(file)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _flush(file: BinaryIO) -> None:
-    """Through every buffer to the disk: a full disk shows here and not after the file got its name."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 # The raw file
@@ -344,298 +321,293 @@ class _Raw:
     Attributes:
         origin: its address, or the name without the folder of a file of the user's own.
         path: where it lies now.
-        final: the name that a fresh download gets when all went well.
-        remedy: what to do when it is no good.
+        kept: the name that a fresh download gets when all went well.
     """
 
     origin: str
     path: Path
-    final: Optional[Path]
-    remedy: str
+    kept: Path | None = None
+
+    def refuse(self, problem: str) -> None:
+        raise UserError(f"{problem}; set --source to another file or address.")
 
 
 def _raw_file(
-    dataset: str,
-    entry: Preparable,
-    folder: Path,
-    source: Optional[str],
-    record: Optional[_Record],
-    show_progress: bool,
+    dataset: str, entry: Preparable | None, folder: Path, source: str | None, record: Any, show_progress: bool
 ) -> _Raw:
-    """The raw file, fetched if need be."""
-    address = entry.url if source is None else source
+    """The raw file, downloaded if need be."""
+    address = source if source is not None else entry.url if entry is not None else ""
     try:
         parts = urlsplit(address)
     except ValueError as error:
         raise UserError(f"--source={address} is not an address ({error}); expected a file or an address.") from None
     if parts.scheme in ("http", "https"):
-        remedy = "delete it to download it again, or set --source to another file or address"
-        final = folder / f"{dataset}.raw"  # no name that a server chooses can meet one of ours
-        if final.exists() and record is not None and record.source == address:
-            return _Raw(address, final, None, remedy)
-        part = _download(dataset, address, final, entry.download_limit, show_progress)
-        return _Raw(address, part, final, remedy)
+        kept = folder / f"{dataset}.raw"  # no name that a server chooses can meet one of ours
+        if kept.exists() and record is not None and record["source"] == address:
+            return _Raw(address, kept)
+        limit = PREPARABLE["gowalla"].download_limit if entry is None else entry.download_limit
+        part = folder / f"{dataset}.raw.part"
+        _download(dataset, address, part, limit, show_progress)
+        return _Raw(address, part, kept)
     if "://" in address and parts.scheme != "file":
         raise UserError(f"--source={address} is not read; expected a file, or an address of http, https or file.")
     path = Path(url2pathname(parts.path) if parts.scheme == "file" else address).expanduser()
     if not path.is_file():
         found = "is not a file" if path.exists() else "does not exist"
-        raise UserError(f"--source={address} {found}; expected the raw file of {dataset}, plain text or gzip.")
+        raise UserError(f"--source={address} {found}; expected the raw file of {dataset}, text or gzip.")
     if not os.access(path, os.R_OK):
         raise UserError(f"--source={address} cannot be read; change its permissions or give another file.")
-    return _Raw(path.name, path, None, "set --source to another file or address")
+    return _Raw(path.name, path)
 
 
-class _Broken(Exception):
-    """A transfer did not start or ended early; trying again may help."""
-
-
-def _download(dataset: str, url: str, target: Path, limit: int, show_progress: bool) -> Path:
-    """Fetches `url` to ``target.part``, going on from the bytes that an earlier transfer left there.
-
-    Returns:
-        ``target.part``, complete. The caller renames it when it has proved to be good.
-    """
-    part = target.with_name(f"{target.name}.part")
-    furthest, fruitless = _size(part), 0
-    while True:
-        try:
-            _transfer(dataset, url, part, limit, show_progress)
-            return part
-        except _Broken as broken:
-            reason = str(broken)
-        received = _size(part)
-        fruitless = 1 if received > furthest else fruitless + 1
-        furthest = max(furthest, received)
-        if fruitless == _ATTEMPTS:
-            resumable = received and _read_note(part, url)["validator"]
-            kept = f"the next run goes on after the {received:,} bytes received; " if resumable else ""
-            raise UserError(
-                f"Cannot download {dataset} from {url}: {reason}; {kept}without a network, fetch that file elsewhere "
-                f"and run `recbole-kd prepare --dataset={dataset} --source=FILE`."
-            )
-        delay = _BACKOFF * 2 ** (fruitless - 1)
-        _logger.warning("Download of %s: %s; trying again in %g s.", dataset, reason, delay)
-        time.sleep(delay)
-
-
-def _transfer(dataset: str, url: str, part: Path, limit: int, show_progress: bool) -> None:
-    """One connection of a download: returns when `part` is complete, raises :class:`_Broken` when it is not.
-
-    The note beside `part` holds the address, the size and the validator (ETag or Last-Modified) of what its bytes
-    belong to. With them the server is asked for the rest *if that is still the same file* (RFC 9110, If-Range); it
-    sends the whole file otherwise, as a server does that knows no ranges.
-    """
-    note = _read_note(part, url)
-    start = _size(part) if note["validator"] else 0
-    if 0 < start == note["size"]:
+def _download(dataset: str, url: str, part: Path, limit: int, show_progress: bool) -> None:
+    """Fetches `url` to `part`, which is removed where that fails."""
+    received = 0
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "recbole-kd"}), timeout=_TIMEOUT) as response:
+            size = response.length
+            if (size or 0) > limit:
+                raise UserError(_too_large(url, f"is {size:,} bytes long", "a download", limit))
+            bar = tqdm(desc="Downloading", total=size, unit="B", unit_scale=True, disable=not show_progress)
+            with part.open("wb") as file, bar:
+                while block := _next_block(response):
+                    received += len(block)
+                    if received > limit:
+                        raise UserError(_too_large(url, "is longer", "a download", limit))
+                    file.write(block)
+                    bar.update(len(block))
+        if size is not None and received != size:
+            raise http.client.HTTPException(f"the transfer ended after {received:,} of {size:,} bytes")
+    except (http.client.HTTPException, ValueError) as error:
+        reason = str(error) or type(error).__name__
+    except OSError as error:
+        if part.exists() and not isinstance(error, _Broken):
+            raise  # the disk, not the network
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+    else:
         return
-    headers = {"User-Agent": "recbole-kd"}
-    if start:
-        headers.update({"Range": f"bytes={start}-", "If-Range": note["validator"]})
+    raise UserError(
+        f"Cannot download {dataset} from {url}: {reason}; without a network, fetch that file elsewhere "
+        f"and run `recbole-kd prepare --dataset={dataset} --source=FILE`."
+    )
+
+
+class _Broken(OSError):
+    """A transfer that broke, in contrast to a disk that is full."""
+
+
+def _next_block(response: Any) -> bytes:
     try:
-        response: http.client.HTTPResponse = urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
-    except HTTPError as error:
-        error.close()
-        if error.code == 416:  # more bytes are here than the server has
-            part.unlink(missing_ok=True)
-        elif error.code < 500 and error.code not in (408, 429):
-            raise UserError(
-                f"Cannot download {dataset}: the server answered {error.code} {error.reason} for {url}; "
-                f"set --source to another address or a file."
-            ) from None
-        raise _Broken(f"the server answered {error.code} {error.reason}") from None
-    except http.client.InvalidURL as error:
-        raise UserError(f"{url} is not an address ({error}); set --source to a file or an address.") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(getattr(error, "reason", error)) or type(error).__name__) from None
-
-    with response:
-        size = _whole_size(response, start)
-        if response.status != 206:
-            start = 0
-        if (size or 0) > limit:
-            raise UserError(_too_large(url, f"is {size:,} bytes long", "a download", limit))
-        with open(part, "ab" if start else "wb") as file, _bar("Downloading", show_progress, size, start) as bar:
-            if not start:
-                _write_note(part, url, response, size)
-            received = start
-            while block := _next_block(response):
-                received += len(block)
-                if received > limit:
-                    break
-                file.write(block)
-                bar.update(len(block))
-            _flush(file)
-    if received > limit:
-        part.unlink()
-        _note_of(part).unlink(missing_ok=True)
-        raise UserError(_too_large(url, "is longer", "a download", limit))
-    if size is not None and received != size:
-        raise _Broken(f"the transfer ended after {received:,} of {size:,} bytes")
-
-
-def _whole_size(response: http.client.HTTPResponse, start: int) -> Optional[int]:
-    """Bytes of the whole file that a response is (a part of); None where the server does not say."""
-    if response.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if found is None or int(found[1]) != start:
-            raise UserError(
-                f"The server answered another range of {response.url} than the one asked for; "
-                f"delete the .part file to download it from the start."
-            )
-        return int(found[2])
-    if response.status != 200:
-        raise _Broken(f"the server answered {response.status} {response.reason}")
-    return response.length
-
-
-def _next_block(response: http.client.HTTPResponse) -> bytes:
-    """What has arrived, at most a mebibyte; a transfer that breaks loses nothing of it."""
-    try:
-        return response.read1(_MEBIBYTE)
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f"the transfer broke ({str(error) or type(error).__name__})") from None
-
-
-def _note_of(part: Path) -> Path:
-    return part.with_name(f"{part.name}.json")
-
-
-def _read_note(part: Path, url: str) -> dict[str, Any]:
-    """What the bytes in `part` belong to; nothing where that is unknown or another address."""
-    try:
-        note = json.loads(_note_of(part).read_text())
-        if note["url"] == url:
-            return {"validator": note["validator"], "size": note["size"]}
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        pass
-    return {"validator": None, "size": None}
-
-
-def _write_note(part: Path, url: str, response: http.client.HTTPResponse, size: Optional[int]) -> None:
-    validator = response.headers.get("ETag")
-    if validator is None or validator.startswith("W/"):  # a weak tag may not be used for ranges
-        validator = response.headers.get("Last-Modified")
-    with _whole_file(_note_of(part)) as file:
-        file.write(json.dumps({"url": url, "validator": validator, "size": size}).encode())
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+        return bytes(response.read1(_MEBIBYTE))
+    except OSError as error:
+        raise _Broken(f"the transfer broke ({error})") from None
 
 
 def _too_large(what: object, found: str, expected: str, limit: int) -> str:
     return f"{what} {found}; expected {expected} of at most {limit:,} bytes; set --source to the right file."
 
 
-# From raw lines to the result
+@contextmanager
+def _plain(raw: _Raw, entry: Preparable | None) -> Iterator[Path]:
+    """The raw file, decompressed where its first bytes say gzip, whatever its name."""
+    limit = PREPARABLE["gowalla"].raw_limit if entry is None else entry.raw_limit
+    with raw.path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            yield raw.path
+            return
+    with tempfile.TemporaryDirectory() as folder, gzip.open(raw.path) as content:
+        plain = Path(folder) / raw.path.name
+        with plain.open("wb") as file:
+            while block := _next_content(content, raw):
+                file.write(block)
+                if file.tell() > limit:
+                    raise UserError(_too_large(raw.path, "holds more", "a decompressed file", limit))
+        yield plain
 
 
-def _read(raw: _Raw, entry: Preparable, show_progress: bool) -> tuple[int, pd.DataFrame]:
-    """Number of lines, and the frame of all of them."""
-    frames, lines = [], 0
-    for block in _blocks(raw, entry.raw_limit, show_progress):
-        try:
-            frames.append(entry.parse(block))
-        except (ValueError, OverflowError):
-            rows = io.BytesIO(block).readlines()
-            row = _malformed_row(rows, entry.parse)
-            raise UserError(
-                f"Line {lines + row + 1} of {raw.path} is {_shortened(rows[row])}; expected {entry.line}; {raw.remedy}."
-            ) from None
-        lines += len(frames[-1])
-    if not lines:
-        raise UserError(f"{raw.path} is empty; expected one interaction per line: {entry.line}; {raw.remedy}.")
-    return lines, pd.concat(frames, ignore_index=True)
-
-
-def _blocks(raw: _Raw, limit: int, show_progress: bool) -> Iterator[bytes]:
-    """The decompressed file in pieces of whole lines. Compression shows in the first bytes, not in the name."""
-    with open(raw.path, "rb") as file, _bar("Reading", show_progress, raw.path.stat().st_size) as bar:
-        compressed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        content = gzip.GzipFile(fileobj=file) if compressed else file
-        total, rest = 0, b""
-        while block := _next_content(content, raw):
-            bar.update(file.tell() - bar.n)
-            total += len(block)
-            if total > limit:
-                raise UserError(_too_large(raw.path, "holds more", "a decompressed file", limit))
-            end = block.rfind(b"\n") + 1
-            if end:
-                yield rest + block[:end]
-                rest = block[end:]
-            else:
-                rest += block
-            if len(rest) > _BLOCK:
-                raise UserError(_too_large(raw.path, "has a longer line", "lines", _BLOCK))
-        if rest:
-            yield rest
-
-
-def _next_content(content: Union[BinaryIO, gzip.GzipFile], raw: _Raw) -> bytes:
+def _next_content(content: Any, raw: _Raw) -> bytes:
     try:
-        return content.read(_BLOCK)
+        return bytes(content.read(16 * _MEBIBYTE))
     except EOFError:
-        raise UserError(f"{raw.path} is a truncated gzip file; expected a whole one; {raw.remedy}.") from None
+        raw.refuse(f"{raw.path} is a truncated gzip file; expected a whole one")
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{raw.path} is a damaged gzip file ({error}); expected a whole one; {raw.remedy}.") from None
+        raw.refuse(f"{raw.path} is a damaged gzip file ({error}); expected a whole one")
+    return b""
 
 
-def _malformed_row(rows: list[bytes], parse: Callable[[bytes], pd.DataFrame]) -> int:
-    """The first of `rows` that cannot be parsed, found by halving: the parser alone decides what a good line is."""
-    first, last = 0, len(rows)
-    while last - first > 1:
-        middle = (first + last) // 2
-        try:
-            parse(b"".join(rows[first:middle]))
-            first = middle
-        except (ValueError, OverflowError):
-            last = middle
-    return first
+# From events to the result
 
 
-def _shortened(row: bytes) -> str:
-    text = row.decode("utf-8", "replace").rstrip("\r\n")
-    return repr(text if len(text) <= 80 else f"{text[:80]}...")
+def _events(path: Path, entry: Preparable | None, chosen: Columns | None) -> pa.Table:
+    """Columns user_id and item_id (dictionaries), and rating and timestamp where there are, a row an event."""
+    if entry is not None:
+        names, own = list(entry.fields), Columns("user", "item", "timestamp")
+        layout = Layout(separator="\t", header=False)
+    else:
+        assert chosen is not None
+        own = chosen
+        if _is_parquet(path):
+            return _from_parquet(path, own)
+        layout = _found_layout(path, own)
+        names = first_line(path, layout)
+    roles = {own.user: "token", own.item: "token", own.rating: "float", own.time: "time"}
+    _check_columns(path, names, own)
+    fields = [
+        Field(name if name in roles else f"\0{place}", roles.get(name, "token")) for place, name in enumerate(names)
+    ]
+    layout = Layout(layout.separator, " ", own.encoding, (own.user, own.item), own.time, True, layout.header)
+    if not path.stat().st_size:
+        raise UserError(f"'{path}' is empty; expected one interaction per line.")
+    table = read_columns(path, layout, fields, [name for name in roles if name is not None])
+    return _named(table, own)
 
 
-def _distinct_core(frame: pd.DataFrame, minimum: int, show_progress: bool) -> pd.DataFrame:
-    """The earliest interaction of each (user, item) pair, then the k-core, ordered by user, time and item."""
-    with _bar("Filtering", show_progress, 3, unit="step") as bar:
-        users, _ = pd.factorize(frame["user"], sort=True)
-        items, item_ids = pd.factorize(frame["item"], sort=True)
-        timestamps = frame["timestamp"].to_numpy()
-        pairs = users.astype(np.int64) * len(item_ids) + items
-        order = np.lexsort((timestamps, pairs))
-        first = np.ones(len(order), dtype=bool)
-        first[1:] = np.diff(pairs[order]) != 0
-        kept = order[first]
-        bar.update()
-        kept = kept[k_core(users[kept], items[kept], minimum)]
-        bar.update()
-        kept = kept[np.lexsort((items[kept], timestamps[kept], users[kept]))]
-        bar.update()
-    return frame.iloc[kept]
+def _found_layout(path: Path, chosen: Columns) -> Layout:
+    """The separator that is given, or that the first line holds most of."""
+    if chosen.separator is not None:
+        return Layout(separator=chosen.separator, encoding=chosen.encoding)
+    line = "\0".join(first_line(path, Layout(separator="\0", encoding=chosen.encoding)))
+    return Layout(separator=max(_SEPARATORS, key=line.count), encoding=chosen.encoding)
 
 
-def _write(frame: pd.DataFrame, file: BinaryIO, show_progress: bool) -> dict[str, Any]:
-    """Writes the atomic file; its size and checksum."""
-    sha256, size = hashlib.sha256(), 0
-    with _bar("Writing", show_progress, len(frame), unit="row") as bar:
-        columns = frame[["user", "item", "timestamp"]]
-        header: Union[bool, list[str]] = ["user_id:token", "item_id:token", "timestamp:float"]
-        for start in range(0, len(frame), _ROWS):
-            rows = columns.iloc[start : start + _ROWS]
-            text = rows.to_csv(sep="\t", header=header, index=False, lineterminator="\n").encode()
-            header = False
-            file.write(text)
-            sha256.update(text)
-            size += len(text)
-            bar.update(len(rows))
-    return {"bytes": size, "sha256": sha256.hexdigest()}
+def _check_columns(path: Path, names: list[str], chosen: Columns) -> None:
+    for option in ("user", "item", "time", "rating"):
+        name = getattr(chosen, option)
+        if name is not None and names.count(name) != 1:
+            found = f"has no column '{name}'" if name not in names else f"has several columns called '{name}'"
+            raise UserError(
+                f"'{path}' {found}; it has {', '.join(names)[:300]}.{closest(name, names)} "
+                f"Set --{option} to one of them, or --separator to what separates them."
+            )
+    if chosen.user == chosen.item:
+        raise UserError(f"--user and --item are both '{chosen.user}'; expected two columns.")
+    if chosen.minimum_rating is not None and chosen.rating is None:
+        raise UserError("--minimum_rating is given without --rating; set --rating to the column of ratings.")
 
 
-def _bar(stage: str, show_progress: bool, total: Optional[int], initial: int = 0, unit: str = "B") -> Any:
-    return tqdm(desc=stage, total=total, initial=initial, unit=unit, unit_scale=unit == "B", disable=not show_progress)
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _from_parquet(path: Path, chosen: Columns) -> pa.Table:
+    try:
+        _check_columns(path, pq.read_schema(path).names, chosen)
+        wanted = [name for name in (chosen.user, chosen.item, chosen.rating, chosen.time) if name is not None]
+        table = pq.read_table(path, columns=wanted)
+        found = {}
+        for name in wanted:
+            column = table[name]
+            if name in (chosen.user, chosen.item):
+                column = column.cast(pa.string()).dictionary_encode()
+            elif name == chosen.rating:
+                column = column.cast(pa.float64())
+            elif pa.types.is_temporal(column.type):
+                column = seconds_of(column.cast(pa.timestamp("us", getattr(column.type, "tz", None))))
+            elif not pa.types.is_integer(column.type):
+                column = column.cast(pa.float64())
+            if column.null_count and name != chosen.rating:
+                row = pc.index(column.is_null(), True).as_py() + 1
+                raise UserError(
+                    f"'{path}', row {row}, column '{name}': there is no value; write one, or remove the row."
+                )
+            found[name] = column.combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"Cannot read '{path}': {' '.join(str(error).split())[:300]}.") from None
+    return _named(pa.table(found), chosen)
+
+
+def _named(table: pa.Table, chosen: Columns) -> pa.Table:
+    """The columns under the names that they get in an atomic file, in its order."""
+    names = {"user_id": chosen.user, "item_id": chosen.item, "rating": chosen.rating, "timestamp": chosen.time}
+    return pa.table({name: table[there] for name, there in names.items() if there is not None})
+
+
+def _distinct_core(events: pa.Table, minimum: int, chosen: Columns | None) -> tuple[NDArray[np.int64], dict[str, str]]:
+    """Rows that stay, in the result's order: the earliest of each pair, then the k-core; and what was dropped why."""
+    steps: dict[str, str] = {}
+    kept = np.arange(len(events))
+    if chosen is not None and chosen.minimum_rating is not None:
+        ratings = events["rating"].to_numpy()
+        low = ~(ratings >= chosen.minimum_rating)
+        kept, steps[f"dropped: rated below {chosen.minimum_rating:g}"] = kept[~low], f"{int(low.sum()):,}"
+    users, items = (_codes(events[side], by_number=chosen is None) for side in ("user_id", "item_id"))
+    times = events["timestamp"].to_numpy() if "timestamp" in events.column_names else np.zeros(len(events), np.int64)
+    pairs = users * (int(items.max()) + 1) + items
+    kept = kept[np.lexsort((times[kept], pairs[kept]))]
+    first = np.diff(pairs[kept], prepend=-1) != 0
+    steps["dropped: a pair again"] = f"{int((~first).sum()):,}"
+    kept = np.sort(kept[first])
+    core = kept[k_core(users[kept], items[kept], minimum)]
+    steps[f"dropped: users and items with fewer than {minimum}"] = f"{len(kept) - len(core):,}"
+    last = items[core] if chosen is None else core
+    return core[np.lexsort((last, times[core], users[core]))], steps
+
+
+def _codes(column: pa.ChunkedArray, by_number: bool) -> NDArray[np.int64]:
+    """(rows,) a number for each id: by first appearance, or in the order of the whole numbers that the ids are."""
+    ids = column.combine_chunks()
+    ids = ids.chunk(0) if isinstance(ids, pa.ChunkedArray) else ids
+    codes: NDArray[np.int64] = ids.indices.to_numpy().astype(np.int64)
+    if not by_number:
+        return codes
+    tokens = ids.dictionary
+    order = np.lexsort((tokens.to_numpy(zero_copy_only=False).astype(str), pc.utf8_length(tokens).to_numpy()))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[codes]
+
+
+def _written(result: pa.Table) -> bytes:
+    """The atomic file.
+
+    Raises:
+        UserError: an id that such a file cannot hold.
+    """
+    for side in ("user_id", "item_id"):
+        for token in pc.unique(result[side]).to_pylist():
+            if any(letter in token for letter in "\t\r\n"):
+                raise UserError(
+                    f"The {side.removesuffix('_id')} {token!r} holds a tab or a line break, which separate fields and "
+                    "rows in an atomic file; rename it."
+                )
+    kinds = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
+    file = io.BytesIO()
+    file.write(("\t".join(f"{name}:{kinds[name]}" for name in result.column_names) + "\n").encode())
+    texts = result.cast(pa.schema([(name, pa.string()) for name in result.column_names]))
+    for start in range(0, len(texts), _ROWS):
+        rows = [column.fill_null("") for column in texts.slice(start, _ROWS).columns]
+        file.write(("\n".join(pc.binary_join_element_wise(*rows, "\t").to_pylist()) + "\n").encode())
+    return file.getvalue()
+
+
+def _facts(result: pa.Table) -> dict[str, str]:
+    """Sizes of the result, and how much of its last rows in time is unknown to the rows before."""
+    rows = len(result)
+    users, items = (len(pc.unique(result[side])) for side in ("user_id", "item_id"))
+    facts = {
+        "rows written": f"{rows:,}",
+        "users": f"{users:,}",
+        "items": f"{items:,}",
+        "density": f"{rows / users / items:.4%}",
+    }
+    if "timestamp" not in result.column_names:
+        return facts
+    times = result["timestamp"].to_numpy()
+    order = np.argsort(times, kind="stable")
+    late = order[rows - math.ceil(rows * _LATE) :]
+    facts["from"], facts["to"] = _date(times.min()), _date(times.max())
+    for name, side in (("users", "user_id"), ("items", "item_id")):
+        codes = _codes(result[side], by_number=False)
+        new = np.setdiff1d(codes[late], codes[order[: rows - len(late)]])
+        share = len(new) / len(np.unique(codes[late]))
+        facts[f"{name} of the last {_LATE:.0%} in time that are not in the rest"] = f"{share:.1%}"
+    return facts
+
+
+def _date(time: float) -> str:
+    """A time as a date, where it can be one in seconds or milliseconds since 1970."""
+    for unit in (1, 1000):
+        if 10**8 <= abs(time) / unit < 10**10:
+            return datetime.fromtimestamp(float(time) / unit, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{time:g}"

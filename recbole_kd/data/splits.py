@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data import dataset as recbole_datasets
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
+from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.reader import fields_of
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
 
@@ -42,7 +43,7 @@ class Splits:
                 'in time; set order: TO, such as --eval_args="{split: {LS: valid_and_test}, order: TO}".'
             )
         try:
-            self.dataset = _dataset_class(config)(config)
+            self.dataset = (KDSequentialDataset if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else KDDataset)(config)
             self.train, self.valid, self.test = self.dataset.build()
         except (ValueError, KeyError, IndexError, NotImplementedError, TypeError, AssertionError) as error:
             raise UserError(
@@ -183,18 +184,11 @@ def token_map(ours: Sequence[str], theirs: Sequence[str]) -> torch.Tensor:
     return torch.tensor([position[token] for token in ours], dtype=torch.long)
 
 
-def _dataset_class(config: Any) -> Any:
-    """RecBole's dataset class for the model's type (RecBole's own chooser would also unpickle a file)."""
-    names = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
-    own = f"{config['student']}Dataset"
-    return getattr(recbole_datasets, own, None) or getattr(recbole_datasets, names.get(config["MODEL_TYPE"], "Dataset"))
-
-
 def check_files(config: Any) -> None:
-    """Looks at the atomic files before RecBole does, whose own messages on them are tracebacks.
+    """Looks at the atomic files' first lines, so that what is wrong with the settings is said before anything is read.
 
     Raises:
-        UserError: a missing folder, file, column or row.
+        UserError: a missing folder, file or column.
     """
     name, folder = config["dataset"], Path(config["data_path"])
     if not folder.is_dir():
@@ -205,6 +199,7 @@ def check_files(config: Any) -> None:
     files = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
     wanted = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
     columns = (config["load_col"] or {}).get("inter") if isinstance(config["load_col"], dict) else None
+    columns = None if columns == "*" else columns
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if sequential and parts:
         raise UserError(
@@ -222,32 +217,10 @@ def check_files(config: Any) -> None:
         path = folder / file
         if not path.is_file():
             raise UserError(f"There is no file '{path}'; expected RecBole's atomic files of the dataset {name}.")
-        try:
-            with path.open(encoding=config["encoding"] or "utf-8") as lines:
-                header, row = lines.readline(), lines.readline()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"Cannot read '{path}': {error}.") from None
-        fields = [field.split(":") for field in header.rstrip("\n").split(config["field_separator"])]
-        if not header.strip() or any(len(field) != 2 for field in fields):
-            raise UserError(
-                f"The first line of '{path}' is {header.strip()[:60]!r}; expected columns as name:type, "
-                "such as user_id:token and item_id:token, separated by --field_separator."
-            )
-        names = [field[0] for field in fields]
+        names = [field.name for field in fields_of(path, layout_of(config))]
         for column in dict.fromkeys([*wanted, *(columns or [])]):
             if column not in names:
                 raise UserError(
                     f"'{path}' has no column '{column}'; it has {', '.join(names)}. "
                     f"Set --USER_ID_FIELD, --ITEM_ID_FIELD{', --TIME_FIELD' if sequential else ''} or --load_col."
                 )
-        if not row.strip():
-            raise UserError(f"'{path}' has a header but no interactions; expected one per line.")
-
-
-def cold_users(splits: Splits) -> int:
-    """Users of the validation or test split without a training interaction: no model can know them."""
-    seen = splits.observed.counts > 0
-    later = torch.zeros_like(seen)
-    for split in (splits.valid, splits.test):
-        later[splits.pairs(split)[0]] = True
-    return int((later & ~seen).sum())

@@ -87,7 +87,6 @@ class KDConfig(Config):
             )
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"RecBole refuses the settings: {str(error).strip()}") from error
-        checks.check_values(self)
         checks.check_files(self)
 
     # What RecBole's constructor calls, in its order.

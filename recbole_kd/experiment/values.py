@@ -12,7 +12,7 @@ from recbole.utils import dataset_arguments
 from recbole_kd.errors import UserError
 from recbole_kd.files.properties import Repeated, load_yaml
 
-__all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "parse_value", "plain", "same_kind"]
+__all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "parse_value", "plain"]
 
 #: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists.
 DATASET_KEYS = tuple(dataset_arguments)
@@ -150,18 +150,3 @@ def like(value: Any, default: Any) -> Any:
         return {key: like(one, default.get(key)) for key, one in value.items()}
     plain = {type(value), type(default)} == {int, float} and abs(value) < _EXACT
     return type(default)(value) if plain and value == int(value) else value
-
-
-def same_kind(value: Any, default: Any) -> bool:
-    """Whether a given value is of its default's type; a default of None or of another kind says nothing."""
-    if value is None or default is None:
-        return True
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, (int, float)):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple))
-    if isinstance(default, Mapping):
-        return isinstance(value, Mapping)
-    return True

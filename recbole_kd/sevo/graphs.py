@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from recbole_kd.data.dataset import PLACE
 from recbole_kd.data.graphs import bipartite_adjacency, symmetric_normalized
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
@@ -201,19 +202,19 @@ def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         UserError: interactions have no time.
     """
-    rows, config = train.inter_feat, train.config
-    if train.time_field not in rows:
+    rows, config = train.timed, train.config
+    if rows is None:
         raise UserError(
             f"The consecutive graph needs the time of interactions, and column '{train.time_field}' is not loaded; "
             "name it in --load_col or choose another --sevo.graph."
         )
-    users, items, times = rows[train.uid_field], rows[train.iid_field], rows[train.time_field].double()
+    users, items, times = rows[train.uid_field], rows[train.iid_field], rows[PLACE]
     histories = train.iid_field + config["LIST_SUFFIX"]
     if histories in rows:
         lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]]
         first = lengths == 1
         users, items = torch.cat([users[first], users]), torch.cat([rows[histories][first, 0], items])
-        times = torch.cat([torch.full((int(first.sum()),), -torch.inf, dtype=times.dtype), times])
+        times = torch.cat([torch.full((int(first.sum()),), -1), times])
         # Items of the same time are in the order of their histories' lengths.
         by_length = torch.argsort(torch.cat([torch.zeros_like(lengths[first]), lengths]), stable=True)
         users, items, times = users[by_length], items[by_length], times[by_length]

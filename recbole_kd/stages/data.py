@@ -7,8 +7,9 @@ from pathlib import Path
 
 from recbole.utils import init_seed
 
+from recbole_kd.data import summary
 from recbole_kd.data.prepare import can_prepare, prepare
-from recbole_kd.data.splits import Splits, cold_users
+from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment.settings import KDConfig, dataset_names
 
@@ -39,10 +40,8 @@ def load_splits(config: KDConfig) -> Splits:
         )
     init_seed(config.split_seed, config["reproducibility"])
     splits = Splits(config)
-    cold = cold_users(splits)
-    if cold:
-        logging.getLogger().warning(
-            f"{cold:,} users of the validation and test splits have no training interaction: no model can know them. "
-            "--user_inter_num_interval filters users before the split."
-        )
+    logger = logging.getLogger()
+    logger.info(f"The data:\n{summary.table(splits)}")
+    for warning in summary.warnings(splits):
+        logger.warning(warning)
     return splits

@@ -50,8 +50,9 @@ from recbole_kd.stages.teacher import saved_teacher
 from recbole_kd.teacher.cache import Trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_evaluator
+from recbole_kd.verbs.options import PARTS, AnalyseOptions
 
-__all__ = ["PARTS", "Part", "analyse"]
+__all__ = ["Part", "analyse", "run"]
 
 #: Nodes up to which the spectrum is decomposed exactly: half a minute and a quarter of a GB at the bound.
 EXACT_NODES = 4000
@@ -70,7 +71,7 @@ class Part:
     """One diagnostic.
 
     Attributes:
-        name: a key of :data:`PARTS`.
+        name: one of :data:`recbole_kd.verbs.options.PARTS`.
         finding: one sentence on what it shows.
         table: heading and rows, as they go into the CSV.
         picture: the figure.
@@ -124,7 +125,7 @@ def analyse(
         teacher: a checkpoint of recbole-kd or of RecBole, on the same dataset and split.
         output: the folder; nothing is written before everything is computed.
         baseline: a checkpoint of a plain student to stand beside the distilled one.
-        parts: keys of :data:`PARTS`; by default those that these models allow.
+        parts: names in :data:`recbole_kd.verbs.options.PARTS`; by default those that these models allow.
         bands: bands of frequency, an odd number of at least 3.
         groups: groups of users by taste, at least 2.
         metric: as RecBole names it, such as ``ndcg@20``; by default the one that epochs are chosen by.
@@ -137,46 +138,39 @@ def analyse(
         UserError: a checkpoint that is missing or of another dataset or split, an unknown part or metric, a number out
             of range, a part that was asked for and cannot be computed.
     """
-    wanted = list(PARTS if parts is None else parts)
-    for name in wanted:
-        if name not in PARTS:
-            raise UserError(
-                f"Unknown part '{name}'.{closest(str(name), PARTS)} Set --parts to some of {', '.join(PARTS)}."
-            )
-    if not _whole(bands) or bands < 3 or bands % 2 == 0:
-        raise UserError(f"--bands={bands}; expected an odd number of at least 3, such as --bands=11.")
-    if not _whole(groups) or groups < 2:
-        raise UserError(f"--groups={groups}; expected a whole number of at least 2, such as --groups=20.")
-    subject = _load(student, teacher, baseline, bands, groups, metric, config_dict)
+    given = {name: value for name, value in locals().items() if name != "config_dict"}
+    return _analyse(AnalyseOptions.parse("--", {**given, "output": str(output)}), config_dict)
+
+
+def run(options: AnalyseOptions, settings: dict[str, Any]) -> None:
+    """The verb: prints what was found and where it lies."""
+    found, left_out = _analyse(options, settings)
+    for part in found:
+        print(f"{part.name}: {part.finding}\n    {Path(options.output) / part.name}.{{csv,png}}")
+    for name, reason in left_out.items():
+        print(f"{name}: left out, {reason}")
+
+
+def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> tuple[list[Part], dict[str, str]]:
+    subject = _load(options, config_dict)
     found, left_out = [], {}
     with mpl.rc_context(STYLE):
-        for name in wanted:
+        for name in options.parts or PARTS:
             try:
-                found.append(PARTS[name](subject))
+                found.append(_PARTS[name](subject))
             except _Impossible as reason:
-                if parts is not None:
+                if options.parts is not None:
                     raise UserError(f"--parts={name} is not possible here: {reason}") from None
                 left_out[name] = str(reason)
     for part in found:
-        write_content(Path(output) / f"{part.name}.csv", csv_text(part.table))
-        write_content(Path(output) / f"{part.name}.png", picture_bytes(part.picture))
+        write_content(Path(options.output) / f"{part.name}.csv", csv_text(part.table))
+        write_content(Path(options.output) / f"{part.name}.png", picture_bytes(part.picture))
     return found, left_out
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _load(
-    student: str,
-    teacher: str,
-    baseline: Optional[str],
-    bands: int,
-    groups: int,
-    metric: Optional[str],
-    config_dict: Optional[Mapping[str, Any]],
-) -> _Subject:
-    given = {"teacher": teacher, **({} if baseline is None else {"baseline": baseline})}
+def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> _Subject:
+    student = options.student
+    given = {"teacher": options.teacher, **({} if options.baseline is None else {"baseline": options.baseline})}
     states = {setting: load_any(path) for setting, path in given.items()}  # missing files are told before data is read
     trained, splits = load_trained(student, config_dict)
     views: dict[str, FrozenTeacher] = {}
@@ -195,8 +189,10 @@ def _load(
         views[setting] = saved_teacher(trained.config, splits, TeacherSource.of_checkpoint(path))
     folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
     learner = FrozenTeacher(trained, splits, folder)
-    name = str(metric or trained.config["valid_metric"]).lower()
-    return _Subject(learner, views["teacher"], views.get("baseline"), trained, splits, bands, groups, name)
+    name = str(options.metric or trained.config["valid_metric"]).lower()
+    return _Subject(
+        learner, views["teacher"], views.get("baseline"), trained, splits, options.bands, options.groups, name
+    )
 
 
 def _vectors(subject: _Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -575,30 +571,10 @@ def _cell(value: float) -> Any:
 
 
 #: Name of each part -> the function that computes it.
-PARTS: dict[str, Callable[[_Subject], Part]] = {
+_PARTS: dict[str, Callable[[_Subject], Part]] = {
     "spectrum": _spectrum,
     "smoothing": _smoothing,
     "experts": _experts,
     "gain": _gain,
     "compression": _compression,
 }
-
-
-def run_analyse(settings: dict[str, Any]) -> None:
-    """The verb: `settings` as the command line gives them; prints what was found and where it lies."""
-    needed = {}
-    for key, example in (("student", "saved/FreqDStudent-....pth"), ("teacher", "saved/teachers/BPR-....pth")):
-        needed[key] = settings.pop(key, None)
-        if not isinstance(needed[key], str):
-            raise UserError(f"analyse needs two checkpoints; set --{key}=FILE, such as {example}.")
-    output = settings.pop("output", None)
-    if not output:
-        raise UserError("analyse needs a folder for its pictures and tables; set --output=DIR.")
-    options = {key: settings.pop(key) for key in ("baseline", "parts", "bands", "groups", "metric") if key in settings}
-    if isinstance(options.get("parts"), str):
-        options["parts"] = [word.strip() for word in options["parts"].split(",") if word.strip()]
-    found, left_out = analyse(output=output, **needed, **options, config_dict=settings)
-    for part in found:
-        print(f"{part.name}: {part.finding}\n    {Path(output) / part.name}.{{csv,png}}")
-    for name, reason in left_out.items():
-        print(f"{name}: left out, {reason}")

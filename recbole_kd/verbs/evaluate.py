@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_kd.files.plain import save_json
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.testing import evaluated
 from recbole_kd.trainer.kd_trainer import make_evaluator
+from recbole_kd.verbs.options import EvaluateOptions
 
-__all__ = ["evaluate_checkpoint"]
+__all__ = ["evaluate_checkpoint", "run"]
+
+
+def run(options: EvaluateOptions, settings: dict[str, Any]) -> None:
+    """The verb: prints the metrics as JSON."""
+    result = evaluate_checkpoint(options.checkpoint, settings)
+    if options.result_file:
+        save_json(result, options.result_file, "result_file")
+    print(json.dumps(result, indent=2))
 
 
 def evaluate_checkpoint(path: str, config_dict: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -24,19 +24,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_kd.data.observed import Observed
-from recbole_kd.errors import UserError, closest
+from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.evaluation.costs import inference_costs
 from recbole_kd.files.atomic import whole_folder, write_content
 from recbole_kd.files.digest import file_digest
 from recbole_kd.files.plain import read_json, save_json
 from recbole_kd.stages.result import versions
-from recbole_kd.verbs.recommend import SEEN, Recommender
+from recbole_kd.verbs.options import INDEXES, SEEN, ExportOptions
+from recbole_kd.verbs.recommend import Recommender
 
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMAT = "recbole-kd-export/1"
-#: Name of an approximate index, and of the module that builds it -> the package that has it.
-INDEXES = {"faiss": "faiss-cpu"}
 #: Users whose scores by the vectors are compared with the model's own before a bundle is written.
 _CHECKED_USERS = 256
 #: The largest difference of two scores that counts as rounding, as a part of the largest score.
@@ -68,7 +67,7 @@ def run_export(
     Args:
         checkpoint, seen, config_dict: as in :class:`recbole_kd.verbs.recommend.Recommender`.
         output: the bundle's folder; its parent is made where it does not exist.
-        index: a key of :data:`INDEXES`, or None for exact search alone.
+        index: a key of :data:`recbole_kd.verbs.options.INDEXES`, or None for exact search alone.
         overwrite: whether a bundle that is there is replaced.
 
     Returns:
@@ -77,12 +76,20 @@ def run_export(
     Raises:
         UserError: a bad value of one of these, a model without such vectors, a folder that cannot be written.
     """
-    if not isinstance(overwrite, bool):
-        raise UserError(f"--overwrite={overwrite!r} is not true or false.")
-    target = Path(output).absolute()
-    _check_target(target, overwrite)
-    faiss = None if index is None else _index_module(index)
-    recommender = Recommender(checkpoint, seen, config_dict)
+    given = {name: value for name, value in locals().items() if name != "config_dict"}
+    return _export(ExportOptions.parse("--", given), config_dict)
+
+
+def run(options: ExportOptions, settings: dict[str, Any]) -> None:
+    """The verb: writes the bundle and prints what it is."""
+    print(summary(_export(options, settings), options.output))
+
+
+def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+    target = Path(options.output).absolute()
+    _check_target(target, options.overwrite)
+    faiss = None if options.index is None else _index_module(options.index)
+    recommender = Recommender(options.checkpoint, options.seen, config_dict)
     users, items = _vectors(recommender)
     tokens = {"users": recommender.splits.user_tokens[1:], "items": recommender.items[1:]}
     manifest: dict[str, Any] = {
@@ -94,7 +101,7 @@ def run_export(
         "items": len(items),
         "dimension": users.shape[1],
         "score": "inner product of a user's and an item's vector, float32",
-        "seen": {"splits": list(SEEN[seen]), "pairs": len(recommender.seen)},
+        "seen": {"splits": list(SEEN[options.seen]), "pairs": len(recommender.seen)},
         "valid_result": recommender.trained.state["best_valid_result"],
         "digests": {"model": recommender.model.digest, "training_split": recommender.trained.state["split"]},
         "versions": versions(),
@@ -168,8 +175,6 @@ def _file_facts(path: Path) -> dict[str, Any]:
 
 
 def _index_module(index: str) -> Any:
-    if index not in INDEXES:
-        raise UserError(f"Unknown --index={index}.{closest(str(index), INDEXES)} Choices: {', '.join(INDEXES)}.")
     try:
         return importlib.import_module(index)
     except ImportError:

@@ -19,19 +19,13 @@ from tqdm import tqdm
 
 from recbole_kd.data.loaders import sized_eval_batch
 from recbole_kd.data.observed import Observed
-from recbole_kd.errors import UserError, closest
+from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.files.atomic import write_atomic
 from recbole_kd.files.reading import read_text
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.teacher.frozen import FrozenTeacher
-
-#: ``seen`` -> the splits whose interactions are known when a recommendation is made.
-SEEN: dict[str, tuple[str, ...]] = {
-    "train": ("train",),
-    "train+valid": ("train", "valid"),
-    "all": ("train", "valid", "test"),
-}
+from recbole_kd.verbs.options import SEEN, RecommendOptions
 
 
 class Recommendation(NamedTuple):
@@ -58,15 +52,14 @@ class Recommender:
         """
         Args:
             checkpoint: a student, teacher or baseline that recbole-kd saved.
-            seen: a key of :data:`SEEN`. The items of these splits are those that a user has seen; a sequential model
-                continues their sequence.
+            seen: a key of :data:`recbole_kd.verbs.options.SEEN`. The items of these splits are those that a user has
+                seen; a sequential model continues their sequence.
             config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
 
         Raises:
             UserError: no such choice; or as :func:`recbole_kd.stages.saved.load_trained`.
         """
-        if seen not in SEEN:
-            raise UserError(f"Unknown --seen={seen}.{closest(str(seen), SEEN)} Choices: {', '.join(SEEN)}.")
+        RecommendOptions.checked("--", "seen", seen)
         self.trained, self.splits = load_trained(checkpoint, config_dict)
         self.model = FrozenTeacher(
             self.trained, self.splits, os.path.join(self.trained.config["checkpoint_dir"], "ranks")
@@ -213,8 +206,8 @@ FORMATS: dict[str, Callable[[Iterable[Recommendation]], Iterator[str]]] = {"csv"
 def run_recommend(
     checkpoint: str,
     users: str,
-    k: Any = 20,
-    format: Any = "csv",
+    k: int = 20,
+    format: str = "csv",
     output: Optional[str] = None,
     seen: str = "train",
     exclude_seen: bool = True,
@@ -233,14 +226,14 @@ def run_recommend(
     Raises:
         UserError: a bad value of one of these, or not one user that the model knows.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise UserError(f"--k={k!r}; expected a whole number of at least 1.")
-    if not isinstance(exclude_seen, bool):
-        raise UserError(f"--exclude_seen={exclude_seen!r} is not true or false; --seen says what counts as seen.")
-    if format not in FORMATS:
-        raise UserError(f"Unknown --format={format}.{closest(str(format), FORMATS)} Choices: {', '.join(FORMATS)}.")
-    named = read_users(users)
-    recommender = Recommender(checkpoint, seen, config_dict)
+    given = {name: value for name, value in locals().items() if name != "config_dict"}
+    run(RecommendOptions.parse("--", given), dict(config_dict or {}))
+
+
+def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
+    """The verb, with its options checked; `settings` are over the stored ones."""
+    named = read_users(options.users)
+    recommender = Recommender(options.checkpoint, options.seen, settings)
     dataset = recommender.trained.config["dataset"]
     known = list(recommender.users) if named is None else [user for user in named if user in recommender.users]
     for user in named or ():
@@ -249,13 +242,13 @@ def run_recommend(
     if not known:
         example = next(iter(recommender.users))
         raise UserError(f"None of the users is in {dataset}; --users takes its original ids, such as {example}.")
-    lines = FORMATS[format](recommender.recommend(known, k, exclude_seen))
-    if output is None:
+    lines = FORMATS[options.format](recommender.recommend(known, options.k, options.exclude_seen))
+    if options.output is None:
         sys.stdout.writelines(lines)
         sys.stdout.flush()
         return
-    write_atomic(output, lambda file: file.writelines(line.encode() for line in lines), "output")
-    logging.getLogger().info(f"Recommendations for {len(known):,} users: {output}")
+    write_atomic(options.output, lambda file: file.writelines(line.encode() for line in lines), "output")
+    logging.getLogger().info(f"Recommendations for {len(known):,} users: {options.output}")
 
 
-__all__ = ["Recommendation", "Recommender", "rank_items", "read_users", "run_recommend"]
+__all__ = ["Recommendation", "Recommender", "rank_items", "read_users", "run", "run_recommend"]

@@ -138,7 +138,9 @@ def test_sockets_are_bound_to_the_loopback_interface(address: str) -> None:
 
 def test_no_other_module_starts_a_session() -> None:
     package = Path(recbole_kd.__file__).parent
-    starting = {path.name for path in package.rglob("*.py") if re.search(r"ray\.init\(|import init\b", path.read_text())}
+    starting = {
+        path.name for path in package.rglob("*.py") if re.search(r"ray\.init\(|import init\b", path.read_text())
+    }
     assert starting == {"ray.py"}
 
 
@@ -154,7 +156,9 @@ def test_no_other_module_starts_a_session() -> None:
 )
 def test_a_verb_listens_on_the_loopback_interface_only(verb: str, tmp_path: Path) -> None:
     data = write_known_answer(tmp_path / "data")
-    given = "--dataset=known-answer --benchmark_filename=[train,valid,test] --epochs=2 --topk=[10] --valid_metric=NDCG@10"
+    given = (
+        "--dataset=known-answer --benchmark_filename=[train,valid,test] --epochs=2 --topk=[10] --valid_metric=NDCG@10"
+    )
     program = "import sys; from recbole_kd.cli import main; sys.exit(main(sys.argv[1:]))"
     run = begin(program, *verb.split(), *given.split(), f"--data_path={data}", f"--checkpoint_dir={tmp_path / 'saved'}")
     sockets = set()

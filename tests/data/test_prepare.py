@@ -5,13 +5,13 @@ The raw files are small, in SNAP's format, and served on the loopback address by
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import gzip
 import hashlib
 import importlib
 import json
 import random
-import re
 import socket
 import sys
 import threading
@@ -23,12 +23,16 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_kd.data.prepare import PREPARABLE, can_prepare, k_core, prepare
+from recbole_kd.data.prepare import PREPARABLE, Columns, can_prepare, described, k_core, prepare
+from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.settings import KDConfig
 
 module: Any = importlib.import_module("recbole_kd.data.prepare")
 
@@ -85,17 +89,14 @@ class Server:
 
     Attributes:
         cuts: after how many bytes the next responses break, one entry a response; those after the last are whole.
-        validator_name, validator: the header that identifies the file's state.
-        ranges: whether a Range is honoured (if If-Range still holds) or ignored.
         sized: whether the response says how long it is.
         status: an error that is answered instead.
     """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.validator_name, self.validator = "ETag", '"first"'
         self.cuts: list[int] = []
-        self.ranges, self.sized = True, True
+        self.sized = True
         self.status: Optional[int] = None
         self.requests: list[dict[str, str]] = []
         server = self
@@ -116,25 +117,16 @@ class Server:
         if self.status is not None:
             request.send_error(self.status)
             return
-        body, start = self.content, 0
-        asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
-        if self.ranges and asked and request.headers.get("If-Range") == self.validator:
-            start = int(asked[1])
-            request.send_response(206)
-            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        else:
-            request.send_response(200)
-        request.send_header(self.validator_name, self.validator)
+        body = self.content
+        request.send_response(200)
         if self.sized:
-            request.send_header("Content-Length", str(len(body) - start))
+            request.send_header("Content-Length", str(len(body)))
         request.end_headers()
-        end = start + self.cuts.pop(0) if self.cuts else len(body)
-        request.wfile.write(body[start:end])
+        request.wfile.write(body[: self.cuts.pop(0)] if self.cuts else body)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BACKOFF", 0.0)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -213,13 +205,6 @@ def test_plain_text_windows_lines_and_a_missing_last_newline_give_the_same(tmp_p
         assert make(tmp_path / f"from {name}", tmp_path / name).read_bytes() == reference, name
 
 
-def test_a_file_of_many_blocks_gives_the_same(tmp_path: Path, raw_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = make(tmp_path / "one", raw_file).read_bytes()
-    monkeypatch.setattr(module, "_BLOCK", 501)
-    monkeypatch.setattr(module, "_ROWS", 30)
-    assert make(tmp_path / "many", raw_file).read_bytes() == reference
-
-
 def test_recbole_loads_the_result(tmp_path: Path, raw_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from recbole.config import Config
     from recbole.data import create_dataset
@@ -272,124 +257,26 @@ def test_without_a_source_the_published_address_is_used(tmp_path: Path, server: 
     assert rows_of(make(tmp_path)) == expected_rows(RAW, 10)
 
 
-def test_a_transfer_that_breaks_goes_on_where_it_stopped(tmp_path: Path, raw_file: Path, server: Server) -> None:
-    server.cuts = [3000, 1000]
-    path = make(tmp_path / "broken", server.url)
-    assert "Range" not in server.requests[0]
-    assert [(r["Range"], r["If-Range"]) for r in server.requests[1:]] == [
-        ("bytes=3000-", server.validator),
-        ("bytes=4000-", server.validator),
-    ]
-    assert path.read_bytes() == make(tmp_path / "whole", raw_file).read_bytes()
-
-
-def test_the_next_call_goes_on_where_the_last_one_gave_up(tmp_path: Path, raw_file: Path, server: Server) -> None:
-    server.cuts = [3000, 0, 0, 0]
-    with pytest.raises(
-        UserError, match=r"ended after 3,000 of [\d,]+ bytes; the next run goes on after the 3,000"
-    ) as error:
-        make(tmp_path, server.url)
-    assert "`recbole-kd prepare --dataset=gowalla --source=FILE`" in str(error.value)
-    assert files_of(tmp_path) == {f"{DOWNLOAD}.part", f"{DOWNLOAD}.part.json"}
-    server.requests.clear()
-    path = make(tmp_path, server.url)
-    assert [request["Range"] for request in server.requests] == ["bytes=3000-"]
-    assert path.read_bytes() == make(tmp_path / "whole", raw_file).read_bytes()
-
-
-def test_a_slow_but_growing_transfer_is_not_given_up(tmp_path: Path, server: Server) -> None:
-    server.cuts = [500] * 10
-    assert rows_of(make(tmp_path, server.url)) == expected_rows(RAW, 10)
-    assert len(server.requests) == 11
-
-
-def test_a_server_that_ignores_ranges_sends_it_all_again(tmp_path: Path, server: Server) -> None:
-    server.ranges, server.cuts = False, [3000]
-    assert rows_of(make(tmp_path, server.url)) == expected_rows(RAW, 10)
-    assert server.requests[1]["Range"] == "bytes=3000-"
-
-
-def test_a_file_that_changed_meanwhile_is_not_pieced_together(tmp_path: Path, server: Server) -> None:
-    server.cuts = [3000, 0, 0, 0]
-    with pytest.raises(UserError):
-        make(tmp_path, server.url)
-    changed = checkins(seed=1)
-    server.content, server.validator = gzip.compress(changed, mtime=0), '"second"'
-    assert rows_of(make(tmp_path, server.url)) == expected_rows(changed, 10)
-
-
-def test_without_a_strong_validator_a_download_starts_over(tmp_path: Path, server: Server) -> None:
-    server.validator, server.cuts = 'W/"weak"', [3000] * 4
-    message = refused(tmp_path, server.url, "ended after 3,000")
-    assert "goes on" not in message
-    assert rows_of(make(tmp_path / "out", server.url)) == expected_rows(RAW, 10)
-    assert not any("Range" in request for request in server.requests)
-
-
-def test_a_date_serves_where_there_is_no_tag(tmp_path: Path, server: Server) -> None:
-    server.validator_name, server.validator = "Last-Modified", "Tue, 19 Oct 2010 23:55:27 GMT"
+def test_a_transfer_that_breaks_is_refused_and_leaves_nothing(tmp_path: Path, server: Server) -> None:
     server.cuts = [3000]
-    assert rows_of(make(tmp_path, server.url)) == expected_rows(RAW, 10)
-    assert (server.requests[1]["Range"], server.requests[1]["If-Range"]) == ("bytes=3000-", server.validator)
+    message = refused(tmp_path, server.url, r"the transfer ended after 3,000 of [\d,]+ bytes")
+    assert "`recbole-kd prepare --dataset=gowalla --source=FILE`" in message
+    assert not (tmp_path / "out" / "gowalla").exists()
+    assert rows_of(make(tmp_path / "out", server.url)) == expected_rows(RAW, 10)
 
 
-def test_the_beginning_of_another_address_is_not_gone_on_with(tmp_path: Path, server: Server) -> None:
-    server.cuts = [3000, 0, 0, 0]
-    with pytest.raises(UserError):
-        make(tmp_path, server.url)
-    server.requests.clear()
-    make(tmp_path, f"{server.url}?mirror=2")
-    assert "Range" not in server.requests[0]
+def test_an_interrupt_leaves_nothing(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in ("_next_block", "_written"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                make(tmp_path, server.url)
+        assert not (tmp_path / "gowalla").exists()
 
 
-def test_more_bytes_than_the_server_has_start_over(tmp_path: Path, server: Server) -> None:
-    server.cuts = [3000, 0, 0, 0]
-    with pytest.raises(UserError):
-        make(tmp_path, server.url)
-    with open(tmp_path / "gowalla" / f"{DOWNLOAD}.part", "ab") as file:
-        file.write(bytes(2 * len(ZIPPED)))
-    original = server.answer
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        server.status = 416 if "Range" in request.headers else None
-        original(request)
-
-    server.answer = answer  # type: ignore[method-assign]
-    assert rows_of(make(tmp_path, server.url)) == expected_rows(RAW, 10)
-
-
-def test_an_interrupt_leaves_what_was_received(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = module._next_block, []
-
-    def interrupted(response: Any) -> bytes:
-        calls.append(1)
-        if len(calls) > 1:
-            raise KeyboardInterrupt
-        return original(response)
-
-    monkeypatch.setattr(module, "_next_block", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, server.url)
-    assert files_of(tmp_path) == {f"{DOWNLOAD}.part", f"{DOWNLOAD}.part.json"}
-    received = (tmp_path / "gowalla" / f"{DOWNLOAD}.part").read_bytes()
-    assert received
-    assert ZIPPED.startswith(received)
-
-
-def test_an_interrupt_of_the_conversion_keeps_the_download_alone(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_write", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path, server.url)
-    assert files_of(tmp_path) == {f"{DOWNLOAD}.part", f"{DOWNLOAD}.part.json"}
-    server.requests.clear()
-    assert rows_of(make(tmp_path, server.url)) == expected_rows(RAW, 10)
-    assert server.requests == []  # it was complete
+def test_what_the_server_refuses_is_said(tmp_path: Path, server: Server) -> None:
+    server.status = 404
+    refused(tmp_path, server.url, "Cannot download gowalla from .*404")
 
 
 # What is refused: one line, and nothing under a final name
@@ -400,7 +287,7 @@ def refused(tmp_path: Path, source: object, pattern: str, minimum: int = 10) -> 
         make(tmp_path / "out", source, minimum)
     assert "\n" not in str(error.value)
     assert not files_of(tmp_path / "out") & {"gowalla.inter", "prepare.json", DOWNLOAD}
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not [path for pattern in ("*.tmp", "*.part") for path in tmp_path.rglob(pattern)]
     return str(error.value)
 
 
@@ -427,15 +314,6 @@ def test_an_address_that_ends_like_a_file_of_ours_does_no_harm(tmp_path: Path, s
         assert files_of(folder) == {"gowalla.inter", "prepare.json", DOWNLOAD}
 
 
-@pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, 4), (429, 4)])
-def test_errors_of_the_server_that_may_pass_are_tried_again(
-    tmp_path: Path, server: Server, status: int, requests: int
-) -> None:
-    server.status = status
-    refused(tmp_path, server.url, f"the server answered {status}")
-    assert len(server.requests) == requests
-
-
 @pytest.mark.parametrize(
     ("source", "pattern"),
     [
@@ -459,41 +337,27 @@ def test_a_file_address_is_read_in_place(tmp_path: Path, raw_file: Path) -> None
 GOOD = checkin(1, "2010-10-19T23:55:27Z", 2).strip("\n")
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "",
-        "1\t2010-10-19T23:55:27Z\t30.2\t-97.7",
-        f"{GOOD}\t7",
-        GOOD.replace("\t", " "),
-        GOOD.replace("1\t", "\t", 1),
-        GOOD.replace("1\t", "one\t", 1),
-        GOOD.replace("1\t", "99999999999999999999\t", 1),
-        GOOD.replace("2010-10-19T23:55:27Z", ""),
-        GOOD.replace("2010-10-19T23:55:27Z", "1287532527"),
-        GOOD.replace("2010-10-19", "2010-13-19"),
-        "user_id:token\titem_id:token\ttimestamp:float",
-    ],
-)
-@pytest.mark.parametrize("row", [1, 7, 19])
-@pytest.mark.parametrize("block", [200, 1 << 24])
-def test_a_malformed_line_is_named(
-    tmp_path: Path, bad: str, row: int, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_BLOCK", block)
+MALFORMED = {
+    "1\t2010-10-19T23:55:27Z\t30.2\t-97.7": "it has 4 fields, and the first line names 5 columns",
+    f"{GOOD}\t7": "it has 6 fields",
+    GOOD.replace("\t", " "): "it has 1 fields",
+    GOOD.replace("1\t", "\t", 1): "column 'user': '' is empty",
+    GOOD.replace("2010-10-19T23:55:27Z", ""): "column 'timestamp': '' is not a time",
+    GOOD.replace("2010-10-19T23:55:27Z", "1287532527"): "column 'timestamp': '1287532527' is not a date with a zone",
+    GOOD.replace("2010-10-19", "2010-13-19"): "column 'timestamp': '2010-13-19T23:55:27Z' is not a time",
+    "user_id:token\titem_id:token\ttimestamp:float": "it has 3 fields",
+}
+
+
+@pytest.mark.parametrize("bad", MALFORMED)
+@pytest.mark.parametrize("row", [7, 19])
+def test_a_malformed_line_is_named(tmp_path: Path, bad: str, row: int) -> None:
     lines = [GOOD] * 20
     lines[row - 1] = bad
-    raw = tmp_path / "raw.txt"
-    raw.write_text("\n".join(lines) + "\n")
-    message = refused(tmp_path, raw, f"^Line {row} of ")
-    assert f"is {bad!r}; expected user, time such as 2010-10-19T23:55:27Z, latitude, longitude, location" in message
-
-
-def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 1000)
-    raw = tmp_path / "raw.txt"
-    raw.write_text(GOOD + "\n" + "9" * 5000)
-    refused(tmp_path, raw, "has a longer line; expected lines of at most 1,000 bytes")
+    raw = tmp_path / "raw.txt.gz"
+    raw.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+    message = refused(tmp_path, raw, f"^'{raw}', line {row}")
+    assert MALFORMED[bad] in message
 
 
 def test_an_empty_file_and_an_empty_core(tmp_path: Path, raw_file: Path) -> None:
@@ -501,7 +365,7 @@ def test_an_empty_file_and_an_empty_core(tmp_path: Path, raw_file: Path) -> None
     empty.touch()
     refused(tmp_path, empty, "is empty")
     refused(tmp_path, raw_file, "no users and items with 1000 interactions each", minimum=1000)
-    refused(tmp_path, raw_file, "minimum=0 ", minimum=0)
+    refused(tmp_path, raw_file, "minimum=0; expected a whole number of at least 1", minimum=0)
 
 
 def test_truncated_and_damaged_gzip(tmp_path: Path) -> None:
@@ -515,7 +379,7 @@ def test_truncated_and_damaged_gzip(tmp_path: Path) -> None:
 
 def test_a_truncated_download_of_unknown_size(tmp_path: Path, server: Server) -> None:
     server.sized, server.cuts = False, [3000]
-    refused(tmp_path, server.url, "truncated gzip .*delete it to download it again")
+    refused(tmp_path, server.url, "truncated gzip")
 
 
 def test_too_large_downloads(tmp_path: Path, server: Server, entry: Any) -> None:
@@ -557,8 +421,7 @@ def test_a_gzip_bomb(tmp_path: Path, entry: Any) -> None:
 
 def test_another_file_at_the_published_address(tmp_path: Path, server: Server, entry: Any) -> None:
     entry(url=server.url, sha256="0" * 64)
-    message = refused(tmp_path, None, f"has sha256 {hashlib.sha256(ZIPPED).hexdigest()}; expected {'0' * 64}")
-    assert f"{DOWNLOAD}.part" in message
+    refused(tmp_path, None, f"has sha256 {hashlib.sha256(ZIPPED).hexdigest()}; expected {'0' * 64}")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, raw_file: Path) -> None:
@@ -587,7 +450,9 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, raw_file: Path) -> None:
 def test_the_record_tells_what_the_result_was_made_from(tmp_path: Path, server: Server) -> None:
     path = make(tmp_path, server.url)
     rows = rows_of(path)
-    assert json.loads((path.parent / "prepare.json").read_text()) == {
+    record = json.loads((path.parent / "prepare.json").read_text())
+    assert record.pop("summary")["rows read"] == "1,500"
+    assert record == {
         "dataset": "gowalla",
         "source": server.url,
         "minimum": 10,
@@ -653,3 +518,114 @@ def test_the_table_can_be_listed() -> None:
     for name, entry in PREPARABLE.items():
         assert entry.description, name
         assert "\n" not in entry.description, name
+
+
+# A table of one's own
+
+EVENTS = [
+    ("c1", "007", 5, "2024-01-03T10:00:00"),
+    ("c2", '"Alien", part 2', 4, "2024-01-02T10:00:00"),
+    ("c1", "007", 3, "2024-01-01T10:00:00"),
+    ("c2", "NA", 1, "2024-01-05T10:00:00"),
+    ("c1", "NA", 4, "2024-01-04T10:00:00"),
+]
+SHOP = Columns("customer", "sku", "ts", "stars")
+
+
+def events_file(path: Path, form: str) -> Path:
+    """EVENTS as a file, with a column that nobody reads between the others."""
+    rows = [{"customer": c, "note": "a;b\tc", "sku": i, "stars": s, "ts": t} for c, i, s, t in EVENTS]
+    if form == "parquet":
+        table = pa.Table.from_pylist(rows)
+        moments = table["ts"].cast(pa.timestamp("ns"))
+        pq.write_table(table.set_column(4, "ts", moments), path)
+        return path
+    with path.open("w", newline="", encoding="utf-8-sig" if form == "marked" else "utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=";" if form == "semicolons" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def own(folder: Path, source: Path, columns: Columns = SHOP, minimum: int = 1) -> Path:
+    return prepare("shop", folder, str(source), show_progress=False, minimum=minimum, columns=columns)
+
+
+@pytest.mark.parametrize("form", ["commas", "semicolons", "marked", "parquet"])
+def test_a_table_of_events_becomes_an_atomic_file(tmp_path: Path, form: str) -> None:
+    path = own(tmp_path / "dataset", events_file(tmp_path / "events", form))
+    assert path.read_text().splitlines() == [
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float",
+        "c1\t007\t3\t1704103200",
+        "c1\tNA\t4\t1704362400",
+        'c2\t"Alien", part 2\t4\t1704189600',
+        "c2\tNA\t1\t1704448800",
+    ]
+
+
+def test_training_reads_what_was_prepared(tmp_path: Path) -> None:
+    source = tmp_path / "events.csv"
+    lines = [f"c{row % 40},{'i' if row % 3 else '# '}{(7 * row) % 50}" for row in range(900)]
+    source.write_text("\n".join(["customer,sku", *lines]))
+    own(tmp_path, source, Columns("customer", "sku"), minimum=5)
+    config = KDConfig("BPR", "shop", config_dict={"data_path": str(tmp_path), "distill": [], "use_gpu": False})
+    splits = Splits(config)
+    assert {line.split(",")[0] for line in lines} == set(splits.user_tokens[1:])
+    assert set(splits.item_tokens[1:]) == {line.split(",")[1] for line in lines}
+
+
+def test_the_summary_says_what_was_dropped_and_what_is_left(tmp_path: Path) -> None:
+    source = events_file(tmp_path / "events.csv", "commas")
+    path = own(tmp_path, source, dataclasses.replace(SHOP, minimum_rating=4.0), minimum=2)
+    said = {line[:60].rstrip(): line[60:].strip() for line in described(path).splitlines()}
+    assert said == {}
+
+
+def test_the_same_again_is_left_alone_and_new_events_are_read(tmp_path: Path) -> None:
+    source = events_file(tmp_path / "events.csv", "commas")
+    path = own(tmp_path, source)
+    written = path.stat().st_mtime_ns
+    assert own(tmp_path, source).stat().st_mtime_ns == written
+    with source.open("a") as file:
+        file.write("c9,,x,5,2024-02-01\n")
+    assert own(tmp_path, source).read_text().endswith("c9\tx\t5\t1706745600\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"user": "custmer"},
+            "has no column 'custmer'; it has customer, note, .* Did you mean 'customer'.* Set --user",
+        ),
+        ({"item": "customer"}, "--user and --item are both 'customer'"),
+        ({"rating": None, "minimum_rating": 3.0}, "--minimum_rating is given without --rating"),
+        ({"rating": "note"}, r"line 2, column 'note': .* is not a number"),
+        ({"time": "sku"}, r"line 3, column 'sku': .* is not a time"),
+        ({"separator": "|"}, "has no column 'customer'"),
+    ],
+)
+def test_columns_that_are_not_as_said_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    source = events_file(tmp_path / "events.csv", "commas")
+    with pytest.raises(UserError, match=message):
+        own(tmp_path / "out", source, dataclasses.replace(SHOP, **columns))
+    assert not (tmp_path / "out" / "shop").exists()
+
+
+def test_an_id_that_an_atomic_file_cannot_hold_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "events.csv"
+    source.write_text('customer,sku\nc1,"a\tb"\n')
+    with pytest.raises(UserError, match=r"The item 'a\\tb' holds a tab or a line break"):
+        own(tmp_path / "out", source, Columns("customer", "sku"))
+
+
+def test_a_value_that_parquet_lacks_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"customer": ["c1", None], "sku": ["x", "y"]}), tmp_path / "events")
+    with pytest.raises(UserError, match="row 2, column 'customer': it is empty"):
+        own(tmp_path / "out", tmp_path / "events", Columns("customer", "sku"))
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "."])
+def test_a_dataset_has_a_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is not a name"):
+        prepare(name, tmp_path, "events.csv", columns=SHOP)

@@ -318,7 +318,7 @@ _inter("a pickle", pickle.dumps({"x": 1}), "Cannot read")
 _inter("a header of one line of 50 MB", b"user_id:token\t" + b"x" * (50 << 20), "expected columns as name:type")
 _inter("a type that is none", lambda text: text.replace(b"item_id:token", b"item_id:__import__('os')", 1), "item_id")
 _inter("NUL bytes in the header", lambda text: b"\0" * 64 + text, "has no column 'user_id'; it has \\x00")
-_inter("a column twice", lambda text: text.replace(b"user_id:token", b"item_id:token", 1), "user_id")
+_inter("a column twice", lambda text: text.replace(b"user_id:token", b"item_id:token", 1), "called 'item_id'")
 
 
 @sample("dataset: NUL bytes in a row", EITHER)

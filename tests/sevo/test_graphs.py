@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.config import Config
-from recbole.data.dataset import Dataset, SequentialDataset
 from torch import Tensor
 
+from recbole_kd.data.dataset import KDDataset, KDSequentialDataset
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 from recbole_kd.sevo.graphs import (
@@ -176,7 +176,7 @@ def split(folder, held_out: dict[str, str], model: str = "GRU4Rec", one_time: bo
             **settings,
         },
     )
-    kind = SequentialDataset if model == "GRU4Rec" else Dataset
+    kind = KDSequentialDataset if model == "GRU4Rec" else KDDataset
     return kind(config).build()[0]
 
 

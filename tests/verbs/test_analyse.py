@@ -20,8 +20,9 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs import analyse as module
-from recbole_kd.verbs.analyse import PARTS, analyse
+from recbole_kd.verbs.analyse import analyse
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.options import PARTS
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -213,7 +214,10 @@ def test_the_command_line(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixt
         ({"output": None}, "set --output=DIR"),
         ({"teacher": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
         ({"baseline": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
-        ({"parts": "spectrun"}, "Unknown part 'spectrun'. Did you mean 'spectrum'?"),
+        (
+            {"parts": "spectrun"},
+            "--parts='spectrun' is not one of spectrum, smoothing, experts, gain, compression. Did you mean 'spectrum'?",
+        ),
         ({"bands": 10}, "--bands=10; expected an odd number of at least 3"),
         ({"bands": 1}, "--bands=1; expected an odd number of at least 3"),
         ({"groups": 1}, "--groups=1; expected a whole number of at least 2"),

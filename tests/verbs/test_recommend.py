@@ -235,7 +235,7 @@ def test_users_are_read_from_the_line_a_file_or_the_standard_input(
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no checkpoint": ({"checkpoint": None}, "set --checkpoint=FILE"),
-    "no users": ({"users": None}, "--users=ID,ID,..., --users=@FILE or --users=all"),
+    "no users": ({"users": None}, "set --users=ID,ID,..., such as --users=196,186, --users=@FILE or --users=all"),
     "missing checkpoint": ({"checkpoint": "none.pth"}, "There is no checkpoint 'none.pth'"),
     "empty users": ({"users": ","}, "--users=, names no user"),
     "missing file": ({"users": "@none.txt"}, "Cannot read 'none.txt' (No such file or directory)"),
@@ -246,8 +246,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "k 0": ({"k": 0}, "--k=0; expected a whole number of at least 1"),
     "k of another kind": ({"k": "many"}, "--k='many'; expected a whole number"),
     "k above the catalogue": ({"k": 41}, "--k=41 exceeds the catalogue of 40 items of known-answer"),
-    "format": ({"format": "json"}, "Unknown --format=json. Did you mean 'jsonl'? Choices: csv, jsonl"),
-    "seen": ({"seen": "valid"}, "Unknown --seen=valid. Did you mean 'train+valid'? Choices: train, train+valid, all"),
+    "format": ({"format": "json"}, "--format='json' is not one of csv, jsonl. Did you mean 'jsonl'?"),
+    "seen": ({"seen": "valid"}, "--seen='valid' is not one of train, train+valid, all. Did you mean 'train+valid'?"),
     "exclude_seen": ({"exclude_seen": "test"}, "--exclude_seen='test' is not true or false"),
     "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, and --dataset=ml-100k"),
     "key": ({"formt": "csv"}, "Unknown setting 'formt'"),

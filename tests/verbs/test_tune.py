@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
-import logging
 import math
 import os
 import random
@@ -494,7 +493,7 @@ def test_a_search_in_which_every_trial_fails_says_why(known_answer: Path, here: 
         ({"trials": True}, "--trials=True"),
         ({"cpus": 0}, "--cpus=0"),
         ({"grace_epochs": "all"}, "--grace_epochs='all'"),
-        ({"prune": "maybe"}, "--prune='maybe'; expected true or false"),
+        ({"prune": "maybe"}, "--prune='maybe' is not true or false"),
         ({"valid_metric": "Recal@10"}, "valid_metric"),
         ({"metrics": ["Recal"]}, "Unknown metric 'Recal' in --metrics. Did you mean 'recall'?"),
         ({"eval_step": 7}, "no trial would ever be evaluated on validation"),

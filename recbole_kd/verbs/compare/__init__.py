@@ -23,6 +23,7 @@ from recbole_kd.verbs.compare.perform import Job, perform
 from recbole_kd.verbs.compare.plan import Plan, Row, plan
 from recbole_kd.verbs.compare.progress import Progress
 from recbole_kd.verbs.compare.summary import summarise, table
+from recbole_kd.verbs.options import CompareOptions
 
 #: Makes a job's files; gets (epoch, epochs) told.
 Runner = Callable[[Job, Callable[[tuple[int, int]], None]], None]
@@ -149,4 +150,11 @@ def _tuned(planned: Plan, progress: Progress) -> Plan:
     return replace(planned, rows=tuple(rows))
 
 
-__all__ = ["Job", "Plan", "Row", "compare", "perform", "plan", "summarise", "table"]
+def run(options: CompareOptions, settings: dict[str, Any]) -> None:
+    """The verb: compares, prints the table and where the report is. `settings` hold the options too."""
+    results = compare(settings)
+    print(f"\n{results['dataset']}, test split\n{table(results)}")
+    print(f"report: {os.path.join(options.output, 'report.html')}")
+
+
+__all__ = ["Job", "Plan", "Row", "compare", "perform", "plan", "run", "summarise", "table"]

@@ -5,22 +5,23 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.known_keys import check
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.digest import digest
 from recbole_kd.files.properties import read_yaml
+from recbole_kd.options import checked
 from recbole_kd.stages.needs import check_models
 from recbole_kd.stages.result import versions
+from recbole_kd.verbs.options import CompareOptions
 
-#: Settings of the verb, beside RecBole's and ours.
-VERB_SETTINGS = ("models", "seeds", "tune_trials", "output", "parallel")
 #: What a model's section may hold beside its settings.
 _SECTION_KEYS = ("model", "seeds", "space")
 #: Settings that mean nothing here, with what to do instead.
@@ -157,8 +158,8 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     """The comparison that the settings ask for, checked as far as it can be without the data.
 
     Args:
-        settings: by dotted name, :data:`VERB_SETTINGS` among them; ``config_files`` names YAML files that may hold any
-            of them, ``models`` as a mapping of labels to settings.
+        settings: by dotted name, the verb's options among them; ``config_files`` names YAML files that may hold any of
+            them, ``models`` as a mapping of labels to settings.
 
     Raises:
         UserError: what the user can mend; nothing has been trained or written then.
@@ -176,29 +177,30 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     if dataset is None:
         raise UserError("No dataset is given; set --dataset=NAME, such as ml-100k.")
     dataset = str(dataset)
-    own = {key: common.pop(key, None) for key in VERB_SETTINGS}
-    sections = _sections(own["models"], in_files)
-    first = _whole(common.pop("seed", 2020), "seed", 0)
-    common["split_seed"] = _whole(common.get("split_seed", first), "split_seed", 0)
-    seeds = _seeds(1 if own["seeds"] is None else own["seeds"], first, "seeds")
-    trials = _whole(own["tune_trials"] or 0, "tune_trials", 0)
+    names = [field.name for field in fields(CompareOptions)]
+    options = CompareOptions.parse("--", {name: common.pop(name) for name in names if common.get(name) is not None})
+    sections = _sections(options.models, in_files)
+    first = common.pop("seed", 2020)
+    common["split_seed"] = common.get("split_seed", first)
+    check({"seed": first, "split_seed": common["split_seed"]}, {})
+    seeds = _seeds(options.seeds, first, "seeds")
     rows = [_row(name, section, common, dataset, seeds) for name, section in sections.items()]
     _refuse_unread(common, rows)
     _same_task(rows)
     rows, epochs, stopping, exceptions = _equal_budgets(rows, common, sections)
     rows = _with_companions(rows, seeds)
-    if trials:
+    if options.tune_trials:
         _check_spaces(rows)
     return Plan(
         dataset=dataset,
         rows=tuple(rows),
         seeds=seeds,
-        tune_trials=trials,
+        tune_trials=options.tune_trials,
         epochs=epochs,
         stopping_step=stopping,
         own_budgets=exceptions,
-        output=Path(str(own["output"] or "report")),
-        parallel=_whole(1 if own["parallel"] is None else own["parallel"], "parallel", 1),
+        output=Path(options.output),
+        parallel=options.parallel,
     )
 
 
@@ -230,21 +232,16 @@ def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def _whole(value: Any, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"--{name}={value!r}; expected a whole number of at least {least}.")
-    return value
-
-
 def _seeds(value: Any, first: int, name: str) -> tuple[int, ...]:
-    if isinstance(value, (list, tuple)):
-        seeds = tuple(_whole(seed, name, 0) for seed in value)
-        if seeds and len(set(seeds)) == len(seeds):
-            return seeds
+    """The seeds of a list, or as many as a number says."""
+    if not isinstance(value, (list, tuple)):
+        return tuple(range(first, first + checked(f"--{name}", value, int, {"minimum": 1})))
+    seeds = tuple(checked(f"--{name}", seed, int, {"minimum": 0, "maximum": 2**32 - 1}) for seed in value)
+    if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(
             f"--{name}={list(value)!r}; expected distinct seeds, such as --{name}=[1,2,3], or their number."
         )
-    return tuple(range(first, first + _whole(value, name, 1)))
+    return seeds
 
 
 def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], dataset: str, seeds: Sequence[int]) -> Row:

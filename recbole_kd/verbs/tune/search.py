@@ -38,6 +38,7 @@ from recbole_kd.stages.needs import check_models
 from recbole_kd.stages.student import build_student
 from recbole_kd.text import duration
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.options import TuneOptions
 from recbole_kd.verbs.tune.report import write_report
 from recbole_kd.verbs.tune.space import Domain, default_space, draw_trials, read_space
 from recbole_kd.verbs.tune.worker import Task, teacher_of, train_trial
@@ -94,13 +95,13 @@ def search(
         UserError: settings, a space or a folder that the user can mend; no trial that could be trained.
         KeyboardInterrupt: interrupted; it says how to go on.
     """
+    own = {"trials": trials, "prune": prune, "grace_epochs": grace_epochs, "cpus": cpus}
+    TuneOptions.parse("--", {**own, "cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial})
     experiment = Experiment.of(model, dataset, config_file_list or (), config_dict)
     base = experiment.settings
     start_logging(base)
     domains, source = _space(base, space)
-    if not isinstance(prune, bool):
-        raise UserError(f"--prune={prune!r}; expected true or false.")
-    _check_arguments(base, trials, grace_epochs, cpus, cpus_per_trial, gpus_per_trial)
+    _check_run(base)
     grace = grace_epochs or max(base["eval_step"], math.ceil(base["epochs"] / REDUCTION**2))
     words = {name: f"{domain.kind} {list(domain.values)}" for name, domain in domains.items()}
     settings = {key: value for key, value in base.plain_values().items() if key not in _WITHOUT_EFFECT}
@@ -168,25 +169,8 @@ def _space(base: KDConfig, space: Union[str, Path, Mapping[str, Domain], None]) 
     return read_space(Path(space)), str(space)
 
 
-def _check_arguments(
-    base: KDConfig,
-    trials: int,
-    grace_epochs: Optional[int],
-    cpus: Optional[int],
-    cpus_per_trial: float,
-    gpus_per_trial: Optional[float],
-) -> None:
-    for name, value in (("trials", trials), ("grace_epochs", grace_epochs), ("cpus", cpus)):
-        given = value is not None or name == "trials"
-        if given and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise UserError(f"--{name}={value!r}; expected a whole number of at least 1.")
-    for name, amount, open_bound in (
-        ("cpus_per_trial", cpus_per_trial, True),
-        ("gpus_per_trial", gpus_per_trial, False),
-    ):
-        number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
-        if amount is not None and (not number or not 0 <= amount < math.inf or (open_bound and amount == 0)):
-            raise UserError(f"--{name}={amount!r}; expected a number {'above' if open_bound else 'of at least'} 0.")
+def _check_run(base: KDConfig) -> None:
+    """Refuses settings of the run that make no sense in a search."""
     if not 0 < base["eval_step"] <= base["epochs"]:
         raise UserError(
             f"--eval_step={base['eval_step']} with --epochs={base['epochs']}: no trial would ever be evaluated on "

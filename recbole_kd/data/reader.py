@@ -1,0 +1,360 @@
+"""Reads tables: RecBole's atomic files, CSV, TSV and Parquet.
+
+pyarrow does the reading. What it refuses is looked at a second time, line by line, for the message that names the line.
+
+A column has one of four kinds, which an atomic file names in its first line (``user_id:token``):
+
+=============  ==========================================================  ===============================
+kind           column of the table                                         an empty field
+=============  ==========================================================  ===============================
+token          text, numbered by first appearance (a dictionary column)    missing (null); refused in an id
+float          float64                                                     missing (NaN)
+token_seq,     the text as written (a dictionary column)                   an empty sequence
+float_seq
+time           int64, or float64 where there are fractions; of ISO dates   missing; refused where rows are
+               the seconds since 1970                                      ordered by it
+=============  ==========================================================  ===============================
+
+An id is the text between two separators, as it is written: ``NA``, ``null``, ``007`` and ``" x"`` are ids. A quote is a
+letter like any other unless the separator is a comma or a semicolon: that is CSV, where quotes enclose a field.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from recbole_kd.errors import UserError
+
+__all__ = ["KINDS", "Field", "Layout", "fields_of", "first_line", "read_atomic", "read_columns", "seconds_of"]
+
+#: What an atomic file's first line may say after a column's name.
+KINDS = ("token", "float", "token_seq", "float_seq")
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+#: What a column of time may hold, the first that fits: whole numbers, numbers, ISO dates, ISO dates with a zone.
+_TIMES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+_BLOCK = 8 << 20  # bytes that one thread reads at once
+_MISSING = frozenset(pa_csv.ConvertOptions().null_values)  # how a missing number may be written
+_SHOWN = 40  # letters of a value in a message
+_LONGEST = 4096  # bytes of a token: RecBole keeps all tokens of a column as wide as the longest
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column: its name in the file's first line, and its kind (see above)."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file is read.
+
+    Attributes:
+        separator: text between two fields.
+        sequence_separator: text between two elements of a sequence.
+        encoding: of the text, a name that Python knows; a byte order mark is skipped.
+        ids: columns that hold an id in every row.
+        time: the column that is read as time if the first line says float; None where there is none.
+        ordered: whether rows are ordered by time: each has one, even where the first line says token.
+        header: whether the first line names the columns.
+    """
+
+    separator: str = "\t"
+    sequence_separator: str = " "
+    encoding: str = "utf-8"
+    ids: tuple[str, ...] = ()
+    time: str | None = None
+    ordered: bool = False
+    header: bool = True
+
+    @property
+    def quoted(self) -> bool:
+        """Whether the file is CSV, so that quotes enclose a field."""
+        return self.separator in (",", ";")
+
+
+def fields_of(path: Path, layout: Layout) -> list[Field]:
+    """The columns that the first line of an atomic file names, that of time with its own kind.
+
+    Raises:
+        UserError: the line cannot be read, a column has no kind or an unknown one, or two columns have one name.
+    """
+    names = first_line(path, layout)
+    parts = [name.split(":") for name in names]
+    if any(len(part) != 2 for part in parts):
+        line = layout.separator.join(names)
+        if not line.replace("\t", "").isprintable():
+            raise UserError(f"Cannot read '{path}': it begins with {_shown(line)}; expected a table of text.")
+        raise UserError(
+            f"The first line of '{path}' is {_shown(line, 60)}; expected columns as name:type, "
+            f"such as user_id:token and item_id:token, separated by --field_separator.{_suggestion(names, layout)}"
+        )
+    fields = [Field(name, kind) for name, kind in parts]
+    for place, field in enumerate(fields):
+        if field.kind not in KINDS:
+            raise UserError(
+                f"'{path}', line 1, column '{field.name}': the type {field.kind!r} is unknown; "
+                f"expected one of {', '.join(KINDS)}."
+            )
+        if field.name in (other.name for other in fields[:place]):
+            raise UserError(f"'{path}', line 1: two columns are called '{field.name}'; expected a name for each.")
+        if field.name in layout.ids and field.kind != "token":
+            raise UserError(f"'{path}', line 1: '{names[place]}' is a column of ids; expected {field.name}:token.")
+    times = ("float", "token") if layout.ordered else ("float",)
+    return [
+        Field(field.name, "time") if field.name == layout.time and field.kind in times else field for field in fields
+    ]
+
+
+def _suggestion(names: Sequence[str], layout: Layout) -> str:
+    """What the first line should be, where it only lacks the types."""
+    plain = [name for name in names if name.isidentifier()]
+    if len(plain) < 2 or len(plain) < len(names):
+        return ""
+    numbers = {"rating", "label", "timestamp", "time", layout.time}
+    line = layout.separator.join(f"{name}:{'float' if name in numbers else 'token'}" for name in names)
+    return f" Write {line!r}, or convert the file with 'recbole-kd prepare --source=FILE'."
+
+
+def read_atomic(path: Path, layout: Layout, columns: Sequence[str]) -> pa.Table:
+    """Some columns of an atomic file.
+
+    Args:
+        path: the file.
+        layout: how it is read.
+        columns: names without the type, in any order.
+
+    Returns:
+        The columns in the file's order, each in one chunk.
+
+    Raises:
+        UserError: the file, its first line or a value is not as expected; the message names the line.
+    """
+    return read_columns(path, layout, fields_of(path, layout), columns)
+
+
+def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: Sequence[str]) -> pa.Table:
+    """Some columns of a text file whose first line names `fields`; see :func:`read_atomic`."""
+    wanted = [field for field in fields if field.name in columns]
+    times = [field for field in wanted if field.kind == "time"]
+    error: Exception | None = None
+    for time in _TIMES if times else _TIMES[:1]:
+        kinds = {"float": pa.float64(), "time": time}
+        types = {field.name: kinds.get(field.kind, _TEXT) for field in wanted}
+        try:
+            table = _parsed(path, layout, [field.name for field in fields], types)
+        except pa.ArrowInvalid as refused:
+            error = refused
+            if times and f"conversion error to {time}" in str(refused):
+                continue
+            break
+        except (OSError, LookupError, UnicodeError) as refused:
+            raise UserError(f"Cannot read '{path}': {refused}.") from None
+        if not len(table):
+            raise UserError(f"'{path}' has a header but no interactions; expected one per line.")
+        if _whole(table, layout, wanted):
+            return pa.table({field.name: _column(table[field.name], field) for field in wanted})
+        break
+    raise UserError(_fault(path, layout, fields, wanted) or f"Cannot read '{path}': {_one_line(error)}.")
+
+
+def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
+    source, separator = path, layout.separator
+    if len(separator.encode()) > 1:  # pyarrow separates by one byte
+        text = path.read_bytes().decode(layout.encoding).replace(separator, "\x1f").encode(layout.encoding)
+        source, separator = pa.BufferReader(text), "\x1f"
+    return pa_csv.read_csv(
+        source,
+        read_options=pa_csv.ReadOptions(
+            column_names=names, skip_rows=int(layout.header), block_size=_BLOCK, encoding=layout.encoding
+        ),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=separator, quote_char='"' if layout.quoted else False, newlines_in_values=layout.quoted
+        ),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=types, include_columns=list(types), strings_can_be_null=False
+        ),
+    )
+
+
+def _whole(table: pa.Table, layout: Layout, fields: Sequence[Field]) -> bool:
+    """Whether every value is one that its column may hold."""
+    for field in fields:
+        column = table[field.name]
+        if field.kind == "time":
+            if layout.ordered and column.null_count:
+                return False
+            if column.type == pa.float64() and pc.all(pc.is_finite(column)).as_py() is False:
+                return False
+        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+            texts = chunk.dictionary
+            if pc.any(pc.match_substring(texts, "\0")).as_py():
+                return False
+            if field.kind == "token" and (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONGEST:
+                return False
+            if field.name in layout.ids and pc.any(pc.is_in(texts, pa.array(["", "[PAD]"]))).as_py():
+                return False
+            if field.kind == "float_seq" and not all(_is_sequence(text, layout) for text in texts.to_pylist()):
+                return False
+    return True
+
+
+def seconds_of(moments: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Seconds since 1970 of a timestamp column: int64, or float64 where there are parts of seconds."""
+    micros = moments.cast(pa.timestamp("us", moments.type.tz)).cast(pa.int64())
+    seconds = pc.divide(micros, 10**6)
+    whole = pc.all(pc.equal(pc.multiply(seconds, 10**6), micros)).as_py() is not False
+    return seconds if whole else pc.divide(micros.cast(pa.float64()), 1e6)
+
+
+def _column(column: pa.ChunkedArray, field: Field) -> pa.Array:
+    """A column in one chunk: times as numbers, empty tokens as missing."""
+    if pa.types.is_timestamp(column.type):
+        return seconds_of(column).combine_chunks()
+    if not pa.types.is_dictionary(column.type):
+        return column.combine_chunks()
+    text = column.unify_dictionaries().combine_chunks()
+    if isinstance(text, pa.ChunkedArray):
+        text = text.chunk(0)
+    empty = pc.index(text.dictionary, "").as_py()
+    if field.kind == "token" and empty >= 0:
+        codes = text.indices.to_numpy()
+        missing = codes == empty
+        codes = codes - (codes > empty)
+        tokens = pa.concat_arrays([text.dictionary[:empty], text.dictionary[empty + 1 :]])
+        text = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32(), mask=missing), tokens)
+    return text
+
+
+# What is wrong, and where
+
+
+def _lines(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
+    """(line number, its fields) of each line that is not empty, the first included, whatever it holds."""
+    separator = layout.separator if len(layout.separator) == 1 else "\x1f"
+    encoding = "utf-8-sig" if layout.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else layout.encoding
+    with path.open(newline="", encoding=encoding, errors="surrogateescape") as file:
+        lines = file if separator == layout.separator else (line.replace(layout.separator, separator) for line in file)
+        rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE)
+        for row in rows:
+            if row:
+                yield rows.line_num, row
+
+
+def first_line(path: Path, layout: Layout) -> list[str]:
+    """The fields of a file's first line.
+
+    Raises:
+        UserError: there is no file, or no text in it.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file '{path}'; expected a table whose first line names its columns.")
+    try:
+        number, names = next(_lines(path, layout), (1, [""]))
+        layout.separator.join(names).encode()
+    except csv.Error as error:
+        raise UserError(f"The first line of '{path}' is cut off ({error}); expected columns as name:type.") from None
+    except (OSError, LookupError, UnicodeError) as error:
+        raise UserError(f"Cannot read '{path}': {_one_line(error)}.") from None
+    return names if number == 1 else [""]
+
+
+def _fault(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequence[Field]) -> str | None:
+    """What is wrong with the first line that is not as expected; None where no line is wrong."""
+    lines = _lines(path, layout)
+    if layout.header:
+        next(lines)
+    checks = [(fields.index(field), field, _check(field, layout)) for field in wanted]
+    try:
+        for number, row in lines:
+            where = f"'{path}', line {number}"
+            if len(row) != len(fields):
+                return (
+                    f"{where}: it has {len(row)} fields, and the first line names {len(fields)} columns; "
+                    "expected as many, separated by --field_separator."
+                )
+            for place, field, check in checks:
+                problem = check(row[place])
+                if problem:
+                    return f"{where}, column '{field.name}': {_shown(row[place])} {problem}."
+    except (csv.Error, UnicodeError) as error:
+        return f"Cannot read '{path}': {_one_line(error)}."
+    return None
+
+
+def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
+    """A function from a value to what is wrong with it."""
+    is_id = field.name in layout.ids
+    kinds: dict[str, str] = {}  # how the column's first time is written
+
+    def check(value: str) -> str | None:
+        if not value.isascii() and any("\udc80" <= letter <= "\udcff" for letter in value):
+            return "is not UTF-8; save the file as UTF-8, or set --encoding, such as --encoding=latin-1"
+        if "\0" in value:
+            return "holds a NUL byte; remove it"
+        if field.kind == "token" and len(value.encode()) > _LONGEST:
+            return f"is longer than {_LONGEST:,} bytes; expected a shorter token"
+        if field.kind == "float" and not _is_number(value):
+            return "is not a number; write one, or leave the field empty"
+        if field.kind == "float_seq" and not _is_sequence(value, layout):
+            return f"is not a list of numbers; expected numbers separated by {layout.sequence_separator!r}"
+        if field.kind == "time" and (layout.ordered or value.strip() not in _MISSING):
+            kind = _time_kind(value.strip())
+            if kind is None:
+                return "is not a time; expected a number, or a date such as 2026-11-29T08:30:00"
+            if kind != kinds.setdefault("first", kind):
+                return f"is not {kinds['first']} as the times before it; write all in one way"
+        if is_id and value in ("", "[PAD]"):
+            what = "is no id" if value else "is empty"
+            return f"{what}; write an id, or remove the line"
+        return None
+
+    return check
+
+
+def _is_number(value: str) -> bool:
+    """Whether pyarrow reads a field as a number, or as a missing one."""
+    return _is_plain_number(value.strip()) or value.strip() in _MISSING
+
+
+def _is_plain_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return value.isascii() and "_" not in value
+
+
+def _is_sequence(value: str, layout: Layout) -> bool:
+    return all(_is_plain_number(part) for part in value.split(layout.sequence_separator) if part)
+
+
+def _time_kind(value: str) -> str | None:
+    """How a time is written; None for what is none."""
+    if _is_plain_number(value):
+        return "a number" if math.isfinite(float(value)) else None
+    for kind, name in zip(_TIMES[2:], ("a date", "a date with a zone")):
+        try:
+            pa.array([value]).cast(kind)
+            return name
+        except pa.ArrowInvalid:
+            pass
+    return None
+
+
+def _shown(value: str, letters: int = _SHOWN) -> str:
+    """A value as a message shows it."""
+    return repr(value if len(value) <= letters else f"{value[:letters]}...")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:300]

@@ -1,0 +1,109 @@
+"""Tables compiled once: what was read from a text file is kept as an Arrow file, and mapped into memory from then on.
+
+A compiled file is named after the content of its source and the way it was read, so that a changed byte or setting
+reads anew. It ends in the sha256 of all its other bytes, which is checked whenever it is read. It holds numbers and
+text only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from recbole_kd.data.reader import Layout, read_atomic
+from recbole_kd.errors import UserError
+from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.digest import digest
+
+__all__ = ["load_atomic"]
+
+#: Grows when a reader reads the same file differently.
+FORMAT = "recbole-kd data/1"
+_DIGEST = 32  # bytes of a sha256
+
+_logger = logging.getLogger(__name__)
+
+
+def load_atomic(path: Path, layout: Layout, columns: Sequence[str], folder: Path) -> pa.Table:
+    """What :func:`~recbole_kd.data.reader.read_atomic` reads, from the compiled file in `folder` if there is one.
+
+    Args:
+        path, layout, columns: as of :func:`~recbole_kd.data.reader.read_atomic`.
+        folder: gets the compiled file; where it cannot be written, the table is read each time.
+
+    Raises:
+        UserError: the source is not as expected.
+    """
+    content = hashlib.sha256(_content(path)).hexdigest()
+    way = digest(FORMAT, sorted(columns), list(vars(layout).values()))[:12]
+    compiled = folder / f"{path.name}-{way}-{content[:24]}.arrow"
+    table = _mapped(compiled)
+    if table is None:
+        table = read_atomic(path, layout, columns)
+        with contextlib.suppress(UserError):
+            write_atomic(compiled, lambda file: _write(table, file))
+            for older in folder.glob(f"{_literal(path.name)}-{way}-*.arrow"):
+                if older != compiled:
+                    older.unlink(missing_ok=True)
+            table = _mapped(compiled) or table
+    return table
+
+
+def _literal(name: str) -> str:
+    """A file's name as a pattern that matches nothing else."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _content(path: Path) -> pa.Buffer:
+    """The bytes of a file, mapped into memory; none where it cannot be read."""
+    try:
+        return pa.memory_map(str(path)).read_buffer()
+    except (OSError, pa.ArrowInvalid):  # an empty file cannot be mapped
+        return pa.py_buffer(b"")
+
+
+class _Hashed:
+    """A file that knows the sha256 of what was written to it."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.sha256.update(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        """Nothing: the file below is flushed by its owner."""
+
+
+def _write(table: pa.Table, file: BinaryIO) -> None:
+    hashed = _Hashed(file)
+    with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), table.schema) as writer:
+        writer.write_table(table)
+    file.write(hashed.sha256.digest())
+
+
+def _mapped(path: Path) -> pa.Table | None:
+    """The table in a compiled file; None where there is no file, or a damaged one."""
+    if not path.exists():
+        return None
+    content = _content(path)
+    body, end = content.slice(0, max(content.size - _DIGEST, 0)), content.slice(max(content.size - _DIGEST, 0))
+    try:
+        if hashlib.sha256(body).digest() == end.to_pybytes():
+            table = pa.ipc.open_file(pa.BufferReader(body)).read_all()
+            table.validate(full=True)
+            return table
+    except pa.ArrowException:
+        pass
+    _logger.warning("The compiled data '%s' is damaged; it is made anew from its source.", path)
+    return None

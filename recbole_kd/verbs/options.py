@@ -1,0 +1,310 @@
+"""What each verb takes: one dataclass a verb. Help, checks, completion and the tables in docs/ are made of them.
+
+Nothing here imports torch or RecBole, so that help is there at once. ``recbole_kd.verbs.NAME`` has what a verb does:
+its ``run(options, settings)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from recbole_kd.errors import UserError, closest
+from recbole_kd.options import Options, option
+
+__all__ = ["INDEXES", "KINDS", "PARTS", "SEEN", "VERBS", "VerbOptions"]
+
+VerbT = TypeVar("VerbT", bound="VerbOptions")
+
+#: ``--seen`` -> the splits whose interactions are known when a recommendation is made.
+SEEN: dict[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "train+valid": ("train", "valid"),
+    "all": ("train", "valid", "test"),
+}
+#: Name of an approximate index, and of the module that builds it -> the package that has it.
+INDEXES = {"faiss": "faiss-cpu"}
+KINDS = ("students", "teachers", "distillers", "recipes", "datasets")
+PARTS = ("spectrum", "smoothing", "experts", "gain", "compression")
+
+
+@dataclass(frozen=True)
+class VerbOptions(Options):
+    """Base of the verbs' options.
+
+    Attributes:
+        verb: the word that the command line begins with.
+        summary: what the verb does, in a line.
+        note: what help says after the options.
+        settings: settings of a run that help shows beside the options; None where the verb takes none.
+        in_files: whether files of settings may hold the options too. They stay among the settings then.
+    """
+
+    verb: ClassVar[str]
+    summary: ClassVar[str]
+    note: ClassVar[str] = ""
+    settings: ClassVar[tuple[str, ...] | None] = None
+    in_files: ClassVar[bool] = False
+
+    @classmethod
+    def split(cls: type[VerbT], given: Mapping[str, Any]) -> tuple[VerbT, dict[str, Any]]:
+        """The verb's checked options, and the settings that are left for the run.
+
+        Args:
+            given: both, by dotted name.
+
+        Raises:
+            UserError: a bad value, one that is missing, or a setting where the verb takes none.
+        """
+        own = {field.name: given[field.name] for field in fields(cls) if field.name in given}
+        settings = {name: value for name, value in given.items() if name not in own}
+        if settings and cls.settings is None:
+            name = next(iter(settings))
+            known = [field.name for field in fields(cls)]
+            takes = ", ".join(f"--{one}" for one in known)
+            raise UserError(f"Unknown setting '{name}' for {cls.verb}.{closest(name, known)} It takes {takes}.")
+        return cls.parse("--", own), dict(given) if cls.in_files else settings
+
+
+_CHECKPOINT = option(
+    None,
+    "a student, teacher or baseline that recbole-kd saved",
+    metavar="FILE",
+    needed="a checkpoint",
+    example="saved/BPR-ml-100k-....pth",
+)
+_CONFIG_FILES = option("", 'YAML files with settings, such as "a.yaml b.yaml"; later ones win', metavar="FILES")
+
+
+@dataclass(frozen=True)
+class TrainOptions(VerbOptions):
+    verb = "train"
+    summary = "get the teacher, distil, evaluate, save (the default)"
+    settings = ()
+
+    config_files: str = _CONFIG_FILES
+    dry_run: bool = option(False, "print the resolved settings, each with its source, as YAML; train nothing")
+
+
+@dataclass(frozen=True)
+class ListOptions(VerbOptions):
+    verb = "list"
+    summary = "students, teachers, distillers, recipes and datasets, a line each"
+
+    kind: str | None = option(None, "only these", choices=KINDS, metavar="KIND")
+    name: str | None = option(None, "one of them, with all its options; it needs --kind", metavar="NAME")
+    data_path: str = option("dataset/", "where to look for datasets")
+    all: bool = option(False, "also the datasets that RecBole names and that are not at hand")
+
+    def check(self, section: str) -> None:
+        if self.name is not None and self.kind is None:
+            raise UserError(f"--name={self.name} is one of several kinds; set --kind to one of {', '.join(KINDS)}.")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(VerbOptions):
+    verb = "evaluate"
+    summary = "a checkpoint on its dataset, full ranking"
+    settings = ("data_path", "topk", "metrics", "ray_address")
+
+    checkpoint: str = _CHECKPOINT
+    result_file: str | None = option(None, "also write the metrics (JSON) there", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class PrepareOptions(VerbOptions):
+    verb = "prepare"
+    summary = "make RecBole's atomic files from a table of events, or from a public dataset"
+
+    dataset: str = option(
+        None, "the name that the data gets; gowalla is downloaded", metavar="NAME", needed="a dataset"
+    )
+    source: str | None = option(
+        None, "a table (CSV, TSV or Parquet), or gowalla's raw file: a file or an address", metavar="FILE"
+    )
+    user: str | None = option(None, "the table's column of users", metavar="COLUMN")
+    item: str | None = option(None, "the table's column of items", metavar="COLUMN")
+    time: str | None = option(None, "its column of times: numbers, or dates such as 2026-11-29T08:30", metavar="COLUMN")
+    rating: str | None = option(None, "its column of ratings", metavar="COLUMN")
+    minimum_rating: float | None = option(None, "drops events with a lower rating")
+    minimum: int | None = option(
+        None, "interactions that every user and item must have in the result; by default 1, for gowalla 10", minimum=1
+    )
+    separator: str | None = option(None, "between the table's columns, where it is not found", metavar="TEXT")
+    encoding: str | None = option(None, "of the table's text; by default UTF-8", metavar="NAME")
+    data_path: str = option("dataset/", "the folder that gets DATASET/DATASET.inter")
+
+
+@dataclass(frozen=True)
+class AnalyseOptions(VerbOptions):
+    verb = "analyse"
+    summary = "what a student took over from its teacher: spectrum, smoothing, experts, gains, compression"
+    settings = ("data_path",)
+
+    student: str = option(
+        None, "a checkpoint", metavar="FILE", needed="two checkpoints", example="saved/FreqDStudent-....pth"
+    )
+    teacher: str = option(
+        None,
+        "a checkpoint on the same dataset and split",
+        metavar="FILE",
+        needed="two checkpoints",
+        example="saved/teachers/BPR-....pth",
+    )
+    output: str = option(
+        None,
+        "the folder that gets a picture (PNG) and a table (CSV) of each part",
+        metavar="DIR",
+        needed="a folder for its pictures and tables",
+    )
+    baseline: str | None = option(None, "a plain student to stand beside the distilled one", metavar="FILE")
+    parts: tuple[str, ...] | None = option(
+        None, "only these; by default all that the models allow", choices=PARTS, metavar=",".join(PARTS[:2])
+    )
+    bands: int = option(11, "bands of frequency", minimum=3, noun="an odd number", test=lambda bands: bands % 2)
+    groups: int = option(20, "groups of users by taste", minimum=2)
+    metric: str | None = option(
+        None, "of gains and compression, such as ndcg@20; by default the one that epochs are chosen by", metavar="NAME"
+    )
+
+
+@dataclass(frozen=True)
+class ReportOptions(VerbOptions):
+    verb = "report"
+    summary = "rewrite a comparison's tables, page and pictures from its results.json"
+
+    results: str = option(
+        None,
+        "the results.json that compare wrote",
+        metavar="DIR/results.json",
+        needed="the results of compare",
+    )
+    output: str | None = option(
+        None, "the folder that gets the report; by default the one of the results", metavar="DIR"
+    )
+
+
+@dataclass(frozen=True)
+class RecommendOptions(VerbOptions):
+    verb = "recommend"
+    summary = "the best items of users, in original ids, as CSV or JSON lines"
+    settings = ("data_path",)
+
+    checkpoint: str = _CHECKPOINT
+    users: str = option(
+        None,
+        "original ids between commas; @FILE has an id a line, @- is the standard input, all is everyone",
+        metavar="ID,ID,...",
+        needed="users",
+        example="--users=196,186, --users=@FILE or --users=all",
+    )
+    k: int = option(20, "items per user; a user who has fewer left gets fewer", minimum=1)
+    format: str = option("csv", "csv has a line for each item, jsonl a line for each user", choices=("csv", "jsonl"))
+    output: str | None = option(None, "a file instead of the standard output", metavar="FILE")
+    exclude_seen: bool = option(True, "false: what a user has seen can be recommended again")
+    seen: str = option("train", "the splits whose items a user has seen", choices=tuple(SEEN))
+
+
+@dataclass(frozen=True)
+class TuneOptions(VerbOptions):
+    verb = "tune"
+    summary = "search a model's settings with Ray Tune, choosing on validation"
+    note = "The same command again goes on with a search that was interrupted."
+    settings = ("model", "dataset")
+
+    config_files: str = _CONFIG_FILES
+    params_file: str | None = option(
+        None, "the search space; by default the model's and its distillers'", metavar="FILE.hyper"
+    )
+    trials: int = option(50, "configurations in all; fewer where the space holds no more distinct ones", minimum=1)
+    prune: bool = option(True, "false: train every trial to its end; ASHA stops those that are behind")
+    grace_epochs: int | None = option(
+        None, "epochs that every trial is trained for; by default a ninth of --epochs", minimum=1
+    )
+    cpus: int | None = option(None, "cores of all trials together; by default all of the machine", minimum=1)
+    cpus_per_trial: float = option(1.0, "cores and threads of one trial", above=0)
+    gpus_per_trial: float | None = option(
+        None, "share of a GPU of one trial: 0.25 is four on each; by default 1 where the run uses one", minimum=0
+    )
+    ray_address: str | None = option(
+        None, "join a running Ray cluster instead of starting Ray; auto: this machine's", metavar="HOST:PORT"
+    )
+    output: str | None = option(
+        None, "trials.csv, trials.png, best.yaml and result.json; by default CHECKPOINT_DIR/tune/...", metavar="DIR"
+    )
+    result_file: str | None = option(None, "also write the result (JSON) there", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class CompareOptions(VerbOptions):
+    verb = "compare"
+    summary = "several models and recipes, several seeds, one dataset: means, tests, gains, costs, report"
+    note = "The same command again goes on with an interrupted comparison; a changed setting repeats what it changes."
+    settings = ("dataset", "seed", "split_seed")
+    in_files = True
+
+    models: Any = option(
+        None,
+        "models and recipes by name; in YAML also {LABEL: {model: NAME, KEY: VALUE}} with a model's own settings",
+        noun="names",
+        metavar="BPR,DERRDStudent",
+    )
+    config_files: str = _CONFIG_FILES
+    seeds: int | tuple[int, ...] = option(
+        1, "number of seeds, from --seed on, or a list of them; the split is --split_seed's", metavar="5"
+    )
+    tune_trials: int = option(
+        0, "first choose each model's settings on validation, with as many trials for every one", minimum=0
+    )
+    output: str = option("report", "the folder that gets results.json, per-user metrics and the report")
+    parallel: int = option(1, "so many runs at a time, through Ray", minimum=1)
+
+
+@dataclass(frozen=True)
+class ExportOptions(VerbOptions):
+    verb = "export"
+    summary = "a student alone, for serving with numpy: vectors, ids, an index"
+    settings = ("data_path",)
+
+    checkpoint: str = option(
+        None,
+        "a model whose scores are inner products (BPR, LightGCN, SimRecStudent, ...)",
+        metavar="FILE",
+        needed="a checkpoint",
+        example="saved/BPR-ml-100k-....pth",
+    )
+    output: str = option(None, "the folder that is made", metavar="DIR", needed="a folder")
+    index: str | None = option(
+        None, "also an approximate index, with its measured recall and latency", choices=tuple(INDEXES), metavar="faiss"
+    )
+    seen: str = option("train", "the splits whose items are not recommended again", choices=tuple(SEEN))
+    overwrite: bool = option(False, "replace an export that is there")
+
+
+@dataclass(frozen=True)
+class CompletionOptions(VerbOptions):
+    verb = "completion"
+    summary = "a script that completes verbs and settings in bash or zsh"
+    note = 'For this shell: eval "$(recbole-kd completion)"'
+
+    shell: str = option("bash", "which shell", choices=("bash", "zsh"))
+
+
+#: Verb -> its options, in the order of help.
+VERBS: dict[str, type[VerbOptions]] = {
+    kind.verb: kind
+    for kind in (
+        TrainOptions,
+        ListOptions,
+        EvaluateOptions,
+        PrepareOptions,
+        AnalyseOptions,
+        ReportOptions,
+        RecommendOptions,
+        TuneOptions,
+        CompareOptions,
+        ExportOptions,
+        CompletionOptions,
+    )
+}
