@@ -160,7 +160,7 @@ def described(cls: type[Options], prefix: str = "") -> Iterator[Described]:
             prefix + field.name,
             hint,
             default,
-            expected(hint, metadata),
+            "needed" if metadata.get("needed") else expected(hint, metadata),
             metadata.get("help", ""),
             _metavar(hint, metadata),
         )

@@ -352,6 +352,7 @@ OMITTED: dict[str, tuple[str, ...]] = {
         *("CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN", "INVERSE_ITEM_SEQ", "MASK_INDEX", "MASK_ITEM_SEQ"),
         *("NEG_ITEMS", "POS_ITEMS", "REORDER_ITEM_SEQ"),
     ),
+    "the launcher's": ("world_size",),
     "refused: RecBole keeps datasets as pickles": (
         *("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"),
     ),

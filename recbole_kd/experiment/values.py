@@ -44,7 +44,7 @@ def parse_value(text: str) -> Any:
         return list(value) if isinstance(value, tuple) else value  # --topk=10,20
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if text[:1] in "[{" or text in ("~", "null"):
+    if text.startswith(("[", "{")) or text in ("~", "null"):
         try:
             return load_yaml(text)
         except Repeated as error:

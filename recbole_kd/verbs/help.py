@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 
 from recbole_kd.experiment.known_keys import known_keys
-from recbole_kd.options import Described, Options, described
+from recbole_kd.options import Described, described
 from recbole_kd.verbs.options import VERBS, VerbOptions
 
 __all__ = ["completion", "entries", "markdown", "overview", "usage", "versions"]
@@ -86,14 +86,19 @@ def entries(options: Iterable[Described]) -> str:
     return "\n".join(lines)
 
 
-def markdown(kind: type[Options]) -> str:
-    """The table of options of a page in docs/."""
-    shown = _own(kind) if issubclass(kind, VerbOptions) else described(kind)
-    lines = ["| option | meaning | takes |", "|---|---|---|"]
-    for one in shown:
-        cells = (f"`{one.flag}`", one.help, one.range or one.expected)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines)
+def markdown(verb: str) -> str:
+    """The tables of options of a verb's page in docs/: its own, and for train every setting of a run."""
+    parts = ["\n".join(_rows(_own(VERBS[verb])))]
+    if verb == "train":
+        parts += [f"**{title}**\n\n" + "\n".join(_rows(group)) for title, group in known_keys()]
+    return "\n\n".join(parts)
+
+
+def _rows(options: Iterable[Described]) -> Iterator[str]:
+    yield "| option | meaning | takes |\n|---|---|---|"
+    for one in options:
+        cells = (f"`{one.flag}`", one.help, one.range)
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def versions() -> str:

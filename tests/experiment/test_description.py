@@ -34,7 +34,7 @@ def everything(experiment: Experiment) -> list[Any]:
         (
             "RRDStudent",
             "ml-100k",
-            {"teacher.0.ranks": "a.csv", "teacher.1.model": "EASE", "topk": 10, "valid_metric": "MRR"},
+            {"teacher.0.ranks": "a.csv", "teacher.1.model": "EASE", "topk": 10, "valid_metric": "MRR@10"},
         ),
         ("RRDStudent", "ml-100k", {"distill": []}),
     ],
@@ -75,4 +75,4 @@ def test_the_command_trains_nothing(capsys: pytest.CaptureFixture[str], tmp_path
     assert load_yaml(capsys.readouterr().out)["dataset"] == "nowhere"
     assert not list(tmp_path.iterdir())
     assert main(["--model=RRDStudent", "--dataset=nowhere", "--dry_run=perhaps"]) == 2
-    assert "--dry_run='perhaps'; expected true or false" in capsys.readouterr().err
+    assert "--dry_run='perhaps' is not true or false" in capsys.readouterr().err
