@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from recbole_kd.data.reader import Field, Layout, first_line, read_columns, seconds_of
 from recbole_kd.errors import UserError, closest
-from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.atomic import write_content
+from recbole_kd.files.digest import file_digest
 from recbole_kd.files.plain import save_json
 from recbole_kd.text import columns
 
@@ -206,7 +207,7 @@ def _prepared(
         return target
     entry = None if chosen is not None else PREPARABLE[dataset]
     raw = _raw_file(dataset, entry, folder, source, record, show_progress)
-    digest = _sha256(raw.path)
+    digest, _ = file_digest(raw.path)
     if entry is not None and raw.origin == entry.url and entry.sha256 not in (None, digest):
         raw.refuse(f"{raw.path} has sha256 {digest}; expected {entry.sha256}, that of the published file")
     if record is not None and record["raw"]["sha256"] != digest:
@@ -259,7 +260,14 @@ def _make(
         record_file,
         "data_path",
     )
+<<<<<<< HEAD
     write_atomic(target, lambda file: file.write(content), "data_path")
+=======
+    write_content(target, content, "data_path")
+    if raw.kept is not None:
+        raw.path.replace(raw.kept)
+    return target
+>>>>>>> files
 
 
 def _columns(summary: Mapping[str, str]) -> list[str]:
@@ -289,19 +297,11 @@ def _check_own(target: Path, record: dict[str, Any] | None, record_file: Path) -
             f"{target} was not written by `recbole-kd prepare` (there is no {record_file.name} beside it) and is not "
             f"replaced; move it away, or set another --data_path."
         )
-    if _sha256(target) != record["result"]["sha256"]:
+    if file_digest(target)[0] != record["result"]["sha256"]:
         raise UserError(
             f"{target} differs from the sha256 in {record_file.name}: it was changed after it was prepared; "
             f"delete it to prepare it anew, or set another --data_path."
         )
-
-
-def _sha256(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_MEBIBYTE):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from recbole_kd.evaluation.spectrum import (
 )
 from recbole_kd.experiment.experiment import TeacherSource
 from recbole_kd.files.atomic import PathLike, write_content
-from recbole_kd.files.checkpoint import load_any, load_checkpoint
+from recbole_kd.files.checkpoint import ResumableState, load_any, load_checkpoint
 from recbole_kd.files.tables import csv_text
 from recbole_kd.report import picture_bytes
 from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
@@ -346,7 +346,7 @@ def _latest_state(trained: Trained) -> Mapping[str, Any]:
     best = Path(trained.checkpoint)
     last = best.with_name(f"{best.stem}-last.pth")
     if last.is_file():
-        state = load_checkpoint(last)
+        state = load_checkpoint(last, schema=ResumableState)
         if state.get("saved_model_file") == best.name and state["epoch"] > trained.state.get("epoch", -1):
             return state
     return trained.state
