@@ -61,14 +61,12 @@ class Job:
         seed: of initialisation and training; the split has its own.
         key: digest of all that the result depends on.
         folder: gets ``result.json``, ``users.parquet``, ``model.pth``; absolute.
-        working_folder: where relative paths of the settings begin.
     """
 
     row: Row
     seed: int
     key: str
     folder: str
-    working_folder: str
 
     @property
     def name(self) -> str:
@@ -96,7 +94,6 @@ def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
         UserError, TrainingError: as `run_recbole_kd`.
     """
     began = time.perf_counter()
-    os.chdir(job.working_folder)
     experiment = job.row.experiment(job.seed)
     start_logging(experiment.settings)
     splits = load_splits(experiment.settings)
