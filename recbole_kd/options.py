@@ -194,9 +194,8 @@ def expected(hint: Any, metadata: Mapping[str, Any]) -> str:
     return _amount(noun or " or ".join(kinds), metadata)
 
 
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+#: The types of a class's fields by name.
+_hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
