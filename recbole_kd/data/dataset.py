@@ -73,9 +73,13 @@ class _Groups:
     """Rows by a key: the groups in the order in which their keys first appear, and in each the rows in order."""
 
     def __init__(self, keys: NDArray[np.int64]) -> None:
-        codes = pd.factorize(keys)[0].astype(np.int32)
-        self.rows: Tensor = torch.argsort(torch.from_numpy(codes), stable=True)
-        self.sizes: NDArray[np.int64] = np.bincount(codes)
+        first = np.full(keys.max(initial=-1) + 1, len(keys), dtype=np.int32)
+        first[keys[::-1]] = np.arange(len(keys) - 1, -1, -1, dtype=np.int32)  # the last one written is the first row
+        place = np.empty(len(first), dtype=np.int32)
+        place[np.argsort(first, kind="stable")] = np.arange(len(first), dtype=np.int32)
+        places = place[keys]
+        self.rows: Tensor = torch.argsort(torch.from_numpy(places), stable=True)
+        self.sizes: NDArray[np.int64] = np.bincount(places)
         self.starts: NDArray[np.int64] = np.cumsum(self.sizes) - self.sizes
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
@@ -103,6 +107,7 @@ class _Fast(Dataset):
         self.field2token_id = _TokenIds(self.field2id_token)
         self._vocabulary: dict[str, pa.Array] = {}
         self._places: Tensor | None = None
+        self._as_read = True  # whether every row is still there, and in the order of the file
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         load, unload = self._get_load_and_unload_col(source)
@@ -182,13 +187,14 @@ class _Fast(Dataset):
     def _keep(self, name: str, rows: NDArray[np.bool_]) -> None:
         """Drops the other rows of a table."""
         if not rows.all():
+            self._as_read = False
             setattr(self, name, getattr(self, name)[rows].reset_index(drop=True))
 
     def _remove_duplication(self) -> None:
         keep = self.config["rm_dup_inter"]
         if keep is None:
             return
-        feat = self.inter_feat
+        feat, self._as_read = self.inter_feat, False
         if self.time_field in feat:
             feat = feat.sort_values(by=self.time_field, kind="stable")
         self.inter_feat = feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep, ignore_index=True)
@@ -229,6 +235,8 @@ class _Fast(Dataset):
             (field, name, self._parse_intervals_str(self.config[key]))
             for field, name, key in zip((self.uid_field, self.iid_field), ("user_feat", "item_feat"), keys)
         ]
+        if all(intervals in (None, [("[", 0.0, math.inf, ")")]) for _, _, intervals in sides):
+            return
         while True:
             kept = np.ones(len(self.inter_feat), dtype=bool)
             changed = False
@@ -301,7 +309,9 @@ class _Fast(Dataset):
         fields = list(dict.fromkeys(field for _, field, _ in remap_list))
         if len(fields) == 1 and all(ftype == FeatureType.TOKEN for _, _, ftype in remap_list):
             columns = [feat[field].to_numpy() for feat, field, _ in remap_list]
-            ids, tokens = _numbered(np.concatenate(columns), self._vocabulary[fields[0]])
+            codes, tokens = np.concatenate(columns), self._vocabulary[fields[0]]
+            as_read = self._as_read and remap_list[0][0] is self.inter_feat
+            ids, tokens = (codes + np.int32(1), tokens) if as_read else _numbered(codes, tokens)
         else:  # several fields, or sequences, share their ids
             columns = [self._text(feat[field], field, ftype) for feat, field, ftype in remap_list]
             numbers, found = pd.factorize(np.concatenate(columns))
@@ -439,10 +449,6 @@ def _cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:
 
 def _numbered(codes: NDArray[np.int32], tokens: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
     """(rows,) ids from 1 by first appearance, 0 for a missing token; and the tokens of the ids."""
-    highest = np.maximum.accumulate(codes)
-    steps = np.diff(highest, prepend=-1)
-    if steps.max() <= 1 and highest[-1] == len(tokens) - 1:  # as they were read, with nothing filtered
-        return codes + np.int32(1), tokens
     missing = codes < 0
     numbers, found = pd.factorize(codes[~missing])
     ids = np.zeros(len(codes), dtype=np.int32)

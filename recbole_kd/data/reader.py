@@ -168,7 +168,7 @@ def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: S
 
 
 def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
-    source, separator = path, layout.separator
+    source, separator = pa.OSFile(str(path)), layout.separator  # of a path, pyarrow goes by the end of its name
     if len(separator.encode()) > 1:  # pyarrow separates by one byte
         text = path.read_bytes().decode(layout.encoding).replace(separator, "\x1f").encode(layout.encoding)
         source, separator = pa.BufferReader(text), "\x1f"

@@ -287,6 +287,13 @@ def test_features_may_be_missing(tmp_path: Path) -> None:
     assert shop(tmp_path, pairs, load_col={"inter": "*", "item": "*"}).dataset.item_num == 51
 
 
+def test_of_a_user_who_stands_twice_the_first_row_counts(tmp_path: Path) -> None:
+    write(tmp_path, "shop", "user", user_id=["u1", "u1", "u2"], city=["Bonn", "Rome", "Oslo"])
+    settings = {"load_col": {"inter": "*", "user": "*"}, "filter_inter_by_user_or_item": False}
+    dataset = shop(tmp_path, pairs_of_shop(), **settings).dataset
+    assert dataset.field2id_token["city"].tolist() == ["[PAD]", "Bonn", "Oslo"]
+
+
 def test_sequences_of_tokens_share_their_ids_with_an_alias(tmp_path: Path) -> None:
     items = [f"i{item}" for item in range(60)]
     write(tmp_path, "shop", "item", item_id=items, like=[f"i{item + 1} i{item + 2}" for item in range(60)])
