@@ -30,7 +30,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 from torch import Tensor
 
-from recbole_kd.data.reader import Layout, fields_of
+from recbole_kd.data.reader import Layout, by_first_appearance, fields_of
 from recbole_kd.data.store import load_atomic
 from recbole_kd.errors import UserError
 
@@ -73,11 +73,7 @@ class _Groups:
     """Rows by a key: the groups in the order in which their keys first appear, and in each the rows in order."""
 
     def __init__(self, keys: NDArray[np.int64]) -> None:
-        first = np.full(keys.max(initial=-1) + 1, len(keys), dtype=np.int32)
-        first[keys[::-1]] = np.arange(len(keys) - 1, -1, -1, dtype=np.int32)  # the last one written is the first row
-        place = np.empty(len(first), dtype=np.int32)
-        place[np.argsort(first, kind="stable")] = np.arange(len(first), dtype=np.int32)
-        places = place[keys]
+        places, _ = by_first_appearance(keys)
         self.rows: Tensor = torch.argsort(torch.from_numpy(places), stable=True)
         self.sizes: NDArray[np.int64] = np.bincount(places)
         self.starts: NDArray[np.int64] = np.cumsum(self.sizes) - self.sizes
@@ -309,7 +305,7 @@ class _Fast(Dataset):
         fields = list(dict.fromkeys(field for _, field, _ in remap_list))
         if len(fields) == 1 and all(ftype == FeatureType.TOKEN for _, _, ftype in remap_list):
             columns = [feat[field].to_numpy() for feat, field, _ in remap_list]
-            codes, tokens = np.concatenate(columns), self._vocabulary[fields[0]]
+            codes, tokens = columns[0] if len(columns) == 1 else np.concatenate(columns), self._vocabulary[fields[0]]
             as_read = self._as_read and remap_list[0][0] is self.inter_feat
             ids, tokens = (codes + np.int32(1), tokens) if as_read else _numbered(codes, tokens)
         else:  # several fields, or sequences, share their ids
@@ -355,7 +351,13 @@ class _Fast(Dataset):
             exact = field == self.time_field and PLACE in self.inter_feat
             values = self.inter_feat[PLACE if exact else field]
             key = values if values.dim() == 1 else values[..., 0]
-            self.inter_feat._reindex(torch.argsort(key, stable=True))
+            self.inter_feat = _rows(self.inter_feat, torch.argsort(key, stable=True))
+
+    def shuffle(self) -> None:
+        """RecBole's shuffle of the rows: the same draws, which take less time as int32."""
+        rows = len(self.inter_feat)
+        order = torch.randperm(rows, dtype=torch.int32 if rows < 2**31 else torch.int64)
+        self.inter_feat = _rows(self.inter_feat, order)
 
     def build(self) -> list[Any]:
         """The splits. `timed` of each are its rows as they are now, with a column PLACE; None where no time is loaded.
@@ -438,7 +440,9 @@ class KDSequentialDataset(_Fast, SequentialDataset):
 
 
 def _rows(features: Interaction, index: Any) -> Interaction:
-    """Some rows: Interaction's own indexing makes a list of the index first."""
+    """Some rows, by a slice or by their numbers: twice as fast as Interaction's own indexing."""
+    if isinstance(index, Tensor):
+        return Interaction({field: values.index_select(0, index) for field, values in features.interaction.items()})
     return Interaction({field: values[index] for field, values in features.interaction.items()})
 
 
@@ -450,7 +454,7 @@ def _cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:
 def _numbered(codes: NDArray[np.int32], tokens: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
     """(rows,) ids from 1 by first appearance, 0 for a missing token; and the tokens of the ids."""
     missing = codes < 0
-    numbers, found = pd.factorize(codes[~missing])
+    numbers, found = by_first_appearance(codes[~missing])
     ids = np.zeros(len(codes), dtype=np.int32)
     ids[~missing] = numbers + 1
     return ids, tokens.take(pa.array(found))
