@@ -11,9 +11,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
-import time
-import traceback
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -83,6 +80,10 @@ def _told(message: str, code: int = 2) -> int:
 
 def _written_down(words: Sequence[str]) -> str:
     """The file that gets the command and the traceback of the error that is being handled."""
+    import tempfile  # help need not wait for these
+    import time
+    import traceback
+
     text = f"recbole-kd {shlex.join(words)}\n{versions()}\n\n{traceback.format_exc()}"
     name = f"internal-error-{time.strftime('%Y-%m-%d-%H%M%S')}-"
     for folder in ("log", None):

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from functools import cache
 from typing import Any, TypeVar, Union
 
 from recbole_kd.errors import UserError, closest
@@ -193,8 +194,8 @@ def expected(hint: Any, metadata: Mapping[str, Any]) -> str:
     return _amount(noun or " or ".join(kinds), metadata)
 
 
-def _hints(cls: type[Options]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+#: The types of a class's fields by name.
+_hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

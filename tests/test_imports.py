@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1] / "recbole_kd"
 
 #: The layers from the lowest to the highest. An entry is a module or a folder; the longest entry that fits counts.
 LAYERS = (
-    ("errors", "text", "compat"),
+    ("errors", "text"),
+    ("compat",),
     ("options",),
     ("verbs.options",),
     ("files",),

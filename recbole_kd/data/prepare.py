@@ -7,35 +7,28 @@ public dataset joins with one entry of :data:`PREPARABLE`. Files appear under th
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import http.client
 import io
 import json
 import math
-import os
-import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from recbole_kd.data.download import RawFile, decompressed, raw_file
 from recbole_kd.data.reader import Field, Layout, first_line, read_columns, seconds_of
 from recbole_kd.errors import UserError, closest
-from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.atomic import write_content
+from recbole_kd.files.digest import file_digest
 from recbole_kd.files.plain import save_json
 from recbole_kd.text import columns
 
@@ -43,7 +36,6 @@ __all__ = ["PREPARABLE", "Columns", "Preparable", "can_prepare", "described", "k
 
 _MEBIBYTE = 1 << 20
 _ROWS = 100_000  # rows that are written at once
-_TIMEOUT = 30.0  # seconds without an answer before a connection counts as broken
 _SEPARATORS = ("\t", ",", ";", "|")
 _LATE = 0.1  # share of the rows, the latest, whose users and items are looked for among the others
 
@@ -205,8 +197,11 @@ def _prepared(
     if made and source is None:
         return target
     entry = None if chosen is not None else PREPARABLE[dataset]
-    raw = _raw_file(dataset, entry, folder, source, record, show_progress)
-    digest = _sha256(raw.path)
+    limits = entry or PREPARABLE["gowalla"]
+    address = source if source is not None else limits.url
+    known = None if record is None else record["source"]
+    raw = raw_file(dataset, address, folder, known, limits.download_limit, show_progress)
+    digest, _ = file_digest(raw.path)
     if entry is not None and raw.origin == entry.url and entry.sha256 not in (None, digest):
         raw.refuse(f"{raw.path} has sha256 {digest}; expected {entry.sha256}, that of the published file")
     if record is not None and record["raw"]["sha256"] != digest:
@@ -224,11 +219,17 @@ def _prepared(
 
 
 def _make(
-    dataset: str, raw: _Raw, digest: str, target: Path, record_file: Path, way: dict[str, Any], chosen: Columns | None
+    dataset: str,
+    raw: RawFile,
+    digest: str,
+    target: Path,
+    record_file: Path,
+    way: dict[str, Any],
+    chosen: Columns | None,
 ) -> None:
     """Writes the atomic file and the record of it."""
     entry = None if chosen is not None else PREPARABLE[dataset]
-    with _plain(raw, entry) as plain:
+    with decompressed(raw, (entry or PREPARABLE["gowalla"]).raw_limit) as plain:
         try:
             events = _events(plain, entry, chosen)
         except UserError as error:
@@ -259,7 +260,7 @@ def _make(
         record_file,
         "data_path",
     )
-    write_atomic(target, lambda file: file.write(content), "data_path")
+    write_content(target, content, "data_path")
 
 
 def _columns(summary: Mapping[str, str]) -> list[str]:
@@ -289,19 +290,11 @@ def _check_own(target: Path, record: dict[str, Any] | None, record_file: Path) -
             f"{target} was not written by `recbole-kd prepare` (there is no {record_file.name} beside it) and is not "
             f"replaced; move it away, or set another --data_path."
         )
-    if _sha256(target) != record["result"]["sha256"]:
+    if file_digest(target)[0] != record["result"]["sha256"]:
         raise UserError(
             f"{target} differs from the sha256 in {record_file.name}: it was changed after it was prepared; "
             f"delete it to prepare it anew, or set another --data_path."
         )
-
-
-def _sha256(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_MEBIBYTE):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 @contextmanager
@@ -317,134 +310,6 @@ def _folder(path: Path) -> Iterator[Path]:
         if not existed and not any(path.iterdir()):
             path.rmdir()
         raise
-
-
-# The raw file
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """The raw file.
-
-    Attributes:
-        origin: its address, or the name without the folder of a file of the user's own.
-        path: where it lies now.
-        kept: the name that a fresh download gets when all went well.
-    """
-
-    origin: str
-    path: Path
-    kept: Path | None = None
-
-    def refuse(self, problem: str) -> None:
-        raise UserError(f"{problem}; set --source to another file or address.")
-
-
-def _raw_file(
-    dataset: str, entry: Preparable | None, folder: Path, source: str | None, record: Any, show_progress: bool
-) -> _Raw:
-    """The raw file, downloaded if need be."""
-    address = source if source is not None else entry.url if entry is not None else ""
-    try:
-        parts = urlsplit(address)
-    except ValueError as error:
-        raise UserError(f"--source={address} is not an address ({error}); expected a file or an address.") from None
-    if parts.scheme in ("http", "https"):
-        kept = folder / f"{dataset}.raw"  # no name that a server chooses can meet one of ours
-        if kept.exists() and record is not None and record["source"] == address:
-            return _Raw(address, kept)
-        limit = PREPARABLE["gowalla"].download_limit if entry is None else entry.download_limit
-        part = folder / f"{dataset}.raw.part"
-        _download(dataset, address, part, limit, show_progress)
-        return _Raw(address, part, kept)
-    if "://" in address and parts.scheme != "file":
-        raise UserError(f"--source={address} is not read; expected a file, or an address of http, https or file.")
-    path = Path(url2pathname(parts.path) if parts.scheme == "file" else address).expanduser()
-    if not path.is_file():
-        found = "is not a file" if path.exists() else "does not exist"
-        raise UserError(f"--source={address} {found}; expected the raw file of {dataset}, text or gzip.")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"--source={address} cannot be read; change its permissions or give another file.")
-    return _Raw(path.name, path)
-
-
-def _download(dataset: str, url: str, part: Path, limit: int, show_progress: bool) -> None:
-    """Fetches `url` to `part`, which is removed where that fails."""
-    received = 0
-    try:
-        with urlopen(Request(url, headers={"User-Agent": "recbole-kd"}), timeout=_TIMEOUT) as response:
-            size = response.length
-            if (size or 0) > limit:
-                raise UserError(_too_large(url, f"is {size:,} bytes long", "a download", limit))
-            bar = tqdm(desc="Downloading", total=size, unit="B", unit_scale=True, disable=not show_progress)
-            with part.open("wb") as file, bar:
-                while block := _next_block(response):
-                    received += len(block)
-                    if received > limit:
-                        raise UserError(_too_large(url, "is longer", "a download", limit))
-                    file.write(block)
-                    bar.update(len(block))
-        if size is not None and received != size:
-            raise http.client.HTTPException(f"the transfer ended after {received:,} of {size:,} bytes")
-    except http.client.InvalidURL as error:
-        raise UserError(f"{url} is not an address ({error}); set --source to a file or an address.") from None
-    except HTTPError as error:
-        reason = f"the server answered {error.code} {error.reason}"
-    except (http.client.HTTPException, ValueError) as error:
-        reason = str(error) or type(error).__name__
-    except OSError as error:
-        if part.exists() and not isinstance(error, _Broken):
-            raise  # the disk, not the network
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-    else:
-        return
-    raise UserError(
-        f"Cannot download {dataset} from {url}: {reason}; without a network, fetch that file elsewhere "
-        f"and run `recbole-kd prepare --dataset={dataset} --source=FILE`."
-    )
-
-
-class _Broken(OSError):
-    """A transfer that broke, in contrast to a disk that is full."""
-
-
-def _next_block(response: Any) -> bytes:
-    try:
-        return bytes(response.read1(_MEBIBYTE))
-    except OSError as error:
-        raise _Broken(f"the transfer broke ({error})") from None
-
-
-def _too_large(what: object, found: str, expected: str, limit: int) -> str:
-    return f"{what} {found}; expected {expected} of at most {limit:,} bytes; set --source to the right file."
-
-
-@contextmanager
-def _plain(raw: _Raw, entry: Preparable | None) -> Iterator[Path]:
-    """The raw file, decompressed where its first bytes say gzip, whatever its name."""
-    limit = PREPARABLE["gowalla"].raw_limit if entry is None else entry.raw_limit
-    with raw.path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            yield raw.path
-            return
-    with tempfile.TemporaryDirectory() as folder, gzip.open(raw.path) as content:
-        plain = Path(folder) / raw.path.name
-        with plain.open("wb") as file:
-            while block := _next_content(content, raw):
-                file.write(block)
-                if file.tell() > limit:
-                    raise UserError(_too_large(raw.path, "holds more", "a decompressed file", limit))
-        yield plain
-
-
-def _next_content(content: Any, raw: _Raw) -> bytes:
-    try:
-        return bytes(content.read(16 * _MEBIBYTE))
-    except EOFError:
-        raw.refuse(f"{raw.path} is a truncated gzip file; expected a whole one")
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raw.refuse(f"{raw.path} is a damaged gzip file ({error}); expected a whole one")
-    return b""
 
 
 # From events to the result

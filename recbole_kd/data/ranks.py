@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from tqdm import tqdm
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.digest import digest as content_of
+from recbole_kd.files.reading import open_regular
 
 #: Bytes of scores held at a time: freed blocks beyond 32 MiB go back to the system, and each new one is paged in anew.
 _BLOCK_BYTES = 16 << 20
@@ -249,10 +252,15 @@ def require_listed(observed: Observed, setting: str, ranked: Tensor, teacher: st
         )
 
 
+#: Length of the digest behind an array.
+_DIGEST_BYTES = 64
+
+
 class RankBankCache:
     """Rank banks on disk, each under a digest of what it was computed from.
 
-    Files are plain arrays, written whole or not at all, and read as memory maps; nothing is unpickled.
+    A file is a plain array, then the digest of its key and content. It is written whole or not at all, and read as a
+    memory map once the digest has been checked; nothing is unpickled.
     """
 
     def __init__(self, folder: str) -> None:
@@ -279,8 +287,8 @@ class RankBankCache:
         pattern = re.compile(re.escape(digest) + r"-(\d+)\.npy")
         found = (pattern.fullmatch(name) for name in (os.listdir(self.folder) if os.path.isdir(self.folder) else ()))
         for length in sorted(int(match[1]) for match in found if match):
-            bank = self._read(self._path(digest, length)) if length >= k else None
-            if bank is not None and bank.shape[1] == length:
+            bank = self._read(digest, length) if length >= k else None
+            if bank is not None:
                 return bank[:, :k]
         return None
 
@@ -296,17 +304,25 @@ class RankBankCache:
             # np.save would write past `file`, and does not say why a disk refuses.
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
             file.write(array.data)
+            file.write(content_of(digest, array).encode())
 
         write_atomic(self._path(digest, bank.shape[1]), write)
 
     def _path(self, digest: str, k: int) -> str:
         return os.path.join(self.folder, f"{digest}-{k}.npy")
 
-    @staticmethod
-    def _read(path: str) -> Optional[Tensor]:
+    def _read(self, digest: str, k: int) -> Optional[Tensor]:
+        """The bank (U, k) in a file; None where the file is damaged, foreign, or of a version without a digest."""
+        path = self._path(digest, k)
         try:
-            # Copy on write: torch accepts no read-only array.
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None  # cut short or foreign: the bank is computed again and replaces it
-        return torch.from_numpy(array) if array.dtype == np.int32 and array.ndim == 2 else None
+            with open_regular(path) as file:
+                # Copy on write: torch accepts no read-only array.
+                array = np.load(path, mmap_mode="c", allow_pickle=False)
+                file.seek(array.offset + array.nbytes)
+                whole = file.read(_DIGEST_BYTES + 1) == content_of(digest, array).encode()
+            if whole and array.dtype == np.int32 and array.shape[1:] == (k,):
+                return torch.from_numpy(array)
+        except (OSError, ValueError, EOFError, AttributeError, TypeError):  # cut short or foreign
+            pass
+        logging.getLogger().warning(f"The ranked lists in '{path}' are damaged or of an earlier version: made anew.")
+        return None

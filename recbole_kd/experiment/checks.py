@@ -21,6 +21,7 @@ from recbole_kd.experiment import known_keys
 from recbole_kd.experiment.presets import distiller_names
 from recbole_kd.experiment.values import merge
 from recbole_kd.files.checkpoint import load_any
+from recbole_kd.files.reading import open_regular
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -115,7 +116,8 @@ def check_files(config: Any) -> None:
         path = Path(config.final_config_dict["data_path"]) / "item_emb.npy"
         try:
             if path.exists():
-                np.load(path, mmap_mode="r", allow_pickle=False)
+                with open_regular(path):
+                    np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             raise UserError(
                 f"'{path}' is no plain array, and RecBole would execute what is in it; save the items' vectors as "

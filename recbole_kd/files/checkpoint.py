@@ -7,19 +7,80 @@ why.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional, TypedDict
 
 import torch
+from torch import Tensor
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike, write_atomic
 from recbole_kd.files.pickles import Archive, Malformed, Refused, shown
 from recbole_kd.files.plain import plain
 from recbole_kd.files.reading import open_regular
-from recbole_kd.files.schema import Unbounded
+from recbole_kd.files.schema import Unbounded, check
 
 #: What `state["format"]` says in a checkpoint of ours; the number grows when older readers would misread a file.
 FORMAT = "recbole-kd/1"
+
+
+class _Named(TypedDict):
+    model: str
+    backbone: str
+    dataset: str
+    config: dict[str, Any]
+    user_tokens: list[str]
+    item_tokens: list[str]
+    split: str
+    state_dict: dict[str, Tensor]
+
+
+class _Told(TypedDict, total=False):
+    other_parameter: Optional[dict[str, Any]]
+    best_epoch: int
+    best_valid_score: float
+    best_valid_result: Optional[dict[str, float]]
+    epoch_seconds: Optional[list[float]]
+    loss_history: dict[int, dict[str, float]]
+    valid_history: list[dict[str, float]]
+
+
+class ModelState(_Named, _Told, total=False):
+    """A checkpoint of a model, with what may be told of its training."""
+
+    test_result: dict[str, float]
+    epoch: int
+
+
+class KeptState(_Named, _Told):
+    """A teacher or baseline in the cache."""
+
+    key: str
+    evaluated: str
+    test_result: dict[str, float]
+
+
+class ResumableState(_Named):
+    """A checkpoint that a training can go on from."""
+
+    epoch: int
+    cur_step: int
+    best_epoch: int
+    best_valid_score: float
+    best_valid_result: Optional[dict[str, float]]
+    other_parameter: dict[str, Any]
+    optimizer: dict[str, Any]
+    distillers: dict[str, Tensor]
+    random: dict[str, Any]
+    loader: Optional[Tensor]
+    loss_history: dict[int, dict[str, float]]
+    valid_history: list[dict[str, float]]
+    epoch_seconds: list[float]
+    saved_model_file: str
+
+
+class _RecBoleState(TypedDict):
+    config: dict[str, Any]
+    state_dict: dict[str, Tensor]
 
 
 def save_checkpoint(state: Mapping[str, Any], path: PathLike) -> None:
@@ -39,29 +100,41 @@ def save_checkpoint(state: Mapping[str, Any], path: PathLike) -> None:
     write_atomic(path, lambda file: torch.save(whole, file))
 
 
-def load_checkpoint(path: PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: PathLike, device: torch.device | str = "cpu", schema: Any = dict[str, Any]) -> dict[str, Any]:
     """The state that :func:`save_checkpoint` wrote, its ``format`` included, with tensors on `device`.
 
+    Args:
+        path: the file.
+        device: where the tensors go.
+        schema: what it must hold, such as :class:`ModelState`.
+
     Raises:
-        UserError: no such file, not a checkpoint of ours, not whole, or of another format version.
+        UserError: no such file, not a checkpoint of ours, not whole, of another format version, or not of the schema.
     """
-    kind, state = load_any(path, device)
+    kind, state = _read(path, device)
     if kind != "recbole-kd":
         raise UserError(f"'{path}' is a checkpoint of RecBole itself; expected one of recbole-kd.")
+    check(state, schema, f"'{path}'")
     return state
 
 
 def load_any(path: PathLike, device: torch.device | str = "cpu") -> tuple[str, dict[str, Any]]:
-    """("recbole-kd", state) of :func:`load_checkpoint`, or ("recbole", state) of a file that RecBole's Trainer wrote.
+    """("recbole-kd", a :class:`ModelState`), or ("recbole", the state of a file that RecBole's Trainer wrote).
 
     Nothing in the file is executed. In RecBole's, ``config`` is the dict of the final settings; there enums are their
     names (``MODEL_TYPE`` is "GENERAL") and the device is a string. ``other_parameter`` is what the model's
     ``load_other_parameter`` takes: tensors, numpy arrays and scipy's csr, csc and lil matrices.
 
     Raises:
-        UserError: no such file, a checkpoint of neither, not whole, or one that names a class or function that such
-            files do not need.
+        UserError: no such file, a checkpoint of neither, not whole, one that names a class or function that such files
+            do not need, or one that lacks a field.
     """
+    kind, state = _read(path, device)
+    check(state, ModelState if kind == "recbole-kd" else _RecBoleState, f"'{path}'", "give the file of an earlier run")
+    return kind, state
+
+
+def _read(path: PathLike, device: torch.device | str) -> tuple[str, dict[str, Any]]:
     try:
         with open_regular(path) as file:
             archive = Archive(file, torch.device(device))

@@ -55,7 +55,7 @@ def require_bounded(value: Any, most: int, parts: Callable[[Any], tuple[Any, ...
             known[id(node)] = (0, 0)
             size, height = 1 + (len(node) // 8 if isinstance(node, bytes) else 0), 0
             for part in parts(node):
-                counted, levels = (1, 1) if type(part) in _LEAVES else measure(part, depth + 1)
+                counted, levels = (1, 0) if type(part) in _LEAVES else measure(part, depth + 1)
                 size, height = size + counted, max(height, levels)
             if size > most:
                 raise Unbounded(f"its parts unfold to more than {most:,} values")

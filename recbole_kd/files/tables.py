@@ -19,7 +19,7 @@ from recbole_kd.files.reading import open_regular
 #: Bytes of text, or rows of Parquet, read at a time; a header is within the first of these.
 _BLOCK_BYTES, _BLOCK_ROWS, _HEADER_BYTES = 8 << 20, 1 << 18, 1 << 16
 #: What a spreadsheet takes for the beginning of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t")
 
 
 def write_parquet(path: PathLike, columns: Mapping[str, Any], setting: str = "output") -> None:
@@ -92,7 +92,10 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def _harmless(cell: object) -> object:
-    if not isinstance(cell, str) or not cell.startswith(_FORMULA):
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r", " ")  # Python's writer leaves it unquoted before 3.13, and it ends a row
+    if not cell.startswith(_FORMULA):
         return cell
     try:
         float(cell)

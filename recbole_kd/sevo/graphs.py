@@ -11,10 +11,10 @@ as the cosine *similarity*, with which the least similar items would be tied mos
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, TypedDict
 
 import numpy as np
 import scipy.sparse
@@ -287,6 +287,14 @@ _GRAPH_OPTIONS = {
 }
 
 
+class _StoredGraph(TypedDict):
+    rows: Tensor
+    columns: Tensor
+    weights: Tensor
+    nodes: int
+    content: str
+
+
 def cached_adjacency(
     folder: str,
     options: SEvoOptions,
@@ -313,19 +321,17 @@ def cached_adjacency(
     key = digest("item graph", options.graph, chosen, item_rows, content)
     path = os.path.join(folder, f"{options.graph}-{key[:32]}.pth")
     if os.path.isfile(path):
-        with suppress(UserError, KeyError, TypeError, RuntimeError):
-            stored = load_checkpoint(path)
-            if stored["key"] == key:
-                parts, size = (stored["rows"], stored["columns"], stored["weights"]), (stored["nodes"], stored["nodes"])
+        try:
+            stored = load_checkpoint(path, schema=_StoredGraph)
+            parts, size = (stored["rows"], stored["columns"], stored["weights"]), (stored["nodes"], stored["nodes"])
+            if stored["content"] == digest(key, *parts):
                 # Sparse products read what the columns say unchecked, and this is a file.
                 return torch.sparse_csr_tensor(*parts, size=size, check_invariants=True)
+        except (UserError, RuntimeError):
+            pass
+        logging.getLogger().warning(f"The graph in '{path}' is damaged or of an earlier version: made anew.")
     adjacency = sevo_adjacency(options, train, observed, item_rows, teacher_items)
-    state = {
-        "key": key,
-        "rows": adjacency.crow_indices(),
-        "columns": adjacency.col_indices(),
-        "weights": adjacency.values(),
-        "nodes": adjacency.shape[0],
-    }
-    save_checkpoint(state, path)
+    parts = adjacency.crow_indices(), adjacency.col_indices(), adjacency.values()
+    told = {"key": key, "nodes": adjacency.shape[0], "content": digest(key, *parts)}
+    save_checkpoint({**told, **dict(zip(("rows", "columns", "weights"), parts))}, path)
     return adjacency

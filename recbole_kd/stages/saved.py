@@ -10,7 +10,7 @@ from recbole.utils import init_seed
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.files.checkpoint import ModelState, load_checkpoint
 from recbole_kd.model.build import build_model
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
@@ -45,7 +45,7 @@ def load_trained(path: str, config_dict: Mapping[str, Any] | None = None) -> tup
     Raises:
         UserError: no checkpoint of ours, or one of another dataset or split.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, schema=ModelState)
     backbone = state["backbone"]
     given = dict(config_dict or {})
     dataset = given.pop("dataset", state["dataset"])

@@ -14,7 +14,7 @@ from torch import nn
 from recbole_kd.data.loaders import eval_batch_size, make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
-from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from recbole_kd.files.checkpoint import FORMAT, KeptState, load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
 from recbole_kd.model.build import build_model
 from recbole_kd.trainer.kd_trainer import make_evaluator, make_trainer
@@ -93,8 +93,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         list(splits.pairs(splits.test)),
     )
     if os.path.isfile(path):
-        state = load_checkpoint(path, config["device"])
-        if state.get("key") == key:
+        state = load_checkpoint(path, config["device"], KeptState)
+        if state["key"] == key:
             logger.info(f"The {role} {config['model']} comes from the cache: {path}")
             init_seed(config["seed"], config["reproducibility"])
             model = build_model(config, splits.train)

@@ -69,7 +69,6 @@ class FrozenTeacher(BareTeacher):
         self.name = trained.config.resolved.backbone
         self.capabilities = capabilities(self.model)
         self.digest = _content(trained)
-        self.forward_passes = 0
         self._maps = None if maps is None else tuple(part.to(trained.config["device"]) for part in maps)
         self.observed = splits.observed
         #: Computes (U, k) ranked lists in this one's place, where set.
@@ -134,7 +133,6 @@ class FrozenTeacher(BareTeacher):
             return embedding_scores(self._vectors, users, items)
         if self._maps is not None:
             users, items = self._maps[0][users], self._maps[1][items]
-        self.forward_passes += 1
         rows = max(1, _PAIRS_AT_ONCE // max(1, items[0].numel() if items.dim() == 2 else 1))
         parts = zip(users.split(rows), items.split(rows))
         return torch.cat([expanded_scores(self.model, user, item) for user, item in parts])
@@ -147,7 +145,6 @@ class FrozenTeacher(BareTeacher):
     @torch.no_grad()
     def score_block(self, users: Tensor) -> Tensor:
         """Scores of users (n,) with every item, (n, I), in the student's ids."""
-        self.forward_passes += 1
         users = users.to(self.trained.config["device"])
         theirs = users if self._maps is None else self._maps[0][users]
         model: Any = self.model
@@ -164,7 +161,6 @@ class FrozenTeacher(BareTeacher):
     def sequence_embeddings(self, sequences: Sequences) -> Tensor:
         """e_t of n sequences, (n, d_t), constant."""
         if self._outputs is None or self._outputs[0] is not sequences:
-            self.forward_passes += 1
             theirs = sequences if self._maps is None else sequences._replace(items=self._maps[1][sequences.items])
             # The latest alone is kept: the distillers of a step read the same batch.
             self._outputs = sequences, sequence_vectors(self.model, theirs)
@@ -200,12 +196,7 @@ class FrozenTeacher(BareTeacher):
         if self._vectors is None:
             return build_user_bank(self.score_block, self.observed, k)
         users, items = self._vectors
-
-        def score_block(block: Tensor) -> Tensor:
-            self.forward_passes += 1
-            return items[block.to(items.device)] @ users.t()
-
-        return build_rank_bank(score_block, self.observed.transposed(), k)
+        return build_rank_bank(lambda block: items[block.to(items.device)] @ users.t(), self.observed.transposed(), k)
 
     def summary(self) -> dict[str, Any]:
         """The part of a run's result that tells of the teacher."""

@@ -30,7 +30,7 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
-from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import random_state, restore_random_state, restored, storable
 
@@ -294,6 +294,11 @@ class KDMixin:
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {file}")
 
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """Keeps a stage of RecBole's pretraining trainers (RaCT, S3Rec), which would pickle it, as any other state."""
+        self._save_state(saved_model_file, epoch)
+        self.saved_model_file = saved_model_file
+
     def outcome(self) -> dict[str, Any]:
         """Weights and history, as tensors and plain values."""
         return {
@@ -328,10 +333,10 @@ class KDMixin:
         Raises:
             UserError: no checkpoint of ours, or one of another model or configuration.
         """
-        state = load_checkpoint(str(resume_file), self.config["device"])
-        if state.get("model") != self.config["model"]:
+        state = load_checkpoint(str(resume_file), self.config["device"], ResumableState)
+        if state["model"] != self.config["model"]:
             raise UserError(
-                f"'{resume_file}' is a checkpoint of {state.get('model')}, and --model={self.config['model']}; "
+                f"'{resume_file}' is a checkpoint of {state['model']}, and --model={self.config['model']}; "
                 "resume it with the model that it was written by."
             )
         try:
@@ -339,7 +344,7 @@ class KDMixin:
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
             self.distillers.load_state_dict(state["distillers"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f"'{resume_file}' does not fit this run ({' '.join(str(error).split())[:200]}); "
                 "resume it with the settings that it was written with."
@@ -352,7 +357,7 @@ class KDMixin:
         self.loss_history = state["loss_history"]
         self.valid_history = state["valid_history"]
         self.epoch_seconds = state["epoch_seconds"]
-        self.saved_model_file = os.path.join(os.path.dirname(str(resume_file)), state["saved_model_file"])
+        self.saved_model_file = str(Path(resume_file).parent / Path(state["saved_model_file"]).name)
         self._resumed = state
         self.logger.info(f"Resuming after epoch {state['epoch']} of {resume_file}")
 
@@ -365,7 +370,7 @@ class KDMixin:
     def load_best(self) -> None:
         """Loads the weights of the best epoch, where one was saved."""
         if self.best_epoch >= 0 and os.path.isfile(self.saved_model_file):
-            state = load_checkpoint(self.saved_model_file, self.config["device"])
+            state = load_checkpoint(self.saved_model_file, self.config["device"], ModelState)
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
 

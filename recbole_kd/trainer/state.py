@@ -48,7 +48,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         torch.set_rng_state(state["torch"].cpu())
         for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(generator.cpu(), index)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(
             f"The checkpoint's random states cannot be restored ({error}); resume from another checkpoint."
         ) from None
@@ -72,12 +72,18 @@ def storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`storable`."""
+    """The inverse of :func:`storable`.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: they are not what it gives.
+    """
     values: dict[str, Any] = {}
     for key, value in parameters.items():
         if isinstance(value, Mapping) and value.get("kind") == "sparse":
             parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
-            values[key] = scipy.sparse.csr_matrix(parts, shape=tuple(value["shape"]))
+            matrix = scipy.sparse.csr_matrix(parts, shape=tuple(value["shape"]))
+            matrix.check_format(full_check=True)  # sparse products read what the columns say unchecked
+            values[key] = matrix
         elif isinstance(value, Mapping) and value.get("kind") == "array":
             values[key] = value["value"].cpu().numpy()
         else:
@@ -94,7 +100,7 @@ def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
     try:
         model.load_state_dict(state["state_dict"])
         model.load_other_parameter(restored(state.get("other_parameter") or {}))
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"The weights in '{path}' do not fit {type(model).__name__} on this dataset: "
             f"{' '.join(str(error).split())[:200]}; give a checkpoint of the same architecture, size and dataset."

@@ -6,7 +6,6 @@ import platform
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 
 from recbole_kd.experiment.known_keys import known_keys
 from recbole_kd.options import Described, described
@@ -103,6 +102,8 @@ def _rows(options: Iterable[Described]) -> Iterator[str]:
 
 def versions() -> str:
     """``recbole-kd --version``: ours, and those of the packages that results depend on."""
+    from importlib import metadata  # help need not wait for it
+
     found = []
     for name in ("recbole-kd", "recbole", "torch", "numpy"):
         try:

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -23,6 +22,7 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.reading import read_text
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.verbs.options import SEEN, RecommendOptions
@@ -170,7 +170,7 @@ def read_users(text: str) -> Optional[list[str]]:
         return None
     if text.startswith("@"):
         try:
-            content = sys.stdin.read() if text == "@-" else Path(text[1:]).read_text(encoding="utf-8-sig")
+            content = sys.stdin.read() if text == "@-" else read_text(text[1:])
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
             raise UserError(

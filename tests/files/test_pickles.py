@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 import tarfile
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
@@ -398,3 +399,62 @@ def test_other_formats_of_pytorch(canary: Path, tmp_path: Path) -> None:
     assert_refused(path, "in the format of PyTorch before 1.6", canary)
 
     assert_refused(archive(tmp_path, {"format": FORMAT}, **{"archive/byteorder": b"big"}), "another byte order", canary)
+
+
+def doubled(first: Code, times: int, opcode: bytes = pickle.TUPLE2) -> Code:
+    """A value that holds itself as it was before twice, `times` times over: three bytes each."""
+    again = pickle.BINPUT + b"\0" + pickle.BINGET + b"\0"
+    return Code(first + (again + opcode) * times)
+
+
+#: Files of a few KB that would take gigabytes, or for ever, if what they repeat were written out.
+BOMBS: dict[str, Any] = {
+    "tuples of tuples": doubled(code(()), 60),
+    "tuples of tuples as a key": Code(pickle.EMPTY_DICT + doubled(code(()), 60) + code(1) + pickle.SETITEM),
+    "tuples of tuples among keys": Code(
+        pickle.EMPTY_DICT + pickle.MARK + code(1) + code(1) + doubled(code(()), 60) + code(1) + pickle.SETITEMS
+    ),
+    "rows of one list": Code(
+        code([0] * 1000)
+        + pickle.BINPUT
+        + b"\1"
+        + pickle.MARK
+        + (pickle.BINGET + b"\1") * 20_000
+        + pickle.TUPLE
+        + pickle.TUPLE2
+    ),
+    "the same bytes in many arrays": Code(
+        code(bytes(40_000))
+        + pickle.BINPUT
+        + b"\1"
+        + pickle.MARK
+        + (pickle.BINGET + b"\1") * 20_000
+        + pickle.TUPLE
+        + pickle.TUPLE2
+    ),
+    "lists 90,000 deep": Code(pickle.EMPTY_LIST * 90_000 + pickle.APPEND * 89_999),
+    "settings that are tuples of tuples": {"x": doubled(code(()), 95)},
+}
+
+
+@pytest.mark.parametrize("sample", BOMBS)
+def test_what_repeats_itself_is_refused_at_once(sample: str, canary: Path, tmp_path: Path) -> None:
+    start = time.perf_counter()
+    hostile = BOMBS[sample]
+    settings = call("recbole.config.configurator.Config", state={"final_config_dict": {"seed": hostile}})
+    for state in ({"format": FORMAT, "x": hostile}, {"config": settings, "state_dict": {}}):
+        path = archive(tmp_path, state)
+        tracemalloc.start()
+        with pytest.raises(UserError, match="is not a whole checkpoint: ") as refused:
+            load_any(path)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        tracemalloc.stop()
+        assert len(str(refused.value).splitlines()) == 1
+    assert time.perf_counter() - start < 10
+
+
+def test_what_is_shared_a_little_is_read(tmp_path: Path) -> None:
+    twice = Code(code([1, 2, 3]) + pickle.BINPUT + b"\0" + pickle.BINGET + b"\0" + pickle.TUPLE2)
+    one, other = load_checkpoint(archive(tmp_path, {"format": FORMAT, "x": twice}))["x"]
+    assert one == [1, 2, 3]
+    assert one is other

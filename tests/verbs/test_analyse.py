@@ -19,8 +19,8 @@ from recbole_kd.cli import main
 from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.testing import known_answer_settings, write_known_answer
-from recbole_kd.verbs import analyse as module
 from recbole_kd.verbs.analyse import analyse
+from recbole_kd.verbs.analyse import parts as module
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.options import PARTS
 from recbole_kd.verbs.train import run_recbole_kd

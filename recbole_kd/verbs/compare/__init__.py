@@ -81,7 +81,7 @@ def _jobs(planned: Plan, rows: Sequence[Row], data: str) -> list[Job]:
                 label = re.sub(r"[^\w.-]+", "-", row.name).strip("-")
                 folder = (planned.output / "runs" / f"{label}-{seed}-{key[:12]}").absolute()
                 # A fresh copy: what a row has worked out for itself is not sent to other processes.
-                jobs.append(Job(replace(row), seed, key, str(folder), os.getcwd()))
+                jobs.append(Job(replace(row), seed, key, str(folder)))
     return jobs
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TypedDict
 
 import torch
 from recbole.data.interaction import Interaction
@@ -21,7 +20,7 @@ from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, re
 from recbole_kd.evaluation.per_user import save_per_user
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.plain import save_json
+from recbole_kd.files.plain import read_json, save_json
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
 from recbole_kd.stages.student import build_student
@@ -33,6 +32,26 @@ from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs.compare.plan import Row
 
 
+class _Record(TypedDict):
+    """What :func:`perform` writes of a run."""
+
+    key: str
+    seed: int
+    test_result: dict[str, Optional[float]]
+    best_valid_result: Optional[dict[str, Optional[float]]]
+    best_epoch: Optional[int]
+    epoch_seconds: list[float]
+    loss_history: dict[int, dict[str, Optional[float]]]
+    valid_history: list[dict[str, Optional[float]]]
+    peak_memory_bytes: Optional[float]
+    checkpoint: Optional[str]
+    parameters: int
+    inference: dict[str, Any]
+    threads: int
+    per_user: str
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Job:
     """A run that is to be made.
@@ -42,14 +61,12 @@ class Job:
         seed: of initialisation and training; the split has its own.
         key: digest of all that the result depends on.
         folder: gets ``result.json``, ``users.parquet``, ``model.pth``; absolute.
-        working_folder: where relative paths of the settings begin.
     """
 
     row: Row
     seed: int
     key: str
     folder: str
-    working_folder: str
 
     @property
     def name(self) -> str:
@@ -59,10 +76,10 @@ class Job:
     def result(self) -> Optional[dict[str, Any]]:
         """What :func:`perform` wrote, if it has and for these very settings."""
         try:
-            written: dict[str, Any] = json.loads((Path(self.folder) / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            written: dict[str, Any] = read_json(Path(self.folder) / "result.json", _Record)
+        except (OSError, UserError):
             return None
-        return written if written.get("key") == self.key and Path(self.folder, "users.parquet").is_file() else None
+        return written if written["key"] == self.key and Path(self.folder, "users.parquet").is_file() else None
 
 
 def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
@@ -77,7 +94,6 @@ def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
         UserError, TrainingError: as `run_recbole_kd`.
     """
     began = time.perf_counter()
-    os.chdir(job.working_folder)
     experiment = job.row.experiment(job.seed)
     start_logging(experiment.settings)
     splits = load_splits(experiment.settings)

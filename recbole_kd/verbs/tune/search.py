@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Optional, Union
+from typing import Any, Optional, TypedDict, Union
 
 import ray
 import torch
@@ -30,7 +30,7 @@ from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.atomic import write_atomic
 from recbole_kd.files.digest import digest
-from recbole_kd.files.plain import save_json
+from recbole_kd.files.plain import read_json, save_json
 from recbole_kd.files.properties import overall_properties
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
@@ -230,12 +230,27 @@ def _claimed(folder: Path, task: Task) -> Iterator[None]:
         yield
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+class _Record(TypedDict):
+    """What is kept of a trial that is over."""
+
+    trial: int
+    settings: dict[str, Any]
+    status: str
+    score: Optional[float]
+    best_epoch: Optional[int]
+    epochs: int
+    seconds: float
+    valid_result: dict[str, Optional[float]]
+    valid_history: list[dict[str, Optional[float]]]
+    message: Optional[str]
+
+
+def _read_json(path: Path, schema: Any = dict[str, Any]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content: dict[str, Any] = read_json(path, schema)
+    except (OSError, UserError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return content
 
 
 # The search itself
@@ -265,7 +280,7 @@ class Journal(tune.Callback):
         self.records: dict[int, dict[str, Any]] = {}
         self.broken: dict[int, str] = {}
         for number, settings in enumerate(task.draws, 1):
-            record = _read_json(self._file(number))
+            record = _read_json(self._file(number), _Record)
             if record.get("settings") == json.loads(json.dumps(settings)):
                 self.records[number] = record
         best = self.best()

@@ -28,6 +28,7 @@ import numpy as np
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.properties import PROPERTIES
+from recbole_kd.files.reading import read_text
 from recbole_kd.registry import recipes
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -120,7 +121,7 @@ def read_space(path: Path) -> dict[str, Domain]:
         UserError: a file that cannot be read, or as :func:`parse_space`.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except OSError as error:
         raise UserError(
             f"Cannot read the search space '{path}': {error.strerror}; set --params_file to a .hyper file."

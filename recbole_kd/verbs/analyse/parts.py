@@ -1,18 +1,9 @@
-"""``recbole-kd analyse``: what a student took over from its teacher and what not, as pictures and tables.
-
-Diagnostics for any two checkpoints on one dataset and split, four of them those that the papers print:
-
-- ``spectrum``: the difference of their vectors by frequency of the user-item graph (FreqD, fig. 1-2);
-- ``smoothing``: mean average distance of the vectors of the most popular users and items (SimRec, table 6);
-- ``experts``: which expert the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
-- ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5);
-- ``compression``: what the teacher would rank in fewer dimensions, down to the student's.
-"""
+"""The diagnostics of ``recbole-kd analyse``, each a function that computes a picture and a table."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -38,21 +29,14 @@ from recbole_kd.evaluation.spectrum import (
     exact_band_energies,
     projection_difference,
 )
-from recbole_kd.experiment.experiment import TeacherSource
-from recbole_kd.files.atomic import PathLike, write_content
-from recbole_kd.files.checkpoint import load_any, load_checkpoint
-from recbole_kd.files.tables import csv_text
-from recbole_kd.report import picture_bytes
-from recbole_kd.report.static import STYLE, log_axis, new_figure, panels
+from recbole_kd.files.checkpoint import ResumableState, load_checkpoint
+from recbole_kd.report.static import log_axis, new_figure, panels
 from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
-from recbole_kd.stages.saved import load_trained
-from recbole_kd.stages.teacher import saved_teacher
 from recbole_kd.teacher.cache import Trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_evaluator
-from recbole_kd.verbs.options import PARTS, AnalyseOptions
 
-__all__ = ["Part", "analyse", "run"]
+__all__ = ["Impossible", "Part", "Subject", "compression", "experts", "gain", "smoothing", "spectrum"]
 
 #: Nodes up to which the spectrum is decomposed exactly: half a minute and a quarter of a GB at the bound.
 EXACT_NODES = 4000
@@ -62,7 +46,7 @@ MAP_USERS = 1500
 _COLORS = {"student": PALETTE[0], "teacher": TEACHER_COLOR, "baseline": REFERENCE_COLOR}
 
 
-class _Impossible(Exception):
+class Impossible(Exception):
     """Why a part cannot be computed for these checkpoints, as a sentence."""
 
 
@@ -84,7 +68,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """What the parts look at: the models in the student's ids, and the data."""
 
     student: FrozenTeacher
@@ -107,109 +91,21 @@ class _Subject:
         return str(model.trained.state.get("model") or model.name)
 
 
-def analyse(
-    student: str,
-    teacher: str,
-    output: PathLike,
-    baseline: Optional[str] = None,
-    parts: Optional[Sequence[str]] = None,
-    bands: int = 11,
-    groups: int = 20,
-    metric: Optional[str] = None,
-    config_dict: Optional[Mapping[str, Any]] = None,
-) -> tuple[list[Part], dict[str, str]]:
-    """Computes the diagnostics and writes ``NAME.csv`` and ``NAME.png`` of each into a folder.
-
-    Args:
-        student: a checkpoint of recbole-kd.
-        teacher: a checkpoint of recbole-kd or of RecBole, on the same dataset and split.
-        output: the folder; nothing is written before everything is computed.
-        baseline: a checkpoint of a plain student to stand beside the distilled one.
-        parts: names in :data:`recbole_kd.verbs.options.PARTS`; by default those that these models allow.
-        bands: bands of frequency, an odd number of at least 3.
-        groups: groups of users by taste, at least 2.
-        metric: as RecBole names it, such as ``ndcg@20``; by default the one that epochs are chosen by.
-        config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
-
-    Returns:
-        The parts, and the reason of each that was left out.
-
-    Raises:
-        UserError: a checkpoint that is missing or of another dataset or split, an unknown part or metric, a number out
-            of range, a part that was asked for and cannot be computed.
-    """
-    given = {name: value for name, value in locals().items() if name != "config_dict"}
-    return _analyse(AnalyseOptions.parse("--", {**given, "output": str(output)}), config_dict)
-
-
-def run(options: AnalyseOptions, settings: dict[str, Any]) -> None:
-    """The verb: prints what was found and where it lies."""
-    found, left_out = _analyse(options, settings)
-    for part in found:
-        print(f"{part.name}: {part.finding}\n    {Path(options.output) / part.name}.{{csv,png}}")
-    for name, reason in left_out.items():
-        print(f"{name}: left out, {reason}")
-
-
-def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> tuple[list[Part], dict[str, str]]:
-    subject = _load(options, config_dict)
-    found, left_out = [], {}
-    with mpl.rc_context(STYLE):
-        for name in options.parts or PARTS:
-            try:
-                found.append(_PARTS[name](subject))
-            except _Impossible as reason:
-                if options.parts is not None:
-                    raise UserError(f"--parts={name} is not possible here: {reason}") from None
-                left_out[name] = str(reason)
-    for part in found:
-        write_content(Path(options.output) / f"{part.name}.csv", csv_text(part.table))
-        write_content(Path(options.output) / f"{part.name}.png", picture_bytes(part.picture))
-    return found, left_out
-
-
-def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> _Subject:
-    student = options.student
-    given = {"teacher": options.teacher, **({} if options.baseline is None else {"baseline": options.baseline})}
-    states = {setting: load_any(path) for setting, path in given.items()}  # missing files are told before data is read
-    trained, splits = load_trained(student, config_dict)
-    views: dict[str, FrozenTeacher] = {}
-    for setting, path in given.items():
-        kind, state = states[setting]
-        if kind == "recbole-kd" and state["dataset"] != trained.config["dataset"]:
-            raise UserError(
-                f"'{path}' was trained on {state['dataset']} and '{student}' on {trained.config['dataset']}; "
-                f"give --{setting} a checkpoint of the same dataset."
-            )
-        if kind == "recbole-kd" and state["split"] != splits.training_digest:
-            raise UserError(
-                f"'{path}' and '{student}' were trained on different splits of {trained.config['dataset']}; "
-                f"give --{setting} a checkpoint of the same split."
-            )
-        views[setting] = saved_teacher(trained.config, splits, TeacherSource.of_checkpoint(path))
-    folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
-    learner = FrozenTeacher(trained, splits, folder)
-    name = str(options.metric or trained.config["valid_metric"]).lower()
-    return _Subject(
-        learner, views["teacher"], views.get("baseline"), trained, splits, options.bands, options.groups, name
-    )
-
-
-def _vectors(subject: _Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _vectors(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Role -> (users (U, d), items (I, d)).
 
     Raises:
-        _Impossible: a model has no vectors.
+        Impossible: a model has no vectors.
     """
     for role, model in subject.models().items():
         if "representations" not in model.capabilities:
-            raise _Impossible(f"the {role} {model.name} has no vector for each user and each item.")
+            raise Impossible(f"the {role} {model.name} has no vector for each user and each item.")
     return {
         role: (model.user_embeddings().cpu(), model.item_embeddings().cpu()) for role, model in subject.models().items()
     }
 
 
-def _spectrum(subject: _Subject) -> Part:
+def spectrum(subject: Subject) -> Part:
     """The distance to the teacher by frequency."""
     vectors = _vectors(subject)
     nodes, adjacency = connected_graph(subject.splits.observed)
@@ -265,7 +161,7 @@ def _spectrum(subject: _Subject) -> Part:
     return Part("spectrum", f"{finding} ({how}, {len(nodes):,} nodes)", [columns, *rows], figure)
 
 
-def _smoothing(subject: _Subject) -> Part:
+def smoothing(subject: Subject) -> Part:
     """Mean average distance among the most popular."""
     vectors = _vectors(subject)
     observed = subject.splits.observed
@@ -298,14 +194,14 @@ def _smoothing(subject: _Subject) -> Part:
     return Part("smoothing", f"among the most popular tenth, {finding}", [heading, *rows], figure)
 
 
-def _experts(subject: _Subject) -> Part:
+def experts(subject: Subject) -> Part:
     """The likeliest expert of some users and items at each epoch."""
     state = _latest_state(subject.trained)
     kept = state.get("distillers") or {}
     network = ".users.selection.network.weight"
     names = [key[: -len(network)] for key in kept if key.endswith(network)]
     if not names:
-        raise _Impossible(
+        raise Impossible(
             "the student's checkpoint keeps no record of experts; de and htd write one for students that have "
             "a vector for each user and each item."
         )
@@ -346,7 +242,7 @@ def _latest_state(trained: Trained) -> Mapping[str, Any]:
     best = Path(trained.checkpoint)
     last = best.with_name(f"{best.stem}-last.pth")
     if last.is_file():
-        state = load_checkpoint(last)
+        state = load_checkpoint(last, schema=ResumableState)
         if state.get("saved_model_file") == best.name and state["epoch"] > trained.state.get("epoch", -1):
             return state
     return trained.state
@@ -378,7 +274,7 @@ def _draw_experts(axes: Any, choices: NDArray[np.int64], epochs: NDArray[Any], e
     bar.ax.tick_params(labelsize=8)
 
 
-def _gain(subject: _Subject) -> Part:
+def gain(subject: Subject) -> Part:
     """The metric of groups of users."""
     observed = subject.splits.observed
     values: dict[str, NDArray[Any]] = {}
@@ -501,12 +397,12 @@ class _VectorModel(nn.Module):
         return self.users[interaction[self._names[0]]] @ self.items.t()
 
 
-def _compression(subject: _Subject) -> Part:
+def compression(subject: Subject) -> Part:
     """The metric of the teacher in fewer dimensions."""
     vectors = _vectors(subject)
     dimension, whole = (vectors[role][0].shape[1] for role in ("student", "teacher"))
     if dimension >= whole:
-        raise _Impossible(f"the student's {dimension} dimensions are no fewer than the teacher's {whole}.")
+        raise Impossible(f"the student's {dimension} dimensions are no fewer than the teacher's {whole}.")
     doubled = (dimension << power for power in itertools.count())
     sizes = [*itertools.takewhile(lambda size: size < whole, doubled), whole]
     config, tables = subject.trained.config, vectors["teacher"]
@@ -544,14 +440,14 @@ def _compression(subject: _Subject) -> Part:
     return Part("compression", finding, [heading, *([*row, *map(_cell, levels.values())] for row in rows)], figure)
 
 
-def _per_user(subject: _Subject, role: str, model: FrozenTeacher) -> tuple[NDArray[Any], NDArray[Any]]:
+def _per_user(subject: Subject, role: str, model: FrozenTeacher) -> tuple[NDArray[Any], NDArray[Any]]:
     """(user ids (n,), the metric's values (n,)) on the test split, users ascending."""
     if model.reordered:
-        raise _Impossible(f"the {role} numbers users and items in another order than the student.")
+        raise Impossible(f"the {role} numbers users and items in another order than the student.")
     return _evaluated(subject, model.trained.config, model.model)
 
 
-def _evaluated(subject: _Subject, config: Any, model: nn.Module) -> tuple[NDArray[Any], NDArray[Any]]:
+def _evaluated(subject: Subject, config: Any, model: nn.Module) -> tuple[NDArray[Any], NDArray[Any]]:
     """:func:`_per_user` of any model that RecBole's evaluation can ask."""
     trainer, (_, _, test) = make_evaluator(config, model, subject.splits)
     trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
@@ -568,13 +464,3 @@ def _evaluated(subject: _Subject, config: Any, model: nn.Module) -> tuple[NDArra
 def _cell(value: float) -> Any:
     """A number for a CSV: six digits, empty where there is none."""
     return "" if not np.isfinite(value) else float(f"{value:.6g}")
-
-
-#: Name of each part -> the function that computes it.
-_PARTS: dict[str, Callable[[_Subject], Part]] = {
-    "spectrum": _spectrum,
-    "smoothing": _smoothing,
-    "experts": _experts,
-    "gain": _gain,
-    "compression": _compression,
-}

@@ -1,0 +1,131 @@
+"""``recbole-kd analyse``: what a student took over from its teacher and what not, as pictures and tables.
+
+Diagnostics for any two checkpoints on one dataset and split, four of them those that the papers print:
+
+- ``spectrum``: the difference of their vectors by frequency of the user-item graph (FreqD, fig. 1-2);
+- ``smoothing``: mean average distance of the vectors of the most popular users and items (SimRec, table 6);
+- ``experts``: which expert the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
+- ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5);
+- ``compression``: what the teacher would rank in fewer dimensions, down to the student's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import matplotlib as mpl
+
+from recbole_kd.errors import UserError
+from recbole_kd.experiment.experiment import TeacherSource
+from recbole_kd.files.atomic import PathLike, write_content
+from recbole_kd.files.checkpoint import load_any
+from recbole_kd.files.tables import csv_text
+from recbole_kd.report import picture_bytes
+from recbole_kd.report.static import STYLE
+from recbole_kd.stages.saved import load_trained
+from recbole_kd.stages.teacher import saved_teacher
+from recbole_kd.teacher.frozen import FrozenTeacher
+from recbole_kd.verbs.analyse import parts
+from recbole_kd.verbs.analyse.parts import Impossible, Part, Subject
+from recbole_kd.verbs.options import PARTS, AnalyseOptions
+
+__all__ = ["Part", "analyse", "run"]
+
+#: Name of each part -> the function that computes it.
+_PARTS: dict[str, Callable[[Subject], Part]] = {
+    "spectrum": parts.spectrum,
+    "smoothing": parts.smoothing,
+    "experts": parts.experts,
+    "gain": parts.gain,
+    "compression": parts.compression,
+}
+
+
+def analyse(
+    student: str,
+    teacher: str,
+    output: PathLike,
+    baseline: Optional[str] = None,
+    parts: Optional[Sequence[str]] = None,
+    bands: int = 11,
+    groups: int = 20,
+    metric: Optional[str] = None,
+    config_dict: Optional[Mapping[str, Any]] = None,
+) -> tuple[list[Part], dict[str, str]]:
+    """Computes the diagnostics and writes ``NAME.csv`` and ``NAME.png`` of each into a folder.
+
+    Args:
+        student: a checkpoint of recbole-kd.
+        teacher: a checkpoint of recbole-kd or of RecBole, on the same dataset and split.
+        output: the folder; nothing is written before everything is computed.
+        baseline: a checkpoint of a plain student to stand beside the distilled one.
+        parts: names in :data:`recbole_kd.verbs.options.PARTS`; by default those that these models allow.
+        bands: bands of frequency, an odd number of at least 3.
+        groups: groups of users by taste, at least 2.
+        metric: as RecBole names it, such as ``ndcg@20``; by default the one that epochs are chosen by.
+        config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
+
+    Returns:
+        The parts, and the reason of each that was left out.
+
+    Raises:
+        UserError: a checkpoint that is missing or of another dataset or split, an unknown part or metric, a number out
+            of range, a part that was asked for and cannot be computed.
+    """
+    given = {name: value for name, value in locals().items() if name != "config_dict"}
+    return _analyse(AnalyseOptions.parse("--", {**given, "output": str(output)}), config_dict)
+
+
+def run(options: AnalyseOptions, settings: dict[str, Any]) -> None:
+    """The verb: prints what was found and where it lies."""
+    found, left_out = _analyse(options, settings)
+    for part in found:
+        print(f"{part.name}: {part.finding}\n    {Path(options.output) / part.name}.{{csv,png}}")
+    for name, reason in left_out.items():
+        print(f"{name}: left out, {reason}")
+
+
+def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> tuple[list[Part], dict[str, str]]:
+    subject = _load(options, config_dict)
+    found, left_out = [], {}
+    with mpl.rc_context(STYLE):
+        for name in options.parts or PARTS:
+            try:
+                found.append(_PARTS[name](subject))
+            except Impossible as reason:
+                if options.parts is not None:
+                    raise UserError(f"--parts={name} is not possible here: {reason}") from None
+                left_out[name] = str(reason)
+    for part in found:
+        write_content(Path(options.output) / f"{part.name}.csv", csv_text(part.table))
+        write_content(Path(options.output) / f"{part.name}.png", picture_bytes(part.picture))
+    return found, left_out
+
+
+def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> Subject:
+    student = options.student
+    given = {"teacher": options.teacher, **({} if options.baseline is None else {"baseline": options.baseline})}
+    states = {setting: load_any(path) for setting, path in given.items()}  # missing files are told before data is read
+    trained, splits = load_trained(student, config_dict)
+    views: dict[str, FrozenTeacher] = {}
+    for setting, path in given.items():
+        kind, state = states[setting]
+        if kind == "recbole-kd" and state["dataset"] != trained.config["dataset"]:
+            raise UserError(
+                f"'{path}' was trained on {state['dataset']} and '{student}' on {trained.config['dataset']}; "
+                f"give --{setting} a checkpoint of the same dataset."
+            )
+        if kind == "recbole-kd" and state["split"] != splits.training_digest:
+            raise UserError(
+                f"'{path}' and '{student}' were trained on different splits of {trained.config['dataset']}; "
+                f"give --{setting} a checkpoint of the same split."
+            )
+        views[setting] = saved_teacher(trained.config, splits, TeacherSource.of_checkpoint(path))
+    folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
+    learner = FrozenTeacher(trained, splits, folder)
+    name = str(options.metric or trained.config["valid_metric"]).lower()
+    return Subject(
+        learner, views["teacher"], views.get("baseline"), trained, splits, options.bands, options.groups, name
+    )
