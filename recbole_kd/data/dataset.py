@@ -1,12 +1,11 @@
 """RecBole's datasets, filled by :mod:`recbole_kd.data.reader`: same ids, splits and batches, in a tenth of the time.
 
 RecBole's steps stay as they are: read, filter, number the ids, fill, split. Those that take time are replaced, with the
-same result to the bit. Three results differ on purpose:
+same result to the bit. Two results differ on purpose:
 
 - Ids are text as written, so that ``NA`` and ``null`` are ids.
 - Rows are ordered by their exact time, rows of one time by their place in the file. RecBole orders by the float32 of
-  the time, in which seconds of this decade are two minutes apart and milliseconds two minutes as well.
-- A filter that cannot be understood is refused; RecBole logs it and filters nothing.
+  the time. In this decade that is two minutes coarse, for seconds and for milliseconds.
 
 Until ids are numbered, a token column holds codes: int32 places in its field's vocabulary, -1 for a missing token.
 """
@@ -200,7 +199,7 @@ class _Fast(Dataset):
             kind = self.field2type.get(field)
             for name in [name for name in self.feat_name_list if field in getattr(self, name)]:
                 values = getattr(self, name)[field]
-                if kind == FeatureType.FLOAT:
+                if kind == FeatureType.FLOAT and isinstance(interval, str):
                     self._keep(name, self._within_intervals(values.to_numpy(), self._parse_intervals_str(interval)))
                 elif kind == FeatureType.TOKEN and isinstance(interval, Sequence) and not isinstance(interval, str):
                     tokens = pa.array(list(map(str, interval)), pa.string())
@@ -253,36 +252,12 @@ class _Fast(Dataset):
                 return
             self._keep("inter_feat", kept)
 
-    def _parse_intervals_str(self, intervals_str: Any) -> list[tuple[str, float, float, str]] | None:
-        """RecBole's intervals, such as ``[('[', 3.0, inf, ')')]`` for "[3,inf)"; None for None.
-
-        Raises:
-            UserError: a text that is no interval.
-        """
-        if intervals_str is None:
-            return None
-        intervals = []
-        for text in str(intervals_str).split(";"):
-            text = text.strip()
-            try:
-                low, high = (float(number) for number in text[1:-1].split(","))
-            except ValueError:
-                low = high = math.nan
-            if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not low <= high:
-                raise UserError(
-                    f"{intervals_str!r} is no interval; expected two ends, such as [5,inf) or (0,3], several with ';' "
-                    "between. See --val_interval, --user_inter_num_interval and --item_inter_num_interval."
-                )
-            intervals.append((text[0], low, high, text[-1]))
-        return intervals
-
     def _set_label_by_threshold(self) -> None:
-        for field, value in (self.config["threshold"] or {}).items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or self.field2type.get(field) != FeatureType.FLOAT:
+        for field in self.config["threshold"] or {}:
+            if self.field2type.get(field) != FeatureType.FLOAT:
                 raise UserError(
-                    f"--threshold={{{field}: {value}}} labels nothing; expected a number, and a column of numbers "
-                    f"that is loaded; the columns are {', '.join(self.field2type)}. Check --load_col."
+                    f"--threshold names '{field}'; expected a column of numbers that is loaded; "
+                    f"the columns are {', '.join(self.field2type)}. Check --load_col."
                 )
         super()._set_label_by_threshold()
 
