@@ -26,22 +26,36 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+from numpy.typing import NDArray
 
 from recbole_kd.errors import UserError
 
-__all__ = ["KINDS", "Field", "Layout", "fields_of", "first_line", "read_atomic", "read_columns", "seconds_of"]
+__all__ = [
+    "KINDS",
+    "Field",
+    "Layout",
+    "by_first_appearance",
+    "fields_of",
+    "first_line",
+    "read_atomic",
+    "read_columns",
+    "seconds_of",
+]
 
 #: What an atomic file's first line may say after a column's name.
 KINDS = ("token", "float", "token_seq", "float_seq")
-_TEXT = pa.dictionary(pa.int32(), pa.string())
 #: What a column of time may hold, the first that fits: whole numbers, numbers, ISO dates, ISO dates with a zone.
 _TIMES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _BLOCK = 8 << 20  # bytes that one thread reads at once
 _MISSING = frozenset(pa_csv.ConvertOptions().null_values)  # how a missing number may be written
+_MANY = 1 << 20  # keys so small are numbered by a table of all that could be
 _SHOWN = 40  # letters of a value in a message
 _LONGEST = 4096  # bytes of a token: RecBole keeps all tokens of a column as wide as the longest
 
@@ -149,7 +163,7 @@ def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: S
     error: Exception | None = None
     for time in _TIMES if times else _TIMES[:1]:
         kinds = {"float": pa.float64(), "time": time}
-        types = {field.name: kinds.get(field.kind, _TEXT) for field in wanted}
+        types = {field.name: kinds.get(field.kind, pa.string()) for field in wanted}
         try:
             table = _parsed(path, layout, [field.name for field in fields], types)
         except pa.ArrowInvalid as refused:
@@ -161,8 +175,12 @@ def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: S
             raise UserError(f"Cannot read '{path}': {refused}.") from None
         if not len(table):
             raise UserError(f"'{path}' has a header but no interactions; expected one per line.")
-        if _whole(table, layout, wanted):
-            return pa.table({field.name: _column(table[field.name], field) for field in wanted})
+        found = {}
+        for field in wanted:
+            found[field.name] = _column(table[field.name], field)
+            table = table.drop_columns(field.name)  # a column of text is larger than its numbers
+        if _whole(found, layout, wanted):
+            return pa.table(found)
         break
     raise UserError(_fault(path, layout, fields, wanted) or f"Cannot read '{path}': {_one_line(error)}.")
 
@@ -186,25 +204,26 @@ def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.Da
     )
 
 
-def _whole(table: pa.Table, layout: Layout, fields: Sequence[Field]) -> bool:
+def _whole(found: dict[str, pa.Array], layout: Layout, fields: Sequence[Field]) -> bool:
     """Whether every value is one that its column may hold."""
     for field in fields:
-        column = table[field.name]
+        column = found[field.name]
         if field.kind == "time":
             if layout.ordered and column.null_count:
                 return False
             if column.type == pa.float64() and pc.all(pc.is_finite(column)).as_py() is False:
                 return False
-        for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
-            texts = chunk.dictionary
-            if pc.any(pc.match_substring(texts, "\0")).as_py():
-                return False
-            if field.kind == "token" and (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONGEST:
-                return False
-            if field.name in layout.ids and pc.any(pc.is_in(texts, pa.array(["", "[PAD]"]))).as_py():
-                return False
-            if field.kind == "float_seq" and not all(_is_sequence(text, layout) for text in texts.to_pylist()):
-                return False
+        if not pa.types.is_dictionary(column.type):
+            continue
+        texts = column.dictionary
+        if pc.any(pc.match_substring(texts, "\0")).as_py():
+            return False
+        if field.kind == "token" and (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONGEST:
+            return False
+        if field.name in layout.ids and (column.null_count or pc.index(texts, "[PAD]").as_py() >= 0):
+            return False
+        if field.kind == "float_seq" and not all(_is_sequence(text, layout) for text in texts.to_pylist()):
+            return False
     return True
 
 
@@ -220,11 +239,9 @@ def _column(column: pa.ChunkedArray, field: Field) -> pa.Array:
     """A column in one chunk: times as numbers, empty tokens as missing."""
     if pa.types.is_timestamp(column.type):
         return seconds_of(column).combine_chunks()
-    if not pa.types.is_dictionary(column.type):
+    if not pa.types.is_string(column.type):
         return column.combine_chunks()
-    text = column.unify_dictionaries().combine_chunks()
-    if isinstance(text, pa.ChunkedArray):
-        text = text.chunk(0)
+    text = _numbered_text(column)
     empty = pc.index(text.dictionary, "").as_py()
     if field.kind == "token" and empty >= 0:
         codes = text.indices.to_numpy()
@@ -233,6 +250,51 @@ def _column(column: pa.ChunkedArray, field: Field) -> pa.Array:
         tokens = pa.concat_arrays([text.dictionary[:empty], text.dictionary[empty + 1 :]])
         text = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32(), mask=missing), tokens)
     return text
+
+
+def _numbered_text(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A column of text as codes, by first appearance, and the texts."""
+    numbers = _whole_numbers(column)
+    if numbers is not None:
+        codes, found = by_first_appearance(numbers)
+        return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(found).cast(pa.string()))
+    text = column.dictionary_encode().combine_chunks()
+    return text.chunk(0) if isinstance(text, pa.ChunkedArray) else text
+
+
+def _whole_numbers(column: pa.ChunkedArray) -> NDArray[Any] | None:
+    """(rows,) the numbers of a column that holds whole numbers only, each as it is usually written (7, never 07)."""
+    parts: list[NDArray[Any]] = []
+    for chunk in column.chunks:
+        try:
+            numbers = chunk.cast(pa.int64()).to_numpy()
+        except pa.ArrowInvalid:
+            return None
+        zeros = pc.and_(pc.starts_with(chunk, "0"), pc.greater(pc.binary_length(chunk), 1))
+        if pc.any(pc.or_(zeros, pc.starts_with(chunk, "-"))).as_py():
+            return None
+        parts.append(numbers.astype(np.int32) if numbers.max(initial=0) < 2**31 else numbers)
+    return np.concatenate(parts)
+
+
+def by_first_appearance(keys: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """Numbers keys by first appearance.
+
+    Args:
+        keys: (n,) whole numbers, at least 0.
+
+    Returns:
+        (n,) the number of each key, from 0, and the keys by number.
+    """
+    if keys.max(initial=-1) >= max(4 * len(keys), _MANY):
+        codes, found = pd.factorize(keys)
+        return codes.astype(np.int32), found
+    first = np.full(int(keys.max(initial=-1)) + 1, len(keys), dtype=np.int32)
+    first[keys[::-1]] = np.arange(len(keys) - 1, -1, -1, dtype=np.int32)  # the last one written is the first row
+    found = np.argsort(first, kind="stable")[: np.count_nonzero(first < len(keys))]
+    number = np.empty(len(first), dtype=np.int32)
+    number[found] = np.arange(len(found), dtype=np.int32)
+    return number[keys], found.astype(keys.dtype)
 
 
 # What is wrong, and where

@@ -262,11 +262,11 @@ def test_of_duplicates_the_first_or_last_in_time_is_kept(tmp_path: Path, keep: s
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"user_inter_num_interval": 50}, "50' is no interval|50 is no interval"),
-        ({"val_interval": {"rating": ">=3"}}, "'>=3' is no interval; expected two ends, such as"),
-        ({"val_interval": {"rating": "[3]"}}, "is no interval"),
-        ({"val_interval": {"rating": "[5,3]"}}, "is no interval"),
-        ({"val_interval": {"gender": "M"}}, "'M' for 'gender', a column of type token; .* the list that stays"),
+        ({"user_inter_num_interval": 50}, "--user_inter_num_interval=50 is not an interval"),
+        ({"val_interval": {"rating": ">=3"}}, "--val_interval=.* expected an interval or a list of ids"),
+        ({"val_interval": {"rating": "[5,3]"}}, "--val_interval=.* expected an interval or a list of ids"),
+        ({"val_interval": {"rating": ["3"]}}, "for 'rating', a column of type float; expected an interval"),
+        ({"val_interval": {"gender": "[1,2]"}}, "for 'gender', a column of type token; .* the list that stays"),
         ({"val_interval": {"stars": "[3,4]"}}, "names 'stars', which is not loaded; expected one of user_id"),
     ],
 )

@@ -73,12 +73,12 @@ def test_a_pairwise_model_without_negatives_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "four", True, None])
 def test_a_threshold_is_a_number(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(UserError, match="expected a number, and a column of numbers"):
+    with pytest.raises(UserError, match="--threshold.rating=.*; expected a number"):
         rated(tmp_path, threshold={"rating": value})
 
 
 def test_a_threshold_of_tokens_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a number, and a column of numbers"):
+    with pytest.raises(UserError, match="--threshold names 'item_id'; expected a column of numbers"):
         rated(tmp_path, threshold={"item_id": 3})
 
 
