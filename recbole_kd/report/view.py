@@ -242,7 +242,7 @@ class Comparison:
     def front(self, metric: str, *cost: str) -> list[Model]:
         """The models that no other beats in cost and metric at once, the cheapest first."""
         points = [(model, model.cost(*cost), model.mean(metric)) for model in self.models]
-        known = [(model, price, value) for model, price, value in points if price is not None and value is not None]
+        known = [(model, price, value) for model, price, value in points if price and value is not None]
         sign = -1.0 if smaller_is_better(metric) else 1.0
         chosen = pareto_front([price for _, price, _ in known], [sign * value for _, _, value in known])
         return [known[index][0] for index in chosen]

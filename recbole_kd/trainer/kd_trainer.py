@@ -32,7 +32,7 @@ from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.trainer.shared import SharedMixin
-from recbole_kd.trainer.state import random_state, restore_random_state, restored, storable
+from recbole_kd.trainer.state import load_optimizer, random_state, restore_random_state, restored, storable
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
@@ -343,7 +343,7 @@ class KDMixin:
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
             self.distillers.load_state_dict(state["distillers"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f"'{resume_file}' does not fit this run ({' '.join(str(error).split())[:200]}); "

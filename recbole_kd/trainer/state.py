@@ -12,7 +12,7 @@ import torch
 
 from recbole_kd.errors import UserError
 
-__all__ = ["load_weights", "random_state", "restore_random_state", "restored", "storable"]
+__all__ = ["load_optimizer", "load_weights", "random_state", "restore_random_state", "restored", "storable"]
 
 
 def random_state() -> dict[str, Any]:
@@ -105,3 +105,35 @@ def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
             f"The weights in '{path}' do not fit {type(model).__name__} on this dataset: "
             f"{' '.join(str(error).split())[:200]}; give a checkpoint of the same architecture, size and dataset."
         ) from None
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Puts the state of an optimiser of the same parameters and settings into one; torch looks at its sizes alone.
+
+    Raises:
+        ValueError, TypeError, AttributeError, LookupError: it is not of such an optimiser.
+    """
+    own = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, expected in zip(optimizer.param_groups, own):
+        for name, value in expected.items():
+            other_kind = isinstance(value, bool) and name not in ("fused", "foreach") and group[name] is not value
+            if name != "params" and (other_kind or not _alike(group[name], value)):
+                raise ValueError(f"the optimiser's {name} is {group[name]!r:.50}")
+    slots = {
+        tuple(sorted((name, type(value).__name__) for name, value in kept.items())) for kept in optimizer.state.values()
+    }
+    if len(slots) > 1:
+        raise ValueError("parts of the optimiser's state are missing")
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if value is not None and not (value.numel() == 1 or value.shape == parameter.shape):
+                raise ValueError(f"the optimiser's {name} has another shape than its parameter")
+
+
+def _alike(value: Any, other: Any) -> bool:
+    """Whether two settings of an optimiser are of one kind."""
+    if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)) and len(value) == len(other):
+        return all(map(_alike, value, other))
+    numbers = all(type(one) in (int, float) for one in (value, other))
+    return numbers or type(value) is type(other)

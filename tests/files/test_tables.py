@@ -42,7 +42,7 @@ def test_what_cannot_be_read_is_said_in_a_line(tmp_path: Path) -> None:
 
 def test_a_cell_that_would_be_computed_is_text() -> None:
     rows = [
-        ["=1+2", "+x", "-x", "@x", "\tx", "\rx"],
+        ["=1+2", "+x", "-x", "@x", "\tx", "\r=x"],
         ["-1.5", "+3", "x=1", "", "a-b", "'"],
         [-1.5, None, True, 0, 1e-9, 2],
     ]
