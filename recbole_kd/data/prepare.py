@@ -35,7 +35,6 @@ from recbole_kd.text import columns
 
 __all__ = ["PREPARABLE", "Columns", "can_prepare", "described", "k_core", "prepare"]
 
-_MEBIBYTE = 1 << 20
 _ROWS = 100_000  # rows that are written at once
 _SEPARATORS = ("\t", ",", ";", "|")
 _LATE = 0.1  # share of the rows, the latest, whose users and items are looked for among the others

@@ -112,6 +112,10 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     if group.is_first:
         start_logging(config)
     check_models(experiment)
+    if config["ray_address"]:
+        from recbole_kd.cluster.ray import check_cluster  # brings Ray
+
+        check_cluster(config["ray_address"])
     with group.first("data"):
         fetch(config)
     splits = load_splits(config)

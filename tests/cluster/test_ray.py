@@ -257,6 +257,18 @@ def test_where_no_cluster_can_be_nothing_is_awaited(address: str) -> None:
         check_cluster(address)
 
 
+@pytest.mark.parametrize("verb", [["train"], ["tune", "--trials=1"]], ids=lambda verb: verb[0])
+def test_an_address_without_a_cluster_is_refused_before_anything_is_trained(verb: list[str], tmp_path: Path) -> None:
+    data = write_known_answer(tmp_path / "data")
+    given = [f"--data_path={data}", "--dataset=known-answer", "--benchmark_filename=[train,valid,test]"]
+    words = [*verb, "--model=BPR", "--teacher=BPR", "--distill=rkd", *given, "--ray_address=127.0.0.1:1"]
+    process = begin("import sys; from recbole_kd.cli import main; sys.exit(main(sys.argv[1:]))", *words)
+    _, error = process.communicate()
+    assert process.returncode == 2, error
+    assert "No Ray cluster answers at --ray_address=127.0.0.1:1" in error.splitlines()[-1]
+    assert not list(Path.cwd().glob("saved/**/*.pth"))
+
+
 def test_a_ray_without_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "__version__", "2.58.3")
     with pytest.raises(UserError, match=r"Ray 2\.58\.3 is installed; expected 2\.59 or later"), ray_session():

@@ -23,7 +23,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments
 from tqdm import tqdm
 
-from recbole_kd.cluster.ray import environment, ray_session
+from recbole_kd.cluster.ray import check_cluster, environment, ray_session
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
@@ -111,6 +111,8 @@ def search(
     draws = draw_trials(domains, trials, base["seed"])
     _check_space(base, domains, draws, source)
     check_models(experiment)
+    if not ray.is_initialized():
+        check_cluster(ray_address)
     splits = load_splits(base)
     task = Task(
         key=digest(regime, splits.content(), _teacher_files(experiment)),
