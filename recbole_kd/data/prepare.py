@@ -113,7 +113,7 @@ def prepare(
         raise UserError(f"--dataset={dataset!r} is not a name; expected one word, which names a folder and a file.")
     minimum = minimum if minimum is not None else 10 if columns is None else 1
     if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
-        raise UserError(f"--minimum={minimum!r} is not a number of interactions; expected a whole number, at least 1.")
+        raise UserError(f"--minimum={minimum!r}; expected a whole number of at least 1.")
     try:
         with _folder(Path(data_path) / dataset) as folder:
             return _prepared(dataset, folder, source, show_progress, minimum, columns)

@@ -267,9 +267,9 @@ def test_a_transfer_that_breaks_is_refused_and_leaves_nothing(tmp_path: Path, se
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for step in ("_next_block", "_written"):
+    for step in ("recbole_kd.data.download._next_block", "recbole_kd.data.prepare._written"):
         with monkeypatch.context() as patch:
-            patch.setattr(module, step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 make(tmp_path, server.url)
         assert not (tmp_path / "gowalla").exists()
