@@ -216,3 +216,44 @@ def test_a_damaged_or_foreign_file_counts_as_missing(cache: RankBankCache, damag
     else:
         np.save(path, np.zeros((4, 5)))
     assert cache.load("abc", 5) is None
+
+
+@pytest.mark.parametrize(
+    "damage", ["a bit of a list", "a bit of the header", "all ones", "another key's", "no digest", "a pipe"]
+)
+def test_content_that_is_not_what_was_kept_counts_as_missing(
+    cache: RankBankCache, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.save("abc", bank_of(5))
+    cache.save("abd", bank_of(5) + 1)
+    path = Path(cache.folder, "abc-5.npy")
+    content = bytearray(path.read_bytes())
+    if damage == "a bit of a list":
+        content[150] ^= 4
+    elif damage == "a bit of the header":
+        content[content.index(b"(4, 5)") + 1] = ord("3")
+    elif damage == "all ones":
+        content[128:-64] = np.ones(20, dtype=np.int32).tobytes()
+    elif damage == "another key's":
+        content = bytearray(Path(cache.folder, "abd-5.npy").read_bytes())
+    elif damage == "no digest":
+        del content[-64:]
+    path.unlink()
+    if damage == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    assert cache.load("abc", 5) is None
+    assert f"'{path}' are damaged or of an earlier version: made anew" in caplog.text
+    again = cache.obtain("abc", 5, lambda: bank_of(5))
+    assert torch.equal(again, bank_of(5))
+    caplog.clear()
+    kept = cache.load("abc", 5)
+    assert kept is not None
+    assert torch.equal(kept, bank_of(5))
+    assert not caplog.text
+
+
+def test_others_still_read_the_array(cache: RankBankCache) -> None:
+    cache.save("abc", bank_of(5))
+    assert np.load(Path(cache.folder, "abc-5.npy")).tolist() == bank_of(5).tolist()

@@ -19,7 +19,7 @@ import torch
 
 from recbole_kd.errors import UserError
 from recbole_kd.files import atomic
-from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.atomic import sweep, whole_folder, write_atomic, write_content
 from recbole_kd.files.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from recbole_kd.files.plain import save_json
 from tests.files.samples import (
@@ -158,3 +158,89 @@ def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path: Path) -> N
         process.join()
         state = load_checkpoint(path)
         assert_same(state, {**states[state["epoch"]], "format": FORMAT})
+
+
+# Folders
+
+
+def fill(path: Path, content: str) -> None:
+    """A folder of two files of one content."""
+    with whole_folder(path) as folder:
+        for name in ("one", "two"):
+            write_content(folder / name, content)
+
+
+def contents(path: Path) -> set[str]:
+    return {file.read_text() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed"])
+def test_a_folder_takes_the_place_of_another(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    for content in ("first", "second"):
+        fill(tmp_path / "parent" / "bundle", content)
+        assert contents(tmp_path / "parent" / "bundle") == {content}
+    with pytest.raises(TypeError):
+        fill(tmp_path / "parent" / "bundle", 3)  # type: ignore[arg-type]
+    assert contents(tmp_path / "parent" / "bundle") == {"second"}
+    assert [path.name for path in (tmp_path / "parent").iterdir()] == ["bundle"]
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "bundle", "first")
+    rename, calls = os.rename, []
+
+    def second_fails(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(*arguments)
+
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "rename", second_fails)
+    with pytest.raises(UserError, match="Cannot write '.*bundle': Input/output error"):
+        fill(tmp_path / "bundle", "second")
+    assert contents(tmp_path / "bundle") == {"first"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def _fill_for_ever(path: Path) -> None:
+    while True:
+        for content in ("first", "second"):
+            fill(path, content)
+
+
+def test_a_folder_is_there_and_whole_at_every_moment_and_a_killed_writer_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    fill(path, "first")
+    moments = random.Random(0)
+    left = 0
+    for _ in range(8):
+        process = multiprocessing.get_context("fork").Process(target=_fill_for_ever, args=(path,))
+        process.start()
+        until = time.monotonic() + moments.uniform(0.05, 0.2)
+        while time.monotonic() < until:
+            descriptor = os.open(path, os.O_RDONLY)  # one and the same folder, whatever is called so meanwhile
+            names = os.listdir(descriptor)
+            os.close(descriptor)
+            assert sorted(names) in (["one", "two"], ["one"], ["two"], [])  # the last are a replaced one's
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        assert contents(path) in ({"first"}, {"second"})
+        assert len(list(path.iterdir())) == 2
+        left += len(list(tmp_path.iterdir())) - 1
+    assert left, "no kill left a folder behind: the test proves nothing"
+    sweep(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_folder_that_is_being_filled_is_not_swept(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "bundle") as folder:
+        write_content(folder / "one", "x")
+        assert sweep(tmp_path) == 0
+        write_content(tmp_path / "other", "x")
+        assert folder.is_dir()
+    assert contents(tmp_path / "bundle") == {"x"}

@@ -233,3 +233,23 @@ def test_a_kept_list_that_was_damaged_is_made_anew(data: Path, caplog: pytest.Lo
         assert main(words) == 0
         assert "are damaged or of an earlier version: made anew" in caplog.text
         assert bank.read_bytes() == whole
+
+
+def test_a_stage_of_pretraining_is_kept_as_any_other_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RecBole's trainer of RaCT would pickle it, with its whole configuration."""
+    stage = {"pretrain_epochs": 2, "save_step": 1, "mlp_hidden_size": "[8]", "latent_dimension": 8, "metrics_k": 10}
+    folder = data / "stages"
+    assert main(quick(data, model="RaCT", checkpoint_dir=folder, **stage)) == 0
+    assert sorted(path.name for path in folder.glob("RaCT-known-answer-[12].pth")) == [
+        "RaCT-known-answer-1.pth",
+        "RaCT-known-answer-2.pth",
+    ]
+    first = folder / "RaCT-known-answer-2.pth"
+    capsys.readouterr()
+    assert main(["evaluate", f"--checkpoint={first}", f"--data_path={data}"]) == 0
+    assert "ndcg@10" in capsys.readouterr().out
+    second = {"train_stage": "critic_pretrain", "pre_model_path": first, "checkpoint_dir": data / "second"}
+    assert main(quick(data, model="RaCT", **{**stage, **second})) == 0
+    weights = [load_checkpoint(path)["state_dict"] for path in (first, data / "second" / "RaCT-known-answer-2.pth")]
+    assert torch.equal(*(state["encoder.0.weight"] for state in weights)), "the second stage trains the critic alone"
+    assert not torch.equal(*(state["critic_net.0.weight"] for state in weights))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 from recbole_kd.data.dataset import KDDataset, KDSequentialDataset
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
 from recbole_kd.sevo.graphs import (
     SEvoOptions,
+    cached_adjacency,
     category_adjacency,
     consecutive_adjacency,
     item_categories,
@@ -291,3 +294,30 @@ def test_the_properties_file_holds_the_defaults(request: pytest.FixtureRequest) 
     text = (request.config.rootpath / "properties" / "optimizer" / "sevo.yaml").read_text()
     assert SEvoOptions.parse("sevo", yaml.safe_load(text)) == SEvoOptions()
     assert set(yaml.safe_load(text)) == {field.name for field in dataclasses.fields(SEvoOptions)}
+
+
+@pytest.mark.parametrize("damage", ["weights", "columns", "no digest", "a byte", "a field"])
+def test_a_kept_graph_that_was_damaged_is_made_anew(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    observed = Observed(torch.tensor([1, 1, 2]), torch.tensor([1, 2, 2]), 3, 4)
+    options = SEvoOptions(graph="bipartite")
+    made = cached_adjacency(str(tmp_path), options, None, observed, 4).to_dense()
+    (file,) = tmp_path.iterdir()
+    whole, state = file.read_bytes(), load_checkpoint(file)
+    if damage == "weights":
+        save_checkpoint({**state, "weights": state["weights"] * 2}, file)
+    elif damage == "columns":
+        save_checkpoint({**state, "columns": state["columns"] + 100}, file)
+    elif damage == "no digest":
+        save_checkpoint({key: value for key, value in state.items() if key != "content"}, file)
+    elif damage == "a field":
+        save_checkpoint({**state, "nodes": "7"}, file)
+    else:
+        at = len(whole) // 2
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert torch.equal(cached_adjacency(str(tmp_path), options, None, observed, 4).to_dense(), made)
+    assert "is damaged or of an earlier version: made anew" in caplog.text
+    caplog.clear()
+    assert torch.equal(cached_adjacency(str(tmp_path), options, None, observed, 4).to_dense(), made)
+    assert not caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
-from recbole_kd.trainer.state import random_state, restore_random_state
+from recbole_kd.trainer.state import load_optimizer, random_state, restore_random_state, restored, storable
 
 
 def draw() -> list[float]:
@@ -69,3 +71,48 @@ def test_random_states_that_are_none_are_refused(broken: Callable[[dict[str, Any
     broken(state)
     with pytest.raises(UserError, match="random states cannot be restored"):
         restore_random_state(state)
+
+
+def test_a_matrix_comes_back_and_one_that_reaches_outside_is_refused() -> None:
+    kept = {
+        "w": scipy.sparse.csr_matrix([[0, 1.5], [2, 0]]),
+        "v": np.arange(3),
+        "restore_user_e": torch.ones(1),
+        "n": 3,
+    }
+    found = restored(storable(kept))
+    assert found["w"].toarray().tolist() == [[0, 1.5], [2, 0]]
+    assert found["v"].tolist() == [0, 1, 2]
+    assert (found["restore_user_e"], found["n"]) == (None, 3)
+    broken = storable(kept)
+    broken["w"]["indices"] = torch.tensor([7, 0], dtype=torch.int32)
+    with pytest.raises(ValueError, match="indices"):
+        restored(broken)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda state: state["state"][0].pop("exp_avg"),
+        lambda state: state["state"][0].update(exp_avg=None),
+        lambda state: state["state"][0].update(exp_avg=torch.zeros(7, 7)),
+        lambda state: state["state"].update({0: 5}),
+        lambda state: state["param_groups"][0].update(betas=("x", 0.9)),
+        lambda state: state["param_groups"][0].update(lr=None),
+        lambda state: state["param_groups"][0].update(amsgrad=True),
+        lambda state: state["param_groups"].pop(),
+        lambda state: state.pop("state"),
+    ],
+)
+def test_an_optimisers_state_is_that_of_such_an_optimiser(broken: Callable[[dict[str, Any]], Any]) -> None:
+    weights = [torch.ones(2, 3, requires_grad=True), torch.ones(3, requires_grad=True)]
+    optimizer = torch.optim.Adam(weights)
+    sum(weight.sum() for weight in weights).backward()
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    other = torch.optim.Adam([weight.detach().clone().requires_grad_() for weight in weights])
+    load_optimizer(other, copy.deepcopy(state))
+    assert other.state_dict()["state"].keys() == state["state"].keys()
+    broken(state)
+    with pytest.raises((ValueError, TypeError, AttributeError, LookupError)):
+        load_optimizer(other, state)
