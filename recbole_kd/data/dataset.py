@@ -73,21 +73,22 @@ class _Groups:
 
     def __init__(self, keys: NDArray[np.int64]) -> None:
         places, _ = by_first_appearance(keys)
-        self.rows: Tensor = torch.argsort(torch.from_numpy(places), stable=True)
-        self.sizes: NDArray[np.int64] = np.bincount(places)
-        self.starts: NDArray[np.int64] = np.cumsum(self.sizes) - self.sizes
+        kind = np.int32 if len(keys) < 2**31 else np.int64  # half the memory
+        self.rows: Tensor = torch.from_numpy(torch.argsort(torch.from_numpy(places), stable=True).numpy().astype(kind))
+        self.sizes: NDArray[Any] = np.bincount(places).astype(kind)
+        self.starts: NDArray[Any] = np.cumsum(self.sizes, dtype=kind) - self.sizes
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+    def __iter__(self) -> Iterator[NDArray[Any]]:
         rows = self.rows.numpy()
         return (rows[start : start + size] for start, size in zip(self.starts, self.sizes))
 
-    def pieces(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> Tensor:
+    def pieces(self, first: NDArray[Any], last: NDArray[Any]) -> Tensor:
         """The rows ``first[g]`` to ``last[g] - 1`` of each group g, one group after the other."""
-        lengths = last - first
-        ends = np.cumsum(lengths)
+        first, lengths = first.astype(self.sizes.dtype), (last - first).astype(self.sizes.dtype)
+        ends = np.cumsum(lengths, dtype=lengths.dtype)
         places = np.repeat(self.starts + first - (ends - lengths), lengths)
-        places += np.arange(len(places))
-        return self.rows[torch.from_numpy(places)]
+        places += np.arange(len(places), dtype=places.dtype)
+        return self.rows.index_select(0, torch.from_numpy(places))
 
 
 class _Fast(Dataset):

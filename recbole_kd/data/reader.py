@@ -340,9 +340,10 @@ def _fault(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequence
         for number, row in lines:
             where = f"'{path}', line {number}"
             if len(row) != len(fields):
+                names = f", and the first line names {len(fields)} columns" if layout.header else ""
                 return (
-                    f"{where}: it has {len(row)} fields, and the first line names {len(fields)} columns; "
-                    "expected as many, separated by --field_separator."
+                    f"{where}: it has {len(row)} fields{names}; expected {len(fields)}, "
+                    f"separated by {layout.separator!r}."
                 )
             for place, field, check in checks:
                 problem = check(row[place])

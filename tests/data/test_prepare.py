@@ -339,7 +339,7 @@ GOOD = checkin(1, "2010-10-19T23:55:27Z", 2).strip("\n")
 
 
 MALFORMED = {
-    "1\t2010-10-19T23:55:27Z\t30.2\t-97.7": "it has 4 fields, and the first line names 5 columns",
+    "1\t2010-10-19T23:55:27Z\t30.2\t-97.7": "it has 4 fields; expected 5, separated by '\\t'",
     f"{GOOD}\t7": "it has 6 fields",
     GOOD.replace("\t", " "): "it has 1 fields",
     GOOD.replace("1\t", "\t", 1): "column 'user': '' is empty",

@@ -363,9 +363,9 @@ def _tar(data: Path, canary: Path) -> Path:
     return data / "raw.tar.gz"
 
 
-_prepare("a zip that climbs", _zip, "raw.zip is ")
-_prepare("a tar that climbs", _tar, "raw.tar.gz is ")
-_prepare("a pickle", lambda data, canary: _bytes(data, "raw.txt", pickle.dumps(Gadget(canary))), "raw.txt is ")
+_prepare("a zip that climbs", _zip, "raw.zip', line 1")
+_prepare("a tar that climbs", _tar, "raw.tar.gz', line 1")
+_prepare("a pickle", lambda data, canary: _bytes(data, "raw.txt", pickle.dumps(Gadget(canary))), "raw.txt', line 1")
 _prepare(
     "an endless line, compressed",
     lambda data, canary: _bytes(data, "raw.gz", gzip.compress(b"0" * (80 << 20))),
