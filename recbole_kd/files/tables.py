@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -52,7 +53,8 @@ def read_batches(
     if head.startswith(b"PAR1"):
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as parquet:
             found = choose(list(parquet.schema_arrow.names))
-            for batch in parquet.iter_batches(_BLOCK_ROWS, columns=list(found.values())):
+            empty = pa.RecordBatch.from_pylist([], parquet.schema_arrow)
+            for batch in chain([empty], parquet.iter_batches(_BLOCK_ROWS, columns=list(found.values()))):
                 yield {kind: batch.column(name) for kind, name in found.items()}
         return
     header = head.decode("utf-8-sig", errors="replace").partition("\n")[0].rstrip("\r")

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,11 +26,18 @@ def test_parquet_and_text_hold_the_same_table(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("user:token\tscore:float\tother\n1\t0.5\tx\nb\t-1\ty\n")
     (tmp_path / "x.csv").write_text('user,"score",other\r\n1,0.5,x\r\nb,-1,y\r\n')
     for path in tmp_path.iterdir():
-        (batch,) = read_batches(path, chosen, ("score",))
+        batch = list(read_batches(path, chosen, ("score",)))[-1]
         assert {name: column.to_pylist() for name, column in batch.items()} == {
             "user": ["1", "b"],
             "score": [0.5, -1.0],
         }
+
+
+def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x", {"user": pyarrow.array([], pyarrow.string())})
+    assert [
+        {name: str(column.type) for name, column in batch.items()} for batch in read_batches(tmp_path / "x", chosen)
+    ] == [{"user": "string"}]
 
 
 def test_what_cannot_be_read_is_said_in_a_line(tmp_path: Path) -> None:
