@@ -140,7 +140,9 @@ def test_without_the_finder_recboles_settings_cannot_be_read() -> None:
 def test_numpy_scipy_and_pandas_stay_as_they_are() -> None:
     program = """
 import numpy, pandas, scipy.sparse
-def names(): return {part: sorted(vars(part)) for part in (numpy, scipy.sparse.dok_matrix, pandas.Series, pandas.DataFrame)}
+places = (numpy, scipy.sparse.dok_matrix, pandas.Series, pandas.DataFrame)
+def names(): return [[name for name in vars(place) if f"numpy.{name}" not in sys.modules] for place in places]
+import sys
 before = names()
 import recbole_kd, recbole.data.dataset, recbole.model.general_recommender
 print(names() == before)
