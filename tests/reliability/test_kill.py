@@ -203,7 +203,9 @@ def _assert_refused(
     (line,) = [line for line in errors.splitlines() if line.startswith("recbole-kd:")]
     assert reason in line
     assert "Traceback" not in errors
-    assert (_content(to), _content(trained.parent)) == before, "nothing half-written, nothing lost"
+    # The compiled data is a cache of whole files, each with its own checksum.
+    left = {name: content for name, content in _content(to).items() if not name.startswith("data/")}
+    assert (left, _content(trained.parent)) == before, "nothing half-written, nothing lost"
 
 
 @pytest.mark.parametrize("verb", WRITING)
