@@ -132,7 +132,9 @@ def _is(value: Any, kind: Any) -> bool:
         return type(value) is int and abs(value) <= 2**63
     if kind is str:
         return isinstance(value, str) and not _SURROGATE.search(value)
-    return isinstance(value, kind) if isinstance(kind, type) and not is_typeddict(kind) else False
+    # On Python 3.10 list[int] is a type too, and no argument of isinstance.
+    plain = isinstance(kind, type) and get_origin(kind) is None and not is_typeddict(kind)
+    return plain and isinstance(value, kind)
 
 
 def _inner(where: str, key: Any) -> str:
