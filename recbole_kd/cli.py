@@ -7,6 +7,7 @@ It turns words into a verb and settings, and what goes wrong into a line and an 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import shlex
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; sys.argv where None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.raiseExceptions = False  # a log that cannot be written is no traceback on the terminal
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from recbole_kd import registry
 from recbole_kd.testing import write_known_answer
 
 
@@ -56,6 +57,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_named_distillers() -> Iterator[None]:
+    """A distiller that a test names by its path is forgotten when the test ends."""
+    yield
+    registry._NAMED_BY_PATH.clear()
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_one_line_names_the_setting(case: str, data_path: Path, capsys: pytest.C
     line = refusal(data_path, words, capsys)
     assert re.search(message, line), line
     left = [path for path in (data_path / "saved").rglob("*") if path.is_file()]
-    assert {path.parent.name for path in left} <= {"teachers", "ranks"}, "nothing of the student is written"
+    assert {path.parent.name for path in left} <= {"teachers", "ranks", "data"}, "nothing of the student is written"
 
 
 @pytest.mark.parametrize(

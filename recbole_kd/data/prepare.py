@@ -226,7 +226,11 @@ def _make(
         record_file,
         "data_path",
     )
-    write_content(target, content, "data_path")
+    try:
+        write_content(target, content, "data_path")
+    except BaseException:
+        record_file.unlink(missing_ok=True)
+        raise
 
 
 def _columns(summary: Mapping[str, str]) -> list[str]:

@@ -156,9 +156,9 @@ def trained(known_answer: Path) -> Path:
 
 
 def _content(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): digest(path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    """Digests of a folder's files, but for compiled data: a cache of whole files, each with its own checksum."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".arrow"]
+    return {str(path.relative_to(folder)): digest(path.read_bytes()) for path in files}
 
 
 def _words(verb: str, checkpoint: Path, data: Path, to: Path) -> list[str]:

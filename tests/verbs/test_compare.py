@@ -481,7 +481,7 @@ def test_stars(users: float, seeds: Optional[float], expected: str) -> None:
 def test_the_time_left_is_a_rows_own_where_it_is_known() -> None:
     planned = plan({"dataset": "ml-100k", "models": "BPR,Pop", "seeds": 2})
     progress = Progress(planned)
-    jobs = [Job(row, seed, "", "", "") for seed in planned.seeds for row in planned.rows]
+    jobs = [Job(row, seed, "", "") for seed in planned.seeds for row in planned.rows]
     progress.kept(jobs[0], {"seconds": 100.0})
     assert progress.seconds_left() == pytest.approx(300, abs=5), "one of its kind, two unknown"
     progress.kept(jobs[1], {"seconds": 2.0})
