@@ -81,7 +81,9 @@ def entries(options: Iterable[Described]) -> str:
             lines.append(head)
             head = ""
         indent = " " * 32
-        lines += textwrap.wrap(text, width, initial_indent=f"{head:<32}", subsequent_indent=indent) or [head]
+        lines += textwrap.wrap(
+            text, width, initial_indent=f"{head:<32}", subsequent_indent=indent, break_on_hyphens=False
+        ) or [head]
     return "\n".join(lines)
 
 
