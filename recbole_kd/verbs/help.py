@@ -72,7 +72,7 @@ def _own(kind: type[VerbOptions]) -> Iterator[Described]:
 
 def entries(options: Iterable[Described]) -> str:
     """Options as lines: the flag with its default, what it means, what it takes."""
-    width = min(120, shutil.get_terminal_size((110, 24)).columns)
+    width = max(60, min(120, shutil.get_terminal_size((110, 24)).columns))
     lines = []
     for one in options:
         text = f"{one.help} [{one.range}]" if one.range else one.help
