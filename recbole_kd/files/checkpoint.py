@@ -59,7 +59,16 @@ class KeptState(_Named, _Told):
     test_result: dict[str, float]
 
 
-class ResumableState(_Named):
+class _Resumable(TypedDict, total=False):
+    """What a checkpoint of version 0.1 does not have."""
+
+    attributes: dict[str, Any]
+    unsaved: list[str]
+    optimizers: dict[str, dict[str, Any]]
+    current_optimizer: str
+
+
+class ResumableState(_Named, _Resumable):
     """A checkpoint that a training can go on from."""
 
     epoch: int
