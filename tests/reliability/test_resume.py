@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from recbole.utils import ModelType
 
+from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.files.digest import digest
 from recbole_kd.registry import MODELS, load_class
@@ -77,6 +78,7 @@ class Bench:
             teacher = {f"teacher.{name}": value for name, value in own.items() if name != "distill"}
             own = {
                 **teacher,
+                "teacher.train_batch_size": 16,
                 "teacher.model": self.model,
                 "distill": ["kd"],
                 "kd.items": 8,
@@ -151,6 +153,14 @@ def test_state_outside_of_parameters_goes_on(model: str, tmp_path: Path) -> None
 
 def test_an_interrupted_teacher_goes_on(tmp_path: Path) -> None:
     ends_alike(tmp_path, "MultiVAE", "teacher", {"middle": MOMENTS["middle"]})
+
+
+def test_the_critic_of_ract_ranks_among_items_that_there_are(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "RaCT", "plain")
+    bench.run("first")
+    actor = next((tmp_path / "first").glob("*-last.pth"))
+    with pytest.raises(UserError, match="--metrics_k=41 is more than the 40 items there are; lower it"):
+        bench.run("critic", metrics_k=41, train_stage="critic_pretrain", pre_model_path=str(actor))
 
 
 @pytest.mark.slow
