@@ -114,6 +114,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         model,
         facts=facts(config, splits),
         file_name=f"{folder}-training.pth",
+        role=role,
         optimizer_factory=optimizer_factory(config, splits, model),
     )
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Optional
@@ -31,6 +30,7 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
+from recbole_kd.trainer.board import new_stamp, tensorboard_run
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import load_optimizer, random_state, restore_random_state, restored, storable
 
@@ -38,11 +38,6 @@ _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
 #: Name of the base model's own loss in logs and TensorBoard.
 BASE_LOSS = "rec"
-
-
-def new_stamp() -> str:
-    """Names a run's files: when it began, and in which process."""
-    return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
 
 
 class KDMixin:
@@ -72,6 +67,7 @@ class KDMixin:
         stamp: str = "",
         optimizer_factory: Optional[Callable[[Iterable[Tensor], float, float], torch.optim.Optimizer]] = None,
         fused: Optional[bool] = None,
+        role: Optional[str] = "student",
     ) -> None:
         # All of this before RecBole's constructor, which already builds the optimiser.
         self.distillers = nn.ModuleDict(dict(distillers or {})).to(config["device"])
@@ -91,7 +87,8 @@ class KDMixin:
         self._began = 0.0
         self._train_data: Any = None
         self._resumed: Optional[dict[str, Any]] = None
-        super().__init__(config, model)  # type: ignore[call-arg]
+        with tensorboard_run(role):
+            super().__init__(config, model)  # type: ignore[call-arg]
         self.eval_collector = FullSortCollector(config)
         self.test_batch_size = PAIRS_PER_CALL
         name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp or new_stamp()}.pth"
@@ -472,7 +469,7 @@ def make_evaluator(config: Any, model: nn.Module, splits: Splits) -> tuple[Any, 
     loaders = make_loaders(config, splits)
     # It makes no step, so that whatever the learner was (SEvo's needs a graph) is not built again.
     trainer = make_trainer(
-        config, model, optimizer_factory=lambda parameters, rate, _: torch.optim.SGD(parameters, rate)
+        config, model, role=None, optimizer_factory=lambda parameters, rate, _: torch.optim.SGD(parameters, rate)
     )
     trainer.eval_collector.data_collect(loaders[0])  # which `fit` does otherwise: ItemCoverage and others count items
     return trainer, loaders

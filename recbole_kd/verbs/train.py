@@ -19,7 +19,7 @@ from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate
 from recbole_kd.stages.training import resumable, train_baseline, train_student
-from recbole_kd.trainer.kd_trainer import new_stamp
+from recbole_kd.trainer.board import new_stamp
 from recbole_kd.verbs.options import TrainOptions
 
 __all__ = ["dry_run", "run", "run_recbole_kd", "table"]
@@ -34,7 +34,8 @@ def run(options: TrainOptions, settings: dict[str, Any]) -> None:
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
     if not result:
         return  # the first of several machines tells
-    print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation\n{table(result)}")
+    print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation")
+    print(table(result, asked="metrics" in settings))
     print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
 
 
