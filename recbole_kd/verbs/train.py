@@ -12,9 +12,10 @@ from recbole_kd.errors import Interrupted
 from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.stages.data import fetch, load_splits
+from recbole_kd.stages.estimate import estimated
 from recbole_kd.stages.log import log_to_file, start_logging
 from recbole_kd.stages.needs import check_data, check_gpus, check_models
-from recbole_kd.stages.result import summarise, table, write_result
+from recbole_kd.stages.result import Framed, rows, summarise, table, write_result
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate
@@ -45,7 +46,7 @@ def run_recbole_kd(
     config_file_list: Iterable[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
     saved: bool = True,
-) -> dict[str, Any]:
+) -> Framed:
     """Gets the teacher, distils it into the student, evaluates, and saves.
 
     Args:
@@ -56,7 +57,8 @@ def run_recbole_kd(
         saved: whether checkpoints and the result file are written.
 
     Returns:
-        The result; the fields are listed in docs/train.md. Empty on all machines but the first of several.
+        The result; the fields are listed in docs/train.md. Its ``to_frame()`` has a row a model. Empty on all machines
+        but the first of several.
 
     Raises:
         UserError: a setting, file or dataset that the user can mend.
@@ -67,13 +69,13 @@ def run_recbole_kd(
     config, settings = experiment.settings, (model, dataset, files, dict(config_dict or {}), saved)
     if processes_around(config["nproc"]) > 1:
         with joined() as group:
-            return _run_as_one_of_several(*settings, group)
+            return Framed(_run_as_one_of_several(*settings, group), rows)
     if config["nproc"] == 1:
-        return _run(experiment, saved, ALONE)
+        return Framed(_run(experiment, saved, ALONE), rows)
     check_gpus(config)
     stamp = new_stamp()
     try:
-        return together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}
+        return Framed(together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}, rows)
     except KeyboardInterrupt:
         # Process 0 was ended and cannot say where its last whole epoch is.
         name = f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-last.pth"
@@ -84,14 +86,17 @@ def run_recbole_kd(
 
 
 def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
-    """The resolved experiment as YAML that ``--config_files`` takes back; nothing is trained or written.
+    """The resolved experiment as YAML that ``--config_files`` takes back, and what it would take, as comments.
+
+    No model is kept. Data that are read for the estimate stay compiled, as in any run.
 
     Raises:
         UserError: as :func:`run_recbole_kd`, where the data need not be read for it.
     """
     experiment = Experiment.of(files=files, given=settings)
     check_models(experiment)
-    return describe(experiment)
+    lines = (f"# {line}\n" for line in estimated(experiment))
+    return f"{describe(experiment)}# Estimated from a few steps:\n{''.join(lines)}"
 
 
 def _run_as_one_of_several(
