@@ -85,7 +85,7 @@ class TrainOptions(VerbOptions):
     settings = ()
 
     config_files: str = _CONFIG_FILES
-    dry_run: bool = option(False, "print the resolved settings, each with its source, as YAML; train nothing")
+    dry_run: bool = option(False, "print the resolved settings as YAML, each with its source, and what a run would take; train nothing")
 
 
 @dataclass(frozen=True)
