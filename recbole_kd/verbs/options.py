@@ -85,7 +85,9 @@ class TrainOptions(VerbOptions):
     settings = ()
 
     config_files: str = _CONFIG_FILES
-    dry_run: bool = option(False, "print the resolved settings as YAML, each with its source, and what a run would take; train nothing")
+    dry_run: bool = option(
+        False, "print the resolved settings as YAML, each with its source, and what a run would take; train nothing"
+    )
 
 
 @dataclass(frozen=True)
