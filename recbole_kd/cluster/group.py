@@ -205,7 +205,7 @@ def _silence() -> Iterator[None]:
 
     level, writer = logging.root.manager.disable, recboles.get_tensorboard
     logging.disable(logging.CRITICAL)
-    recboles.get_tensorboard = lambda logger: _Nothing()
+    recboles.get_tensorboard = lambda logger: Nothing()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -215,7 +215,7 @@ def _silence() -> Iterator[None]:
         recboles.get_tensorboard = writer
 
 
-class _Nothing:
+class Nothing:
     """Stands for a TensorBoard writer that writes nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:

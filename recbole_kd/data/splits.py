@@ -26,7 +26,10 @@ class Splits:
     Attributes:
         dataset: RecBole's dataset before the split.
         train, valid, test: the splits, as RecBole datasets.
+        read_settings: names of the settings that reading and splitting asked for.
     """
+
+    read_settings: Sequence[str] = ()
 
     def __init__(self, config: Any) -> None:
         """

@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
 #: Threads of torch while a recommender's answers are timed, whatever the machine has: one, as a server gives a request.
 THREADS = 1
 BATCH_SIZES = (1, 1024)
+#: Parts of the timed requests whose medians tell the noise.
+BLOCKS = 5
 #: Items in an answer.
 CUTOFF = 20
 
@@ -53,6 +56,23 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def stored_numbers(model: Any) -> int:
+    """How many numbers a trained model stores: its parameters, and what a closed form keeps beside them.
+
+    Of a sparse matrix those that are not zero count. ``restore_*`` are only caches of the weights.
+    """
+    kept = [value for key, value in model.other_parameter().items() if not key.startswith("restore_")]
+    return sum(parameter.numel() for parameter in model.parameters()) + sum(map(_count, kept))
+
+
+def _count(value: Any) -> int:
+    if scipy.sparse.issparse(value):
+        return int(value.nnz)
+    if isinstance(value, (Tensor, np.ndarray)):
+        return int(value.numel() if isinstance(value, Tensor) else value.size)
+    return int(isinstance(value, (int, float, np.number)))
+
+
 def inference_costs(
     answer: Callable[[Tensor], Any],
     users: int,
@@ -75,10 +95,13 @@ def inference_costs(
 
     Returns:
         ``latency_ms``: batch_1, batch_1024 -> p50 and p95 over requests, in milliseconds **per user** (a request's time
-        divided by its users); ``users_per_second``: batch_1, batch_1024 -> users answered per second.
+        divided by its users); ``latency_range_ms``: the same -> the lowest and the highest median among
+        :data:`BLOCKS` equal parts of the requests, which tells how far a median can be trusted; ``users_per_second``:
+        batch_1, batch_1024 -> users answered per second.
     """
     generator = np.random.default_rng(0)
     latency: dict[str, Any] = {}
+    ranges: dict[str, list[float]] = {}
     throughput: dict[str, Any] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
@@ -100,7 +123,9 @@ def inference_costs(
                 "p50": float(np.quantile(timed, 0.5)) / size * 1e3,
                 "p95": float(np.quantile(timed, 0.95)) / size * 1e3,
             }
+            medians = [float(np.median(part)) / size * 1e3 for part in np.array_split(timed, min(BLOCKS, len(timed)))]
+            ranges[f"batch_{size}"] = [min(medians), max(medians)]
             throughput[f"batch_{size}"] = size * len(timed) / float(timed.sum())
     finally:
         torch.set_num_threads(threads)
-    return {"latency_ms": latency, "users_per_second": throughput}
+    return {"latency_ms": latency, "latency_range_ms": ranges, "users_per_second": throughput}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class KDConfig(Config):
     sources: dict[str, str]
     #: Checked options of the distillers, in the order given.
     options: dict[str, DistillerOptions]
+    #: Sets that get the names of settings which are read, see :meth:`noting_reads`.
+    _noting: tuple[set[str], ...] = ()
     #: Checked options of SEvo, where the learner is one of its optimisers.
     sevo: SEvoOptions | None
 
@@ -197,6 +200,21 @@ class KDConfig(Config):
 
             self.final_config_dict["device"] = torch.device("cpu")
 
+    def __getitem__(self, key: str) -> Any:
+        for noted in self._noting:
+            noted.add(key)
+        return super().__getitem__(key)
+
+    @contextmanager
+    def noting_reads(self) -> Iterator[set[str]]:
+        """Within the block, the set that it gives gets the names of all settings that are read."""
+        noted: set[str] = set()
+        self._noting = (*self._noting, noted)
+        try:
+            yield noted
+        finally:
+            self._noting = tuple(one for one in self._noting if one is not noted)
+
     def __setitem__(self, key: str, value: Any) -> None:
         """Refuses: settings are made once. RecBole's transforms alone write here, the names of the columns they add.
 
@@ -288,11 +306,11 @@ class KDConfig(Config):
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation."""
         probe = self._derived(model, {})
-        keys = set(probe.final_config_dict) - _shared_keys() - set(overall_properties()) - {"model", "dataset"}
+        keys = set(probe.final_config_dict) - shared_keys() - set(overall_properties()) - {"model", "dataset"}
         keys -= {key for key in probe.final_config_dict if key.isupper() or key.endswith("_neg_sample_args")}
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
         if model not in MODELS:  # one of another package may have no properties file that lists what it reads
-            read = checks.keys_read_by_model(probe.resolved.model_class) - _shared_keys()
+            read = checks.keys_read_by_model(probe.resolved.model_class) - shared_keys()
             settings |= {key: stored[key] for key in read if key in stored and not key.isupper()}
         return self._derived(model, settings)
 
@@ -330,11 +348,11 @@ class KDConfig(Config):
 
     def model_keys(self) -> set[str]:
         """Settings that belong to the backbone itself, and those of its training."""
-        keys = set(self.internal_config_dict) - _shared_keys() - set(overall_properties()) - set(distillers())
+        keys = set(self.internal_config_dict) - shared_keys() - set(overall_properties()) - set(distillers())
         return {key for key in keys if key not in ("model", "dataset", "MODEL_TYPE")}
 
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
-        inherited = {key: self[key] for key in _shared_keys() - set(checks.PICKLES) if key in self}
+        inherited = {key: self[key] for key in shared_keys() - set(checks.PICKLES) if key in self}
         inherited["data_path"] = self.data_root
         if not self["eval_batch_size_given"]:
             del inherited["eval_batch_size"]
@@ -351,7 +369,7 @@ class KDConfig(Config):
         return {key: plain(value) for key, value in self.final_config_dict.items() if key not in _OF_THE_LOG}
 
 
-def _shared_keys() -> set[str]:
+def shared_keys() -> set[str]:
     """Settings of data, evaluation and machine, which every model of a run shares."""
     return (
         set(general_arguments)
@@ -361,4 +379,4 @@ def _shared_keys() -> set[str]:
     )
 
 
-__all__ = ["BASELINE_LENGTHS", "WITHOUT_EFFECT", "KDConfig"]
+__all__ = ["BASELINE_LENGTHS", "WITHOUT_EFFECT", "KDConfig", "shared_keys"]

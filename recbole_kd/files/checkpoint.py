@@ -36,6 +36,7 @@ class _Named(TypedDict):
 
 class _Told(TypedDict, total=False):
     other_parameter: Optional[dict[str, Any]]
+    data_settings: list[str]
     best_epoch: int
     best_valid_score: float
     best_valid_result: Optional[dict[str, float]]

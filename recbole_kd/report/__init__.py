@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike, write_content
 from recbole_kd.files.plain import read_json, save_json
-from recbole_kd.report.page import findings, html_page
+from recbole_kd.report.headline import findings, recommendation, warnings
+from recbole_kd.report.page import html_page
 from recbole_kd.report.static import STYLE, pictures
 from recbole_kd.report.tables import csv_table, latex_table, markdown, markdown_accuracy, markdown_costs
 from recbole_kd.report.view import Comparison, metric_label
@@ -82,9 +83,9 @@ def picture_bytes(picture: Figure) -> bytes:
 def _markdown_report(comparison: Comparison, drawn: Iterable[str]) -> str:
     results = comparison.results
     captions = {
-        "bars": "Accuracy with 95 % intervals",
-        "accuracy-latency": f"{metric_label(comparison.primary)} against latency",
         "accuracy-size": f"{metric_label(comparison.primary)} against size",
+        "accuracy-latency": f"{metric_label(comparison.primary)} against latency",
+        "bars": "Accuracy with 95 % intervals",
         "significance": "Significance of differences",
         "validation": "Learning curves on validation",
         "losses": "Losses",
@@ -97,9 +98,13 @@ def _markdown_report(comparison: Comparison, drawn: Iterable[str]) -> str:
     )
     seeds = ", ".join(map(str, results.get("seeds") or []))
     found = ((question, markdown(value), markdown(text)) for question, value, text in findings(comparison))
+    charts = [f"### {markdown(captions[name])}\n\n![{markdown(captions[name])}]({name}.png)" for name in drawn]
     parts = [
         f"# {markdown(comparison.title)}",
+        markdown(recommendation(comparison)),
+        "\n".join(f"- {markdown(warning)}" for warning in warnings(comparison)),
         "\n".join(f"- {question}: **{value}** ({text})" for question, value, text in found),
+        *charts[:1],
         markdown(budget or ""),
         "## Accuracy",
         markdown(comparison.marks_say()),
@@ -107,7 +112,7 @@ def _markdown_report(comparison: Comparison, drawn: Iterable[str]) -> str:
         "## Costs",
         markdown_costs(comparison),
         "## Charts",
-        *(f"### {markdown(captions[name])}\n\n![{markdown(captions[name])}]({name}.png)" for name in drawn),
+        *charts[1:],
         "## Environment",
         f"{markdown(processor)} Seeds {seeds}; training split {markdown(results.get('split') or '')}.",
         "The interactive page is [report.html](report.html); every figure is in [results.json](results.json).",

@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from recbole_kd.report.tables import figure, memory
 from recbole_kd.report.view import (
+    DEPTHS,
     Comparison,
     Curve,
     Model,
@@ -22,8 +23,6 @@ from recbole_kd.report.view import (
     p_text,
     percent,
     short,
-    smaller_is_better,
-    stars,
     wrapped,
 )
 
@@ -31,8 +30,9 @@ Chart = dict[str, Any]
 
 FONT = '-apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 INK, GRID, MUTED = "#222222", "#E4E7EB", "#667085"
-#: Colours of the matrix from "row is worse" to "row is better", in steps of significance; 0 is no difference.
-MATRIX_COLORS = ("#B35806", "#E08214", "#FDB863", "#F7F7F7", "#B2ABD2", "#8073AC", "#542788")
+#: Colours of the matrix from "row is worse" to "row is better", deeper as the difference grows; the middle one
+#: says that the two are not shown to differ.
+MATRIX_COLORS = ("#B35806", "#E08214", "#FDB863", "#EDEDED", "#B2ABD2", "#8073AC", "#542788")
 #: The most models whose matrix has room for numbers in its cells.
 MOST_NUMBERED = 12
 
@@ -41,9 +41,9 @@ def charts(comparison: Comparison) -> dict[str, dict[str, Chart]]:
     """Chart id -> metric -> figure; a chart that is the same for every metric has the one key ``""``."""
     found: dict[str, dict[str, Chart]] = {}
     by_metric = {
+        "size": size,
         "bars": bars,
         "latency": latency,
-        "size": size,
         "significance": significance,
         "validation": validation,
     }
@@ -78,7 +78,6 @@ def bars(comparison: Comparison, metric: str) -> Optional[Chart]:
                 "text": [f"{value:.4f}"],
                 "textposition": "inside",
                 "insidetextanchor": "start",
-                "textfont": {"color": ink_on(model.style.color)},
                 "marker": {"color": model.style.color},
                 "error_x": {
                     "type": "data",
@@ -94,7 +93,7 @@ def bars(comparison: Comparison, metric: str) -> Optional[Chart]:
             }
         )
     layout = _layout(height=80 + 36 * len(models))
-    layout["xaxis"].update(title=_title(metric_label(metric)), rangemode="tozero")
+    layout["xaxis"].update(title=_title(metric_label(metric)), rangemode="tozero", nticks=6)
     layout["yaxis"].update(_named(models, 22, lines=2), showgrid=False, ticklen=4, tickcolor="rgba(0,0,0,0)")
     layout["bargap"] = 0.28
     if comparison.reference is not None and comparison.reference.mean(metric) is not None:
@@ -118,8 +117,8 @@ def latency(comparison: Comparison, metric: str) -> Optional[Chart]:
 
 
 def size(comparison: Comparison, metric: str) -> Optional[Chart]:
-    """Accuracy against the number of parameters."""
-    return _trade_off(comparison, metric, ("parameters",), "parameters")
+    """Accuracy against the count of stored numbers."""
+    return _trade_off(comparison, metric, ("parameters",), "stored numbers")
 
 
 def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title: str) -> Optional[Chart]:
@@ -170,7 +169,7 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
                 "hovertemplate": f"<b>{_escaped(model.name)}</b>{' (on the front)' if on_front else ''}"
                 f"<br>{metric_label(metric)} {value:.4f} ({low:.4f} to {high:.4f})"
                 f"<br>{figure(model.cost('latency_ms', 'batch_1', 'p50'), '.3g')} ms a user, "
-                f"{figure(model.cost('parameters'), ',.0f')} parameters"
+                f"{figure(model.cost('parameters'), ',.0f')} stored numbers, {model.size}"
                 f"<br>{memory(model.cost('peak_memory_bytes'))} peak memory in training<extra></extra>",
             }
         )
@@ -190,19 +189,20 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
 
 
 def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
-    """Each row's mean less each column's; the colour says which is better and how surely."""
+    """Each row's mean less that of each row before it; the colour says which is better and by how much."""
     if len(comparison.models) < 2 or not comparison.has_significance(metric):
         return None
-    models = comparison.models
-    levels, texts, hovers = [], [], []
-    for row in models:
-        entries = [matrix_entry(comparison, metric, row, column) for column in models]
-        levels.append([level for level, _ in entries])
-        texts.append([text for _, text in entries])
-        hovers.append([_pair_text(comparison, metric, row, column) for column in models])
+    models, entries = matrix(comparison, metric)
+    rows, columns = models[1:], models[:-1]
+    levels = [[level for level, _ in line] for line in entries]
+    texts = [[text for _, text in line] for line in entries]
+    hovers = [
+        [_pair_text(comparison, metric, row, column) if place <= index else "" for place, column in enumerate(columns)]
+        for index, row in enumerate(rows)
+    ]
     steps = len(MATRIX_COLORS)
     scale = [[(index + end) / steps, color] for index, color in enumerate(MATRIX_COLORS) for end in (0, 1)]
-    places = list(range(len(models)))
+    places = list(range(len(rows)))
     crowded = len(models) > MOST_NUMBERED
     annotations = [
         {
@@ -214,12 +214,12 @@ def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
         }
         for row in places
         for column in places
-        if not crowded and row != column
+        if not crowded and column <= row
     ]
     layout = _layout(height=max(320, 120 + (26 if crowded else 46) * len(models)))
-    names = {**_named(models, 24, lines=1), "tickangle": -90} if crowded else _named(models, 14, lines=3)
+    names = {**_named(columns, 24, lines=1), "tickangle": -90} if crowded else _named(columns, 14, lines=3)
     layout["xaxis"].update(names, side="top", showgrid=False)
-    layout["yaxis"].update(_named(models, 24, lines=1 if crowded else 2), autorange="reversed", showgrid=False)
+    layout["yaxis"].update(_named(rows, 24, lines=1 if crowded else 2), autorange="reversed", showgrid=False)
     layout["margin"]["b"] = 10
     layout["annotations"] = annotations
     trace = {
@@ -240,15 +240,32 @@ def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
     return {"data": [trace], "layout": layout}
 
 
-def matrix_entry(comparison: Comparison, metric: str, row: Model, column: Model) -> tuple[Optional[int], str]:
-    """(level, text) of a cell: the level is the number of stars, positive where the row is better."""
-    difference = comparison.difference(metric, row.name, column.name)
-    p = comparison.p_value(metric, row.name, column.name)
-    if row is column or difference is None:
+def matrix(comparison: Comparison, metric: str) -> tuple[list[Model], list[list[tuple[Optional[int], str]]]]:
+    """Rows that were compared, and each pair's (level, text) once: line n has row n + 1 less rows 0 to n.
+
+    The level is 0 where the two are not shown to differ. Otherwise it is 1 to 3 by the difference's size, positive
+    where the row is better. It is None where the pair has no cell.
+    """
+    models = comparison.models
+    return models, [
+        [
+            _matrix_entry(comparison, metric, row, column) if place <= index else (None, "")
+            for place, column in enumerate(models[:-1])
+        ]
+        for index, row in enumerate(models[1:])
+    ]
+
+
+def _matrix_entry(comparison: Comparison, metric: str, row: Model, column: Model) -> tuple[Optional[int], str]:
+    difference, base = comparison.difference(metric, row.name, column.name), column.mean(metric)
+    if difference is None:
         return None, ""
-    better = (difference < 0) == smaller_is_better(metric)
-    level = len(stars(p)) * (1 if better else -1)
-    return level, f"{difference:+.4f}\n{stars(p) or 'n.s.'}"
+    mark = comparison.pair_mark(metric, row.name, column.name)
+    share = abs(difference / base) if base else math.inf
+    depth = 1 + sum(share >= step for step in DEPTHS) if mark else 0
+    return depth * (
+        1 if comparison.better(metric, row.name, column.name) else -1
+    ), f"{difference:+.4f}\n{mark or 'n.s.'}"
 
 
 def _pair_text(comparison: Comparison, metric: str, row: Model, column: Model) -> str:
@@ -285,9 +302,10 @@ def losses(title: str, curves: Sequence[tuple[Model, list[Curve]]]) -> Chart:
 
 
 def _epochs(curves: Iterable[Curve]) -> Chart:
-    """An axis of epochs, without halves of one."""
+    """An axis of epochs, with whole ones at its ticks."""
     last = max((epochs[-1] for epochs, _ in curves), default=0)
-    return {"title": _title("epoch"), **({"dtick": 1} if last < 8 else {})}
+    steps = (step * 10**power for power in range(9) for step in (1, 2, 5))
+    return {"title": _title("epoch"), "tick0": 0, "dtick": next(step for step in steps if last <= 8 * step)}
 
 
 def _curves(model: Model, seeds: list[Curve]) -> list[Chart]:

@@ -1,14 +1,28 @@
 const report = JSON.parse(document.getElementById("figures").textContent);
 const hidden = new Set();
 const config = { responsive: true, displayModeBar: false };
+const darkness = window.matchMedia("(prefers-color-scheme: dark)");
+// Paper, ink, grid and the models' colours that a dark page needs lighter.
+const onDark = {
+  "white": "#181b21", "#222222": "#d5dae2", "#E4E7EB": "#2c323c", "#98A2B3": "#667085", "#667085": "#98a2b3",
+  "#332288": "#9183e8", "#882255": "#d0679d",
+};
+const colors = new RegExp(`"(${Object.keys(onDark).join("|")})"`, "g");
+let printing = false;
+function themed(figure) {
+  const text = JSON.stringify(figure);
+  const dark = darkness.matches && !printing;
+  return JSON.parse(dark ? text.replace(colors, (whole, color) => `"${onDark[color]}"`) : text);
+}
 function draw(name) {
   const byMetric = report.charts[name];
-  const figure = byMetric[""] || byMetric[document.getElementById("metric").value];
+  const found = byMetric[""] || byMetric[document.getElementById("metric").value];
   const place = document.getElementById(name);
-  place.hidden = !figure;
-  if (!figure) return;
+  place.hidden = !found;
+  if (!found) return;
+  const figure = themed(found);
   const data = figure.data.map(trace => ({ ...trace, visible: !hidden.has(trace.meta) }));
-  Plotly.react(place, data, structuredClone(figure.layout), config);
+  Plotly.react(place, data, figure.layout, config);
 }
 function drawAll() { Object.keys(report.charts).forEach(draw); }
 document.getElementById("metric").addEventListener("change", drawAll);
@@ -18,7 +32,11 @@ document.querySelectorAll(".chip").forEach(chip => chip.addEventListener("click"
   chip.setAttribute("aria-pressed", String(shown));
   drawAll();
 }));
+darkness.addEventListener("change", drawAll);
 window.addEventListener("beforeprint", () => {
+  printing = true;
+  drawAll();
   document.querySelectorAll(".chart").forEach(place => Plotly.Plots.resize(place));
 });
+window.addEventListener("afterprint", () => { printing = false; drawAll(); });
 drawAll();

@@ -7,20 +7,21 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import Any, Optional
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from recbole_kd.report.headline import findings, recommendation, warnings
 from recbole_kd.report.interactive import MATRIX_COLORS, MOST_NUMBERED, charts
 from recbole_kd.report.tables import breakable, html_accuracy, html_costs
-from recbole_kd.report.view import Comparison, Model, metric_label, p_text
+from recbole_kd.report.view import DEPTHS, LEVEL, Comparison, metric_label
 
 
 def html_page(comparison: Comparison) -> str:
     """The report as one HTML file."""
     figures = charts(comparison)
     sections = [
-        _headline(comparison),
+        _headline(comparison, figures),
         _section(
             "Accuracy",
             f"{_escaped(comparison.marks_say())} Test split, full ranking.",
@@ -29,18 +30,14 @@ def html_page(comparison: Comparison) -> str:
         ),
         _section(
             "What accuracy costs",
-            "Up and to the left is better. The dashed line joins the models that no other beats in both (the Pareto "
-            "front); they have a dark ring. Vertical lines are 95 % intervals.",
-            '<div class="pair">',
+            "Latencies whose ranges meet are equal: a difference within noise puts no model on the front.",
             _chart(figures, "latency", "Accuracy against latency"),
-            _chart(figures, "size", "Accuracy against size"),
-            "</div>",
             html_costs(comparison),
         ),
         _section(
             "Are the differences real?",
-            "Row less column. Paired test over users, Holm's correction over all pairs: *** p &lt; 0.001, "
-            f"** p &lt; 0.01, * p &lt; 0.05, n.s. not significant. {_key()}",
+            f"Row less column, each pair once. Grey: not shown to differ (p ≥ {LEVEL} over users, Holm's correction). "
+            f"Stars are those of the table of accuracy. {_key()}",
             # Narrower than this the numbers would run into each other: it scrolls, as the tables do.
             f'<div class="scroll"><div style="min-width:{150 + 64 * min(len(comparison.models), MOST_NUMBERED)}px">',
             _chart(figures, "significance", ""),
@@ -70,57 +67,25 @@ def html_page(comparison: Comparison) -> str:
     )
 
 
-def findings(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """(question, figure, explanation) for the head of a report; what is not known is left out."""
-    metric = comparison.primary
-    ranked = comparison.ranked(metric)
-    if not ranked:
-        return []
-    label, best, base, teacher = metric_label(metric), ranked[0], comparison.reference, comparison.teacher
-    interval = best.confidence(metric)
-    between = f", 95 % interval {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-    found = [("Best student", best.name, f"{label} {best.mean(metric):.4f}{between}")]
-    gain = best.gain(metric)
-    if base is best and len(ranked) > 1:
-        found.append(("Over the plain student", "none", f"no student is better than the plain {best.name}"))
-    elif base is not None and base is not best and gain is not None:
-        p = comparison.p_value(metric, best.name, base.name)
-        found.append(
-            ("Over the plain student", f"{100 * gain:+.1f} %", f"{label}, {base.name}; over users {p_text(p)}")
-        )
-    closed = best.gap_closed(metric)
-    if teacher is not None and base is not best and closed is not None:
-        found.append(
-            ("Teacher gap closed", f"{100 * closed:.0f} %", f"of {label}, from {_plain(base)} to {teacher.name}")
-        )
-    cheaper = [
-        f"{ratio:.1f}× {what}"
-        for what, path in (("smaller", ("parameters",)), ("faster", ("latency_ms", "batch_1", "p50")))
-        if teacher is not None and (ratio := _ratio(teacher, best, *path)) is not None and ratio >= 1.05
-    ]
-    if teacher is not None and cheaper:
-        found.append(("Than the teacher", ", ".join(cheaper), f"{best.name} against {teacher.name}"))
-    return found
-
-
-def _plain(base: Optional[Model]) -> str:
-    return "the plain student" if base is None else base.name
-
-
-def _ratio(more: Model, less: Model, *cost: str) -> Optional[float]:
-    high, low = more.cost(*cost), less.cost(*cost)
-    return high / low if high is not None and low else None
-
-
-def _headline(comparison: Comparison) -> str:
+def _headline(comparison: Comparison, figures: Mapping[str, Any]) -> str:
     cards = "".join(
         f'<div class="card"><div class="question">{_escaped(question)}</div>'
         f'<div class="figure">{breakable(value)}</div><div class="explanation">{_escaped(text)}</div></div>'
         for question, value, text in findings(comparison)
     )
+    advice = recommendation(comparison)
+    lead = f'<p class="advice">{_escaped(advice)}</p>' if advice else ""
+    doubts = "".join(f"<li>{_escaped(warning)}</li>" for warning in warnings(comparison))
+    listed = f'<ul class="warnings">{doubts}</ul>' if doubts else ""
     budget = (comparison.results.get("budget") or {}).get("sentence")
     sentence = f'<p class="budget"><b>Equal budgets.</b> {_escaped(budget)}</p>' if budget else ""
-    return f'<section><div class="cards">{cards}</div>{sentence}</section>'
+    picture = _chart(
+        figures,
+        "size",
+        "Accuracy against size. Up and to the left is better. The dashed line joins the models that no other beats in "
+        "both (the Pareto front); they have a ring. Vertical lines are 95 % intervals.",
+    )
+    return f'<section>{lead}{listed}<div class="cards">{cards}</div>{picture}{sentence}</section>'
 
 
 def _subtitle(comparison: Comparison) -> str:
@@ -174,12 +139,16 @@ def _losses(figures: Mapping[str, Any]) -> str:
 
 
 def _key() -> str:
+    few, many = (f"{100 * depth:.0f} %" for depth in DEPTHS)
     swatches = "".join(f'<i style="background:{color}"></i>' for color in MATRIX_COLORS)
-    return f'<span class="key">row is worse {swatches} row is better</span>'
+    return (
+        f'<span class="key">row is worse {swatches} row is better</span> (a step at {few} and at {many} of the column).'
+    )
 
 
 def _settings(comparison: Comparison) -> str:
     rows = []
+    differing = comparison.differing_settings()
     for model in comparison.models:
         row = model.row
         parts = [
@@ -191,14 +160,15 @@ def _settings(comparison: Comparison) -> str:
             )
             if value
         ]
-        settings = ", ".join(f"{key}={value}" for key, value in (row.get("settings") or {}).items())
+        settings = ", ".join(f"{key}={value}" for key, value in differing[model.name].items())
         epochs = ", ".join(str(run.get("best_epoch", "–")) for run in model.runs)
         rows.append(
             f'<tr><th scope="row">{breakable(model.name)}</th><td class="text">{"; ".join(parts)}</td>'
             f'<td class="text">{_folded(settings)}</td><td>{_escaped(epochs)}</td></tr>'
         )
     return (
-        '<h3>Models</h3><div class="scroll"><table><thead><tr><th>model</th><th class="text">what it is</th>'
+        "<h3>Models</h3><p>Settings that differ between rows; results.json has all.</p>"
+        '<div class="scroll"><table><thead><tr><th>model</th><th class="text">what it is</th>'
         f'<th class="text">settings</th><th>best epochs</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 

@@ -14,8 +14,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from recbole_kd.errors import UserError
-from recbole_kd.report.interactive import INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix_entry
-from recbole_kd.report.view import Comparison, Curve, Model, ink_on, log_ticks, mean_curve, metric_label, short, wrapped
+from recbole_kd.report.interactive import INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix
+from recbole_kd.report.view import (
+    LEVEL,
+    Comparison,
+    Curve,
+    Model,
+    ink_on,
+    log_ticks,
+    mean_curve,
+    metric_label,
+    short,
+    wrapped,
+)
 
 #: Settings of every picture of this package: light, and readable at half its size.
 STYLE = {
@@ -46,11 +57,11 @@ _MOST_INCHES = 420
 def pictures(comparison: Comparison) -> dict[str, Figure]:
     """File name without its ending -> picture, of the primary metric; ``bars`` has a panel for each metric."""
     makers: dict[str, Callable[[Comparison], Optional[Figure]]] = {
+        "accuracy-size": lambda view: _trade_off(view, ("parameters",), "stored numbers"),
         "bars": _bars,
         "accuracy-latency": lambda view: _trade_off(
             view, ("latency_ms", "batch_1", "p50"), "latency of one user, ms (median)"
         ),
-        "accuracy-size": lambda view: _trade_off(view, ("parameters",), "parameters"),
         "significance": _significance,
         "validation": _validation,
         "losses": _losses,
@@ -107,6 +118,7 @@ def _bars(comparison: Comparison) -> Optional[Figure]:
         names = ["\n".join(wrapped(model.name, 20, lines=2)) for model in models] if index % columns == 0 else []
         axes.set_yticks(range(len(models)), names or [""] * len(models))
         axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(False, axis="y")
         axes.set_ylim(len(models) - 0.4, -0.6)
         axes.set_title(metric_label(metric))
@@ -143,10 +155,10 @@ def _trade_off(comparison: Comparison, cost: tuple[str, ...], title: str) -> Opt
     return figure
 
 
-def log_axis(axes: Any, low: float, high: float) -> None:
-    """A logarithmic horizontal axis over these values and a little beyond, with round ticks."""
+def log_axis(axes: Any, low: float, high: float, points: Optional[Sequence[float]] = None) -> None:
+    """A logarithmic horizontal axis over these values and a little beyond; ticks at `points`, or at round numbers."""
     low, high = low / 1.35, high * 1.35
-    ticks = log_ticks(low, high)
+    ticks = points or log_ticks(low, high)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.set_xticks(ticks, [short(tick) for tick in ticks])
@@ -160,7 +172,8 @@ def _significance(comparison: Comparison) -> Optional[Figure]:
     side = 0.5 if len(models) > MOST_NUMBERED else 0.88
     figure = new_figure(1.9 + side * len(models), 1.6 + 0.6 * side * len(models))
     axes = figure.subplots()
-    entries = [[matrix_entry(comparison, metric, row, column) for column in models] for row in models]
+    models, entries = matrix(comparison, metric)
+    rows, columns = models[1:], models[:-1]
     levels = [[math.nan if level is None else level for level, _ in line] for line in entries]
     axes.imshow(levels, cmap=ListedColormap(MATRIX_COLORS), vmin=-3.5, vmax=3.5, aspect="auto")
     for row, line in enumerate(entries):
@@ -168,14 +181,13 @@ def _significance(comparison: Comparison) -> Optional[Figure]:
             if len(models) <= MOST_NUMBERED:
                 color = ink_on(MATRIX_COLORS[3 + (level or 0)])
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color, linespacing=1.3)
-    places = range(len(models))
+    places = range(len(rows))
     if len(models) > MOST_NUMBERED:
-        names = [wrapped(model.name, 28, lines=1)[0] for model in models]
-        axes.set_yticks(places, names, fontsize=8)
-        axes.set_xticks(places, names, fontsize=8, rotation=90)
+        axes.set_yticks(places, [wrapped(model.name, 28, lines=1)[0] for model in rows], fontsize=8)
+        axes.set_xticks(places, [wrapped(model.name, 28, lines=1)[0] for model in columns], fontsize=8, rotation=90)
     else:
-        axes.set_yticks(places, ["\n".join(wrapped(model.name, 20, lines=2)) for model in models])
-        axes.set_xticks(places, ["\n".join(wrapped(model.name, 13)) for model in models], fontsize=8)
+        axes.set_yticks(places, ["\n".join(wrapped(model.name, 20, lines=2)) for model in rows])
+        axes.set_xticks(places, ["\n".join(wrapped(model.name, 13)) for model in columns], fontsize=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.set_xticks([place - 0.5 for place in places][1:], minor=True)
@@ -185,8 +197,8 @@ def _significance(comparison: Comparison) -> Optional[Figure]:
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_visible(False)
     figure.supxlabel(
-        f"{metric_label(metric)}, row less column; violet: the row is better\n"
-        "*** p < 0.001, ** p < 0.01, * p < 0.05, paired over users, Holm's correction",
+        f"{metric_label(metric)}, row less column; violet: the row is better, grey: not shown to differ\n"
+        f"* p < {LEVEL} over users, ** over seeds too (paired, Holm's correction)",
         fontsize=9,
         color=MUTED,
     )

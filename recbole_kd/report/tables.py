@@ -8,6 +8,7 @@ from typing import Optional
 
 from recbole_kd.files.tables import csv_text
 from recbole_kd.report.view import BREAKS, Comparison, Model, metric_label, percent
+from recbole_kd.text import duration
 
 TEACHER_ROW = ' class="teacher"'
 #: One column of the table of costs: heading and the cell of a row.
@@ -17,7 +18,8 @@ CostColumn = tuple[str, Callable[[Model], str]]
 def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional[tuple[str, str, int, str]]:
     """(mean, deviation, place, mark) of one cell, or None where the row lacks the metric.
 
-    The deviation is empty with one seed. The place is 1 for the best student, 2 for the second, 0 for the others.
+    The deviation is empty with one seed. The place is 1 for the best contender, 2 for the second, 0 for the others. The
+    mark is an arrow and stars: "▲**", "▼*".
     """
     mean, deviation = model.mean(metric), model.deviation(metric)
     if mean is None:
@@ -27,16 +29,36 @@ def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional
         f"{mean:.4f}",
         spread,
         comparison.places(metric).get(model.name, 0),
-        comparison.mark(metric, model.name),
+        comparison.arrow(metric, model.name) + comparison.mark(metric, model.name),
     )
 
 
-def _accuracy_cells(
-    comparison: Comparison, model: Model, shown: Callable[[str, str, int, str], str], missing: str
+def ordered_metrics(comparison: Comparison) -> list[str]:
+    """The metrics as tables show them: the primary one first, which gain and gap follow."""
+    return [comparison.primary, *(metric for metric in comparison.metrics if metric != comparison.primary)]
+
+
+def accuracy_headings(comparison: Comparison) -> list[str]:
+    """The columns after the model's name: size, primary metric, gain over what, gap, the other metrics."""
+    first, *others = map(metric_label, ordered_metrics(comparison))
+    return ["dimensions", first, f"gain, {first}", "over", "gap closed", *others]
+
+
+def accuracy_line(
+    comparison: Comparison, model: Model, shown: Callable[[str, str, int, str], str], text: Callable[[str], str]
 ) -> list[str]:
-    """The model's cell of every metric; `shown` writes what :func:`accuracy_cell` gives."""
-    cells = (accuracy_cell(comparison, model, metric) for metric in comparison.metrics)
-    return [missing if cell is None else shown(*cell) for cell in cells]
+    """A row's cells under :func:`accuracy_headings`; `shown` writes a metric's cell, `text` escapes words."""
+    cells = (accuracy_cell(comparison, model, metric) for metric in ordered_metrics(comparison))
+    first, *others = [text("–") if cell is None else shown(*cell) for cell in cells]
+    base = comparison.reference_of(model)
+    dimensions = "–" if model.dimensions is None else str(model.dimensions)
+    closed = None if base is None or model.is_teacher else model.gap_closed(comparison.primary)
+    gain = "–"
+    if base is not None and model.gain(comparison.primary) is not None:
+        arrow = comparison.arrow(comparison.primary, model.name)
+        gain = f"{arrow}\u00a0{percent(model.gain(comparison.primary))}".lstrip("\u00a0").replace(" ", "\u00a0")
+    words = [gain, "–" if base is None else base.name, "–" if closed is None else f"{100 * closed:.0f}\u00a0%"]
+    return [text(dimensions), first, *map(text, words), *others]
 
 
 def cost_columns() -> list[CostColumn]:
@@ -45,7 +67,8 @@ def cost_columns() -> list[CostColumn]:
         ("s\u00a0/\u00a0epoch", lambda model: figure(model.cost("seconds_per_epoch"), ".2f")),
         ("×\u00a0plain", lambda model: figure(model.cost("ratio_to_plain"), ".2f")),
         ("peak memory", lambda model: memory(model.cost("peak_memory_bytes"))),
-        ("parameters", lambda model: figure(model.cost("parameters"), ",.0f")),
+        ("training, all epochs", lambda model: "–" if model.train_seconds is None else duration(model.train_seconds)),
+        ("stored numbers", lambda model: figure(model.cost("parameters"), ",.0f")),
         ("ms\u00a0/\u00a0user, one at a time (p50 / p95)", lambda model: _latency(model, "batch_1")),
         ("users\u00a0/\u00a0s", lambda model: figure(model.cost("users_per_second", "batch_1"), ",.0f")),
         ("ms\u00a0/\u00a0user, 1,024 at a time (p50 / p95)", lambda model: _latency(model, "batch_1024")),
@@ -74,7 +97,7 @@ def _latency(model: Model, batch: str) -> str:
 
 def csv_table(comparison: Comparison) -> str:
     """A row for each model: each metric with deviation, interval, gain, share of the gap and p-value; the costs."""
-    fields = ["name", "role", "backbone", "teacher", "distillers", "seeds"]
+    fields = ["name", "role", "backbone", "dimensions", "teacher", "reference", "distillers", "seeds"]
     for metric in comparison.metrics:
         parts = ("", " deviation", " low", " high", " relative gain", " gap closed", " p")
         fields += [metric + part for part in parts]
@@ -93,12 +116,14 @@ def csv_table(comparison: Comparison) -> str:
     lines: list[list[object]] = [[*fields, *costs]]
     for model in comparison.models:
         row = model.row
-        line: list[object] = [model.name, row.get("role"), row.get("backbone"), row.get("teacher")]
+        base = comparison.reference_of(model)
+        line: list[object] = [model.name, row.get("role"), row.get("backbone"), model.dimensions, row.get("teacher")]
+        line += [base and base.name]
         line += [" ".join(row.get("distillers") or []), len(model.runs)]
         for metric in comparison.metrics:
             low, high = model.confidence(metric) or (None, None)
-            base = comparison.base(metric)
-            p = None if base is None else comparison.p_value(metric, model.name, base.name)
+            against = comparison.base(metric, model.name)
+            p = None if against is None else comparison.p_value(metric, model.name, against.name)
             line += [model.mean(metric), model.deviation(metric), low, high]
             line += [model.gain(metric), model.gap_closed(metric), p]
         lines.append([*line, *(model.cost(*path) for path in costs.values())])
@@ -108,22 +133,21 @@ def csv_table(comparison: Comparison) -> str:
 def latex_table(comparison: Comparison) -> str:
     """Two floats for a paper, with booktabs: accuracy, and costs. Best bold, second underlined, marks raised."""
     dataset = _latex(str(comparison.results.get("dataset", "")))
-    metrics = comparison.metrics
+    headings = accuracy_headings(comparison)
     lines = [
         r"% needs \usepackage{booktabs}; wide tables: \usepackage{graphicx} and \resizebox{\textwidth}{!}{...}",
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{Test accuracy on {dataset}. {_latex(comparison.marks_say())}}}",
-        rf"\begin{{tabular}}{{l{'c' * len(metrics)}r}}",
+        rf"\begin{{tabular}}{{l{'c' * len(headings)}}}",
         r"\toprule",
-        _latex_row(["Model", *map(metric_label, metrics), f"Gain ({metric_label(comparison.primary)})"]),
+        _latex_row(["Model", *headings]),
         r"\midrule",
     ]
     for index, model in enumerate(comparison.models):
         if index and comparison.models[index - 1].is_teacher and not model.is_teacher:
             lines.append(r"\midrule")
-        cells = [_latex(model.name), *_accuracy_cells(comparison, model, _latex_accuracy, "--")]
-        cells.append(_latex(percent(None if model is comparison.reference else model.gain(comparison.primary))))
+        cells = [_latex(model.name), *accuracy_line(comparison, model, _latex_accuracy, _latex)]
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     columns = cost_columns()
@@ -145,7 +169,13 @@ def latex_table(comparison: Comparison) -> str:
 
 def _latex_accuracy(mean: str, spread: str, place: int, mark: str) -> str:
     shown = {0: mean, 1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}[place]
-    return shown + (f"$^{{{mark}}}$" if mark else "") + (rf" {{\scriptsize $\pm$ {spread}}}" if spread else "")
+    stars = mark.lstrip("▲▼")
+    return (
+        shown
+        + _latex(mark[: len(mark) - len(stars)])
+        + (f"$^{{{stars}}}$" if stars else "")
+        + (rf" {{\scriptsize $\pm$ {spread}}}" if spread else "")
+    )
 
 
 _LATEX = {
@@ -158,6 +188,8 @@ _LATEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "–": "--",
+    "▲": r"$\uparrow$",
+    "▼": r"$\downarrow$",
     "\u00a0": "~",
 }
 
@@ -172,12 +204,10 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def markdown_accuracy(comparison: Comparison) -> str:
     """The table of accuracy as Markdown."""
-    labels = [*map(metric_label, comparison.metrics), f"gain ({metric_label(comparison.primary)})"]
-    lines = [["model", *map(markdown, labels), "gap closed"]]
+    lines = [["model", *map(markdown, accuracy_headings(comparison))]]
     for model in comparison.models:
         name = markdown(model.name) + (" (teacher)" if _unsaid_teacher(model) else "")
-        cells = _accuracy_cells(comparison, model, _markdown_accuracy, "–")
-        lines.append([name, *cells, *_gains(comparison, model)])
+        lines.append([name, *accuracy_line(comparison, model, _markdown_accuracy, markdown)])
     return _markdown_table(lines)
 
 
@@ -209,27 +239,26 @@ def _unsaid_teacher(model: Model) -> bool:
     return model.is_teacher and "teacher" not in model.name.lower()
 
 
-def _gains(comparison: Comparison, model: Model) -> tuple[str, str]:
-    """(relative gain, share of the gap closed) in the primary metric; "–" where a row is the bound itself."""
-    closed = None if model in (comparison.reference, comparison.teacher) else model.gap_closed(comparison.primary)
-    gain = None if model is comparison.reference else model.gain(comparison.primary)
-    return percent(gain), "–" if closed is None else f"{100 * closed:.0f} %"
-
-
 def html_accuracy(comparison: Comparison) -> str:
     """The table of accuracy as HTML."""
-    headings = [metric_label(metric) for metric in comparison.metrics]
-    headings += [f"gain, {metric_label(comparison.primary)}", "gap closed"]
     body = []
     for model in comparison.models:
-        values = [*_accuracy_cells(comparison, model, _html_accuracy, "–"), *_gains(comparison, model)]
+        values = accuracy_line(comparison, model, _html_accuracy, _html_word)
         body.append((model, [_name_cell(model), *(f"<td>{value}</td>" for value in values)]))
-    return _html_table(headings, body)
+    return _html_table(accuracy_headings(comparison), body)
+
+
+def _html_word(text: str) -> str:
+    """Words of a cell: an arrow has its colour, a long name may be broken."""
+    for arrow, kind in (("▲", "up"), ("▼", "down")):
+        if text.startswith(arrow):
+            return f'<span class="{kind}">{arrow}</span>{html.escape(text[1:])}'
+    return breakable(text) if len(text) > 12 else html.escape(text)
 
 
 def _html_accuracy(mean: str, spread: str, place: int, mark: str) -> str:
     shown = {0: mean, 1: f"<b>{mean}</b>", 2: f"<u>{mean}</u>"}[place]
-    return f'{shown}<span class="mark">{mark}</span>' + (f"<small>± {spread}</small>" if spread else "")
+    return f'{shown}<span class="mark">{_html_word(mark)}</span>' + (f"<small>± {spread}</small>" if spread else "")
 
 
 def html_costs(comparison: Comparison) -> str:

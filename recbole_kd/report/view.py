@@ -7,17 +7,20 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Optional, TypedDict, Union
+from typing import Any, Optional
 
 from recbole.evaluator.register import metrics_dict
 
-from recbole_kd.errors import UserError
-from recbole_kd.files.schema import check, inside
+from recbole_kd.experiment.values import leaves
+from recbole_kd.report.schema import check_results, number
 
-#: Version of the results that is read here.
-FORMAT = 1
 #: A p-value below this is called significant.
 LEVEL = 0.05
+#: Latencies closer than this share are called equal, however exactly each was measured: one process differs from the
+#: next by as much.
+NOISE = 0.1
+#: Relative differences at which the colour of a significant difference grows deeper.
+DEPTHS = (0.02, 0.1)
 
 #: Okabe and Ito's palette and three of Tol's muted one, told apart by colour-blind readers; no yellow, which is
 #: invisible on white. The teacher and the plain student are greys, so that colour means distillation.
@@ -99,6 +102,54 @@ class Model:
         return number(value)
 
     @property
+    def is_distilled(self) -> bool:
+        """Whether distillers trained it."""
+        return bool(self.row.get("distillers")) and not self.is_teacher
+
+    @property
+    def dimensions(self) -> Optional[int]:
+        """How long its vectors are; results of older programs tell it by their settings. None without vectors."""
+        if "dimensions" in self.row:
+            return self.row["dimensions"]
+        value = number((self.row.get("settings") or {}).get("embedding_size"))
+        return None if value is None else int(value)
+
+    @property
+    def size(self) -> str:
+        """Its size in words: dimensions, or stored numbers where it has no vectors."""
+        if self.dimensions is not None:
+            return f"{self.dimensions} dimensions"
+        stored = self.cost("parameters")
+        return "unknown size" if stored is None else f"{stored:,.0f} stored numbers"
+
+    def latency_range(self) -> Optional[tuple[float, float]]:
+        """Milliseconds of one user's answer between which its medians lie, :data:`NOISE` included."""
+        median = self.cost("latency_ms", "batch_1", "p50")
+        if median is None:
+            return None
+        measured = ((self.row.get("costs") or {}).get("latency_range_ms") or {}).get("batch_1") or []
+        known = [median, *(value for value in map(number, measured) if value is not None)]
+        half = NOISE / 2
+        return min(*known, median * (1 - half)), max(*known, median * (1 + half))
+
+    @property
+    def train_seconds(self) -> Optional[float]:
+        """Seconds of training, epochs only, the mean over seeds; None where no run knows its own."""
+        sums = [sum(run.get("epoch_seconds") or []) for run in self.runs]
+        known = [total for total in sums if total > 0]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def unfinished(self) -> int:
+        """How many of its runs had their best epoch last: they might have gone on rising."""
+        count = 0
+        for run in self.runs:
+            best, history = run.get("best_epoch"), run.get("valid_history") or []
+            last = max((entry["epoch"] for entry in history), default=0)
+            count += bool(best is not None and last > 0 and best >= last)
+        return count
+
+    @property
     def runs(self) -> Sequence[Mapping[str, Any]]:
         """One entry for each seed."""
         return self.row.get("runs") or []
@@ -137,7 +188,8 @@ class Comparison:
         models: the rows, teachers first, each with its style.
         metrics: names of the metrics shown.
         primary: the metric that is shown first: the one that epochs were chosen by, where it is among the metrics.
-        reference, teacher: the plain student's and the teacher's row, or None.
+        by_name: name -> row.
+        reference, teacher: the first recipe's plain student's and teacher's row, or None.
     """
 
     def __init__(self, results: Any) -> None:
@@ -145,7 +197,7 @@ class Comparison:
         Raises:
             UserError: these are no results of ``compare``.
         """
-        _check(results)
+        check_results(results)
         self.results: Mapping[str, Any] = results
         rows = sorted(results["rows"], key=lambda row: row.get("role") != "teacher")
         styles = _styles(rows, results.get("teacher"), results.get("reference"))
@@ -153,9 +205,9 @@ class Comparison:
         self.metrics: list[str] = list(results["metrics"])
         wanted = str(results.get("valid_metric") or "").lower()
         self.primary = wanted if wanted in self.metrics else self.metrics[0]
-        by_name = {model.name: model for model in self.models}
-        self.reference: Optional[Model] = by_name.get(str(results.get("reference")))
-        self.teacher: Optional[Model] = by_name.get(str(results.get("teacher")))
+        self.by_name = {model.name: model for model in self.models}
+        self.reference: Optional[Model] = self.by_name.get(str(results.get("reference")))
+        self.teacher: Optional[Model] = self.by_name.get(str(results.get("teacher")))
 
     @property
     def title(self) -> str:
@@ -173,9 +225,28 @@ class Comparison:
         having = [model for model in self.students if model.mean(metric) is not None]
         return sorted(having, key=lambda model: model.mean(metric) or 0.0, reverse=not smaller_is_better(metric))
 
+    @property
+    def contenders(self) -> list[Model]:
+        """Rows that compete: the distilled ones of one size, or all students where nothing is distilled.
+
+        The size is that of most distilled rows; of several such, the smallest.
+        """
+        distilled = [model for model in self.students if model.is_distilled]
+        if not distilled:
+            return self.students
+        sizes: dict[str, list[Model]] = {}
+        for model in sorted(distilled, key=lambda model: (model.dimensions or 0, model.cost("parameters") or 0)):
+            sizes.setdefault(model.size, []).append(model)
+        return max(sizes.values(), key=len)
+
+    def contest(self, metric: str) -> list[Model]:
+        """:attr:`contenders` that have the metric, the best first."""
+        competing = {model.name for model in self.contenders}
+        return [model for model in self.ranked(metric) if model.name in competing]
+
     def places(self, metric: str) -> dict[str, int]:
-        """Student -> 1 or 2, where it is the best or second in the four digits that are printed."""
-        shown = {model.name: f"{model.mean(metric):.4f}" for model in self.ranked(metric)}
+        """Contender -> 1 or 2, where it is the best or second in the four digits that are printed."""
+        shown = {model.name: f"{model.mean(metric):.4f}" for model in self.contest(metric)}
         distinct = list(dict.fromkeys(shown.values()))[:2]
         return {name: distinct.index(value) + 1 for name, value in shown.items() if value in distinct}
 
@@ -201,62 +272,127 @@ class Comparison:
 
     def mark(self, metric: str, name: str) -> str:
         """``*`` where the row differs from :meth:`base` over users (Holm's correction), ``**`` where over seeds too."""
-        base = self.base(metric)
-        if base is None or base.name == name:
-            return ""
-        users, seeds = (self.p_value(metric, name, base.name, unit) for unit in ("users", "seeds"))
-        if users is None or users >= LEVEL:
+        base = self.base(metric, name)
+        return "" if base is None else self.pair_mark(metric, name, base.name)
+
+    def pair_mark(self, metric: str, first: str, second: str) -> str:
+        """:meth:`mark` of any two rows: the one meaning that stars have in a report."""
+        users, seeds = (self.p_value(metric, first, second, unit) for unit in ("users", "seeds"))
+        if first == second or users is None or users >= LEVEL:
             return ""
         return "*" if seeds is None or seeds >= LEVEL else "**"
 
-    def base(self, metric: str) -> Optional[Model]:
-        """The row that the tables' marks compare with: the plain student, or the second best where there is none."""
-        if self.reference is not None:
-            return self.reference
-        ranked = self.ranked(metric)
-        return ranked[1] if len(ranked) > 1 else None
+    def arrow(self, metric: str, name: str) -> str:
+        """``▲`` where a marked row is better than :meth:`base`, ``▼`` where it is worse, otherwise nothing."""
+        base = self.base(metric, name)
+        if base is None or not self.mark(metric, name):
+            return ""
+        return "▲" if self.better(metric, name, base.name) else "▼"
+
+    def better(self, metric: str, first: str, second: str) -> bool:
+        """Whether the first row's mean is better than the second's."""
+        one, other = self.by_name[first].mean(metric), self.by_name[second].mean(metric)
+        if one is None or other is None or one == other:
+            return False
+        return (one < other) == smaller_is_better(metric)
+
+    def reference_of(self, model: Model) -> Optional[Model]:
+        """The plain student that a row's gain is relative to; None for that student itself."""
+        found = self.by_name.get(str(model.row.get("reference"))) or self.reference
+        return None if found is model else found
+
+    def teacher_of(self, model: Model) -> Optional[Model]:
+        """The teacher that a row's gap is measured to; None for a teacher."""
+        return None if model.is_teacher else self.by_name.get(str(model.row.get("teacher"))) or self.teacher
+
+    def base(self, metric: str, name: Optional[str] = None) -> Optional[Model]:
+        """The row that marks compare with: the row's plain student, or the second best where there is none."""
+        row = self.by_name.get(str(name))
+        found = self.reference if row is None else self.reference_of(row)
+        if found is not None or self.reference is not None or (row is not None and row.row.get("reference")):
+            return found
+        ranked = self.contest(metric)
+        return ranked[1] if len(ranked) > 1 and ranked[1] is not row else None
 
     def marks_say(self) -> str:
-        """The legend of the tables' marks, one sentence."""
-        base = f"the plain student {self.reference.name}" if self.reference else "the second best"
+        """The legend of the tables' marks."""
+        base = "its plain student (column over)" if self.reference else "the second best"
         seeds = len(self.results.get("seeds") or [])
+        sizes = {model.size for model in self.contenders}
+        distilled = any(model.is_distilled for model in self.contenders)
+        among = f"distilled row of {sizes.pop()}" if distilled and len(sizes) == 1 else "student"
         return (
-            f"Best student in bold, second underlined. Differs from {base} (p < {LEVEL}, paired, Holm's correction): "
-            "* for other users with these trained models, ** also for models trained anew. "
+            f"Best {among} in bold, second underlined. ▲ better, ▼ worse than {base}, where p < {LEVEL} (paired, "
+            "Holm's correction): * for other users with these trained models, ** also for models trained anew. "
             f"{f'Mean ± deviation over {seeds} seeds' if seeds > 1 else 'One seed'}."
         )
+
+    def differing_settings(self) -> dict[str, dict[str, Any]]:
+        """Row -> its settings by dotted name, without those in which all students, or all teachers, agree."""
+        nested = {model.name: model.row.get("settings") or {} for model in self.models}
+        settings = {name: {key: _at(own, key) for key in leaves(own)} for name, own in nested.items()}
+        shared: dict[bool, set[str]] = {}
+        for teachers in (True, False):
+            first, *others = [settings[model.name] for model in self.models if model.is_teacher is teachers] or [{}]
+            shared[teachers] = {
+                key for key, value in first.items() if others and all(key in o and o[key] == value for o in others)
+            }
+        return {
+            model.name: {k: v for k, v in settings[model.name].items() if k not in shared[model.is_teacher]}
+            for model in self.models
+        }
 
     def loss_panels(self) -> dict[str, list[tuple[Model, list[Curve]]]]:
         """Title -> the models that have the loss, with a curve for each seed.
 
-        A model's own loss (``rec``) is a different function for each architecture: it gets a panel for each.
+        A model's own loss (``rec``) is a different function for each architecture: it gets a panel for each. A closed
+        form is solved in one step and has no curve: a single loss of 0 is left out.
         """
         panels: dict[str, list[tuple[Model, list[Curve]]]] = {}
         for model in self.models:
             for name, curves in model.loss_curves().items():
+                if all(values == [0.0] for _, values in curves):
+                    continue
                 own = re.fullmatch(r"rec\d*", name) is not None
                 title = f"{name} of {model.row.get('backbone') or model.name}" if own else name
                 panels.setdefault(title, []).append((model, curves))
         return dict(sorted(panels.items(), key=lambda panel: not panel[0].startswith("rec")))
 
     def front(self, metric: str, *cost: str) -> list[Model]:
-        """The models that no other beats in cost and metric at once, the cheapest first."""
+        """The models that no other beats in cost and metric at once, the cheapest first.
+
+        Latencies that differ by no more than noise are equal.
+        """
         points = [(model, model.cost(*cost), model.mean(metric)) for model in self.models]
         known = [(model, price, value) for model, price, value in points if price and value is not None]
         sign = -1.0 if smaller_is_better(metric) else 1.0
-        chosen = pareto_front([price for _, price, _ in known], [sign * value for _, _, value in known])
+        ranges: list[tuple[float, float]] = [(price, price) for _, price, _ in known]
+        if cost[0] == "latency_ms":
+            ranges = [model.latency_range() or (price, price) for model, price, _ in known]
+        chosen = pareto_front([price for _, price, _ in known], [sign * value for _, _, value in known], ranges)
         return [known[index][0] for index in chosen]
 
 
-def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Indices of the points that none dominates (costs no more, is worth no less, one of them strictly), by cost."""
-    points = list(zip(costs, values))
-    front = [
-        index
-        for index, (cost, value) in enumerate(points)
-        if not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
-    ]
-    return sorted(front, key=lambda index: points[index])
+def pareto_front(
+    costs: Sequence[float], values: Sequence[float], ranges: Optional[Sequence[tuple[float, float]]] = None
+) -> list[int]:
+    """Indices of the points that none dominates (costs no more, is worth no less, one of them strictly), by cost.
+
+    Args:
+        costs, values: of each point.
+        ranges: (low, high) of each cost: costs whose ranges meet are equal. By default costs are exact.
+    """
+    ranges = ranges or [(cost, cost) for cost in costs]
+    front: list[int] = []
+    # From the best on: one that is beaten by a point off the front is beaten by a point on it.
+    for index in sorted(range(len(costs)), key=lambda index: (-values[index], costs[index])):
+        low, high = ranges[index]
+        beaten = any(
+            ranges[other][0] <= high if values[other] > values[index] else ranges[other][1] < low for other in front
+        )
+        if not beaten:
+            front.append(index)
+    return sorted(front, key=lambda index: (costs[index], values[index]))
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -300,13 +436,6 @@ def smaller_is_better(metric: str) -> bool:
     return bool(getattr(metrics_dict.get(metric.partition("@")[0].lower()), "smaller", False))
 
 
-def stars(p: Optional[float]) -> str:
-    """``***`` below 0.001, ``**`` below 0.01, ``*`` below 0.05, otherwise nothing."""
-    if p is None:
-        return ""
-    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < LEVEL else ""
-
-
 def p_text(p: Optional[float]) -> str:
     """A p-value for reading."""
     if p is None:
@@ -317,7 +446,7 @@ def p_text(p: Optional[float]) -> str:
 def ink_on(color: str) -> str:
     """Black or white, whichever is the better to read on "#rrggbb"."""
     red, green, blue = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    return "#FFFFFF" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.2 else "#222222"
+    return "#FFFFFF" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.2 else "#111111"
 
 
 def percent(share: Optional[float]) -> str:
@@ -351,11 +480,12 @@ def wrapped(name: str, width: int = 18, lines: int = 3) -> list[str]:
     return found
 
 
-def number(value: Any) -> Optional[float]:
-    """A finite number as float; None for anything else (JSON has null where a number was not finite)."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+def _at(settings: Any, key: str) -> Any:
+    """The value of a dotted name in nested settings, whose own names may have dots too."""
+    if key in settings:
+        return settings[key]
+    name = next(name for name in settings if key.startswith(f"{name}."))
+    return _at(settings[name], key[len(name) + 1 :])
 
 
 def _styles(rows: Sequence[Mapping[str, Any]], teacher: Any, reference: Any) -> list[Style]:
@@ -372,115 +502,3 @@ def _styles(rows: Sequence[Mapping[str, Any]], teacher: Any, reference: Any) -> 
             styles.append(Style(PALETTE[used % len(PALETTE)], symbol, dash))
             used += 1
     return styles
-
-
-#: The largest cost, and the largest value of a metric, that a chart has room for.
-_MOST = 1e15
-_SOURCE, _ADVICE = "These are no results of compare", "give the results.json that it wrote"
-
-_Number = Optional[float]
-_Metrics = Optional[dict[str, Optional[float]]]
-_Matrix = Optional[list[list[Optional[float]]]]
-
-
-class _Epoch(TypedDict):
-    epoch: int
-
-
-class _Run(TypedDict, total=False):
-    best_epoch: Optional[int]
-    loss_history: Optional[dict[int, dict[str, Optional[float]]]]
-    valid_history: Optional[list[_Epoch]]
-
-
-class _Row(TypedDict, total=False):
-    role: Optional[str]
-    backbone: Optional[str]
-    teacher: Optional[str]
-    distillers: Optional[list[str]]
-    settings: Optional[dict[str, Any]]
-    runs: Optional[list[_Run]]
-    deviation: _Metrics
-    confidence: Optional[dict[str, Optional[tuple[_Number, _Number]]]]
-    relative_gain: _Metrics
-    gap_closed: _Metrics
-    costs: Optional[dict[str, Union[_Number, dict[str, Union[_Number, dict[str, _Number]]]]]]
-
-
-class _NamedRow(_Row):
-    name: str
-    mean: dict[str, Optional[float]]
-
-
-class _Significance(TypedDict, total=False):
-    names: Optional[list[str]]
-    p_users_holm: _Matrix
-    p_seeds_holm: _Matrix
-    difference: _Matrix
-
-
-class _Budget(TypedDict, total=False):
-    sentence: Optional[str]
-
-
-class _Environment(TypedDict, total=False):
-    cpu: Optional[str]
-    threads: Optional[int]
-    versions: Optional[dict[str, Optional[str]]]
-
-
-class _About(TypedDict, total=False):
-    dataset: Optional[str]
-    split: Optional[str]
-    valid_metric: Optional[str]
-    seeds: Optional[list[int]]
-    reference: Optional[str]
-    teacher: Optional[str]
-    budget: Optional[_Budget]
-    environment: Optional[_Environment]
-    significance: Optional[dict[str, Optional[_Significance]]]
-
-
-class _Results(_About):
-    """What is read of results.json; docs/compare.md says what else is in it."""
-
-    format: int
-    metrics: list[str]
-    rows: list[_NamedRow]
-
-
-def _check(results: Any) -> None:
-    def refuse(what: str) -> NoReturn:
-        raise UserError(f"{_SOURCE}: {what}; {_ADVICE}.")
-
-    if isinstance(results, Mapping) and results.get("format") != FORMAT:
-        refuse(f"expected format {FORMAT}, found {results.get('format')!r:.50}")
-    check(results, _Results, _SOURCE, _ADVICE)
-    rows, metrics = results["rows"], results["metrics"]
-    if not rows or not metrics:
-        refuse(f"'{'metrics' if rows else 'rows'}' lists no {'metric' if rows else 'model'}")
-    names = [row["name"] for row in rows]
-    if not all(names):
-        refuse("a row has no name")
-    if len(set(names)) < len(names):
-        refuse(f"two rows are named {next(name for name in names if names.count(name) > 1)!r}")
-    for row in rows:
-        tables = (row.get(key) for key in ("mean", "deviation", "confidence", "relative_gain", "gap_closed"))
-        values = [value for table in tables for value in _numbers(table)]
-        costs = _numbers(row.get("costs"))
-        if any(abs(value) > _MOST for value in (*values, *costs)) or any(cost < 0 for cost in costs):
-            refuse(f"row {row['name']!r} has a cost below 0, or a number above {_MOST:g}")
-    for metric, table in (results.get("significance") or {}).items():
-        size = len((table or {}).get("names") or [])
-        for key in ("p_users_holm", "p_seeds_holm", "difference"):
-            matrix = (table or {}).get(key) or []
-            if matrix and [len(line) for line in matrix] != [size] * size:
-                refuse(f"field significance.{metric}.{key} is not a square of {size} numbers, as many as 'names'")
-
-
-def _numbers(value: Any) -> list[float]:
-    """All finite numbers in a value."""
-    if isinstance(value, (Mapping, list, tuple)):
-        return [found for part in inside(value) for found in _numbers(part)]
-    found = number(value)
-    return [] if found is None else [found]

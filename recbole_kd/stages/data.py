@@ -39,8 +39,10 @@ def load_splits(config: KDConfig) -> Splits:
             f"Unknown dataset '{name}': there is no folder '{folder}'.{closest(name, names)} "
             "Set --data_path to the folder above the dataset's, or see 'recbole-kd list'."
         )
-    init_seed(config.split_seed, config["reproducibility"])
-    splits = Splits(config)
+    with config.noting_reads() as noted:
+        init_seed(config.split_seed, config["reproducibility"])
+        splits = Splits(config)
+    splits.read_settings = sorted(noted)
     logger = logging.getLogger()
     logger.info(f"The data:\n{summary.table(splits)}")
     for warning in summary.warnings(splits):

@@ -110,15 +110,39 @@ def write_result(config: KDConfig, trainer: Any, result: Mapping[str, Any]) -> N
         save_json(result, str(config["result_file"]), "result_file")
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """A small table: teacher, student and baseline; metrics, parameters, seconds of training."""
+#: The metrics that a run computes when none are asked for; the table then shows the first two.
+_USUAL, _FIRST = {"recall", "ndcg", "hit", "mrr"}, ("recall", "ndcg")
+
+
+def table(result: Mapping[str, Any], asked: bool = False) -> str:
+    """A small table: teacher, student and baseline; metrics, parameters, seconds of training.
+
+    With a baseline a last row is the student's gain over it. A distilled student without one is followed by the setting
+    that gives it.
+
+    Args:
+        result: what :func:`summarise` returns.
+        asked: whether the user named the metrics: all of them are shown then, as are any but the usual ones.
+    """
     names = list(result["test_result"])
-    shown = [name for name in names if name.startswith(("recall", "ndcg"))] or names
+    usual = {name.partition("@")[0] for name in names} == _USUAL and not asked
+    shown = [name for name in names if name.startswith(_FIRST)] if usual else names
+    teacher, baseline = result["teacher"], result["baseline"]
     lines = [["", "model", *shown, "parameters", "train seconds"]]
     for role, row in _members(result):
         values = [f"{row['test_result'][key]:.4f}" if key in row["test_result"] else "-" for key in shown]
         lines.append([role, row["model"], *values, f"{row['parameters']:,}", f"{row['train_seconds']:.1f}"])
+    if baseline:
+        gains = [_gain(result["test_result"].get(key), baseline["test_result"].get(key)) for key in shown]
+        lines.append(["gain", "student over baseline", *gains, "", ""])
+    elif teacher and result["distillers"]:
+        advice = "--baseline=student also trains the student without its teacher, and shows the gain over it."
+        return "\n".join([*columns(lines), advice])
     return "\n".join(columns(lines))
+
+
+def _gain(value: float | None, base: float | None) -> str:
+    return "-" if value is None or not base else f"{value / base - 1:+.1%}"
 
 
 def _members(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -65,6 +65,7 @@ def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
         "backbone": config.resolved.backbone,
         "dataset": config["dataset"],
         "config": recorded(config, splits),
+        "data_settings": splits.read_settings,
         "user_tokens": splits.user_tokens,
         "item_tokens": splits.item_tokens,
         "split": splits.training_digest,
@@ -113,6 +114,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         model,
         facts=facts(config, splits),
         file_name=f"{folder}-training.pth",
+        role=role,
         optimizer_factory=optimizer_factory(config, splits, model),
     )
     os.makedirs(os.path.dirname(path), exist_ok=True)

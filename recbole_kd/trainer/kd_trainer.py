@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Optional
@@ -32,6 +31,7 @@ from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.pickles import shown
+from recbole_kd.trainer.board import new_stamp, tensorboard_run
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
     Attributes,
@@ -50,11 +50,6 @@ BASE_LOSS = "rec"
 
 class Unresumable(UserError):
     """A checkpoint that lacks a part of its run's state, because no file can hold it."""
-
-
-def new_stamp() -> str:
-    """Names a run's files: when it began, and in which process."""
-    return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
 
 
 class KDMixin:
@@ -84,6 +79,7 @@ class KDMixin:
         stamp: str = "",
         optimizer_factory: Optional[Callable[[Iterable[Tensor], float, float], torch.optim.Optimizer]] = None,
         fused: Optional[bool] = None,
+        role: Optional[str] = "student",
     ) -> None:
         # All of this before RecBole's constructor, which already builds the optimiser.
         self.distillers = nn.ModuleDict(dict(distillers or {})).to(config["device"])
@@ -104,7 +100,8 @@ class KDMixin:
         self._train_data: Any = None
         self._resumed: Optional[dict[str, Any]] = None
         self._attributes: Optional[Attributes] = None
-        super().__init__(config, model)  # type: ignore[call-arg]
+        with tensorboard_run(role):
+            super().__init__(config, model)  # type: ignore[call-arg]
         self.eval_collector = FullSortCollector(config)
         self.test_batch_size = PAIRS_PER_CALL
         name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp or new_stamp()}.pth"
@@ -512,7 +509,7 @@ def make_evaluator(config: Any, model: nn.Module, splits: Splits) -> tuple[Any, 
     loaders = make_loaders(config, splits)
     # It makes no step, so that whatever the learner was (SEvo's needs a graph) is not built again.
     trainer = make_trainer(
-        config, model, optimizer_factory=lambda parameters, rate, _: torch.optim.SGD(parameters, rate)
+        config, model, role=None, optimizer_factory=lambda parameters, rate, _: torch.optim.SGD(parameters, rate)
     )
     trainer.eval_collector.data_collect(loaders[0])  # which `fit` does otherwise: ItemCoverage and others count items
     return trainer, loaders

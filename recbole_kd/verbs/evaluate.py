@@ -17,7 +17,7 @@ __all__ = ["evaluate_checkpoint", "run"]
 
 def run(options: EvaluateOptions, settings: dict[str, Any]) -> None:
     """The verb: prints the metrics as JSON."""
-    result = evaluate_checkpoint(options.checkpoint, settings)
+    result = evaluate_checkpoint(options.checkpoint, {**settings, "config_files": options.config_files})
     if options.result_file:
         save_json(result, options.result_file, "result_file")
     print(json.dumps(result, indent=2))

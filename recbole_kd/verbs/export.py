@@ -89,7 +89,8 @@ def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) ->
     target = Path(options.output).absolute()
     _check_target(target, options.overwrite)
     faiss = None if options.index is None else _index_module(options.index)
-    recommender = Recommender(options.checkpoint, options.seen, config_dict)
+    given = {**(config_dict or {}), **({"config_files": options.config_files} if options.config_files else {})}
+    recommender = Recommender(options.checkpoint, options.seen, given)
     users, items = _vectors(recommender)
     tokens = {"users": recommender.splits.user_tokens[1:], "items": recommender.items[1:]}
     manifest: dict[str, Any] = {

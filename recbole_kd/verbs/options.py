@@ -75,6 +75,7 @@ _CHECKPOINT = option(
     example="saved/BPR-ml-100k-....pth",
 )
 _CONFIG_FILES = option("", 'YAML files with settings, such as "a.yaml b.yaml"; later ones win', metavar="FILES")
+_READ_FILES = option("", "YAML files; what they say of data, evaluation and machine counts", metavar="FILES")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class TrainOptions(VerbOptions):
     settings = ()
 
     config_files: str = _CONFIG_FILES
-    dry_run: bool = option(False, "print the resolved settings, each with its source, as YAML; train nothing")
+    dry_run: bool = option(
+        False, "print the resolved settings as YAML, each with its source, and what a run would take; train nothing"
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class EvaluateOptions(VerbOptions):
     settings = ("data_path", "topk", "metrics", "ray_address")
 
     checkpoint: str = _CHECKPOINT
+    config_files: str = _READ_FILES
     result_file: str | None = option(None, "also write the metrics (JSON) there", metavar="FILE")
 
 
@@ -199,6 +203,7 @@ class RecommendOptions(VerbOptions):
         needed="users",
         example="--users=196,186, --users=@FILE or --users=all",
     )
+    config_files: str = _READ_FILES
     k: int = option(20, "items per user; a user who has fewer left gets fewer", minimum=1)
     format: str = option("csv", "csv has a line for each item, jsonl a line for each user", choices=("csv", "jsonl"))
     output: str | None = option(None, "a file instead of the standard output", metavar="FILE")
@@ -275,6 +280,7 @@ class ExportOptions(VerbOptions):
         example="saved/BPR-ml-100k-....pth",
     )
     output: str = option(None, "the folder that is made", metavar="DIR", needed="a folder")
+    config_files: str = _READ_FILES
     index: str | None = option(
         None, "also an approximate index, with its measured recall and latency", choices=tuple(INDEXES), metavar="faiss"
     )

@@ -7,8 +7,9 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -239,6 +240,29 @@ def read_users(text: str) -> Optional[list[str]]:
     return users
 
 
+def split_users(text: str, known: Collection[str]) -> list[str]:
+    """The distinct ids between commas, in their order. A comma inside an id that is known separates nothing.
+
+    >>> split_users("7, Ann B., no 81,9", {"7", "Ann B., no 81"})
+    ['7', 'Ann B., no 81', '9']
+    """
+    pieces = text.split(",")
+    most = max((user.count(",") for user in known), default=0) + 1
+    users = []
+    place = 0
+    while place < len(pieces):
+        ends = range(min(len(pieces), place + most), place, -1)
+        spans = ((end, part) for end in ends for part in _as_written(",".join(pieces[place:end])) if part in known)
+        place, user = next(spans, (place + 1, pieces[place].strip()))
+        users.append(user)
+    return list(dict.fromkeys(filter(None, users)))
+
+
+def _as_written(text: str) -> tuple[str, str]:
+    """An id as it stands, and without spaces around it."""
+    return text, text.strip()
+
+
 def _csv_lines(recommendations: Iterable[Recommendation]) -> Iterator[str]:
     yield "user_id,rank,item_id,score\n"
     for one in recommendations:
@@ -287,15 +311,22 @@ def run_recommend(
 def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
     """The verb, with its options checked; `settings` are over the stored ones."""
     named = read_users(options.users)
-    recommender = Recommender(options.checkpoint, options.seen, settings)
+    given = {**settings, **({"config_files": options.config_files} if options.config_files else {})}
+    recommender = Recommender(options.checkpoint, options.seen, given)
     dataset = recommender.trained.config["dataset"]
+    if named is not None and not options.users.startswith("@"):
+        named = split_users(options.users, recommender.users)
     known = list(recommender.users) if named is None else [user for user in named if user in recommender.users]
     for user in named or ():
         if user not in recommender.users:
             print(f"recbole-kd: user '{user}' is not in {dataset}: skipped", file=sys.stderr)
     if not known:
-        example = next(iter(recommender.users))
-        raise UserError(f"None of the users is in {dataset}; --users takes its original ids, such as {example}.")
+        pasted = (user for user in recommender.users if user != "all" and user[0] != "@")
+        example = next((user for user in pasted if split_users(user, recommender.users) == [user]), None)
+        offer = "--users=@FILE takes its original ids, one a line"
+        if example is not None:
+            offer = f"--users takes its original ids, such as {shlex.quote(example)}"
+        raise UserError(f"None of the users is in {dataset}; {offer}.")
     lines = FORMATS[options.format](recommender.recommend(known, options.k, options.exclude_seen))
     if options.output is None:
         sys.stdout.writelines(lines)

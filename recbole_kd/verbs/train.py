@@ -12,6 +12,7 @@ from recbole_kd.errors import Interrupted
 from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.stages.data import fetch, load_splits
+from recbole_kd.stages.estimate import estimated
 from recbole_kd.stages.log import log_to_file, start_logging
 from recbole_kd.stages.needs import check_data, check_gpus, check_models
 from recbole_kd.stages.result import Framed, rows, summarise, table, write_result
@@ -19,7 +20,7 @@ from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate
 from recbole_kd.stages.training import resumable, train_baseline, train_student
-from recbole_kd.trainer.kd_trainer import new_stamp
+from recbole_kd.trainer.board import new_stamp
 from recbole_kd.verbs.options import TrainOptions
 
 __all__ = ["dry_run", "run", "run_recbole_kd", "table"]
@@ -34,7 +35,8 @@ def run(options: TrainOptions, settings: dict[str, Any]) -> None:
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
     if not result:
         return  # the first of several machines tells
-    print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation\n{table(result)}")
+    print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation")
+    print(table(result, asked="metrics" in settings))
     print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
 
 
@@ -84,14 +86,17 @@ def run_recbole_kd(
 
 
 def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
-    """The resolved experiment as YAML that ``--config_files`` takes back; nothing is trained or written.
+    """The resolved experiment as YAML that ``--config_files`` takes back, and what it would take, as comments.
+
+    No model is kept. Data that are read for the estimate stay compiled, as in any run.
 
     Raises:
         UserError: as :func:`run_recbole_kd`, where the data need not be read for it.
     """
     experiment = Experiment.of(files=files, given=settings)
     check_models(experiment)
-    return describe(experiment)
+    lines = (f"# {line}\n" for line in estimated(experiment))
+    return f"{describe(experiment)}# Estimated from a few steps:\n{''.join(lines)}"
 
 
 def _run_as_one_of_several(

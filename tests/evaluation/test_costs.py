@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from recbole_kd.evaluation.costs import THREADS, inference_costs, peak_memory, reset_peak_memory
+from recbole_kd.evaluation.costs import THREADS, inference_costs, peak_memory, reset_peak_memory, stored_numbers
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
+from recbole_kd.testing import known_answer_settings
 
 MEGABYTE = 2**20
 
@@ -56,6 +63,7 @@ def test_latency_is_a_users_and_throughput_a_seconds() -> None:
             "batch_1": {"p50": pytest.approx(10), "p95": pytest.approx(10)},
             "batch_1024": {"p50": pytest.approx(10), "p95": pytest.approx(10)},
         },
+        "latency_range_ms": {"batch_1": [pytest.approx(10)] * 2, "batch_1024": [pytest.approx(10)] * 2},
         "users_per_second": {"batch_1": pytest.approx(100), "batch_1024": pytest.approx(100)},
     }
     assert model.sizes.count(1) == model.sizes.count(1024) == 45, "five to warm up"
@@ -87,3 +95,25 @@ def test_the_threads_are_fixed_and_given_back(monkeypatch: pytest.MonkeyPatch) -
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_closed_form_counts_what_it_stores(known_answer: Path) -> None:
+    """ItemKNN has one parameter that trains nothing; its tables of similarities and scores are its size."""
+
+    def trained(model: str) -> Any:
+        given = known_answer_settings(known_answer, dataset="known-answer", show_progress=False)
+        config = KDConfig(model, "known-answer", config_dict=given)
+        splits = load_splits(config)
+        return build_student(Experiment.from_settings(config), splits, None)[0]
+
+    knn = trained("ItemKNN")
+    assert stored_numbers(knn) == 1 + knn.w.nnz + knn.pred_mat.nnz
+    assert knn.w.nnz > 40
+    ease = trained("EASE")
+    assert stored_numbers(ease) >= ease.item_similarity.size
+    bpr = trained("BPR")
+    assert stored_numbers(bpr) == sum(parameter.numel() for parameter in bpr.parameters())
+    lightgcn = trained("LightGCN")
+    before = stored_numbers(lightgcn)
+    lightgcn.restore_user_e = lightgcn.user_embedding.weight
+    assert stored_numbers(lightgcn) == before, "a cache of the weights is no more to store"

@@ -34,7 +34,7 @@ MODELS: list[tuple[str, str, str, Any, list[str], float, int, float, dict[str, f
         "SimRecTeacher",
         ["simrec"],
         0.97,
-        32,
+        20,
         0.24,
         {"simrec.prediction": 5.0, "simrec.embedding": 30.0, "simrec.regularization": 12.0},
     ),

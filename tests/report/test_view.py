@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from hypothesis import given
@@ -16,10 +16,9 @@ from recbole_kd.report.view import (
     metric_label,
     pareto_front,
     smaller_is_better,
-    stars,
     wrapped,
 )
-from tests.report.fabricated import fabricated
+from tests.report.fabricated import METRICS, MODELS, fabricated
 
 small = st.integers(0, 5)
 
@@ -36,6 +35,31 @@ def test_the_front_is_what_no_other_point_dominates(points: list[tuple[int, int]
     assert [points[index] for index in front] == sorted(points[index] for index in front)
 
 
+def test_costs_within_noise_put_no_point_on_the_front() -> None:
+    """0.164 and 0.174 ms are one latency: the better of the two models stands alone."""
+    costs, values = [0.164, 0.174, 0.4], [0.20, 0.21, 0.25]
+    ranges = [(0.95 * cost, 1.05 * cost) for cost in costs]
+    assert pareto_front(costs, values) == [0, 1, 2]
+    assert pareto_front(costs, values, ranges) == [1, 2]
+
+
+def test_a_chain_of_equal_latencies_leaves_both_ends_of_it() -> None:
+    """Each equals the next. The first and the last do not, so that neither beats the other."""
+    ranges = [(0.95 * cost, 1.05 * cost) for cost in (1.0, 1.08, 1.17)]
+    assert pareto_front([1.0, 1.08, 1.17], [0.1, 0.2, 0.3], ranges) == [0, 2]
+
+
+def test_the_measured_spread_of_a_latency_counts_as_noise() -> None:
+    results = fabricated()
+    for row in results["rows"]:
+        row["costs"]["latency_ms"]["batch_1"]["p50"] = {"DERRDStudent": 0.20, "SimRecStudent": 0.30}.get(row["name"], 5)
+    front = ["latency_ms", "batch_1", "p50"]
+    assert [m.name for m in Comparison(results).front("ndcg@20", *front)][:2] == ["DERRDStudent", "SimRecStudent"]
+    by_name = {row["name"]: row for row in results["rows"]}
+    by_name["SimRecStudent"]["costs"]["latency_range_ms"] = {"batch_1": [0.19, 0.5]}
+    assert next(m.name for m in Comparison(results).front("ndcg@20", *front)) == "SimRecStudent"
+
+
 def test_the_mean_over_seeds_ends_where_the_first_seed_stopped() -> None:
     assert mean_curve([([0, 1, 2], [1.0, 2.0, 3.0]), ([0, 1], [3.0, 5.0])]) == ([0, 1], [2.0, 3.5])
     assert mean_curve([]) == ([], [])
@@ -44,6 +68,31 @@ def test_the_mean_over_seeds_ends_where_the_first_seed_stopped() -> None:
 def test_best_and_second_are_among_the_students() -> None:
     comparison = Comparison(fabricated())
     assert comparison.places("ndcg@20") == {"SimRecStudent": 1, "DERRDStudent": 2}
+
+
+def test_only_distilled_rows_of_one_size_compete() -> None:
+    """A larger or an undistilled row is shown, and is neither bold nor underlined."""
+    results = fabricated()
+    rows = {row["name"]: row for row in results["rows"]}
+    rows["SimRecStudent"]["dimensions"] = 64
+    rows["LightGCN"]["mean"] = dict.fromkeys(METRICS, 0.9)
+    comparison = Comparison(results)
+    assert [model.name for model in comparison.contest("ndcg@20")] == ["DERRDStudent", "FreqDStudent", "HTDStudent"]
+    assert comparison.places("ndcg@20") == {"DERRDStudent": 1, "FreqDStudent": 2}
+    assert "Best distilled row of 20 dimensions in bold" in comparison.marks_say()
+
+
+def test_where_nothing_is_distilled_all_students_compete() -> None:
+    comparison = Comparison(fabricated(models=MODELS[:3]))
+    assert [model.name for model in comparison.contest("ndcg@20")] == ["LightGCN", "BPR"]
+
+
+def test_a_size_is_told_in_dimensions_or_stored_numbers() -> None:
+    results = fabricated(models=MODELS[:3])
+    results["rows"][1]["dimensions"] = None
+    comparison = Comparison(results)
+    assert comparison.by_name["LightGCN"].size == "20 dimensions", "by its settings, in results of older programs"
+    assert comparison.by_name["BPR"].size == "52,540 stored numbers"
 
 
 def test_equal_in_print_is_equal_in_place() -> None:
@@ -81,6 +130,78 @@ def test_a_mark_is_a_difference_from_the_plain_student() -> None:
     assert marks == {"SimRecStudent": "**", "DERRDStudent": "", "BPR": ""}, "the seeds alone make no mark"
 
 
+@pytest.mark.parametrize(
+    ("users", "seeds", "expected"), [(0.01, 0.01, "**"), (0.01, 0.2, "*"), (0.01, None, "*"), (0.2, 0.01, "")]
+)
+def test_stars(users: float, seeds: Optional[float], expected: str) -> None:
+    matrices = {"p_users_holm": [[None, users], [users, None]], "p_seeds_holm": [[None, seeds], [seeds, None]]}
+    rows = [{"name": name, "mean": {"recall@20": 0.1}, "reference": "plain"} for name in ("plain", "recipe")]
+    results = {"format": 1, "metrics": ["recall@20"], "rows": rows}
+    comparison = Comparison({**results, "significance": {"recall@20": {"names": ["plain", "recipe"], **matrices}}})
+    assert comparison.mark("recall@20", "recipe") == expected
+    assert comparison.mark("recall@20", "plain") == ""
+
+
+def test_each_row_is_marked_against_its_own_plain_student() -> None:
+    results = fabricated()
+    table = results["significance"]["ndcg@20"]
+    names = table["names"]
+    table["p_users_holm"] = [[None if a == b else 0.6 for b in names] for a in names]
+    table["p_users_holm"][names.index("HTDStudent")][names.index("LightGCN")] = 0.001
+    assert Comparison(results).mark("ndcg@20", "HTDStudent") == "", "BPR is the first recipe's"
+    next(row for row in results["rows"] if row["name"] == "HTDStudent")["reference"] = "LightGCN"
+    comparison = Comparison(results)
+    base = comparison.reference_of(comparison.by_name["HTDStudent"])
+    assert base is not None
+    assert base.name == "LightGCN"
+    assert comparison.mark("ndcg@20", "HTDStudent") == "*"
+
+
+def test_an_arrow_tells_a_significant_loss_from_a_gain() -> None:
+    results = fabricated()
+    rows = {row["name"]: row for row in results["rows"]}
+    rows["FreqDStudent"]["mean"]["ndcg@20"] = 0.01
+    table = results["significance"]["ndcg@20"]
+    names = table["names"]
+    table["p_users_holm"] = [[None if a == b else 0.001 for b in names] for a in names]
+    table["p_users_holm"][names.index("HTDStudent")][names.index("BPR")] = 0.3
+    comparison = Comparison(results)
+    arrows = {
+        name: comparison.arrow("ndcg@20", name) for name in ("SimRecStudent", "FreqDStudent", "HTDStudent", "BPR")
+    }
+    assert arrows == {"SimRecStudent": "▲", "FreqDStudent": "▼", "HTDStudent": "", "BPR": ""}
+
+
+def test_of_a_metric_that_should_be_small_a_rise_is_a_loss() -> None:
+    results = fabricated(models=MODELS[1:4])
+    results["metrics"] = ["giniindex@10"]
+    for row, value in zip(results["rows"], (0.5, 0.6, 0.4)):
+        row["mean"] = {"giniindex@10": value}
+    comparison = Comparison(results)
+    assert comparison.better("giniindex@10", "DERRDStudent", "BPR")
+    assert not comparison.better("giniindex@10", "LightGCN", "BPR")
+
+
+def test_settings_shown_are_those_that_differ() -> None:
+    results = fabricated(models=MODELS[1:4])
+    for row, settings in zip(
+        results["rows"],
+        (
+            {"learning_rate": 0.1, "epochs": 3},
+            {"learning_rate": 0.1, "epochs": 3, "n_layers": 2},
+            {"learning_rate": 0.2, "epochs": 3, "rrd": {"weight": 0.5, "pool": 8}},
+        ),
+    ):
+        row["settings"] = settings
+    results["rows"].append({**fabricated(models=MODELS[:1])["rows"][0], "settings": {"epochs": 9}})
+    assert Comparison(results).differing_settings() == {
+        "SimRecTeacher (teacher)": {"epochs": 9},
+        "BPR": {"learning_rate": 0.1},
+        "LightGCN": {"learning_rate": 0.1, "n_layers": 2},
+        "DERRDStudent": {"learning_rate": 0.2, "rrd.weight": 0.5, "rrd.pool": 8},
+    }
+
+
 def test_without_a_plain_student_the_mark_is_the_best_against_the_second() -> None:
     results = fabricated()
     results["reference"] = None
@@ -114,6 +235,14 @@ def test_a_models_own_loss_has_a_panel_for_each_architecture() -> None:
     assert len(panels["rrd"][0][1]) == 3, "a curve for each seed"
 
 
+def test_a_closed_form_has_no_loss_curve() -> None:
+    """It is solved in one step: a lone point at (0, 0) would say nothing."""
+    results = fabricated(models=MODELS[1:3])
+    for run in results["rows"][1]["runs"]:
+        run["loss_history"] = {"0": {"rec": 0.0}}
+    assert list(Comparison(results).loss_panels()) == ["rec of BPR"]
+
+
 def test_names_are_broken_where_words_end() -> None:
     assert wrapped("BPR") == ["BPR"]
     assert wrapped("SimRecTeacher (teacher)", 14) == ["SimRecTeacher", "(teacher)"]
@@ -134,7 +263,6 @@ def test_a_logarithmic_axis_has_a_few_round_ticks(low: float, high: float) -> No
 
 def test_words() -> None:
     assert [metric_label(name) for name in ("recall@20", "ndcg@5", "mrr@10")] == ["Recall@20", "NDCG@5", "MRR@10"]
-    assert [stars(p) for p in (None, 0.2, 0.04, 0.009, 0.0002)] == ["", "", "*", "**", "***"]
 
 
 def _without(key: str) -> dict[str, Any]:

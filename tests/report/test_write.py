@@ -17,8 +17,9 @@ from matplotlib.image import imread
 from recbole_kd.cli import main
 from recbole_kd.errors import UserError
 from recbole_kd.report import read_results, write_report
+from recbole_kd.report.headline import findings, warnings
 from recbole_kd.report.interactive import charts
-from recbole_kd.report.page import findings, html_page
+from recbole_kd.report.page import html_page
 from recbole_kd.report.tables import csv_table, latex_table, markdown_accuracy
 from recbole_kd.report.view import Comparison
 from tests.report.fabricated import METRICS, MODELS, fabricated
@@ -152,10 +153,14 @@ def test_findings_do_not_praise_a_student_that_gained_nothing() -> None:
     for row in results["rows"]:
         if row["name"] == "BPR":
             row["mean"] = dict.fromkeys(METRICS, 0.9)
+    for row in results["rows"]:  # as summarise would
+        row["relative_gain"] = {metric: row["mean"][metric] / 0.9 - 1 for metric in METRICS}
+        row["gap_closed"] = dict.fromkeys(METRICS)
     found = {question: (value, text) for question, value, text in findings(Comparison(results))}
-    assert found["Best student"][0] == "BPR"
-    assert found["Over the plain student"] == ("none", "no student is better than the plain BPR")
+    assert found["Best student"][0] == "SimRecStudent", "the best of those that are distilled"
+    assert found["Over the plain student"][0].startswith("-")
     assert "Teacher gap closed" not in found
+    assert "No distilled row of 20 dimensions is better than the plain BPR." in warnings(Comparison(results))
 
 
 @pytest.mark.parametrize(

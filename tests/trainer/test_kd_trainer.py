@@ -147,6 +147,19 @@ def test_each_loss_is_known_by_name(known_answer: Path, pull: None, caplog: pyte
     assert any(b"Loss/pull.push" in content for content in events)
 
 
+def test_teacher_student_and_baseline_are_runs_of_one_group(known_answer: Path, pull: None) -> None:
+    """Side by side in TensorBoard: each has its own steps, and evaluation alone leaves no run."""
+    run(known_answer, distill="pull", baseline="student", epochs=2)
+    files = list(Path("log_tensorboard").rglob("events*"))
+    assert len({file.parts[1] for file in files}) == 1, "one group"
+    found = {"teacher": b"", "student": b"", "baseline": b""}
+    assert {file.parts[2] for file in files} == set(found)
+    for file in files:
+        found[file.parts[2]] += file.read_bytes()
+    assert b"Loss/pull.push" in found["student"]
+    assert b"Loss/pull.push" not in found["teacher"] + found["baseline"]
+
+
 def test_a_distillers_parameters_are_trained_and_kept(known_answer: Path, pull: None) -> None:
     result = run(known_answer, distill="pull", epochs=3)
     first = load_checkpoint(run(known_answer, distill="pull", epochs=1)["checkpoint"])["distillers"]

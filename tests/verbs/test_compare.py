@@ -24,7 +24,7 @@ from recbole_kd.stages.data import load_splits
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.compare import Job, compare, perform, plan, table
 from recbole_kd.verbs.compare.progress import Progress
-from recbole_kd.verbs.compare.summary import stars, summarise
+from recbole_kd.verbs.compare.summary import summarise
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 
 
@@ -466,16 +466,6 @@ def test_means_gains_and_gaps_by_hand(tmp_path: Path) -> None:
     assert tests["difference"][2][1] == pytest.approx(0.125)
     assert tests["p_seeds"][0] == [None, None, None], "a teacher has one run"
     assert tests["p_users"][2][1] == tests["p_users"][1][2]
-
-
-@pytest.mark.parametrize(
-    ("users", "seeds", "expected"), [(0.01, 0.01, "**"), (0.01, 0.2, "*"), (0.01, None, "*"), (0.2, 0.01, "")]
-)
-def test_stars(users: float, seeds: Optional[float], expected: str) -> None:
-    matrices = {"p_users_holm": [[None, users], [users, None]], "p_seeds_holm": [[None, seeds], [seeds, None]]}
-    results = {"significance": {"recall@20": {"names": ["plain", "recipe"], **matrices}}}
-    assert stars(results, {"name": "recipe", "reference": "plain"}, "recall@20") == expected
-    assert stars(results, {"name": "plain", "reference": "plain"}, "recall@20") == ""
 
 
 def test_the_time_left_is_a_rows_own_where_it_is_known() -> None:

@@ -24,7 +24,7 @@ from recbole_kd.testing import (
 )
 from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs import recommend
-from recbole_kd.verbs.recommend import FORMATS, Recommendation, Recommender, rank_items, read_users
+from recbole_kd.verbs.recommend import FORMATS, Recommendation, Recommender, rank_items, read_users, split_users
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -282,3 +282,18 @@ def test_a_checkpoint_of_another_split_is_refused(tmp_path: Path) -> None:
     train.write_text("\n".join(train.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(UserError, match="trained on another split"):
         Recommender(checkpoint, config_dict={"data_path": str(data)})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,b", ["a", "b"]),
+        ("a, b ,a", ["a", "b"]),
+        ("Ann, jr,b", ["Ann, jr", "b"]),
+        ("x,Ann, jr", ["x", "Ann, jr"]),
+        ("Ann,jr", ["Ann", "jr"]),
+        ("one, two, three,Ann, jr", ["one, two, three", "Ann, jr"]),
+    ],
+)
+def test_a_comma_inside_a_known_id_separates_nothing(text: str, expected: list[str]) -> None:
+    assert split_users(text, {"a", "b", "Ann, jr", "one, two, three"}) == expected

@@ -41,7 +41,7 @@ from recbole_kd.registry import recipes
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.train import run_recbole_kd
 from recbole_kd.verbs.tune import default_space, evaluate_winner, parse_space, read_space, search, worker
-from recbole_kd.verbs.tune.report import summary
+from recbole_kd.verbs.tune.report import picture, summary
 from recbole_kd.verbs.tune.space import Domain, draw_trials
 
 MODULE = sys.modules["recbole_kd.verbs.tune.search"]
@@ -663,3 +663,40 @@ def test_a_killed_and_an_interrupted_search_go_on(known_answer: Path, tmp_path: 
         before = after
     result = json.loads((output / "result.json").read_text())
     assert [record["epochs"] for record in result["trials"]] == [400] * 5
+
+
+# The picture
+
+
+def _result() -> dict[str, Any]:
+    """Twelve trials, made up: a rate on a logarithmic range, a choice, and a whole number."""
+    trials = [
+        {
+            "trial": number,
+            "status": "pruned" if number % 4 == 3 else "finished",
+            "score": None if number == 5 else 0.2 + 0.01 * (number % 5) - 0.002 * number,
+            "settings": {
+                "learning_rate": 10.0 ** -(1 + number % 4),
+                "loss": "BP" if number % 2 else "CE",
+                "layers": number % 3,
+            },
+        }
+        for number in range(12)
+    ]
+    best = max((record for record in trials if record["score"] is not None), key=lambda record: record["score"])
+    space = dict.fromkeys(("learning_rate", "loss", "layers"))
+    return {"model": "M", "dataset": "d", "valid_metric": "NDCG@10", "trials": trials, "best": best, "space": space}
+
+
+def test_the_picture_shows_what_each_setting_does() -> None:
+    by_trial, rate, loss, layers = [axes for axes in picture(_result()).axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in (by_trial, rate, loss, layers)] == [
+        *("by trial", "learning_rate", "loss", "layers")
+    ]
+    assert rate.get_xscale() == "log"
+    assert [label.get_text() for label in rate.get_xticklabels()] == ["0.0001", "0.001", "0.01", "0.1"]
+    assert [label.get_text() for label in loss.get_xticklabels()] == ["BP", "CE"]
+    assert layers.get_xscale() == "linear"
+    for axes in (by_trial, rate, loss, layers):
+        points = sum(len(drawn.get_offsets()) for drawn in axes.collections)
+        assert points == 11 + 1, "a trial without a score has no point; the best one has a ring"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from torch import Tensor, nn
@@ -229,6 +230,7 @@ def experts(subject: Subject) -> Part:
             epochs[1:], changed, color=PALETTE[0], lw=1.8, marker="o" if len(epochs) < 15 else None
         )
         grid[2 * place + 1].set_ylim(bottom=0)
+        grid[2 * place + 1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         grid[2 * place + 1].set_title(f"Share of {side}s that changed their expert", fontsize=10)
         grid[2 * place + 1].set_xlabel("epoch")
         findings.append(f"{side}s: {used} of {experts} experts in use")
@@ -357,6 +359,7 @@ def _draw_groups(
     axes.barh(places, difference, color=colors(scale(difference)), edgecolor="#98A2B3", linewidth=0.6)
     axes.errorbar(difference, places, xerr=1.96 * error, fmt="none", ecolor="#222222", elinewidth=0.9, capsize=2)
     axes.axvline(0, color="#222222", lw=0.9)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks(places, names, fontsize=8 if len(order) > 10 else 9)
     axes.set_ylim(-0.7, len(order) - 0.3)
     axes.grid(False, axis="y")
@@ -425,7 +428,7 @@ def compression(subject: Subject) -> Part:
         axes.plot(sizes, curve, color=color, marker="o", ms=4, lw=1.8, label=f"the teacher's {what}")
     for role, level in levels.items():
         axes.axhline(level, color=_COLORS[role], lw=1.4, ls="--", label=f"{role}, {subject.name(role)}, as trained")
-    log_axis(axes, sizes[0], sizes[-1])
+    log_axis(axes, sizes[0], sizes[-1], sizes)
     axes.set_title(f"{subject.name('teacher')} in fewer dimensions")
     axes.set_xlabel("dimensions that are kept")
     axes.set_ylabel(label)

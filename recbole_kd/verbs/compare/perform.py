@@ -16,7 +16,7 @@ from torch import Tensor
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, exact_topk
-from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, reset_peak_memory
+from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, reset_peak_memory, stored_numbers
 from recbole_kd.evaluation.per_user import save_per_user
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
@@ -26,13 +26,17 @@ from recbole_kd.stages.log import start_logging
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import obtain_teacher
 from recbole_kd.stages.testing import evaluate
-from recbole_kd.student.readers import expanded_scores
+from recbole_kd.student.readers import ModelStudent, expanded_scores
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs.compare.plan import Row
 
 
-class _Record(TypedDict):
+class _Sized(TypedDict, total=False):
+    dimensions: Optional[int]
+
+
+class _Record(_Sized):
     """What :func:`perform` writes of a run."""
 
     key: str
@@ -109,7 +113,8 @@ def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
             "key": job.key,
             "seed": job.seed,
             **record,
-            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "parameters": stored_numbers(trainer.model),
+            "dimensions": ModelStudent(trainer.model).dimension,
             "inference": inference_costs(answer, answered),
             "threads": torch.get_num_threads(),
             "per_user": str(folder / "users.parquet"),

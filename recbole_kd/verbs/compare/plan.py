@@ -126,7 +126,12 @@ class Row:
         if self.role == "teacher":
             (section,) = config.teacher_sections().values()
             return {key: value for key, value in section.items() if value is not None}
-        keys = {*config.preset_keys, *self.settings, *config.distillers}
+        given = set(self.settings)
+        if self.role == "plain":  # it was made with every value of its recipe
+            usual = KDConfig(self.model, self.dataset).plain_values()
+            values = config.plain_values()
+            given = {key for key in given if values.get(key) != usual.get(key)}
+        keys = {*config.preset_keys, *given, *config.distillers}
         keys -= {"data_path", "checkpoint_dir", "show_progress", "baseline"}
         if not config.reads_teacher:
             keys -= {"teacher", "distill"}

@@ -19,8 +19,6 @@ from recbole_kd.text import columns
 from recbole_kd.verbs.compare.plan import Plan, Row
 
 FORMAT = 1
-#: A corrected p below this gets a star.
-LEVEL = 0.05
 
 Record = Mapping[str, Any]
 PerUser = dict[str, NDArray[Any]]
@@ -52,6 +50,8 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -
                 "backbone": row.backbone,
                 "teacher": row.teacher,
                 "reference": own_reference,
+                # Runs of an older program do not tell it.
+                **{key: records[row.name][0][key] for key in ("dimensions",) if key in records[row.name][0]},
                 "distillers": row.distillers,
                 "settings": row.chosen(),
                 "runs": [{key: record[key] for key in _RUN_FIELDS} for record in records[row.name]],
@@ -192,6 +192,9 @@ def _costs(records: Sequence[Record], plain: Optional[Sequence[Record]]) -> dict
     peaks = [record["peak_memory_bytes"] for record in records if record["peak_memory_bytes"] is not None]
     answering = [record["inference"] for record in records]
     sizes = list(answering[0]["latency_ms"])
+    ranges = {
+        size: [bound for one in answering for bound in one.get("latency_range_ms", {}).get(size, [])] for size in sizes
+    }
     return {
         "seconds_per_epoch": epoch,
         "ratio_to_plain": epoch / plain_epoch if epoch and plain_epoch else None,
@@ -204,6 +207,8 @@ def _costs(records: Sequence[Record], plain: Optional[Sequence[Record]]) -> dict
             }
             for size in sizes
         },
+        # The lowest and the highest median of a part of a run's requests.
+        "latency_range_ms": {size: [min(bounds), max(bounds)] for size, bounds in ranges.items() if bounds},
         "users_per_second": {
             size: float(np.median([one["users_per_second"][size] for one in answering])) for size in sizes
         },
@@ -239,47 +244,37 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def stars(results: Mapping[str, Any], row: Mapping[str, Any], metric: str) -> str:
-    """How sure the difference from the row's reference is.
-
-    "*": for other users, with these trained models (p over users after Holm below 0.05). "**": also for models trained
-    anew (p over seeds after Holm below 0.05).
-    """
-    tests = results["significance"][metric]
-    if row["reference"] is None or row["reference"] == row["name"]:
-        return ""
-    first, second = tests["names"].index(row["name"]), tests["names"].index(row["reference"])
-    users, seeds = (tests[kind][first][second] for kind in ("p_users_holm", "p_seeds_holm"))
-    if users is None or users >= LEVEL:
-        return ""
-    return "**" if seeds is not None and seeds < LEVEL else "*"
-
-
 def table(results: Mapping[str, Any]) -> str:
-    """The comparison for a terminal: two metrics with deviation, gain and gap; costs; what stars mean."""
+    """The comparison for a terminal: size, two metrics with deviation, gain and gap; costs; what to make of them."""
+    from recbole_kd.report.headline import recommendation, warnings
+    from recbole_kd.report.view import LEVEL, Comparison
+
+    view = Comparison(results)
     valid = results["valid_metric"]
     cutoff = valid.partition("@")[2]
     shown = [valid] + [metric for metric in (f"recall@{cutoff}", f"ndcg@{cutoff}") if metric in results["metrics"]]
     shown = list(dict.fromkeys(metric for metric in shown if metric in results["metrics"]))[:2]
     several = len(results["seeds"]) > 1
-    head = [""]
+    head = ["", "dimensions"]
     for metric in shown:
         head += [metric + (" ± deviation" if several else ""), "gain", "gap closed"]
-    head += ["parameters", "s/epoch", "x plain", "peak MB", "ms/user", "users/s"]
+    head += ["over", "stored numbers", "s/epoch", "x plain", "peak MB", "ms/user", "users/s"]
     lines = [head]
     for row in results["rows"]:
-        cells = [row["name"]]
+        size, base = view.by_name[row["name"]].dimensions, view.reference_of(view.by_name[row["name"]])
+        cells = [row["name"], "-" if size is None else str(size)]
         for metric in shown:
             deviation = f" ± {row['deviation'][metric]:.4f}" if several else ""
             gain, closed = row["relative_gain"][metric], row["gap_closed"][metric]
-            own = row["name"] == row["reference"]
+            marks = view.arrow(metric, row["name"]), view.mark(metric, row["name"])
             cells += [
                 f"{row['mean'][metric]:.4f}{deviation}",
-                "" if gain is None or own else f"{gain:+.1%} {stars(results, row, metric)}".rstrip(),
-                "" if closed is None or own or row["role"] == "teacher" else f"{closed:.0%}",
+                "" if gain is None or base is None else f"{marks[0] or ' '} {gain:+.1%} {marks[1]}".rstrip(),
+                "" if closed is None or base is None or row["role"] == "teacher" else f"{closed:.0%}",
             ]
         costs = row["costs"]
         cells += [
+            "" if base is None else base.name,
             f"{costs['parameters']:,}",
             _number(costs["seconds_per_epoch"], "{:.2f}"),
             _number(costs["ratio_to_plain"], "{:.2f}"),
@@ -288,14 +283,15 @@ def table(results: Mapping[str, Any]) -> str:
             _number(costs["users_per_second"]["batch_1024"], "{:,.0f}"),
         ]
         lines.append(cells)
-    notes = [results["budget"]["sentence"]]
+    notes = [recommendation(view), *warnings(view), results["budget"]["sentence"]]
     if results["reference"]:
         notes += [
-            "gain, gap closed: over the plain student of the same size, and of its way to the teacher. After Holm, p < "
-            f"{LEVEL}: * for other users with these trained models, ** also for models trained anew (other seeds)."
+            "gain, gap closed: over the row's plain student (column over), and of its way to the teacher. ▲ better, "
+            f"▼ worse, where p < {LEVEL} after Holm: * for other users with these trained models, ** also for models "
+            "trained anew (other seeds)."
         ]
     notes += ["ms/user: median of one user at a time; users/s: 1,024 at a time; both with one thread."]
-    return "\n".join([*columns(lines), "", *notes])
+    return "\n".join([*columns(lines), "", *filter(None, notes)])
 
 
 def _number(value: Optional[float], form: str, factor: float = 1.0) -> str:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.atomic import write_atomic, write_content
 from recbole_kd.files.plain import save_json
 from recbole_kd.files.tables import csv_text
+from recbole_kd.report import picture_bytes
+from recbole_kd.report.static import STYLE, log_axis, panels
+from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, wrapped
 from recbole_kd.text import columns
 
 #: Rows of the table on the terminal; trials.csv has all.
@@ -58,39 +65,74 @@ def best_yaml(result: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     return title + str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def plot(result: Mapping[str, Any], file: Any) -> None:
-    """Draws the objective of each trial and the best so far, as PNG into `file`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+#: Colour and marker of a trial by what became of it.
+_LOOKS = {"finished": ("o", PALETTE[0]), "pruned": ("X", REFERENCE_COLOR), "failed": ("v", PALETTE[1])}
 
+
+def plot(result: Mapping[str, Any], file: Any) -> None:
+    """Draws the objective by trial with the best so far, and by each setting that was searched, as PNG into `file`."""
+    file.write(picture_bytes(picture(result)))
+
+
+def picture(result: Mapping[str, Any]) -> Figure:
+    """The picture of :func:`plot`: a panel for the trials, then one for each setting."""
     scored = [record for record in result["trials"] if record["score"] is not None]
-    best = result["best"]
-    bigger = all(record["score"] <= best["score"] for record in scored)
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    styles = {"finished": ("o", "#1f5fa8"), "pruned": ("x", "#8a8a8a"), "failed": ("v", "#c23b22")}
-    for status, (marker, colour) in styles.items():
-        points = [(record["trial"], record["score"]) for record in scored if record["status"] == status]
-        if points:
-            numbers, scores = zip(*points)
+    best, names = result["best"], list(result["space"])
+    with mpl.rc_context(STYLE):
+        figure, (first, *others) = panels(1 + len(names), 3, 3.8, 2.9)
+        _points(first, scored, [record["trial"] for record in scored])
+        # Which way is up follows from the winner: no trial is better.
+        up = all(record["score"] <= best["score"] for record in scored)
+        so_far = itertools.accumulate((record["score"] for record in scored), max if up else min)
+        trials = [record["trial"] for record in scored]
+        first.step(trials, list(so_far), where="post", color=PALETTE[4], label="best so far", zorder=2)
+        first.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        first.set_title("by trial")
+        for axes, name in zip(others, names):
+            _by_setting(axes, name, scored)
+        for axes, place in zip((first, *others), [best["trial"], *(best["settings"][name] for name in names)]):
+            x = place if axes is first or _numeric(place) else axes.categories.index(str(place))
+            ring = {"facecolors": "none", "edgecolors": PALETTE[4], "linewidths": 1.6, "zorder": 4}
+            axes.scatter([x], [best["score"]], s=110, label="best" if axes is first else None, **ring)
+        figure.suptitle(f"{result['model']} on {result['dataset']}: best is trial {best['trial']}, {best['score']:.4f}")
+        figure.supylabel(f"{result['valid_metric']} on validation", fontsize=10)
+        figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    return figure
+
+
+def _points(axes: Any, scored: Sequence[Mapping[str, Any]], places: Sequence[float]) -> None:
+    """A point for each trial: its score over `places`."""
+    for status, (marker, color) in _LOOKS.items():
+        chosen = [(x, record["score"]) for x, record in zip(places, scored) if record["status"] == status]
+        if chosen:
+            label = f"{status} ({len(chosen)})"
             axes.scatter(
-                numbers, scores, s=34, marker=marker, color=colour, label=f"{status} ({len(points)})", zorder=3
+                *zip(*chosen), s=28, marker=marker, color=color, edgecolors="white", lw=0.6, label=label, zorder=3
             )
-    so_far: list[float] = []
-    for record in scored:
-        better = not so_far or (record["score"] > so_far[-1] if bigger else record["score"] < so_far[-1])
-        so_far.append(record["score"] if better else so_far[-1])
-    axes.step([r["trial"] for r in scored], so_far, where="post", color="#d98200", label="best so far", zorder=2)
-    axes.scatter([best["trial"]], [best["score"]], marker="o", s=150, facecolors="none", edgecolors="#d98200", zorder=4)
-    axes.set_title(f"{result['model']} on {result['dataset']}: best is trial {best['trial']}, {best['score']:.4f}")
-    axes.set_xlabel("trial")
-    axes.set_ylabel(f"{result['valid_metric']} on validation")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncol=4, frameon=False)
-    figure.savefig(file, format="png")
+
+
+def _by_setting(axes: Any, name: str, scored: Sequence[Mapping[str, Any]]) -> None:
+    """The score by one setting: over its values where they are numbers, or side by side."""
+    values = [record["settings"][name] for record in scored]
+    distinct = sorted(set(values), key=lambda value: (not _numeric(value), value if _numeric(value) else str(value)))
+    axes.set_title(name)
+    if all(map(_numeric, values)):
+        _points(axes, scored, values)
+        low, high = min(values), max(values)
+        if low > 0 and high > 10 * low:
+            log_axis(axes, low, high, distinct if len(distinct) <= 5 else None)
+        else:
+            whole = all(isinstance(value, int) for value in values)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+        return
+    axes.categories = [str(value) for value in distinct]
+    _points(axes, scored, [axes.categories.index(str(value)) for value in values])
+    axes.set_xticks(range(len(distinct)), ["\n".join(wrapped(text, 14)) for text in axes.categories])
+    axes.set_xlim(-0.5, len(distinct) - 0.5)
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def table(result: Mapping[str, Any]) -> str:

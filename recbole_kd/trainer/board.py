@@ -1,0 +1,52 @@
+"""TensorBoard's runs: one for each role of a program's run, side by side in one folder."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Optional
+
+import recbole.trainer.trainer as recboles
+from recbole.utils import get_tensorboard
+from torch.utils.tensorboard import SummaryWriter
+
+from recbole_kd.cluster.group import Nothing
+
+__all__ = ["new_stamp", "tensorboard_run"]
+
+
+def new_stamp() -> str:
+    """Names a run's files: when it began, and in which process."""
+    return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
+
+
+@contextmanager
+def tensorboard_run(role: Optional[str]) -> Iterator[None]:
+    """Within the block a trainer writes to ``log_tensorboard/LOG/ROLE``, a folder that is not there yet.
+
+    RecBole names a run by the log file alone, so that teacher, student and baseline would be one.
+
+    Args:
+        role: such as "student"; None for a trainer that only evaluates and writes nothing.
+    """
+    usual = recboles.get_tensorboard
+
+    def named(logger: logging.Logger) -> Any:
+        if role is None:
+            return Nothing()
+        files = (str(handler.baseFilename) for handler in logger.handlers if hasattr(handler, "baseFilename"))
+        name = next((os.path.basename(file).split(".")[0] for file in files), f"model-{new_stamp()}")
+        numbered = (role if number == 1 else f"{role}-{number}" for number in itertools.count(1))
+        folders = (os.path.join("log_tensorboard", name, one) for one in numbered)
+        return SummaryWriter(next(folder for folder in folders if not os.path.isdir(folder)))
+
+    if usual is get_tensorboard:  # otherwise this process of several writes nothing
+        recboles.get_tensorboard = named
+    try:
+        yield
+    finally:
+        recboles.get_tensorboard = usual

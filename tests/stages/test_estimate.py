@@ -1,0 +1,40 @@
+"""``--dry_run`` estimates time and memory from a few real steps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.stages.estimate import estimated
+from recbole_kd.testing import known_answer_settings
+from recbole_kd.verbs.train import dry_run
+
+
+def lines(data: Path, model: str, **given: object) -> list[str]:
+    settings = known_answer_settings(data, dataset="known-answer", model=model, **given)
+    return estimated(Experiment.of(given=settings))
+
+
+def test_teacher_and_student_have_a_line_each(known_answer: Path) -> None:
+    small = {"rrd.pool": 8, "rrd.interesting": 4, "rrd.uninteresting": 4, "epochs": 7, "teacher.epochs": 5}
+    teacher, student = lines(known_answer, "RRDStudent", **small)
+    assert re.match(r"teacher BPR: about [\d.e-]+ s an epoch of \d+ steps, at most .* for 5 epochs", teacher)
+    assert re.match(r"student RRDStudent without its distillers' terms: about .* for 7 epochs", student)
+    assert float(re.findall(r"memory ([\d,]+) MB", student)[0].replace(",", "")) > 100
+    assert not list(known_answer.rglob("*.pth")), "no model is kept"
+
+
+def test_what_has_no_steps_says_so(known_answer: Path) -> None:
+    assert lines(known_answer, "EASE")[0].startswith("student EASE: ")
+    assert "s an epoch" not in lines(known_answer, "EASE")[0]
+    settings = {"model": "BPR", "dataset": "nowhere"}
+    assert estimated(Experiment.of(given=settings)) == ["no estimate, as the data of nowhere are not there yet"]
+
+
+def test_the_estimate_is_a_comment_of_the_yaml(known_answer: Path) -> None:
+    text = dry_run([], known_answer_settings(known_answer, dataset="known-answer", model="BPR"))
+    assert "# student BPR: about" in text
+    assert yaml.safe_load(text)["model"] == "BPR"
