@@ -36,11 +36,17 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
         UserError: an empty validation or test split, or a user for whom no negative item is left.
     """
     parts = [splits.train, splits.valid, splits.test]
-    for phase, part in zip(("validation", "test"), parts[1:]):
+    for phase, name, part in (("valid", "validation", splits.valid), ("test", "test", splits.test)):
         if len(part) == 0:
             raise UserError(
-                f"The {phase} split of {config['dataset']} is empty, so that nothing can be chosen or reported; "
+                f"The {name} split of {config['dataset']} is empty, so that nothing can be chosen or reported; "
                 "change --eval_args or use a larger dataset."
+            )
+        if config["eval_args"]["mode"][phase] == "labeled" and part.label_field not in part.inter_feat:
+            raise UserError(
+                f"--eval_args.mode=labeled compares scores with labels, and {config['dataset']} has no column "
+                f"'{part.label_field}'; make it with --threshold=\"{{rating: 4}}\" and load the column of ratings, "
+                "--load_col=\"{inter: '*'}\"."
             )
     if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["train_neg_sample_args"]["distribution"] == "none":
         raise UserError(

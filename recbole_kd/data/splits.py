@@ -78,18 +78,10 @@ class Splits:
         return str(self.train.iid_field + self.train.config["LIST_SUFFIX"])
 
     def _interactions(self, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(users (n,), items (n,)) of a split. Those of sequences come, for each user, in the order of time.
-
-        A sequence's rows name each of its items as the next one but the first: that is the history of the row whose
-        history has one item, and it is an interaction of the training split if that row is.
-        """
-        rows = split.inter_feat
-        users, items = rows[split.uid_field], rows[split.iid_field]
-        if self.sequential and split is self.train:
-            first = rows[split.config["ITEM_LIST_LENGTH_FIELD"]] == 1
-            users = torch.cat([users[first], users])
-            items = torch.cat([rows[self._histories][first, 0], items])
-        return users, items
+        """(users (n,), items (n,)) of a split. Those of sequences come, for each user, in the order of time."""
+        if split is self.train:
+            return interactions_of(split)
+        return split.inter_feat[split.uid_field], split.inter_feat[split.iid_field]
 
     def pairs(self, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(users (n,), items (n,)) of a split, as a user- and item-sorted copy: a loader may have reordered it."""
@@ -172,6 +164,22 @@ class Splits:
             dataset.field2id_token[field] = np.array(tokens)
         dataset.inter_feat = Interaction(features)
         return dataset
+
+
+def interactions_of(train: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(users (n,), items (n,)) of a training split.
+
+    A sequence's rows name each of its items as the next one but the first: that is the history of the row whose
+    history has one item, and it is an interaction of the training split if that row is.
+    """
+    rows = train.inter_feat
+    users, items = rows[train.uid_field], rows[train.iid_field]
+    histories = train.iid_field + train.config["LIST_SUFFIX"]
+    if histories in rows:
+        first = rows[train.config["ITEM_LIST_LENGTH_FIELD"]] == 1
+        users = torch.cat([users[first], users])
+        items = torch.cat([rows[histories][first, 0], items])
+    return users, items
 
 
 def _tokens(dataset: Any, field: str) -> list[str]:

@@ -19,12 +19,27 @@ from typing import Any
 from recbole_kd.errors import UserError
 from recbole_kd.options import LARGEST_SIZE, Described, Options, checked, described, option
 
-__all__ = ["GROUPS", "OMITTED", "WITHOUT_CUTOFF", "Teacher", "check", "hint_of", "known_keys", "of_a_model"]
+__all__ = [
+    "GROUPS",
+    "OMITTED",
+    "WITHOUT_CUTOFF",
+    "Teacher",
+    "check",
+    "hint_of",
+    "known_keys",
+    "of_a_model",
+    "result_name",
+]
 
 #: float32 ends at about this.
 _LARGEST = 1e38
 #: RecBole's metrics that are computed over the whole list.
 WITHOUT_CUTOFF = ("auc", "gauc", "logloss", "mae", "rmse")
+
+
+def result_name(metric: str, cutoff: Any) -> str:
+    """What a metric is called in results and in ``--valid_metric``, such as NDCG@20; AUC and others have no cutoff."""
+    return metric if metric.lower() in WITHOUT_CUTOFF else f"{metric}@{cutoff}"
 
 
 # Tests of values
@@ -43,8 +58,9 @@ def _are_intervals(value: Mapping[str, Any] | None) -> bool:
 
 
 def _is_metric(value: str) -> bool:
-    name, at, cutoff = value.partition("@")
-    return not at if name.lower() in WITHOUT_CUTOFF else bool(name) and cutoff.isdigit() and int(cutoff) > 0
+    name, _, cutoff = value.partition("@")
+    whole = name == value or (cutoff.isdigit() and int(cutoff) > 0)
+    return bool(name) and whole and value == result_name(name, cutoff)
 
 
 def _are_cutoffs(value: Any) -> bool:
@@ -272,7 +288,7 @@ class Evaluation(Options):
     )
     metric_decimal_place: int = option(4, "decimals of metrics", minimum=1, maximum=16)
     tail_ratio: float | None = option(
-        None, "items of TailPercentage: a share of all, or from 1 on the most pairs of one", above=0
+        None, "items of TailPercentage: a share of all, or above 1 the most training pairs of one", above=0
     )
 
 

@@ -9,6 +9,7 @@ from recbole.utils import init_seed
 
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.known_keys import result_name
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
 from recbole_kd.model.build import build_model
@@ -56,7 +57,7 @@ def load_trained(path: str, config_dict: Mapping[str, Any] | None = None) -> tup
         # Nothing is chosen here: any metric that is computed will do.
         probe = {key: given.get(key, state["config"].get(key)) for key in ("metrics", "topk")}
         metric, cutoff = (value[0] if isinstance(value, (list, tuple)) and value else value for value in probe.values())
-        given["valid_metric"] = f"{metric}@{cutoff}"
+        given["valid_metric"] = result_name(str(metric), cutoff)
     base = KDConfig(backbone, dataset, config_dict={**stored, "distill": [], "teacher": None, **given})
     config = base.checkpoint_config(backbone, state["config"])
     start_logging(config)

@@ -30,6 +30,7 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
+from recbole_kd.evaluation.metrics import Evaluator
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import load_optimizer, random_state, restore_random_state, restored, storable
@@ -93,6 +94,7 @@ class KDMixin:
         self._resumed: Optional[dict[str, Any]] = None
         super().__init__(config, model)  # type: ignore[call-arg]
         self.eval_collector = FullSortCollector(config)
+        self.evaluator = Evaluator(config)
         self.test_batch_size = PAIRS_PER_CALL
         name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp or new_stamp()}.pth"
         self.saved_model_file = os.path.join(config["checkpoint_dir"], name)

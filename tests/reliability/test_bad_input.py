@@ -141,6 +141,15 @@ BAD: dict[str, Case] = {
     "student of no recipe": (["--model=SimRecStudent", ML, "--student=BPR"], "changes the backbone of a recipe"),
     "metric": (["--model=BPR", ML, "--metrics=[NDGC]"], "Did you mean 'ndcg'"),
     "metric that is not computed": ([*BPR, "--valid_metric=NDCG@7"], "--valid_metric=NDCG@7 is not computed"),
+    "values of a ranking": ([*BPR, "--metrics=[AUC]", "--valid_metric=AUC"], "set --eval_args.mode=labeled"),
+    "labels that there are not": (
+        on_known_answer(metrics="[AUC]", valid_metric="AUC", **{"eval_args.mode": "labeled"}),
+        "has no column 'label'; make it with --threshold",
+    ),
+    "losses of scores that are no probabilities": (
+        on_known_answer(metrics="[LogLoss]", valid_metric="LogLoss", **{"eval_args.mode": "uni1"}),
+        "the scores of BPR are between",
+    ),
     "learner": (["--model=BPR", ML, "--learner=adan"], "Did you mean 'adam'"),
     "schedule": ([*BPR, "--learning_rate_schedule=cosin"], "learning_rate_schedule='cosin' is not one of"),
     # Values
