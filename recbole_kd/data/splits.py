@@ -13,7 +13,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of
+from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of, parts_asked_for, splits_by_time
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.reader import fields_of
 from recbole_kd.errors import UserError
@@ -37,6 +37,11 @@ class Splits:
             UserError: files, columns or interactions that are missing.
         """
         check_files(config)
+        if "TS" in config["eval_args"]["split"] and config["eval_args"]["order"] != "TO":
+            raise UserError(
+                "--eval_args splits by shares of time (TS), and says order RO, in which RecBole mixes up rows; set "
+                '--eval_args="{split: {TS: [0.8,0.1,0.1]}, order: TO}".'
+            )
         if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and config["eval_args"]["order"] != "TO":
             raise UserError(
                 f"--eval_args says order {config['eval_args']['order']}, and {config['model']} predicts the next item "
@@ -61,6 +66,24 @@ class Splits:
                 f"Dataset {config['dataset']} has no training interactions after filtering and splitting; "
                 "loosen --user_inter_num_interval, --item_inter_num_interval or --eval_args."
             )
+
+    @property
+    def asked_for(self) -> tuple[bool, bool]:
+        """Whether the settings ask for a validation and for a test split."""
+        return parts_asked_for(self.dataset.config)
+
+    def require(self, what: str) -> None:
+        """Refuses data without a validation or without a test split, where `what` needs both.
+
+        Raises:
+            UserError: it names the one that is missing.
+        """
+        for name, there in zip(("validation", "test"), self.asked_for):
+            if not there:
+                raise UserError(
+                    f"{what} needs a {name} split, and the settings leave none; change --eval_args or --split_time, "
+                    'such as --eval_args.split="{RS: [0.8,0.1,0.1]}".'
+                )
 
     @cached_property
     def observed(self) -> Observed:
@@ -209,17 +232,18 @@ def check_files(config: Any) -> None:
     columns = (config["load_col"] or {}).get("inter") if isinstance(config["load_col"], dict) else None
     columns = None if columns == "*" else columns
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-    if sequential and parts:
+    if config["split_time"] is not None and parts:
         raise UserError(
-            f"{config['model']} reads sequences, which are cut after the file is read, and --benchmark_filename="
-            f"{list(parts)} gives splits that are cut already; leave it out and give one file {name}.inter."
+            f"--split_time={config['split_time']} and --benchmark_filename={list(parts)} both say how the data is "
+            "split; keep one."
         )
     if sequential and columns is not None and config["TIME_FIELD"] not in columns:
         raise UserError(
             f"{config['model']} reads sequences in the order of time, and --load_col loads {list(columns)} without "
             f"'{config['TIME_FIELD']}'; add it to --load_col, or set --TIME_FIELD to the column of time."
         )
-    if sequential:
+    timed = splits_by_time(config) or sequential
+    if timed:
         wanted.append(config["TIME_FIELD"])
     for file in files:
         path = folder / file
@@ -230,5 +254,5 @@ def check_files(config: Any) -> None:
             if column not in names:
                 raise UserError(
                     f"'{path}' has no column '{column}'; it has {', '.join(names)}. "
-                    f"Set --USER_ID_FIELD, --ITEM_ID_FIELD{', --TIME_FIELD' if sequential else ''} or --load_col."
+                    f"Set --USER_ID_FIELD, --ITEM_ID_FIELD{', --TIME_FIELD' if timed else ''} or --load_col."
                 )

@@ -18,6 +18,7 @@ from typing import Any
 
 from recbole_kd.errors import UserError
 from recbole_kd.options import LARGEST_SIZE, Described, Options, checked, described, option
+from recbole_kd.text import moment
 
 __all__ = [
     "GROUPS",
@@ -86,6 +87,13 @@ def _is_split(value: Mapping[str, Any]) -> bool:
         isinstance(one, (int, float)) and not isinstance(one, bool) and 0 <= one < math.inf for one in part
     )
     return how in ("RS", "TS") and numbers and len(part) == 3 and part[0] > 0
+
+
+def _are_times(value: Any) -> bool:
+    """Whether it is a date or a number, or two of a kind in ascending order."""
+    times: list[Any] = [moment(one) for one in (value if isinstance(value, (list, tuple)) else [value])]
+    of_a_kind = None not in times and len({*map(type, times)}) == 1
+    return value is None or (len(times) < 3 and of_a_kind and times == sorted({*times}))
 
 
 def _are_columns(value: Mapping[str, Any] | None) -> bool:
@@ -279,6 +287,13 @@ class Evaluation(Options):
     )
     eval_args: _Evaluating = option(None, "split and ranking")
     split_seed: int | None = option(None, "seed of a random split; by default --seed's", minimum=0, maximum=2**32 - 1)
+    split_time: Any = option(
+        None,
+        "training before, test from then on; of two times, validation between them",
+        noun="a date, a number in the unit of the data, or two of them, such as [2025-01-01,2025-02-01]",
+        test=_are_times,
+        metavar="[2025-01-01,2025-02-01]",
+    )
     repeatable: bool = option(False, "whether items that a user had can be recommended again")
     eval_batch_size: int | None = option(
         None,

@@ -356,7 +356,7 @@ def _shared_keys() -> set[str]:
         set(general_arguments)
         | set(evaluation_arguments)
         | set(DATASET_KEYS)
-        | {"worker", "save_last", "split_seed", "trim_padding", "quiet"}
+        | {"worker", "save_last", "split_seed", "split_time", "trim_padding", "quiet"}
     )
 
 

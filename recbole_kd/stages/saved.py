@@ -24,6 +24,7 @@ __all__ = ["load_trained"]
 _DATA_SETTINGS = (
     "seed",
     "split_seed",
+    "split_time",
     "eval_args",
     "benchmark_filename",
     "MAX_ITEM_LIST_LENGTH",

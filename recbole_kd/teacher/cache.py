@@ -27,7 +27,7 @@ __all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch
 NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
     *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
     *("nproc", "ray_address"),
-    "split_seed",  # the split itself is part of the key
+    *("split_seed", "split_time"),  # the split itself is part of the key
 }
 
 
@@ -136,4 +136,5 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
 
 
 def _floats(result: Any) -> dict[str, float]:
-    return {name: float(value) for name, value in result.items()}
+    """Metrics as plain numbers; none where there is no test split."""
+    return {name: float(value) for name, value in (result or {}).items()}

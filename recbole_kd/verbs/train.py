@@ -34,7 +34,9 @@ def run(options: TrainOptions, settings: dict[str, Any]) -> None:
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
     if not result:
         return  # the first of several machines tells
-    print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation\n{table(result)}")
+    shown = "test split" if result["test_result"] else "no test split"
+    chosen = "chosen on validation" if result["valid_history"] else "the last"
+    print(f"\n{result['dataset']}, {shown}, epoch {result['best_epoch']} {chosen}\n{table(result)}")
     print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
 
 

@@ -114,6 +114,7 @@ def search(
     if not ray.is_initialized():
         check_cluster(ray_address)
     splits = load_splits(base)
+    splits.require("tune")
     task = Task(
         key=digest(regime, splits.content(), _teacher_files(experiment)),
         model=base["model"],
