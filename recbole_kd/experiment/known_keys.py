@@ -219,6 +219,7 @@ class FilesAndOutput(Options):
     save_last: bool = option(True, "keep the state after the last whole epoch for --resume")
     resume: str | None = option(None, 'go on from a run\'s "-last.pth" file', metavar="FILE")
     result_file: str | None = option(None, "also write the result (JSON) there", metavar="FILE")
+    final: bool = option(False, "train the chosen student again on all interactions, for serving")
     quiet: bool = option(False, "show warnings and errors alone; the log file is as always")
     show_progress: bool = option(True, "progress bars; by default in a terminal alone")
     state: str = option(
@@ -249,6 +250,7 @@ class Training(Options):
     seed: int = option(2020, "of everything that is drawn", minimum=0, maximum=2**32 - 1)
     reproducibility: bool = option(True, "the same result for the same seed on one machine")
     epochs: int = option(300, "at most", minimum=0)
+    stop_after: int | None = option(None, "end after so many of the epochs, whatever validation says", minimum=1)
     train_batch_size: int = option(2048, "pairs of a step", minimum=1, maximum=LARGEST_SIZE)
     learner: str = option("adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, sevo_adam, sevo_adamw")
     learning_rate: float = option(0.001, "of the optimiser", minimum=1e-12, maximum=_LARGEST)

@@ -25,7 +25,7 @@ BASELINE_LENGTHS = ("epochs", "stopping_step", "eval_step")
 WITHOUT_EFFECT = frozenset(
     (
         *("gpu_id", "use_gpu", "state", "show_progress", "worker", "log_wandb", "wandb_project"),
-        *("data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last"),
+        *("data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last", "final"),
         *("baseline", "eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "local_rank", "single_spec"),
     )
 )

@@ -68,6 +68,7 @@ def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
         "user_tokens": splits.user_tokens,
         "item_tokens": splits.item_tokens,
         "split": splits.training_digest,
+        "final": not any(splits.asked_for),
     }
 
 
@@ -84,6 +85,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     """
     logger = logging.getLogger()
     settings = {key: value for key, value in config.plain_values().items() if key not in NO_PART_OF_A_MODEL}
+    if settings.get("stop_after") is None:  # as before there was one
+        settings.pop("stop_after", None)
     versions = [FORMAT, recbole.__version__]
     key = digest(versions, config.resolved.backbone, settings, splits.content())
     folder = os.path.join("teachers", f"{config.resolved.backbone}-{config['dataset']}-{key[:16]}")

@@ -93,6 +93,7 @@ class KDMixin:
         self._train_data: Any = None
         self._resumed: Optional[dict[str, Any]] = None
         super().__init__(config, model)  # type: ignore[call-arg]
+        self.epochs = min(self.epochs, config["stop_after"] or self.epochs)
         self.eval_collector = FullSortCollector(config)
         self.evaluator = Evaluator(config)
         self.test_batch_size = PAIRS_PER_CALL
@@ -178,7 +179,7 @@ class KDMixin:
     def _schedule_learning_rate(self, epoch: int) -> None:
         if self.config["learning_rate_schedule"] == "cosine":
             # A function of the epoch alone, so that a resumed run needs no state of it.
-            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.config["epochs"]))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config["learning_rate"] * factor
 

@@ -179,6 +179,8 @@ def _check_run(base: KDConfig) -> None:
             f"--eval_step={base['eval_step']} with --epochs={base['epochs']}: no trial would ever be evaluated on "
             "validation; set --eval_step between 1 and --epochs."
         )
+    if base["final"]:
+        raise UserError("--final is for one training; train what the search finds with --final=true.")
     if base["resume"]:
         raise UserError("--resume is for one training; a search goes on by itself when the command is repeated.")
     if base["nproc"] != 1:
