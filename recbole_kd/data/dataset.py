@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,12 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
+from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, splits_by_time
 from recbole_kd.data.reader import Layout, by_first_appearance, fields_of
 from recbole_kd.data.store import load_atomic
 from recbole_kd.errors import UserError
-from recbole_kd.text import moment, unit_of
 
-__all__ = ["PLACE", "KDDataset", "KDSequentialDataset", "layout_of", "parts_asked_for", "splits_by_time"]
+__all__ = ["PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
 #: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test.
 PART = "\0part"
@@ -50,44 +49,8 @@ def layout_of(config: Any) -> Layout:
         encoding=config["encoding"] or "utf-8",
         ids=(config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]),
         time=config["TIME_FIELD"],
-        ordered=_is_ordered(config),
+        ordered=is_ordered(config),
     )
-
-
-def _is_ordered(config: Any) -> bool:
-    """Whether the time of interactions decides anything, the split or a graph of SEvo: then each must have one."""
-    return bool(config["eval_args"]["order"] == "TO" or config["split_time"] is not None or config["sevo"])
-
-
-def splits_by_time(config: Any) -> bool:
-    """Whether the split reads the time of interactions, so that its column is read whatever ``load_col`` says."""
-    in_order = config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]
-    return bool(in_order or config["split_time"] is not None)
-
-
-def parts_asked_for(config: Any) -> tuple[bool, bool]:
-    """Whether the settings ask for a validation and for a test split."""
-    ((how, part),) = config["eval_args"]["split"].items()
-    if _is_whole(config):
-        return False, False
-    if config["split_time"] is not None:
-        return len(_boundaries(config)) == 2, True
-    if config["benchmark_filename"]:
-        return True, True
-    if how == "LS":
-        return part != "test_only", part != "valid_only"
-    return part[1] > 0, part[2] > 0
-
-
-def _is_whole(config: Any) -> bool:
-    """Whether everything is trained on: a split of [1, 0, 0], whatever else says how the data is split."""
-    ((how, part),) = config["eval_args"]["split"].items()
-    return how != "LS" and not any(part[1:])
-
-
-def _boundaries(config: Any) -> list[Any]:
-    times = config["split_time"]
-    return list(times) if isinstance(times, (list, tuple)) else [times]
 
 
 class _TokenIds(dict[str, Any]):
@@ -318,39 +281,14 @@ class _Fast(Dataset):
         """Numbers ids by first appearance. Times are ordered before, as later steps may scale them."""
         if PART in self.inter_feat:
             parts = self.inter_feat.pop(PART).to_numpy()
-            self._parts = torch.from_numpy(parts * (0 if _is_whole(self.config) else 1))
+            self._parts = torch.from_numpy(parts * (0 if is_whole(self.config) else 1))
         if self.time_field in self.inter_feat and self.field2type[self.time_field] == FeatureType.FLOAT:
             times = torch.from_numpy(self.inter_feat[self.time_field].to_numpy(copy=True))
             self._places = self._in_time(times)
-            if self.config["split_time"] is not None and not _is_whole(self.config):
-                self._parts = self._parts_of_time(times)
+            if self.config["split_time"] is not None and not is_whole(self.config):
+                self._parts = parts_of_time(self.config, times)
         super()._remap_ID_all()
         self._vocabulary = {}
-
-    def _parts_of_time(self, times: Tensor) -> Tensor:
-        """(rows,) the split of each row by ``split_time``, which is exact."""
-        low, high = times.min().item(), times.max().item()
-        bounds = []
-        for given in _boundaries(self.config):
-            moment_given = moment(given)
-            if isinstance(moment_given, datetime):
-                unit = unit_of(high)
-                if unit is None:
-                    raise UserError(
-                        f"--split_time={given} is a date, and the times of {self.dataset_name} are from "
-                        f"{_shown(low)} to {_shown(high)}; give a number among them."
-                    )
-                bound = moment_given.timestamp() * unit
-            else:
-                bound = float(moment_given or 0)
-            if not low < bound <= high:
-                raise UserError(
-                    f"--split_time={given} leaves a split empty: the times of {self.dataset_name} are from "
-                    f"{_shown(low)} to {_shown(high)}; give one among them."
-                )
-            bounds.append(bound)
-        found = torch.bucketize(times, torch.tensor(bounds, dtype=torch.float64), right=True).to(torch.int8)
-        return found if len(bounds) == 2 else 2 * found
 
     def _in_time(self, times: Tensor) -> Tensor:
         """(rows,) place of each row in time, rows of one time in the order of the file."""
@@ -512,13 +450,6 @@ class KDSequentialDataset(_Fast, SequentialDataset):
         features.update(Interaction(histories))
         features.update(Interaction({name: values[targets] for name, values in hidden.items()}))
         self.inter_feat = features
-
-
-def _shown(time: float) -> str:
-    """A time, with its date where it can be one."""
-    unit = unit_of(time)
-    date = "" if unit is None else f" ({datetime.fromtimestamp(time / unit, timezone.utc):%Y-%m-%d})"
-    return f"{time:.15g}{date}"
 
 
 def _rows(features: Interaction, index: Any) -> Interaction:
