@@ -219,6 +219,14 @@ class FilesAndOutput(Options):
     save_last: bool = option(True, "keep the state after the last whole epoch for --resume")
     resume: str | None = option(None, 'go on from a run\'s "-last.pth" file', metavar="FILE")
     result_file: str | None = option(None, "also write the result (JSON) there", metavar="FILE")
+    warm_start: str | None = option(
+        None, "begin from a trained student: known users and items keep their vectors", metavar="FILE"
+    )
+    warm_start_new: str = option(
+        "mean",
+        "where new ones begin: the mean of the known, or of their neighbours by the teacher's vectors",
+        choices=("mean", "teacher"),
+    )
     final: bool = option(False, "train the chosen student again on all interactions, for serving")
     quiet: bool = option(False, "show warnings and errors alone; the log file is as always")
     show_progress: bool = option(True, "progress bars; by default in a terminal alone")

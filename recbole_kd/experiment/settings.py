@@ -280,6 +280,8 @@ class KDConfig(Config):
             )
         if section.get("distill"):
             raise UserError(f"--{prefix}distill is set, and a teacher is trained alone; leave it out.")
+        if section.get("warm_start"):
+            raise UserError(f"--{prefix}warm_start is set, and only the student begins from a file; leave it out.")
         own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
         # Adam takes most of the time that large tables need.
         return self._derived(model, {"fused_adam": True, **own}, prefix)
