@@ -192,10 +192,28 @@ class KDConfig(Config):
         if isinstance(gpu, list):
             self.final_config_dict["gpu_id"] = tuple(gpu)
         super()._init_device()
-        if not self.final_config_dict["use_gpu"]:
-            import torch
+        import torch
 
+        if not self.final_config_dict["use_gpu"]:
             self.final_config_dict["device"] = torch.device("cpu")
+        self._check_gpu(self._given[-1].settings)  # in a file, use_gpu may have been written by another machine
+
+    def _check_gpu(self, given: Mapping[str, Any]) -> None:
+        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence."""
+        if self.final_config_dict["device"].type != "cpu":
+            return
+        number, device = str(given.get("gpu_id") or "0"), str(given.get("device") or "")
+        asked = {
+            f"--device={device}": device.startswith("cuda"),
+            f"--gpu_id={number}": number != "0" and bool(self.final_config_dict["use_gpu"]),
+            "--use_gpu=true": given.get("use_gpu") is True,
+        }
+        for setting, wanted in asked.items():
+            if wanted:
+                raise UserError(
+                    f"{setting} asks for a GPU, and torch sees none there; set --use_gpu=false for the CPU, or leave "
+                    "all of these out, which takes a GPU where there is one."
+                )
 
     def __setitem__(self, key: str, value: Any) -> None:
         """Refuses: settings are made once. RecBole's transforms alone write here, the names of the columns they add.
@@ -338,6 +356,8 @@ class KDConfig(Config):
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
         inherited = {key: self[key] for key in _shared_keys() - set(checks.PICKLES) if key in self}
         inherited["data_path"] = self.data_root
+        if self["use_gpu"]:  # the default, which asks for nothing
+            del inherited["use_gpu"]
         if not self["eval_batch_size_given"]:
             del inherited["eval_batch_size"]
         own = nest(settings)

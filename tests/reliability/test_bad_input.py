@@ -150,6 +150,9 @@ BAD: dict[str, Case] = {
         on_known_answer(metrics="[LogLoss]", valid_metric="LogLoss", **{"eval_args.mode": "uni1"}),
         "the scores of BPR are between",
     ),
+    "a GPU that is not there": ([*BPR, "--device=cuda"], "--device=cuda asks for a GPU, and torch sees none there"),
+    "a GPU of another number": ([*BPR, "--gpu_id=97"], "--gpu_id=97 asks for a GPU, and torch sees none there"),
+    "a GPU on a machine without": ([*BPR, "--use_gpu=true"], "--use_gpu=true asks for a GPU, and torch sees none"),
     "learner": (["--model=BPR", ML, "--learner=adan"], "Did you mean 'adam'"),
     "schedule": ([*BPR, "--learning_rate_schedule=cosin"], "learning_rate_schedule='cosin' is not one of"),
     # Values
