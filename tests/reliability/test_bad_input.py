@@ -51,6 +51,17 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def table(*rows: str, **given: Any) -> Callable[[Path], list[str]]:
+    """A training on a file of these rows."""
+
+    def words(data: Path) -> list[str]:
+        (data / "own").mkdir()
+        _write(data / "own" / "own.inter", "".join(row + "\n" for row in rows))
+        return quick(data, model="BPR", dataset="own", benchmark_filename=None, **given)
+
+    return words
+
+
 def settings_file(text: str, *verb: str) -> Callable[[Path], list[str]]:
     """A training, or what `verb` says, with a settings file of this text."""
 
@@ -153,6 +164,18 @@ BAD: dict[str, Case] = {
     "a GPU that is not there": ([*BPR, "--device=cuda"], "--device=cuda asks for a GPU, and torch sees none there"),
     "a GPU of another number": ([*BPR, "--gpu_id=97"], "--gpu_id=97 asks for a GPU, and torch sees none there"),
     "a GPU on a machine without": ([*BPR, "--use_gpu=true"], "--use_gpu=true asks for a GPU, and torch sees none"),
+    "one user": (
+        table("user_id:token\titem_id:token", *(f"ann\ti{item}" for item in range(12))),
+        "Negatives cannot be sampled: Some users have interacted with all items",
+    ),
+    "one item": (
+        table("user_id:token\titem_id:token", *(f"u{user}\tonly" for user in range(12))),
+        "The validation split of own is empty",
+    ),
+    "a header without types": (
+        table("user_id\titem_id", "ann\ti1"),
+        "Write 'user_id:token\\titem_id:token', or convert the file with 'recbole-kd prepare",
+    ),
     "learner": (["--model=BPR", ML, "--learner=adan"], "Did you mean 'adam'"),
     "schedule": ([*BPR, "--learning_rate_schedule=cosin"], "learning_rate_schedule='cosin' is not one of"),
     # Values
