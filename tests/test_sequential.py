@@ -219,7 +219,7 @@ def test_models_that_read_their_padding_keep_it(data_path: Path) -> None:
         ({"load_col": {"inter": ["user_id", "item_id"]}}, "without 'timestamp'; add it to --load_col"),
         ({"TIME_FIELD": "time", "load_col": None}, "has no column 'time'; it has user_id, item_id, timestamp"),
         ({"eval_args": {"order": "RO"}}, "--eval_args says order RO"),
-        ({"benchmark_filename": ["train", "valid", "test"]}, "--benchmark_filename"),
+        ({"benchmark_filename": ["train", "valid", "test"]}, "known-sequences.train.inter'; expected RecBole's atomic"),
         ({"train_neg_sample_args": {"sample_num": 2}}, "--loss_type=CE compares with every item"),
         ({"loss_type": "BPR", "train_neg_sample_args": None}, "--train_neg_sample_args draws none"),
         ({"MAX_ITEM_LIST_LENGTH": 0}, "--MAX_ITEM_LIST_LENGTH=0"),

@@ -12,7 +12,6 @@ Until ids are numbered, a token column holds codes: int32 places in its field's 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,15 +25,18 @@ import torch
 from numpy.typing import NDArray
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
-from recbole.utils import FeatureType
+from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
+from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, splits_by_time
 from recbole_kd.data.reader import Layout, by_first_appearance, fields_of
 from recbole_kd.data.store import load_atomic
 from recbole_kd.errors import UserError
 
 __all__ = ["PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
+#: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test.
+PART = "\0part"
 #: While a dataset is split, and in `timed` from then on, the column of each row's place in time.
 PLACE = "\0place"
 
@@ -47,13 +49,8 @@ def layout_of(config: Any) -> Layout:
         encoding=config["encoding"] or "utf-8",
         ids=(config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]),
         time=config["TIME_FIELD"],
-        ordered=_is_ordered(config),
+        ordered=is_ordered(config),
     )
-
-
-def _is_ordered(config: Any) -> bool:
-    """Whether the time of interactions decides anything, the split or a graph of SEvo: then each must have one."""
-    return bool(config["eval_args"]["order"] == "TO" or config["sevo"])
 
 
 class _TokenIds(dict[str, Any]):
@@ -103,6 +100,7 @@ class _Fast(Dataset):
         self.field2token_id = _TokenIds(self.field2id_token)
         self._vocabulary: dict[str, pa.Array] = {}
         self._places: Tensor | None = None
+        self._parts: Tensor | None = None
         self._as_read = True  # whether every row is still there, and in the order of the file
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
@@ -132,6 +130,18 @@ class _Fast(Dataset):
                 continue
             self.field2seqlen[field] = 1
         return pd.DataFrame(frame, copy=False)
+
+    def _get_load_and_unload_col(self, source: Any) -> Any:
+        """RecBole's, and the column of time where rows are ordered by it."""
+        load, unload = super()._get_load_and_unload_col(source)
+        if load and source == FeatureSource.INTERACTION and splits_by_time(self.config):
+            load = {*load, self.time_field}
+        return load, unload
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        super()._load_inter_feat(token, dataset_path)
+        if self.benchmark_filename_list is not None:
+            self.inter_feat[PART] = np.repeat(np.arange(len(self.file_size_list), dtype=np.int8), self.file_size_list)
 
     def _codes(self, field: str, values: pa.DictionaryArray) -> NDArray[np.int32]:
         """(rows,) places in the field's vocabulary, which grows by the tokens that it lacks; -1 where there is none."""
@@ -164,6 +174,9 @@ class _Fast(Dataset):
     def _data_processing(self) -> None:
         #: Rows that were read, and that each filter dropped.
         self.steps = [("read", len(self.inter_feat))]
+        if self.benchmark_filename_list is not None:  # which RecBole does not filter, whatever the settings say
+            self.feat_name_list = self._build_feat_name_list()
+            self._data_filtering()
         super()._data_processing()
 
     def _data_filtering(self) -> None:
@@ -266,8 +279,14 @@ class _Fast(Dataset):
 
     def _remap_ID_all(self) -> None:
         """Numbers ids by first appearance. Times are ordered before, as later steps may scale them."""
+        if PART in self.inter_feat:
+            parts = self.inter_feat.pop(PART).to_numpy()
+            self._parts = torch.from_numpy(parts * (0 if is_whole(self.config) else 1))
         if self.time_field in self.inter_feat and self.field2type[self.time_field] == FeatureType.FLOAT:
-            self._places = self._in_time(torch.from_numpy(self.inter_feat[self.time_field].to_numpy(copy=True)))
+            times = torch.from_numpy(self.inter_feat[self.time_field].to_numpy(copy=True))
+            self._places = self._in_time(times)
+            if self.config["split_time"] is not None and not is_whole(self.config):
+                self._parts = parts_of_time(self.config, times)
         super()._remap_ID_all()
         self._vocabulary = {}
 
@@ -316,6 +335,8 @@ class _Fast(Dataset):
         features.length = len(data)
         if data is self.inter_feat and self._places is not None:
             features[PLACE], self._places = self._places, None
+        if data is self.inter_feat and self._parts is not None:
+            features[PART], self._parts = self._parts, None
         return features
 
     def sort(self, by: str | list[str], ascending: bool | list[bool] = True) -> None:
@@ -340,10 +361,17 @@ class _Fast(Dataset):
 
         Loaders sort the rows themselves, `inter_feat`.
         """
-        parts: list[Any] = super().build()
+        if self._parts is None:
+            parts: list[Any] = super().build()
+        else:
+            self._change_feat_format()
+            self._drop_unused_col()
+            places = [(self.inter_feat[PART] == part).nonzero().squeeze(1) for part in range(3)]
+            parts = [self.copy(_rows(self.inter_feat, index)) for index in places]
         for part in (self, *parts):
-            part.timed = copy.copy(part.inter_feat) if PLACE in part.inter_feat else None
-            part.inter_feat = Interaction({name: part.inter_feat[name] for name in part.inter_feat if name != PLACE})
+            own = {name: part.inter_feat[name] for name in part.inter_feat if name not in (PLACE, PART)}
+            part.timed = Interaction({**own, PLACE: part.inter_feat[PLACE]}) if PLACE in part.inter_feat else None
+            part.inter_feat = Interaction(own)
         return parts
 
     def _grouped_index(self, group_by_list: NDArray[np.int64]) -> _Groups:
@@ -383,11 +411,20 @@ class KDSequentialDataset(_Fast, SequentialDataset):
         """(rows,) rank of each row's time; rows of one time share it, so that a stable sort leaves them as they are."""
         return torch.unique(times, return_inverse=True)[1]
 
+    def _benchmark_presets(self) -> None:
+        """Nothing: histories are made of the rows here, also where the split is one of files."""
+
+    def _change_feat_format(self) -> None:
+        """The columns as tensors, and of each user's rows in time a row for each but the first."""
+        Dataset._change_feat_format(self)
+        self.data_augmentation()
+
     def data_augmentation(self) -> None:
         """Makes of each user's rows, in time, one row for each but the first: the items before it, and itself."""
         self._check_field("uid_field", "time_field")
-        self.sort(by=[self.uid_field, self.time_field])
-        places = self.inter_feat.interaction.pop(PLACE)
+        parts = [PART] if PART in self.inter_feat else []
+        self.sort(by=[self.uid_field, *parts, self.time_field])
+        hidden = {name: self.inter_feat.interaction.pop(name) for name in [PLACE, *parts]}
         self._aug_presets()
         users = self.inter_feat[self.uid_field]
         rows = torch.arange(len(users))
@@ -411,7 +448,7 @@ class KDSequentialDataset(_Fast, SequentialDataset):
                 histories[name][longer, place] = values[targets[longer] - lengths[longer] + place]
         features = _rows(self.inter_feat, targets)
         features.update(Interaction(histories))
-        features[PLACE] = places[targets]
+        features.update(Interaction({name: values[targets] for name, values in hidden.items()}))
         self.inter_feat = features
 
 

@@ -32,15 +32,26 @@ LEAST_ROWS = 8
 def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
     """The training, validation and test loader that RecBole would make for the model of `config`.
 
+    None for a validation or test split that the settings do not ask for.
+
     Raises:
         UserError: an empty validation or test split, or a user for whom no negative item is left.
     """
     parts = [splits.train, splits.valid, splits.test]
-    for phase, part in zip(("validation", "test"), parts[1:]):
+    asked_for = dict(zip(("valid", "test"), splits.asked_for))
+    for phase, name, part in (("valid", "validation", splits.valid), ("test", "test", splits.test)):
+        if not asked_for[phase]:
+            continue
         if len(part) == 0:
             raise UserError(
-                f"The {phase} split of {config['dataset']} is empty, so that nothing can be chosen or reported; "
+                f"The {name} split of {config['dataset']} is empty, so that nothing can be chosen or reported; "
                 "change --eval_args or use a larger dataset."
+            )
+        if config["eval_args"]["mode"][phase] == "labeled" and part.label_field not in part.inter_feat:
+            raise UserError(
+                f"--eval_args.mode=labeled compares scores with labels, and {config['dataset']} has no column "
+                f"'{part.label_field}'; make it with --threshold=\"{{rating: 4}}\" and load the column of ratings, "
+                "--load_col=\"{inter: '*'}\"."
             )
     if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["train_neg_sample_args"]["distribution"] == "none":
         raise UserError(
@@ -51,11 +62,14 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
         samplers = _samplers(config, splits.dataset, parts)
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
-    loaders = []
+    loaders: list[Any] = []
     sized = _Sized(config, eval_batch_size(config, splits))
     # RecBole knows an autoencoder's loader by the model's name, which a recipe's is not.
     chosen_by = {"model": config["student"], "MODEL_TYPE": config["MODEL_TYPE"], "eval_args": config["eval_args"]}
     for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers):
+        if not asked_for.get(phase, True):
+            loaders.append(None)
+            continue
         loader = get_dataloader(chosen_by, phase)
         if loader is FullSortEvalDataLoader:
             loader = FastFullSortEvalDataLoader

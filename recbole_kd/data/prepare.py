@@ -31,7 +31,7 @@ from recbole_kd.errors import UserError, closest
 from recbole_kd.files.atomic import write_content
 from recbole_kd.files.digest import file_digest
 from recbole_kd.files.plain import save_json
-from recbole_kd.text import columns
+from recbole_kd.text import columns, unit_of
 
 __all__ = ["PREPARABLE", "Columns", "can_prepare", "described", "k_core", "prepare"]
 
@@ -451,8 +451,8 @@ def _facts(result: pa.Table) -> dict[str, str]:
 
 
 def _date(time: float) -> str:
-    """A time as a date, where it can be one in seconds or milliseconds since 1970."""
-    for unit in (1, 1000):
-        if 10**8 <= abs(time) / unit < 10**10:
-            return datetime.fromtimestamp(float(time) / unit, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{time:g}"
+    """A time as a date, where it can be one in seconds, milliseconds or finer since 1970."""
+    unit = unit_of(time)
+    if unit is None:
+        return f"{time:g}"
+    return datetime.fromtimestamp(float(time) / unit, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")

@@ -15,6 +15,7 @@ from recbole.utils import ModelType
 
 from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.parts import parts_asked_for, splits_by_time
 from recbole_kd.data.reader import fields_of
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
@@ -40,6 +41,11 @@ class Splits:
             UserError: files, columns or interactions that are missing.
         """
         check_files(config)
+        if "TS" in config["eval_args"]["split"] and config["eval_args"]["order"] != "TO":
+            raise UserError(
+                "--eval_args splits by shares of time (TS), and says order RO, in which RecBole mixes up rows; set "
+                '--eval_args="{split: {TS: [0.8,0.1,0.1]}, order: TO}".'
+            )
         if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and config["eval_args"]["order"] != "TO":
             raise UserError(
                 f"--eval_args says order {config['eval_args']['order']}, and {config['model']} predicts the next item "
@@ -65,6 +71,24 @@ class Splits:
                 "loosen --user_inter_num_interval, --item_inter_num_interval or --eval_args."
             )
 
+    @property
+    def asked_for(self) -> tuple[bool, bool]:
+        """Whether the settings ask for a validation and for a test split."""
+        return parts_asked_for(self.dataset.config)
+
+    def require(self, what: str) -> None:
+        """Refuses data without a validation or without a test split, where `what` needs both.
+
+        Raises:
+            UserError: it names the one that is missing.
+        """
+        for name, there in zip(("validation", "test"), self.asked_for):
+            if not there:
+                raise UserError(
+                    f"{what} needs a {name} split, and the settings leave none; change --eval_args or --split_time, "
+                    'such as --eval_args.split="{RS: [0.8,0.1,0.1]}".'
+                )
+
     @cached_property
     def observed(self) -> Observed:
         """The pairs of the training split."""
@@ -81,18 +105,10 @@ class Splits:
         return str(self.train.iid_field + self.train.config["LIST_SUFFIX"])
 
     def _interactions(self, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(users (n,), items (n,)) of a split. Those of sequences come, for each user, in the order of time.
-
-        A sequence's rows name each of its items as the next one but the first: that is the history of the row whose
-        history has one item, and it is an interaction of the training split if that row is.
-        """
-        rows = split.inter_feat
-        users, items = rows[split.uid_field], rows[split.iid_field]
-        if self.sequential and split is self.train:
-            first = rows[split.config["ITEM_LIST_LENGTH_FIELD"]] == 1
-            users = torch.cat([users[first], users])
-            items = torch.cat([rows[self._histories][first, 0], items])
-        return users, items
+        """(users (n,), items (n,)) of a split. Those of sequences come, for each user, in the order of time."""
+        if split is self.train:
+            return interactions_of(split)
+        return split.inter_feat[split.uid_field], split.inter_feat[split.iid_field]
 
     def pairs(self, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(users (n,), items (n,)) of a split, as a user- and item-sorted copy: a loader may have reordered it."""
@@ -177,6 +193,22 @@ class Splits:
         return dataset
 
 
+def interactions_of(train: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(users (n,), items (n,)) of a training split.
+
+    A sequence's rows name each of its items as the next one but the first: that is the history of the row whose
+    history has one item, and it is an interaction of the training split if that row is.
+    """
+    rows = train.inter_feat
+    users, items = rows[train.uid_field], rows[train.iid_field]
+    histories = train.iid_field + train.config["LIST_SUFFIX"]
+    if histories in rows:
+        first = rows[train.config["ITEM_LIST_LENGTH_FIELD"]] == 1
+        users = torch.cat([users[first], users])
+        items = torch.cat([rows[histories][first, 0], items])
+    return users, items
+
+
 def _tokens(dataset: Any, field: str) -> list[str]:
     return [str(token) for token in dataset.field2id_token[field]]
 
@@ -204,17 +236,18 @@ def check_files(config: Any) -> None:
     columns = (config["load_col"] or {}).get("inter") if isinstance(config["load_col"], dict) else None
     columns = None if columns == "*" else columns
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-    if sequential and parts:
+    if config["split_time"] is not None and parts:
         raise UserError(
-            f"{config['model']} reads sequences, which are cut after the file is read, and --benchmark_filename="
-            f"{list(parts)} gives splits that are cut already; leave it out and give one file {name}.inter."
+            f"--split_time={config['split_time']} and --benchmark_filename={list(parts)} both say how the data is "
+            "split; keep one."
         )
     if sequential and columns is not None and config["TIME_FIELD"] not in columns:
         raise UserError(
             f"{config['model']} reads sequences in the order of time, and --load_col loads {list(columns)} without "
             f"'{config['TIME_FIELD']}'; add it to --load_col, or set --TIME_FIELD to the column of time."
         )
-    if sequential:
+    timed = splits_by_time(config) or sequential
+    if timed:
         wanted.append(config["TIME_FIELD"])
     for file in files:
         path = folder / file
@@ -225,5 +258,5 @@ def check_files(config: Any) -> None:
             if column not in names:
                 raise UserError(
                     f"'{path}' has no column '{column}'; it has {', '.join(names)}. "
-                    f"Set --USER_ID_FIELD, --ITEM_ID_FIELD{', --TIME_FIELD' if sequential else ''} or --load_col."
+                    f"Set --USER_ID_FIELD, --ITEM_ID_FIELD{', --TIME_FIELD' if timed else ''} or --load_col."
                 )

@@ -22,6 +22,7 @@ Masking (`Trainer._full_sort_batch_eval`) stays RecBole's: it is a few hundredth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,13 +30,14 @@ import torch
 from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector, DataStruct
-from recbole.evaluator.register import metrics_dict
 from recbole.utils import EvaluatorType
 from torch import Tensor
 
 from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
+from recbole_kd.data.splits import interactions_of
 from recbole_kd.errors import UserError
+from recbole_kd.evaluation.metrics import metric_class
 
 #: User-item pairs given to one call of `model.predict` where a model scores pair by pair.
 PAIRS_PER_CALL = 2**17
@@ -119,9 +121,10 @@ class _CollectedBatches(DataStruct):
 class FullSortCollector(Collector):
     """RecBole's collector with one top-k per batch and no matrix of positives.
 
-    "rec.topk" and "rec.items" equal what RecBole's collector hands to the Evaluator, to the bit and ties included;
-    "rec.meanrank", "rec.score" and "data.label" are collected by RecBole's own code. Metrics that need "data.*", such
-    as ItemCoverage, work here, while RecBole 1.2.1 stops at them, calling `.cpu()` on a number.
+    "rec.topk" and "rec.items" equal what RecBole's collector hands to the Evaluator, to the bit and ties included, but
+    for places of items that are left out (a score of -inf): there "rec.items" says 0, no item. "rec.meanrank",
+    "rec.score" and "data.label" are collected by RecBole's own code. Metrics that need "data.*", such as ItemCoverage,
+    work here, while RecBole 1.2.1 stops at them, calling `.cpu()` on a number.
     """
 
     def __init__(self, config: Any) -> None:
@@ -134,6 +137,13 @@ class FullSortCollector(Collector):
         # These two are collected here: RecBole's own method, called for the rest, must not collect them again.
         setattr(self.register, "rec.items", False)
         setattr(self.register, "rec.topk", False)
+
+    def data_collect(self, train_data: Any) -> None:
+        """Collects how often each item is in the training data, of sequences their first items included."""
+        super().data_collect(train_data)
+        self.data_struct.set("data.num_items", train_data.dataset.item_num)
+        if self.register.need("data.count_items"):
+            self.data_struct.set("data.count_items", Counter(interactions_of(train_data.dataset)[1].tolist()))
 
     def eval_batch_collect(
         self, scores_tensor: Tensor, interaction: Interaction, positive_u: Tensor, positive_i: Tensor
@@ -159,10 +169,10 @@ class FullSortCollector(Collector):
         cutoff = max(self.topk)
         if cutoff > items:
             raise UserError(f"topk={cutoff} exceeds the catalogue of {items - 1} items; set --topk to at most that.")
-        ranking = exact_topk(scores, cutoff)[1]
+        best, ranking = exact_topk(scores, cutoff)
         self.data_struct.update_tensor("rec.users", _user_of_each_row(interaction[self.config["USER_ID_FIELD"]], rows))
         if self._needs_items:
-            self.data_struct.update_tensor("rec.items", ranking)
+            self.data_struct.update_tensor("rec.items", ranking.masked_fill(best == -torch.inf, 0))
         if self._needs_hits:
             # Distinct pairs, ascending: a positive that is listed twice counts once, as in a matrix.
             positives = torch.unique(positive_rows * items + positive_items).to(scores.device)
@@ -193,7 +203,7 @@ class FullSortCollector(Collector):
         """
         values: dict[str, NDArray[Any]] = {}
         for name in self.config["metrics"]:
-            metric = metrics_dict[name.lower()](self.config)
+            metric = metric_class(name)(self.config)
             if metric.metric_type == EvaluatorType.RANKING and hasattr(metric, "topk_result"):
                 # RecBole's metrics compute (n, max k) values and give them to `topk_result`, which takes their mean.
                 metric.topk_result = lambda key, table: {f"{key}@{k}": table[:, k - 1] for k in self.topk}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import recbole
 from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType
 
 from recbole_kd.contracts import DistillerOptions
 from recbole_kd.errors import UserError, closest
@@ -97,13 +98,37 @@ def check_metrics(final: Mapping[str, Any]) -> None:
                 f"Unknown metric '{metric}' in --metrics.{closest(str(metric), metric_types)} "
                 f"Choices: {', '.join(sorted(metric_types))}."
             )
+    _check_mode(metrics, final.get("eval_args") or {})
     cutoffs = final["topk"] if isinstance(final["topk"], (list, tuple)) else [final["topk"]]
-    name, _, cutoff = str(final["valid_metric"]).partition("@")
-    computed = name.lower() in [str(metric).lower() for metric in metrics]
-    if not computed or (cutoff and cutoff not in map(str, cutoffs)):
+    results = [known_keys.result_name(str(metric), cutoff) for metric in metrics for cutoff in cutoffs]
+    if str(final["valid_metric"]).lower() not in map(str.lower, results):
         raise UserError(
             f"--valid_metric={final['valid_metric']} is not computed: --metrics={metrics}, --topk={list(cutoffs)}; "
-            f"expected one of them, such as {metrics[0]}@{cutoffs[0]}."
+            f"expected one of them, such as {results[0]}."
+        )
+
+
+def _check_mode(metrics: list[Any], evaluating: Mapping[str, Any]) -> None:
+    """Refuses metrics that cannot be computed of what ``eval_args`` says is scored."""
+    ranking = [name for name in metrics if metric_types[str(name).lower()] == EvaluatorType.RANKING]
+    labelled = [name for name in metrics if name not in ranking]
+    mode = evaluating.get("mode", "full")
+    modes = set(mode.values()) if isinstance(mode, Mapping) else {mode}
+    with_labels = '--eval_args.mode=labeled with --threshold="{rating: 4}"'
+    if ranking and labelled:
+        raise UserError(
+            f"--metrics has {ranking[0]}, which reads a ranking, and {labelled[0]}, which compares scores with labels; "
+            f"one run computes one kind: leave {labelled[0]} out, or keep it alone with {with_labels}."
+        )
+    if labelled and "full" in modes:
+        raise UserError(
+            f"--metrics={metrics} compares scores with labels, and --eval_args.mode=full ranks all items; set "
+            f"{with_labels}, or --eval_args.mode=uni100 for labels of 100 drawn negatives."
+        )
+    if ranking and "labeled" in modes:
+        raise UserError(
+            f"--metrics={metrics} reads a ranking, and --eval_args.mode=labeled scores the rows of the split alone; "
+            "set --eval_args.mode=full, or --metrics=[AUC] --valid_metric=AUC."
         )
 
 

@@ -18,13 +18,29 @@ from typing import Any
 
 from recbole_kd.errors import UserError
 from recbole_kd.options import LARGEST_SIZE, Described, Options, checked, described, option
+from recbole_kd.text import moment
 
-__all__ = ["GROUPS", "OMITTED", "WITHOUT_CUTOFF", "Teacher", "check", "hint_of", "known_keys", "of_a_model"]
+__all__ = [
+    "GROUPS",
+    "OMITTED",
+    "WITHOUT_CUTOFF",
+    "Teacher",
+    "check",
+    "hint_of",
+    "known_keys",
+    "of_a_model",
+    "result_name",
+]
 
 #: float32 ends at about this.
 _LARGEST = 1e38
 #: RecBole's metrics that are computed over the whole list.
 WITHOUT_CUTOFF = ("auc", "gauc", "logloss", "mae", "rmse")
+
+
+def result_name(metric: str, cutoff: Any) -> str:
+    """What a metric is called in results and in ``--valid_metric``, such as NDCG@20; AUC and others have no cutoff."""
+    return metric if metric.lower() in WITHOUT_CUTOFF else f"{metric}@{cutoff}"
 
 
 # Tests of values
@@ -43,8 +59,9 @@ def _are_intervals(value: Mapping[str, Any] | None) -> bool:
 
 
 def _is_metric(value: str) -> bool:
-    name, at, cutoff = value.partition("@")
-    return not at if name.lower() in WITHOUT_CUTOFF else bool(name) and cutoff.isdigit() and int(cutoff) > 0
+    name, _, cutoff = value.partition("@")
+    whole = name == value or (cutoff.isdigit() and int(cutoff) > 0)
+    return bool(name) and whole and value == result_name(name, cutoff)
 
 
 def _are_cutoffs(value: Any) -> bool:
@@ -70,6 +87,13 @@ def _is_split(value: Mapping[str, Any]) -> bool:
         isinstance(one, (int, float)) and not isinstance(one, bool) and 0 <= one < math.inf for one in part
     )
     return how in ("RS", "TS") and numbers and len(part) == 3 and part[0] > 0
+
+
+def _are_times(value: Any) -> bool:
+    """Whether it is a date or a number, or two of a kind in ascending order."""
+    times: list[Any] = [moment(one) for one in (value if isinstance(value, (list, tuple)) else [value])]
+    of_a_kind = None not in times and len({*map(type, times)}) == 1
+    return value is None or (len(times) < 3 and of_a_kind and times == sorted({*times}))
 
 
 def _are_columns(value: Mapping[str, Any] | None) -> bool:
@@ -195,6 +219,15 @@ class FilesAndOutput(Options):
     save_last: bool = option(True, "keep the state after the last whole epoch for --resume")
     resume: str | None = option(None, 'go on from a run\'s "-last.pth" file', metavar="FILE")
     result_file: str | None = option(None, "also write the result (JSON) there", metavar="FILE")
+    warm_start: str | None = option(
+        None, "begin from a trained student: known users and items keep their vectors", metavar="FILE"
+    )
+    warm_start_new: str = option(
+        "mean",
+        "where new ones begin: the mean of the known, or of their neighbours by the teacher's vectors",
+        choices=("mean", "teacher"),
+    )
+    final: bool = option(False, "train the chosen student again on all interactions, for serving")
     quiet: bool = option(False, "show warnings and errors alone; the log file is as always")
     show_progress: bool = option(True, "progress bars; by default in a terminal alone")
     state: str = option(
@@ -225,6 +258,7 @@ class Training(Options):
     seed: int = option(2020, "of everything that is drawn", minimum=0, maximum=2**32 - 1)
     reproducibility: bool = option(True, "the same result for the same seed on one machine")
     epochs: int = option(300, "at most", minimum=0)
+    stop_after: int | None = option(None, "end after so many of the epochs, whatever validation says", minimum=1)
     train_batch_size: int = option(2048, "pairs of a step", minimum=1, maximum=LARGEST_SIZE)
     learner: str = option("adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, sevo_adam, sevo_adamw")
     learning_rate: float = option(0.001, "of the optimiser", minimum=1e-12, maximum=_LARGEST)
@@ -263,6 +297,13 @@ class Evaluation(Options):
     )
     eval_args: _Evaluating = option(None, "split and ranking")
     split_seed: int | None = option(None, "seed of a random split; by default --seed's", minimum=0, maximum=2**32 - 1)
+    split_time: Any = option(
+        None,
+        "training before, test from then on; of two times, validation between them",
+        noun="a date, a number in the unit of the data, or two of them, such as [2025-01-01,2025-02-01]",
+        test=_are_times,
+        metavar="[2025-01-01,2025-02-01]",
+    )
     repeatable: bool = option(False, "whether items that a user had can be recommended again")
     eval_batch_size: int | None = option(
         None,
@@ -272,7 +313,7 @@ class Evaluation(Options):
     )
     metric_decimal_place: int = option(4, "decimals of metrics", minimum=1, maximum=16)
     tail_ratio: float | None = option(
-        None, "items of TailPercentage: a share of all, or from 1 on the most pairs of one", above=0
+        None, "items of TailPercentage: a share of all, or above 1 the most training pairs of one", above=0
     )
 
 

@@ -26,7 +26,7 @@ BASELINE_LENGTHS = ("epochs", "stopping_step", "eval_step")
 WITHOUT_EFFECT = frozenset(
     (
         *("gpu_id", "use_gpu", "state", "show_progress", "worker", "log_wandb", "wandb_project"),
-        *("data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last"),
+        *("data_path", "checkpoint_dir", "config_file", "config_files", "result_file", "resume", "save_last", "final"),
         *("baseline", "eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "local_rank", "single_spec"),
     )
 )
@@ -195,10 +195,28 @@ class KDConfig(Config):
         if isinstance(gpu, list):
             self.final_config_dict["gpu_id"] = tuple(gpu)
         super()._init_device()
-        if not self.final_config_dict["use_gpu"]:
-            import torch
+        import torch
 
+        if not self.final_config_dict["use_gpu"]:
             self.final_config_dict["device"] = torch.device("cpu")
+        self._check_gpu(self._given[-1].settings)  # in a file, use_gpu may have been written by another machine
+
+    def _check_gpu(self, given: Mapping[str, Any]) -> None:
+        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence."""
+        if self.final_config_dict["device"].type != "cpu":
+            return
+        number, device = str(given.get("gpu_id") or "0"), str(given.get("device") or "")
+        asked = {
+            f"--device={device}": device.startswith("cuda"),
+            f"--gpu_id={number}": number != "0" and bool(self.final_config_dict["use_gpu"]),
+            "--use_gpu=true": given.get("use_gpu") is True,
+        }
+        for setting, wanted in asked.items():
+            if wanted:
+                raise UserError(
+                    f"{setting} asks for a GPU, and torch sees none there; set --use_gpu=false for the CPU, or leave "
+                    "all of these out, which takes a GPU where there is one."
+                )
 
     def __getitem__(self, key: str) -> Any:
         for noted in self._noting:
@@ -299,6 +317,8 @@ class KDConfig(Config):
             )
         if section.get("distill"):
             raise UserError(f"--{prefix}distill is set, and a teacher is trained alone; leave it out.")
+        if section.get("warm_start"):
+            raise UserError(f"--{prefix}warm_start is set, and only the student begins from a file; leave it out.")
         own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
         # Adam takes most of the time that large tables need.
         return self._derived(model, {"fused_adam": True, **own}, prefix)
@@ -354,6 +374,8 @@ class KDConfig(Config):
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
         inherited = {key: self[key] for key in shared_keys() - set(checks.PICKLES) if key in self}
         inherited["data_path"] = self.data_root
+        if self["use_gpu"]:  # the default, which asks for nothing
+            del inherited["use_gpu"]
         if not self["eval_batch_size_given"]:
             del inherited["eval_batch_size"]
         own = nest(settings)
@@ -375,7 +397,7 @@ def shared_keys() -> set[str]:
         set(general_arguments)
         | set(evaluation_arguments)
         | set(DATASET_KEYS)
-        | {"worker", "save_last", "split_seed", "trim_padding", "quiet"}
+        | {"worker", "save_last", "split_seed", "split_time", "trim_padding", "quiet"}
     )
 
 

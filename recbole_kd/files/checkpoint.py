@@ -43,6 +43,7 @@ class _Told(TypedDict, total=False):
     epoch_seconds: Optional[list[float]]
     loss_history: dict[int, dict[str, float]]
     valid_history: list[dict[str, float]]
+    final: bool
 
 
 class ModelState(_Named, _Told, total=False):

@@ -59,7 +59,7 @@ def summarise(
         "distillers": list(trainer.distillers),
         "teacher": None if teacher is None else teacher.summary(),
         "baseline": None if baseline is None else _baseline_summary(baseline),
-        "best_valid_score": float(trainer.best_valid_score),
+        "best_valid_score": float(trainer.best_valid_score) if trainer.valid_history else None,
         "best_valid_result": {name: float(value) for name, value in best_valid_result.items()},
         "test_result": dict(test_result),
         "best_epoch": trainer.best_epoch,

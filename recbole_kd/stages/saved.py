@@ -13,6 +13,7 @@ from torch import nn
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
+from recbole_kd.experiment.known_keys import result_name
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, shared_keys
 from recbole_kd.experiment.values import DATASET_KEYS, merge, nest
 from recbole_kd.files.checkpoint import ModelState, load_any, load_checkpoint
@@ -54,7 +55,7 @@ def load_trained(path: str, config_dict: Mapping[str, Any] | None = None) -> tup
         # Nothing is chosen here: any metric that is computed will do.
         probe = {key: given.get(key, state["config"].get(key)) for key in ("metrics", "topk")}
         metric, cutoff = (value[0] if isinstance(value, (list, tuple)) and value else value for value in probe.values())
-        given["valid_metric"] = f"{metric}@{cutoff}"
+        given["valid_metric"] = result_name(str(metric), cutoff)
     base = KDConfig(backbone, dataset, config_dict={**stored, "distill": [], "teacher": None, **given})
     config = base.checkpoint_config(backbone, state["config"])
     start_logging(config)

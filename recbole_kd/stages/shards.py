@@ -43,7 +43,7 @@ _SHARDS_A_CORE = 4
 #: What a worker read last, under its key.
 _KEPT: dict[str, Any] = {}
 #: Settings that decide how a checkpoint is evaluated, beside the data's.
-_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place", "use_gpu")
+_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place")
 
 
 def rank_in_shards(teacher: AnyTeacher, experiment: Experiment) -> None:
@@ -118,6 +118,7 @@ def evaluate_in_shards(trainer: Any, data: Any, split: str, checkpoint: str, giv
     settings = {
         **given,
         **{key: config[key] for key in _EVALUATION},
+        **({} if config["use_gpu"] else {"use_gpu": False}),
         **({"eval_batch_size": config["eval_batch_size"]} if config["eval_batch_size_given"] else {}),
         "data_path": os.path.abspath(config.data_root),
         "checkpoint_dir": os.path.abspath(config["checkpoint_dir"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -12,18 +13,39 @@ from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Distiller
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.model.build import build_model
-from recbole_kd.registry import distiller_class
+from recbole_kd.registry import distiller_class, models
 from recbole_kd.stages.needs import check_needs, data_view
 from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.student.readers import ModelStudent
+from recbole_kd.student.warm import begin_from, teacher_vectors
 from recbole_kd.teacher.cache import facts
 from recbole_kd.trainer.kd_trainer import make_trainer
 from recbole_kd.trainer.learner import optimizer_factory
 from recbole_kd.trainer.shared import share_of_steps
 
 __all__ = ["build_student"]
+
+
+def _warm_start(config: KDConfig, splits: Splits, model: nn.Module, teacher: AnyTeacher | None) -> None:
+    """Gives the student the weights of ``--warm_start``, and says how many users and items that file knows."""
+    backbone = config.resolved.backbone
+    if not models()[backbone].gradient:
+        raise UserError(f"{backbone} is computed in closed form and begins from nothing; leave --warm_start out.")
+    by_teacher = config["warm_start_new"] == "teacher"
+    sides = begin_from(
+        str(config["warm_start"]),
+        model,
+        backbone,
+        {"users": splits.user_tokens, "items": splits.item_tokens},
+        teacher_vectors(teacher) if by_teacher else {},
+    )
+    place = "their neighbours' mean by the teacher" if by_teacher else "the mean of the known"
+    told = "; ".join(side.told(name) for name, side in sides.items())
+    logging.getLogger().info(f"Warm start from {config['warm_start']}: {told}. New ones begin at {place}.")
 
 
 def build_student(
@@ -35,6 +57,8 @@ def build_student(
     loaders = make_loaders(config, splits)
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
+    if config["warm_start"]:
+        _warm_start(config, splits, model, teacher)
     view = ModelStudent(model)
     distillers: dict[str, Distiller[Any]] = {}
     if teacher is not None:

@@ -12,8 +12,10 @@ __all__ = ["evaluate", "evaluated"]
 
 
 def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
-    """Metrics of the best epoch's weights on the test split, and the seconds that they took."""
+    """Metrics of the best epoch's weights on the test split, if there is one, and the seconds that they took."""
     trainer.load_best()
+    if test_data is None:
+        return {}, 0.0
     logging.getLogger().info(f"Evaluating {trainer.config['model']}, epoch {trainer.best_epoch}, on the test split")
     start = time.perf_counter()
     result = evaluated(trainer, test_data, "test", trainer.saved_model_file, {})

@@ -19,7 +19,8 @@ __all__ = ["resumable", "train_baseline", "train_student"]
 def train_student(trainer: Any, loaders: Any, saved: bool = True) -> None:
     """Trains the student and keeps its best epoch by the validation split."""
     config = trainer.config
-    logging.getLogger().info(f"Training the student {config['model']} for at most {trainer.epochs} epochs")
+    bound = "at most" if loaders[1] is not None else "all, as there is no validation split, of"
+    logging.getLogger().info(f"Training the student {config['model']} for {bound} {trainer.epochs} epochs")
     trainer.fit(*loaders[:2], saved=saved, show_progress=config["show_progress"])
 
 

@@ -26,8 +26,8 @@ __all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch
 #: Settings that change nothing in what a plain model learns, so that a cached one serves whatever they are.
 NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
     *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
-    *("nproc", "ray_address"),
-    "split_seed",  # the split itself is part of the key
+    *("nproc", "ray_address", "warm_start", "warm_start_new"),
+    *("split_seed", "split_time"),  # the split itself is part of the key
 }
 
 
@@ -69,6 +69,7 @@ def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
         "user_tokens": splits.user_tokens,
         "item_tokens": splits.item_tokens,
         "split": splits.training_digest,
+        "final": not any(splits.asked_for),
     }
 
 
@@ -85,6 +86,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     """
     logger = logging.getLogger()
     settings = {key: value for key, value in config.plain_values().items() if key not in NO_PART_OF_A_MODEL}
+    if settings["stop_after"] is None:
+        del settings["stop_after"]  # as before there was one
     versions = [FORMAT, recbole.__version__]
     key = digest(versions, config.resolved.backbone, settings, splits.content())
     folder = os.path.join("teachers", f"{config.resolved.backbone}-{config['dataset']}-{key[:16]}")
@@ -141,4 +144,5 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
 
 
 def _floats(result: Any) -> dict[str, float]:
-    return {name: float(value) for name, value in result.items()}
+    """Metrics as plain numbers; none where there is no test split."""
+    return {name: float(value) for name, value in (result or {}).items()}

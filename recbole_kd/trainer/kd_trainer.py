@@ -29,6 +29,7 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
+from recbole_kd.evaluation.metrics import Evaluator
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.pickles import shown
 from recbole_kd.trainer.board import new_stamp, tensorboard_run
@@ -102,7 +103,9 @@ class KDMixin:
         self._attributes: Optional[Attributes] = None
         with tensorboard_run(role):
             super().__init__(config, model)  # type: ignore[call-arg]
+        self.epochs = min(self.epochs, config["stop_after"] or self.epochs)
         self.eval_collector = FullSortCollector(config)
+        self.evaluator = Evaluator(config)
         self.test_batch_size = PAIRS_PER_CALL
         name = file_name or f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp or new_stamp()}.pth"
         self.saved_model_file = os.path.join(config["checkpoint_dir"], name)
@@ -187,7 +190,7 @@ class KDMixin:
     def _schedule_learning_rate(self, epoch: int) -> None:
         if self.config["learning_rate_schedule"] == "cosine":
             # A function of the epoch alone, so that a resumed run needs no state of it.
-            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.config["epochs"]))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config["learning_rate"] * factor
 

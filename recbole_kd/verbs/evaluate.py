@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_kd.errors import UserError
 from recbole_kd.files.plain import save_json
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.testing import evaluated
@@ -31,7 +32,13 @@ def evaluate_checkpoint(path: str, config_dict: Mapping[str, Any] | None = None)
     trained, splits = load_trained(path, config_dict)
     config = trained.config
     trainer, (_, valid, test) = make_evaluator(config, trained.model, splits)
+    if valid is None and test is None:
+        raise UserError(
+            f"'{path}' was trained on all of {config['dataset']}: no split is left to evaluate it on; evaluate the "
+            "checkpoint of a run with a test split."
+        )
     results = {}
     for name, data in (("valid_result", valid), ("test_result", test)):
-        results[name] = evaluated(trainer, data, name.split("_")[0], path, dict(config_dict or {}))
+        if data is not None:
+            results[name] = evaluated(trainer, data, name.split("_")[0], path, dict(config_dict or {}))
     return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **results}

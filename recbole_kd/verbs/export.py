@@ -103,6 +103,7 @@ def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) ->
         "dimension": users.shape[1],
         "score": "inner product of a user's and an item's vector, float32",
         "seen": {"splits": list(SEEN[options.seen]), "pairs": len(recommender.seen)},
+        "final": bool(recommender.trained.state.get("final")),
         "valid_result": recommender.trained.state["best_valid_result"],
         "digests": {"model": recommender.model.digest, "training_split": recommender.trained.state["split"]},
         "versions": versions(),

@@ -196,12 +196,15 @@ class RecommendOptions(VerbOptions):
     settings = ("data_path",)
 
     checkpoint: str = _CHECKPOINT
-    users: str = option(
+    users: str | None = option(
         None,
         "original ids between commas; @FILE has an id a line, @- is the standard input, all is everyone",
         metavar="ID,ID,...",
-        needed="users",
-        example="--users=196,186, --users=@FILE or --users=all",
+    )
+    history: str | None = option(
+        None,
+        "instead of users: the items that somebody outside of the data had, oldest first, in the same ways",
+        metavar="ITEM,ITEM,...",
     )
     config_files: str = _READ_FILES
     k: int = option(20, "items per user; a user who has fewer left gets fewer", minimum=1)
@@ -209,6 +212,15 @@ class RecommendOptions(VerbOptions):
     output: str | None = option(None, "a file instead of the standard output", metavar="FILE")
     exclude_seen: bool = option(True, "false: what a user has seen can be recommended again")
     seen: str = option("train", "the splits whose items a user has seen", choices=tuple(SEEN))
+
+    def check(self, section: str) -> None:
+        if not self.users and not self.history:
+            raise UserError(
+                "recommend needs users; set --users=ID,ID,..., such as --users=196,186, --users=@FILE or --users=all, "
+                "or --history=ITEM,ITEM,... for somebody who is not in the data."
+            )
+        if self.users and self.history:
+            raise UserError("--users and --history both say for whom; keep one.")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -29,6 +29,11 @@ from recbole_kd.files.reading import read_text
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.verbs.options import SEEN, RecommendOptions
+
+#: What a list is called whose user is not in the data.
+NEW_USER = "new"
+#: Weight of the penalty on a user's vector that is made of items, for each item.
+_RIDGE = 3.0
 
 
 class Recommendation(NamedTuple):
@@ -77,6 +82,60 @@ class Recommender:
             self._sequences = self.splits.sequences_after(parts)
             self.score_block = self._score_next
 
+    def recommend_after(self, history: Sequence[str], k: int = 20, exclude_seen: bool = True) -> Recommendation:
+        """The k best items for somebody who is not in the data, by what they had.
+
+        A sequential model's encoder reads the items. Of a model whose score is a product of two vectors, the items'
+        vectors give the user's: see :func:`folded_in`.
+
+        Args:
+            history: original ids of items, oldest first.
+            k: 1 to the number of items.
+            exclude_seen: whether the history is left out.
+
+        Raises:
+            UserError: as :meth:`recommend`; an unknown item; or a model that can do neither.
+        """
+        self._check_k(k)
+        ids = {token: item for item, token in enumerate(self.items) if item}
+        unknown = [item for item in history if item not in ids]
+        if unknown or not history:
+            raise UserError(
+                f"Item '{unknown[0]}' is not in {self.trained.config['dataset']}; leave it out."
+                if unknown
+                else "The history is empty; give an item at least."
+            )
+        had = torch.tensor([ids[item] for item in history])
+        rows = torch.zeros(len(had) if exclude_seen else 0, dtype=torch.long)
+        left_out = Observed(rows, had[: len(rows)], 1, len(self.items))
+        return next(self._ranked([NEW_USER], torch.tensor([0]), self._scores_after(had), left_out, k))
+
+    def _scores_after(self, had: Tensor) -> Callable[[Tensor], Tensor]:
+        """What scores every item for somebody who had these items (n,), oldest first."""
+        if self.splits.sequential:
+            longest = self._sequences[0].shape[1]
+            items = torch.zeros(1, longest, dtype=torch.long)
+            latest = had[-longest:]
+            items[0, : len(latest)] = latest
+            return lambda _: self._score_sequences(items, torch.tensor([len(latest)]))
+        if "representations" not in self.model.capabilities:
+            raise UserError(
+                f"{self.model.name} knows a user by more than the items' vectors, so that it cannot answer for "
+                "somebody outside of the data; leave --history out, or teach a student that can (--model=BPR "
+                f"--teacher={self.model.name} --distill=rrd)."
+            )
+        vectors = self.model.item_embeddings()
+        scores = vectors @ folded_in(vectors, had.to(vectors.device))
+        return lambda _: scores.unsqueeze(0).clone()
+
+    def _check_k(self, k: int) -> None:
+        catalogue = len(self.items) - 1
+        if k > catalogue:
+            raise UserError(
+                f"--k={k} exceeds the catalogue of {catalogue:,} items of {self.trained.config['dataset']}; "
+                "set --k to at most that."
+            )
+
     def recommend(
         self, users: Optional[Iterable[str]] = None, k: int = 20, exclude_seen: bool = True
     ) -> Iterator[Recommendation]:
@@ -90,25 +149,22 @@ class Recommender:
         Raises:
             UserError: a k that is out of range, an unknown user, scores that are not finite.
         """
-        catalogue = len(self.items) - 1
-        if k > catalogue:
-            raise UserError(
-                f"--k={k} exceeds the catalogue of {catalogue:,} items of {self.trained.config['dataset']}; "
-                "set --k to at most that."
-            )
+        self._check_k(k)
         wanted = list(self.users if users is None else users)
         unknown = [user for user in wanted if user not in self.users]
         if unknown:
             raise UserError(f"User '{unknown[0]}' is not in {self.trained.config['dataset']}; leave it out.")
         none = torch.empty(0, dtype=torch.long)
         nothing = Observed(none, none, self.seen.users, self.seen.items)
-        return self._recommend(wanted, k, self.seen if exclude_seen else nothing)
+        ids = torch.tensor([self.users[user] for user in wanted], dtype=torch.long)
+        return self._ranked(wanted, ids, self.score_block, self.seen if exclude_seen else nothing, k)
 
-    def _recommend(self, users: Sequence[str], k: int, left_out: Observed) -> Iterator[Recommendation]:
+    def _ranked(
+        self, users: Sequence[str], ids: Tensor, score_block: Callable[[Tensor], Tensor], left_out: Observed, k: int
+    ) -> Iterator[Recommendation]:
         tokens = np.array(self.items, dtype=object)
-        ids = torch.tensor([self.users[user] for user in users], dtype=torch.long)
         names = iter(users)
-        blocks = rank_items(self.score_block, left_out, ids, k, bool(self.trained.config["show_progress"]))
+        blocks = rank_items(score_block, left_out, ids, k, bool(self.trained.config["show_progress"]))
         for items, scores in blocks:
             if torch.isnan(scores).any() or torch.isposinf(scores).any():
                 raise UserError(
@@ -177,11 +233,39 @@ class Recommender:
     @torch.no_grad()
     def _score_next(self, users: Tensor) -> Tensor:
         """Scores (n, I) of what comes next for users (n,), by the model itself; -inf for a user without a sequence."""
+        return self._score_sequences(*(part[users] for part in self._sequences))
+
+    @torch.no_grad()
+    def _score_sequences(self, items: Tensor, lengths: Tensor) -> Tensor:
         model: Any = self.model.model
-        items, lengths = (part[users].to(self.trained.config["device"]) for part in self._sequences)
+        items, lengths = (part.to(self.trained.config["device"]) for part in (items, lengths))
         given = Interaction({model.ITEM_SEQ: items, model.ITEM_SEQ_LEN: lengths.clamp(min=1)})
-        scores: Tensor = model.full_sort_predict(given).view(len(users), -1)
+        scores: Tensor = model.full_sort_predict(given).view(len(items), -1)
         return scores.masked_fill_((lengths == 0).unsqueeze(1), -torch.inf)
+
+
+def folded_in(items: Tensor, had: Tensor) -> Tensor:
+    """The vector of a user by the items that they had, by regularised least squares over the items' vectors.
+
+    It is the u that minimises, with n items had of I, the others counting as much as these together, and s the mean of
+    ||v_i||^2 / d,
+
+        sum over the items had of (1 - u . v_i)^2  +  n / I  sum over the others of (u . v_i)^2  +  3 n s ||u||^2.
+
+    Args:
+        items: (I + 1, d) vectors, the padding's first.
+        had: (n,) the items had; one that was had twice counts twice.
+
+    Returns:
+        (d,) the vector.
+    """
+    every, own, n = items[1:].double(), items[had].double(), len(had)
+    # The sum over the others is the one over all, less the items had.
+    weight = n / len(every)
+    distinct = items[had.unique()].double()
+    system = own.t() @ own + weight * (every.t() @ every - distinct.t() @ distinct)
+    system += _RIDGE * n * every.square().mean() * torch.eye(every.shape[1], dtype=every.dtype, device=every.device)
+    return torch.linalg.solve(system, own.sum(dim=0)).to(items.dtype)
 
 
 @torch.no_grad()
@@ -221,23 +305,36 @@ def read_users(text: str) -> Optional[list[str]]:
     Raises:
         UserError: no id, or a file that cannot be read.
     """
-    if text == "all":
-        return None
+    return None if text == "all" else list(dict.fromkeys(read_ids("users", text, "user")))
+
+
+def read_ids(setting: str, text: str, kind: str) -> list[str]:
+    """The ids that a setting names, in their order: between commas, or a line each in ``@FILE``.
+
+    Args:
+        setting: its name.
+        text: its value.
+        kind: of what they are ids.
+
+    Raises:
+        UserError: no id, or a file that cannot be read.
+    """
     if text.startswith("@"):
         try:
             content = sys.stdin.read() if text == "@-" else read_text(text[1:])
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
             raise UserError(
-                f"Cannot read '{text[1:]}' ({reason}); set --users=@FILE to a file of an id a line."
+                f"Cannot read '{text[1:]}' ({reason}); set --{setting}=@FILE to a file of an id a line."
             ) from None
         ids = content.splitlines()
     else:
         ids = text.split(",")
-    users = list(dict.fromkeys(user.strip() for user in ids if user.strip()))
-    if not users:
-        raise UserError(f"--users={text} names no user; give ids between commas, @FILE with an id a line, or all.")
-    return users
+    found = [one.strip() for one in ids if one.strip()]
+    if not found:
+        every = ", or all" if setting == "users" else ""
+        raise UserError(f"--{setting}={text} names no {kind}; give ids between commas, @FILE with an id a line{every}.")
+    return found
 
 
 def split_users(text: str, known: Collection[str]) -> list[str]:
@@ -283,13 +380,14 @@ FORMATS: dict[str, Callable[[Iterable[Recommendation]], Iterator[str]]] = {"csv"
 
 def run_recommend(
     checkpoint: str,
-    users: str,
+    users: Optional[str] = None,
     k: int = 20,
     format: str = "csv",
     output: Optional[str] = None,
     seen: str = "train",
     exclude_seen: bool = True,
     config_dict: Optional[Mapping[str, Any]] = None,
+    history: Optional[str] = None,
 ) -> None:
     """The verb: recommendations to the standard output, or atomically to a file. Unknown users are named on stderr.
 
@@ -300,6 +398,7 @@ def run_recommend(
         format: a key of :data:`FORMATS`.
         output: a file; None is the standard output.
         exclude_seen: whether what a user has seen is left out.
+        history: instead of users, items as in :func:`read_ids`.
 
     Raises:
         UserError: a bad value of one of these, or not one user that the model knows.
@@ -310,16 +409,27 @@ def run_recommend(
 
 def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
     """The verb, with its options checked; `settings` are over the stored ones."""
-    named = read_users(options.users)
     given = {**settings, **({"config_files": options.config_files} if options.config_files else {})}
+    if options.history:
+        history = read_ids("history", options.history, "item")
+        recommender = Recommender(options.checkpoint, options.seen, given)
+        catalogue = set(recommender.items[1:])
+        known = [item for item in history if item in catalogue]
+        _skipped("item", history, catalogue, recommender.trained.config["dataset"])
+        if not known:
+            raise UserError(
+                f"None of the items is in {recommender.trained.config['dataset']}; --history takes its original ids, "
+                f"such as {recommender.items[1]}."
+            )
+        _write(options, [recommender.recommend_after(known, options.k, options.exclude_seen)], 1)
+        return
+    named = read_users(str(options.users))
     recommender = Recommender(options.checkpoint, options.seen, given)
     dataset = recommender.trained.config["dataset"]
     if named is not None and not options.users.startswith("@"):
         named = split_users(options.users, recommender.users)
     known = list(recommender.users) if named is None else [user for user in named if user in recommender.users]
-    for user in named or ():
-        if user not in recommender.users:
-            print(f"recbole-kd: user '{user}' is not in {dataset}: skipped", file=sys.stderr)
+    _skipped("user", named or (), recommender.users, dataset)
     if not known:
         pasted = (user for user in recommender.users if user != "all" and user[0] != "@")
         example = next((user for user in pasted if split_users(user, recommender.users) == [user]), None)
@@ -327,13 +437,23 @@ def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
         if example is not None:
             offer = f"--users takes its original ids, such as {shlex.quote(example)}"
         raise UserError(f"None of the users is in {dataset}; {offer}.")
-    lines = FORMATS[options.format](recommender.recommend(known, options.k, options.exclude_seen))
+    _write(options, recommender.recommend(known, options.k, options.exclude_seen), len(known))
+
+
+def _skipped(kind: str, named: Iterable[str], known: Container[str], dataset: str) -> None:
+    for one in named:
+        if one not in known:
+            print(f"recbole-kd: {kind} '{one}' is not in {dataset}: skipped", file=sys.stderr)
+
+
+def _write(options: RecommendOptions, found: Iterable[Recommendation], users: int) -> None:
+    lines = FORMATS[options.format](found)
     if options.output is None:
         sys.stdout.writelines(lines)
         sys.stdout.flush()
         return
     write_atomic(options.output, lambda file: file.writelines(line.encode() for line in lines), "output")
-    logging.getLogger().info(f"Recommendations for {len(known):,} users: {options.output}")
+    logging.getLogger().info(f"Recommendations for {users:,} users: {options.output}")
 
 
-__all__ = ["Recommendation", "Recommender", "rank_items", "read_users", "run", "run_recommend"]
+__all__ = ["Recommendation", "Recommender", "folded_in", "rank_items", "read_ids", "read_users", "run", "run_recommend"]

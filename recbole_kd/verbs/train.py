@@ -13,6 +13,7 @@ from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.stages.data import fetch, load_splits
 from recbole_kd.stages.estimate import estimated
+from recbole_kd.stages.final import check_final, train_final
 from recbole_kd.stages.log import log_to_file, start_logging
 from recbole_kd.stages.needs import check_data, check_gpus, check_models
 from recbole_kd.stages.result import Framed, rows, summarise, table, write_result
@@ -35,9 +36,13 @@ def run(options: TrainOptions, settings: dict[str, Any]) -> None:
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
     if not result:
         return  # the first of several machines tells
-    print(f"\n{result['dataset']}, test split, epoch {result['best_epoch']} chosen on validation")
+    shown = "test split" if result["test_result"] else "no test split"
+    chosen = "chosen on validation" if result["valid_history"] else "the last"
+    print(f"\n{result['dataset']}, {shown}, epoch {result['best_epoch']} {chosen}")
     print(table(result, asked="metrics" in settings))
     print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
+    if final := result["final"]:
+        print(f"trained on all {final['interactions']:,} interactions, {final['epochs']} epochs: {final['checkpoint']}")
 
 
 def run_recbole_kd(
@@ -125,6 +130,8 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     with group.first("data"):
         fetch(config)
     splits = load_splits(config)
+    if config["final"]:
+        check_final(splits.asked_for)
     check_data(experiment, splits)
     teacher = shared_teacher(experiment, splits, group) if experiment.teachers else None
     if teacher is not None and config["ray_address"]:
@@ -135,10 +142,12 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     with resumable(trainer):
         train_student(trainer, loaders, saved)
         test_result, evaluate_seconds = evaluate(trainer, loaders[2])
-        if not group.is_first:
-            return {}
-        baseline = train_baseline(experiment, splits)
+        baseline = train_baseline(experiment, splits) if group.is_first else None
+    final = train_final(experiment, trainer, teacher, group) if config["final"] and saved else None
+    if not group.is_first:
+        return {}
     result = summarise(config, splits, teacher, trainer, test_result, evaluate_seconds, baseline)
+    result["final"] = final
     if saved:
         write_result(config, trainer, result)
     log_to_file(f"Result:\n{table(result)}")

@@ -26,6 +26,7 @@ from recbole_kd.data import loaders
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader, sized_eval_batch
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import FullSortCollector, exact_topk
+from recbole_kd.evaluation.metrics import Evaluator
 
 RANKING_METRICS = ["Recall", "MRR", "NDCG", "Hit", "Precision", "MAP", "GAUC"]
 LIST_METRICS = ["ItemCoverage", "AveragePopularity", "GiniIndex", "ShannonEntropy", "TailPercentage"]
@@ -73,8 +74,9 @@ class Bench:
             model.max_cnt = model.item_cnt.max(dim=0).values
         return model
 
-    def evaluate(self, model: Any, loader: Any, collector: Any) -> dict[str, float]:
+    def evaluate(self, model: Any, loader: Any, collector: Any, evaluator: Any = None) -> dict[str, float]:
         trainer = Trainer(self.config, model)
+        trainer.evaluator = evaluator or trainer.evaluator
         trainer.eval_collector = collector
         collector.data_collect(self.train)
         return dict(trainer.evaluate(loader, load_best_model=False))
@@ -213,7 +215,7 @@ def test_sampled_negatives_are_evaluated_too(folder: Path) -> None:
 
 def test_metrics_of_each_user_average_to_the_result(bench: Bench) -> None:
     collector = FullSortCollector(bench.config)
-    result = bench.evaluate(bench.model("BPR"), bench.test, collector)
+    result = bench.evaluate(bench.model("BPR"), bench.test, collector, Evaluator(bench.config))
     users, values = collector.per_user()
     assert users.tolist() == bench.test.uid_list.tolist()
     assert {"recall@1", "ndcg@20", "map@5", "averagepopularity@5"} <= set(values)

@@ -159,6 +159,25 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ({"metrics": ["Recal"]}, "Unknown metric 'Recal' in --metrics. Did you mean 'recall'?"),
         ({"valid_metric": "NDCG@7"}, "--valid_metric=NDCG@7 is not computed"),
         (
+            {"metrics": ["GAUC"], "valid_metric": "NDCG@10"},
+            "--valid_metric=NDCG@10 is not computed: --metrics=['GAUC'], --topk=[10, 20, 40]; expected one of them, "
+            "such as GAUC.",
+        ),
+        (
+            {"metrics": ["Recall", "AUC"]},
+            "--metrics has Recall, which reads a ranking, and AUC, which compares scores with labels; one run computes "
+            "one kind: leave AUC out, or keep it alone with --eval_args.mode=labeled with --threshold=",
+        ),
+        (
+            {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC"},
+            "compares scores with labels, and --eval_args.mode=full ranks all items; set --eval_args.mode=labeled with "
+            '--threshold="{rating: 4}", or --eval_args.mode=uni100',
+        ),
+        (
+            {"metrics": "Recall", "valid_metric": "Recall@10", "eval_args.mode.valid": "labeled"},
+            "reads a ranking, and --eval_args.mode=labeled scores the rows of the split alone; set --eval_args.mode=full",
+        ),
+        (
             {"learning_rate_schedule": "cosin"},
             "learning_rate_schedule='cosin' is not one of constant, cosine. Did",
         ),

@@ -51,6 +51,17 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def table(*rows: str, **given: Any) -> Callable[[Path], list[str]]:
+    """A training on a file of these rows."""
+
+    def words(data: Path) -> list[str]:
+        (data / "own").mkdir()
+        _write(data / "own" / "own.inter", "".join(row + "\n" for row in rows))
+        return quick(data, model="BPR", dataset="own", benchmark_filename=None, **given)
+
+    return words
+
+
 def settings_file(text: str, *verb: str) -> Callable[[Path], list[str]]:
     """A training, or what `verb` says, with a settings file of this text."""
 
@@ -141,6 +152,30 @@ BAD: dict[str, Case] = {
     "student of no recipe": (["--model=SimRecStudent", ML, "--student=BPR"], "changes the backbone of a recipe"),
     "metric": (["--model=BPR", ML, "--metrics=[NDGC]"], "Did you mean 'ndcg'"),
     "metric that is not computed": ([*BPR, "--valid_metric=NDCG@7"], "--valid_metric=NDCG@7 is not computed"),
+    "values of a ranking": ([*BPR, "--metrics=[AUC]", "--valid_metric=AUC"], "set --eval_args.mode=labeled"),
+    "labels that there are not": (
+        on_known_answer(metrics="[AUC]", valid_metric="AUC", **{"eval_args.mode": "labeled"}),
+        "has no column 'label'; make it with --threshold",
+    ),
+    "losses of scores that are no probabilities": (
+        on_known_answer(metrics="[LogLoss]", valid_metric="LogLoss", **{"eval_args.mode": "uni1"}),
+        "the scores of BPR are between",
+    ),
+    "a GPU that is not there": ([*BPR, "--device=cuda"], "--device=cuda asks for a GPU, and torch sees none there"),
+    "a GPU of another number": ([*BPR, "--gpu_id=97"], "--gpu_id=97 asks for a GPU, and torch sees none there"),
+    "a GPU on a machine without": ([*BPR, "--use_gpu=true"], "--use_gpu=true asks for a GPU, and torch sees none"),
+    "one user": (
+        table("user_id:token\titem_id:token", *(f"ann\ti{item}" for item in range(12))),
+        "Negatives cannot be sampled: Some users have interacted with all items",
+    ),
+    "one item": (
+        table("user_id:token\titem_id:token", *(f"u{user}\tonly" for user in range(12))),
+        "The validation split of own is empty",
+    ),
+    "a header without types": (
+        table("user_id\titem_id", "ann\ti1"),
+        "Write 'user_id:token\\titem_id:token', or convert the file with 'recbole-kd prepare",
+    ),
     "learner": (["--model=BPR", ML, "--learner=adan"], "Did you mean 'adam'"),
     "schedule": ([*BPR, "--learning_rate_schedule=cosin"], "learning_rate_schedule='cosin' is not one of"),
     # Values

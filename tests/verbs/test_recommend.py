@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +26,15 @@ from recbole_kd.testing import (
 )
 from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs import recommend
-from recbole_kd.verbs.recommend import FORMATS, Recommendation, Recommender, rank_items, read_users, split_users
+from recbole_kd.verbs.recommend import (
+    FORMATS,
+    Recommendation,
+    Recommender,
+    folded_in,
+    rank_items,
+    read_users,
+    split_users,
+)
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -109,6 +119,63 @@ def test_what_was_seen_is_left_out_and_nothing_else(seen: str, splits: list[str]
     assert recommended == everything - _pairs(data, *splits)
     again = {(user, item) for user, items, _ in recommender.recommend(k=40, exclude_seen=False) for item in items}
     assert again == everything
+
+
+# For somebody who is not in the data
+
+
+def test_a_user_is_the_vector_that_fits_what_they_had_best() -> None:
+    """Each square of the sum is a row of an ordinary least squares problem."""
+    generator = np.random.default_rng(3)
+    items, had, size = generator.normal(size=(9, 3)), [2, 5, 5], 3
+    ridge = 3 * len(had) * (items[1:] ** 2).sum(axis=1).mean() / size
+    rows = [(items[item], 1.0) for item in had]
+    rows += [(items[item] * math.sqrt(len(had) / 8), 0.0) for item in range(1, 9) if item not in had]
+    rows += [(row, 0.0) for row in np.eye(size) * math.sqrt(ridge)]
+    expected = np.linalg.lstsq(np.array([row for row, _ in rows]), np.array([value for _, value in rows]), rcond=None)[
+        0
+    ]
+    found = folded_in(torch.from_numpy(items), torch.tensor(had))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
+def test_a_history_is_answered_by_what_those_like_whose_history_it_is(data: Path) -> None:
+    path = _trained("BPR", data, epochs=40, learning_rate=0.02)
+    recommender = Recommender(path, config_dict={"data_path": str(data)})
+    found = recommender.recommend_after(["i1", "i5", "i9", "i13"], k=6)
+    assert found.user == "new"
+    assert {int(item[1:]) % 4 for item in found.items} == {1}
+    assert not {"i1", "i5", "i9", "i13"} & set(found.items)
+    assert found.scores == sorted(found.scores, reverse=True)
+    again = recommender.recommend_after(["i1", "i5", "i9", "i13"], k=10, exclude_seen=False)
+    assert {"i1", "i5", "i9", "i13"} <= set(again.items)
+
+
+def test_a_sequential_model_reads_the_history_as_a_users_sequence(tmp_path: Path) -> None:
+    """The same items as a user's give the same list; a longer one counts from its end."""
+    data = write_known_sequences(tmp_path)
+    settings = known_sequences_settings(data, epochs=2)
+    result = run_recbole_kd("GRU4Rec", "known-sequences", config_dict=settings)
+    recommender = Recommender(str(result["checkpoint"]), "all", {"data_path": str(data)})
+    user = next(iter(recommender.users))
+    items, lengths = (part[recommender.users[user]] for part in recommender._sequences)
+    history = [recommender.items[item] for item in items[:lengths]]
+    (theirs,) = recommender.recommend([user], k=5, exclude_seen=False)
+    found = recommender.recommend_after(history, k=5, exclude_seen=False)
+    assert (found.items, found.scores) == (theirs.items, pytest.approx(theirs.scores, abs=1e-6))
+    longer = [*[history[0]] * len(items), *history]
+    cut = recommender.recommend_after(longer[-len(items) :], k=5, exclude_seen=False)
+    assert recommender.recommend_after(longer, k=5, exclude_seen=False) == cut
+
+
+def test_a_history_is_asked_for_by_the_verb(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _trained("BPR", data)
+    assert main(_command(path, data, users=None, history="i1,other,i5", format="jsonl")) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["user_id"] == "new"
+    assert len(found["items"]) == 2
+    assert "item 'other' is not in known-answer: skipped" in captured.err
 
 
 def test_users_come_in_the_order_asked_for(ease: str, data: Path) -> None:
@@ -242,6 +309,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown users": (
         {"users": "7,8"},
         "None of the users is in known-answer; --users takes its original ids, such as u",
+    ),
+    "users and a history": ({"history": "i1"}, "--users and --history both say for whom; keep one"),
+    "a history that nobody knows": (
+        {"users": None, "history": "x,y"},
+        "None of the items is in known-answer; --history takes its original ids, such as i",
+    ),
+    "an empty history": ({"users": None, "history": ","}, "--history=, names no item"),
+    "a history for a model that needs the user": (
+        {"users": None, "history": "i1"},
+        "EASE knows a user by more than the items' vectors, so that it cannot answer for somebody outside of the data",
     ),
     "k 0": ({"k": 0}, "--k=0; expected a whole number of at least 1"),
     "k of another kind": ({"k": "many"}, "--k='many'; expected a whole number"),

@@ -109,6 +109,7 @@ def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> 
     given = {"teacher": options.teacher, **({} if options.baseline is None else {"baseline": options.baseline})}
     states = {setting: load_any(path) for setting, path in given.items()}  # missing files are told before data is read
     trained, splits = load_trained(student, config_dict)
+    splits.require("analyse")
     views: dict[str, FrozenTeacher] = {}
     for setting, path in given.items():
         kind, state = states[setting]

@@ -46,6 +46,7 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
     """
     planned = plan(settings)
     splits = load_splits(planned.students[0].first_config)
+    splits.require("compare")
     data = digest(splits.content(), list(splits.pairs(splits.test)))
     planned.output.mkdir(parents=True, exist_ok=True)
     progress = Progress(planned)

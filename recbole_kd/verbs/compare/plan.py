@@ -30,6 +30,7 @@ _REFUSED = {
     "baseline": "the plain student of each recipe is a row already; list other models in --models",
     "resume": "the same command goes on where it stopped",
     "result_file": "results are written to --output",
+    "final": "train the student that it chose, with 'recbole-kd train --final=true'",
     "nproc": "a comparison shares out whole runs; see --parallel",
 }
 #: Settings that change nothing in what a run gives; the device decides its costs.

@@ -115,6 +115,7 @@ def search(
     if not ray.is_initialized():
         check_cluster(ray_address)
     splits = load_splits(base)
+    splits.require("tune")
     task = Task(
         key=digest(regime, splits.content(), _teacher_files(experiment)),
         model=base["model"],
@@ -185,6 +186,8 @@ def _check_run(base: KDConfig) -> None:
             f"--eval_step={base['eval_step']} with --epochs={base['epochs']}: no trial would ever be evaluated on "
             "validation; set --eval_step between 1 and --epochs."
         )
+    if base["final"]:
+        raise UserError("--final is for one training; train what the search finds with --final=true.")
     if base["resume"]:
         raise UserError("--resume is for one training; a search goes on by itself when the command is repeated.")
     if base["nproc"] != 1:

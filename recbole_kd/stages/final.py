@@ -1,0 +1,80 @@
+"""The student for serving (``--final=true``): trained again on every interaction, as long as validation chose."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from recbole_kd.cluster.group import Group
+from recbole_kd.errors import UserError
+from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.needs import check_data
+from recbole_kd.stages.student import build_student
+from recbole_kd.stages.teacher import AnyTeacher, shared_teacher
+from recbole_kd.stages.training import train_student
+
+__all__ = ["check_final", "final_experiment", "train_final"]
+
+
+def check_final(asked_for: tuple[bool, bool]) -> None:
+    """Refuses ``--final`` where nothing is held out, before anything is trained.
+
+    Raises:
+        UserError: neither a validation nor a test split is asked for.
+    """
+    if not any(asked_for):
+        raise UserError(
+            "--final=true trains again on what was held out, and the split leaves nothing out: this run's own file is "
+            "trained on everything. Leave --final out."
+        )
+
+
+def final_experiment(experiment: Experiment, trainer: Any, teacher: AnyTeacher | None) -> Experiment:
+    """A run's experiment on all interactions, each model for the epochs that validation chose.
+
+    A teacher that was trained is trained again. One that is a file stays as it is: it knows less than everything.
+
+    Args:
+        experiment: the run.
+        trainer: of its student, trained.
+        teacher: its teacher, or several as one.
+    """
+    given: dict[str, Any] = {
+        "eval_args.split": {"RS": [1, 0, 0]},
+        "split_time": None,
+        "stop_after": trainer.best_epoch + 1,
+        "resume": None,
+        "save_last": False,
+        "baseline": "none",
+    }
+    for source, member in zip(experiment.teachers, getattr(teacher, "members", [teacher])):
+        if source.settings is not None:
+            given[f"{source.prefix}stop_after"] = member.trained.state["best_epoch"] + 1
+        elif source.checkpoint:
+            given[f"{source.prefix}allow_other_split"] = True
+    return experiment.variant(**given)
+
+
+def train_final(experiment: Experiment, trainer: Any, teacher: AnyTeacher | None, group: Group) -> dict[str, Any]:
+    """Trains a run's student on everything and writes it beside the run's checkpoint.
+
+    Returns:
+        ``checkpoint``, ``epochs``, ``interactions``, ``train_seconds`` and ``teacher``, for the run's result.
+    """
+    final = final_experiment(experiment, trainer, teacher)
+    logging.getLogger().info("Training on everything, for serving; there are no test figures of it")
+    splits = load_splits(final.settings)
+    check_data(final, splits)
+    taught = shared_teacher(final, splits, group) if final.teachers else None
+    _, own, loaders = build_student(final, splits, taught, group)
+    own.saved_model_file = str(Path(trainer.saved_model_file).with_suffix("")) + "-final.pth"
+    train_student(own, loaders)
+    return {
+        "checkpoint": own.saved_model_file,
+        "epochs": len(own.epoch_seconds),
+        "interactions": len(splits.train),
+        "train_seconds": sum(own.epoch_seconds),
+        "teacher": None if taught is None else taught.summary(),
+    }

@@ -1,0 +1,164 @@
+"""A student that begins where another one ended, on data with other users and items (``--warm_start=FILE``).
+
+A known user or item keeps its row of every table, whatever its number is now. A new one begins at the mean of the known
+rows, or at the mean of those of its nearest known neighbours by the teacher's vectors. Other weights are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import ModelState, load_checkpoint
+from recbole_kd.student.readers import item_tables
+
+__all__ = ["NEIGHBOURS", "Side", "begin_from", "teacher_vectors"]
+
+#: Known neighbours whose rows a new one begins at the mean of.
+NEIGHBOURS = 10
+_ROWS_AT_ONCE = 1024
+
+
+class Side(NamedTuple):
+    """Users or items: which row of the file each one has, and where the new ones begin.
+
+    Attributes:
+        there: (n,) the row in the file by internal id, -1 for a new one; padding is row 0 in both.
+        gone: how many of the file's are not in the data.
+        neighbours: (new, k) known internal ids for each new one, or None for the mean of all.
+    """
+
+    there: Tensor
+    gone: int
+    neighbours: Tensor | None = None
+
+    @classmethod
+    def of(cls, tokens: Sequence[str], stored: Sequence[str], vectors: Tensor | None = None) -> Side:
+        """
+        Args:
+            tokens: original ids by internal id, the padding first.
+            stored: those of the file.
+            vectors: (n, d) the teacher's, by internal id; None where the new ones begin at the mean.
+        """
+        row = {token: place for place, token in enumerate(stored)}
+        there = torch.tensor([0, *(row.get(token, -1) for token in tokens[1:])])
+        side = cls(there, len(stored) - 1 - _known_in(there))
+        if vectors is None or not side.new.any() or not _known_in(there):
+            return side
+        known = (there[1:] >= 0).nonzero().squeeze(1) + 1
+        units = nn.functional.normalize(vectors.detach().cpu().float(), dim=1)
+        new = side.new.nonzero().squeeze(1)
+        best = [
+            (units[block] @ units[known].t()).topk(min(NEIGHBOURS, len(known)), dim=1).indices
+            for block in new.split(_ROWS_AT_ONCE)
+        ]
+        return side._replace(neighbours=known[torch.cat(best)])
+
+    @property
+    def new(self) -> Tensor:
+        """(n,) which are not in the file."""
+        return self.there < 0
+
+    def rows(self, stored: Tensor) -> Tensor:
+        """(n + further rows, ...) a table in the ids of the data; rows after the ids' (a mask) are copied."""
+        count = len(self.there) - int(self.new.sum()) + self.gone
+        found = stored[:count][self.there.clamp(min=0)].clone()
+        if self.neighbours is not None:
+            found[self.new] = found[self.neighbours].mean(dim=1)
+        elif self.new.any():
+            found[self.new] = stored[1:count].mean(dim=0)
+        return torch.cat([found, stored[count:]])
+
+    def told(self, name: str) -> str:
+        """Its counts in words."""
+        return f"{_known_in(self.there):,} {name} known, {int(self.new.sum()):,} new, {self.gone:,} gone"
+
+
+def _known_in(there: Tensor) -> int:
+    """How many of the data's are in the file."""
+    return int((there[1:] >= 0).sum())
+
+
+def begin_from(
+    path: str, model: nn.Module, backbone: str, tokens: dict[str, Sequence[str]], vectors: dict[str, Tensor]
+) -> dict[str, Side]:
+    """Gives a model that was just built the weights of a trained one.
+
+    Args:
+        path: a checkpoint of recbole-kd.
+        model: the student.
+        backbone: its architecture's name.
+        tokens: ``users`` and ``items``: original ids by internal id.
+        vectors: of either, the teacher's, where new ones begin at their neighbours.
+
+    Returns:
+        Each side's counts.
+
+    Raises:
+        UserError: another architecture or other sizes, or nothing is known.
+    """
+    state = load_checkpoint(path, schema=ModelState)
+    if state["backbone"] != backbone:
+        raise UserError(
+            f"--warm_start='{path}' holds a {state['backbone']}, and the student is a {backbone}; set --model to it, "
+            "or give another file."
+        )
+    sides = {name: Side.of(tokens[name], state[f"{name[:-1]}_tokens"], vectors.get(name)) for name in tokens}
+    if not _known_in(sides["items"].there):
+        raise UserError(
+            f"--warm_start='{path}' knows none of the {len(tokens['items']) - 1:,} items of this data; give a file "
+            "that was trained on data of the same ids."
+        )
+    tables = [table.data_ptr() for table in item_tables(model) or []]
+    same = all(list(tokens[name]) == state[f"{name[:-1]}_tokens"] for name in tokens)
+    sizes = set() if same else {len(state[f"{name[:-1]}_tokens"]) for name in tokens}
+    begun = {}
+    for name, own in model.state_dict().items():
+        stored = state["state_dict"].get(name)
+        side = _side_of(name, own.data_ptr() in tables)
+        if stored is not None and side is None and sizes.intersection(stored.shape):
+            raise UserError(
+                f"--warm_start: nobody says whether the rows of '{name}' of {backbone} are users, items or neither; "
+                "leave it out, or set --model to another student, such as BPR or SASRec."
+            )
+        if stored is not None and side is not None and stored.dim():
+            count = len(state[f"{side[:-1]}_tokens"])
+            if len(stored) >= count and len(own) >= len(tokens[side]):
+                stored = sides[side].rows(stored)
+        if stored is None or stored.shape != own.shape:
+            found = "nothing" if stored is None else f"{tuple(stored.shape)}"
+            raise UserError(
+                f"--warm_start='{path}' has {found} for '{name}', and the student {tuple(own.shape)}; set the sizes "
+                "that it was trained with, such as --embedding_size."
+            )
+        begun[name] = stored
+    model.load_state_dict(begun)
+    return sides
+
+
+def _side_of(name: str, is_item_table: bool) -> str | None:
+    """Whose rows a weight has, by its name: the users', the items', or nobody's."""
+    if is_item_table or "item" in name or name == "output_bias":
+        return "items"
+    return "users" if "user" in name else None
+
+
+def teacher_vectors(teacher: Any) -> dict[str, Tensor]:
+    """The teacher's vectors of users and items.
+
+    Raises:
+        UserError: it has none.
+    """
+    offered = frozenset() if teacher is None else teacher.capabilities
+    if "representations" in offered:
+        return {"users": teacher.user_embeddings(), "items": teacher.item_embeddings()}
+    if "sequence_vectors" in offered:
+        return {"items": teacher.item_embeddings()}
+    raise UserError(
+        "--warm_start_new=teacher puts new users and items beside their neighbours by the teacher's vectors, and "
+        f"{'there is no teacher' if teacher is None else f'{teacher.name} has none'}; set --warm_start_new=mean."
+    )

@@ -1,0 +1,221 @@
+"""Which interaction is in which split: by ratio, by each user's last ones, by time, by files, or all in training."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_kd.data.loaders import make_loaders
+from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError
+from tests.data.test_dataset import config_of, pairs_of_shop, write
+
+PARTS = ("train", "valid", "test")
+DAY = 86_400
+FIRST = int(datetime(2025, 1, 1, tzinfo=timezone.utc).timestamp())
+SEQUENTIAL = {
+    "train_neg_sample_args": None,
+    "load_col": {"inter": "*"},
+    "eval_args": {"order": "TO", "split": {"LS": "valid_and_test"}},
+}
+
+
+def timed_shop(folder: Path, times: list[Any]) -> list[tuple[str, str]]:
+    """The shop, each row at its time; the rows are returned."""
+    users, items = zip(*pairs_of_shop())
+    write(folder, "shop", user_id=list(users), item_id=list(items), timestamp=times)
+    path = folder / "shop" / "shop.inter"
+    path.write_text(path.read_text().replace("timestamp:token", "timestamp:float"))
+    return list(zip(users, items))
+
+
+def split(folder: Path, model: str = "BPR", **settings: Any) -> Splits:
+    return Splits(config_of(model, "shop", folder, data_path=str(folder), **settings))
+
+
+def pairs(splits: Splits) -> dict[str, set[tuple[str, str]]]:
+    """The pairs of each split in original ids; of sequences, each row's next item."""
+    found = {}
+    for name in PARTS:
+        rows = getattr(splits, name).inter_feat
+        users, items = rows["user_id"].tolist(), rows["item_id"].tolist()
+        found[name] = {(splits.user_tokens[user], splits.item_tokens[item]) for user, item in zip(users, items)}
+    return found
+
+
+# In time
+
+
+@pytest.mark.parametrize(
+    ("unit", "bounds"),
+    [
+        (1, ["2025-01-11", "2025-01-13"]),
+        (1, ["2025-01-11 00:00:00", "2025-01-13T00:00:00"]),
+        (1000, ["2025-01-11T01:00:00+01:00", "2025-01-13"]),
+        (10**6, ["2025-01-11", "2025-01-13"]),
+        (10**9, ["2025-01-11", "2025-01-13"]),
+        (1, [FIRST + 10 * DAY, FIRST + 12 * DAY]),
+        ("dates", ["2025-01-11", "2025-01-13"]),
+        ("small numbers", [10, 12]),
+    ],
+)
+def test_a_date_or_a_number_in_the_unit_of_the_data(tmp_path: Path, unit: Any, bounds: list[Any]) -> None:
+    """Row r is of day r // 30, of 16 days; no column need be named to be read."""
+    days = [row // 30 for row in range(480)]
+    if unit == "dates":
+        times: list[Any] = [
+            datetime.fromtimestamp(FIRST + day * DAY, timezone.utc).strftime("%Y-%m-%d") for day in days
+        ]
+    else:
+        times = days if unit == "small numbers" else [(FIRST + day * DAY) * unit for day in days]
+    rows = timed_shop(tmp_path, times)
+    found = pairs(split(tmp_path, split_time=bounds))
+    assert found == {"train": set(rows[:300]), "valid": set(rows[300:360]), "test": set(rows[360:])}
+    found = pairs(split(tmp_path, split_time=bounds[0]))
+    assert found == {"train": set(rows[:300]), "valid": set(), "test": set(rows[300:])}
+
+
+def test_times_are_compared_exactly(tmp_path: Path) -> None:
+    """float32 has one number for times of a minute."""
+    rows = timed_shop(tmp_path, [FIRST + row for row in range(480)])
+    found = pairs(split(tmp_path, split_time=[FIRST + 401, FIRST + 402]))
+    assert (found["train"], found["valid"]) == (set(rows[:401]), {rows[401]})
+
+
+def test_a_sequence_goes_on_from_one_split_into_the_next(tmp_path: Path) -> None:
+    rows = timed_shop(tmp_path, [FIRST + DAY * (row % 12) for row in range(480)])  # each user an item a day
+    splits = split(tmp_path, "SASRec", split_time=["2025-01-09", "2025-01-11"], **SEQUENTIAL)
+    own = rows[:12]
+    found = {name: {pair for pair in part if pair[0] == "u0"} for name, part in pairs(splits).items()}
+    assert found == {"train": set(own[1:8]), "valid": set(own[8:10]), "test": set(own[10:])}
+    last = splits.test.inter_feat[splits.test.inter_feat["user_id"] == splits.user_tokens.index("u0")]
+    assert sorted(last["item_length"].tolist()) == [10, 11]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split_time": "2024-12-01"}, r"leaves a split empty: the times of shop are from 17\d+ \(2025-01-01\) to 17"),
+        ({"split_time": [FIRST + DAY, FIRST + 99 * DAY]}, "leaves a split empty"),
+        ({"split_time": "soon"}, "--split_time='soon'; expected a date, a number in the unit of the data, or two"),
+        ({"split_time": ["2025-01-03", "2025-01-02"]}, "expected a date"),
+        ({"split_time": ["2025-01-03", 5]}, "expected a date"),
+        ({"split_time": 5, "benchmark_filename": list(PARTS)}, "both say how the data is split; keep one"),
+        ({"split_time": 5, "TIME_FIELD": "when"}, "has no column 'when'; it has user_id, item_id, timestamp"),
+        ({"eval_args.split": {"TS": [0.8, 0.1, 0.1]}}, "says order RO, in which RecBole mixes up rows; set"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    timed_shop(tmp_path, [FIRST + row // 30 * DAY for row in range(480)])
+    with pytest.raises(UserError, match=message):
+        split(tmp_path, **settings)
+
+
+def test_a_date_among_times_that_are_none_is_refused(tmp_path: Path) -> None:
+    timed_shop(tmp_path, list(range(480)))
+    with pytest.raises(UserError, match="is a date, and the times of shop are from 0 to 479; give a number"):
+        split(tmp_path, split_time="2025-01-01")
+
+
+def test_order_in_time_reads_the_column_of_time_unasked(tmp_path: Path) -> None:
+    """The last tenth of all rows in time, whoever's they are; and each user's own last ones."""
+    rows = timed_shop(tmp_path, [FIRST + DAY * (row % 12) for row in range(480)])
+    everyone = {"order": "TO", "group_by": "none", "split": {"RS": [0.8, 0.1, 0.1]}}
+    late = {rows[row] for row in range(480) if row % 12 == 11}
+    assert late < pairs(split(tmp_path, eval_args=everyone))["test"] | late
+    assert len(pairs(split(tmp_path, eval_args=everyone))["test"] - late) == 8
+    last = pairs(split(tmp_path, eval_args={"order": "TO", "split": {"LS": "valid_and_test"}}))
+    assert last["test"] == late
+    assert last["valid"] == {rows[row] for row in range(480) if row % 12 == 10}
+
+
+# By files
+
+
+def files_of_shop(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """Each user's items 0-7, 8-9 and 10-11 in files of their own, rated by their place; in a file the last comes first."""
+    rows = pairs_of_shop()
+    found = {}
+    for name, places in zip(PARTS, (range(8), range(8, 10), range(10, 12))):
+        numbers = [row for row in range(480) if row % 12 in places]
+        found[name] = [rows[row] for row in numbers]
+        users, items = zip(*found[name])
+        columns = {"rating": [row % 12 for row in numbers], "timestamp": [99 - row % 12 % 8 for row in numbers]}
+        write(folder, "shop", f"{name}.inter", user_id=list(users), item_id=list(items), **columns)
+    return found
+
+
+def test_files_are_splits_whatever_is_filtered(tmp_path: Path) -> None:
+    """RecBole passes over the filters in silence."""
+    files = files_of_shop(tmp_path)
+    given = {"benchmark_filename": list(PARTS), "load_col": {"inter": "*"}}
+    assert pairs(split(tmp_path, **given)) == {name: set(rows) for name, rows in files.items()}
+    few = pairs(split(tmp_path, val_interval={"rating": "[4,10]"}, **given))
+    assert {name: len(rows) for name, rows in few.items()} == {"train": 160, "valid": 80, "test": 40}
+    assert all(few[name] <= set(files[name]) for name in PARTS)
+
+
+def test_files_are_splits_for_sequential_models_too(tmp_path: Path) -> None:
+    """In a file rows come in time; a later file's rows come after all of an earlier one's."""
+    files_of_shop(tmp_path)
+    splits = split(tmp_path, "SASRec", benchmark_filename=list(PARTS), **SEQUENTIAL)
+    own = [item for user, item in pairs_of_shop() if user == "u0"]
+    order = [*reversed(own[:8]), own[9], own[8], own[11], own[10]]
+    user = splits.user_tokens.index("u0")
+    for name, places in zip(PARTS, (range(1, 8), range(8, 10), range(10, 12))):
+        rows = getattr(splits, name).inter_feat
+        rows = rows[rows["user_id"] == user]
+        assert [splits.item_tokens[item] for item in rows["item_id"]] == [order[place] for place in places]
+        for history, place in zip(rows["item_id_list"], places):
+            assert [splits.item_tokens[item] for item in history[:place]] == order[:place]
+    assert splits.sequences_after([splits.train, splits.valid, splits.test])[1][user] == 12
+
+
+# Without validation or test
+
+
+@pytest.mark.parametrize(
+    ("settings", "there"),
+    [
+        ({"eval_args.split": {"RS": [0.9, 0.1, 0]}}, (True, False)),
+        ({"eval_args.split": {"RS": [0.9, 0, 0.1]}}, (False, True)),
+        ({"eval_args.split": {"LS": "valid_only"}}, (True, False)),
+        ({"eval_args.split": {"LS": "test_only"}}, (False, True)),
+        ({"eval_args.split": {"RS": [1, 0, 0]}}, (False, False)),
+        ({"split_time": 400}, (False, True)),
+        ({"split_time": 400, "eval_args.split": {"RS": [1, 0, 0]}}, (False, False)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_a_split_that_is_not_asked_for_has_no_loader(
+    tmp_path: Path, model: str, settings: dict[str, Any], there: tuple[bool, bool]
+) -> None:
+    timed_shop(tmp_path, list(range(480)))
+    own = {"eval_args.order": "TO", "train_neg_sample_args": None} if model == "SASRec" else {}
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    config = config_of(model, "shop", tmp_path, data_path=str(tmp_path), load_col=columns, **own, **settings)
+    splits = Splits(config)
+    assert splits.asked_for == there
+    assert tuple(loader is not None for loader in make_loaders(config, splits)[1:]) == there
+    assert sum(len(getattr(splits, name)) for name in PARTS) == (440 if model == "SASRec" else 480)
+    if there != (True, True):
+        with pytest.raises(UserError, match=r"compare needs a (validation|test) split, and the settings leave none"):
+            splits.require("compare")
+
+
+def test_files_are_all_trained_on_where_nothing_is_left_out(tmp_path: Path) -> None:
+    files = files_of_shop(tmp_path)
+    splits = split(tmp_path, benchmark_filename=list(PARTS), **{"eval_args.split": {"RS": [1, 0, 0]}})
+    assert pairs(splits) == {"train": {pair for rows in files.values() for pair in rows}, "valid": set(), "test": set()}
+    assert splits.asked_for == (False, False)
+
+
+def test_a_split_that_is_asked_for_and_empty_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "shop", user_id=["a", "b"], item_id=["x", "y"])
+    config = config_of("BPR", "shop", tmp_path, data_path=str(tmp_path))
+    with pytest.raises(UserError, match="The validation split of shop is empty"):
+        make_loaders(config, Splits(config))

@@ -1,0 +1,87 @@
+"""``--final=true``: the student that validation chose, trained again on every interaction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_kd import run_recbole_kd
+from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import ModelState, load_checkpoint
+from recbole_kd.testing import known_answer_settings
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.recommend import Recommender
+
+QUICK = {"rrd.pool": 8, "rrd.interesting": 4, "rrd.uninteresting": 4, "baseline": "none", "embedding_size": 8}
+
+
+def run(folder: Path, model: str, **settings: Any) -> dict[str, Any]:
+    return run_recbole_kd(model, "known-answer", config_dict=known_answer_settings(folder, **settings))
+
+
+def state_of(path: str) -> dict[str, Any]:
+    return load_checkpoint(path, schema=ModelState)
+
+
+@pytest.fixture
+def finished(known_answer: Path) -> dict[str, Any]:
+    return run(known_answer, "RRDStudent", final=True, epochs=6, **{"teacher.epochs": 4}, **QUICK)
+
+
+def test_the_run_has_its_figures_and_a_second_file_that_has_none(finished: dict[str, Any]) -> None:
+    final, state = finished["final"], state_of(finished["final"]["checkpoint"])
+    assert finished["test_result"]
+    assert final["checkpoint"] == finished["checkpoint"].replace(".pth", "-final.pth")
+    assert final["epochs"] == finished["best_epoch"] + 1
+    assert state["final"]
+    assert "test_result" not in state
+    assert not state["best_valid_result"]
+    assert not state_of(finished["checkpoint"])["final"]
+
+
+def test_it_knows_every_interaction_and_serves(finished: dict[str, Any], known_answer: Path) -> None:
+    path, given = finished["final"]["checkpoint"], {"data_path": str(known_answer)}
+    files = (known_answer / "known-answer").glob("*.inter")
+    rows = [line for file in files for line in file.read_text().splitlines()[1:]]
+    assert finished["final"]["interactions"] == len(rows)
+    recommender = Recommender(path, config_dict=given)
+    assert len(recommender.seen) == len(set(rows))
+    assert len(next(recommender.recommend(k=3)).items) == 3
+    with pytest.raises(UserError, match=r"was trained on all of known-answer: no split is left to evaluate it on"):
+        evaluate_checkpoint(path, given)
+
+
+def test_its_teacher_too_is_trained_again_for_as_long_as_was_chosen(finished: dict[str, Any]) -> None:
+    before, after = (state_of(one["teacher"]["checkpoint"]) for one in (finished, finished["final"]))
+    assert after["final"]
+    assert len(after["epoch_seconds"]) == before["best_epoch"] + 1
+
+
+def test_a_teacher_that_is_a_file_stays_as_it_is(finished: dict[str, Any], known_answer: Path) -> None:
+    path = finished["teacher"]["checkpoint"]
+    result = run(known_answer, "RRDStudent", final=True, epochs=2, **{"teacher.checkpoint": path}, **QUICK)
+    assert result["final"]["teacher"]["checkpoint"] == path
+
+
+def test_it_is_what_a_run_on_everything_gives(known_answer: Path) -> None:
+    result = run(known_answer, "BPR", final=True, epochs=6, learning_rate_schedule="cosine")
+    everything = {"eval_args.split": {"RS": [1, 0, 0]}, "stop_after": result["final"]["epochs"]}
+    alone = run(known_answer, "BPR", epochs=6, learning_rate_schedule="cosine", **everything)
+    theirs = state_of(alone["checkpoint"])["state_dict"]
+    for name, weights in state_of(result["final"]["checkpoint"])["state_dict"].items():
+        assert torch.equal(weights, theirs[name])
+
+
+def test_a_training_that_ends_early_is_the_beginning_of_the_longer_one(known_answer: Path) -> None:
+    """The schedule is that of all epochs."""
+    whole, part = (run(known_answer, "BPR", epochs=4, learning_rate_schedule="cosine", stop_after=n) for n in (None, 2))
+    assert part["epochs_trained"] == 2
+    assert part["loss_history"] == {epoch: whole["loss_history"][epoch] for epoch in (0, 1)}
+
+
+def test_it_is_refused_where_nothing_is_held_out(known_answer: Path) -> None:
+    with pytest.raises(UserError, match="--final=true trains again on what was held out, and the split leaves nothing"):
+        run(known_answer, "BPR", final=True, **{"eval_args.split": {"RS": [1, 0, 0]}})
