@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar, Union
 
@@ -22,6 +23,7 @@ __all__ = [
     "ListOptions",
     "RelaxedLists",
     "RelaxedOptions",
+    "catalogue_scores",
     "list_scores",
     "require_drawable",
 ]
@@ -88,12 +90,17 @@ class ListDistiller(Distiller[ListOptionsT]):
 
 def student_ranking(student: StudentView, data: DataView, k: int) -> Tensor:
     """The student's k best unobserved items of every user as it is now, best first: (U, k) int32 on the CPU."""
+    return build_rank_bank(catalogue_scores(student, data), data.observed, k)
+
+
+def catalogue_scores(student: StudentView, data: DataView) -> Callable[[Tensor], Tensor]:
+    """A function of users (n,) that gives the student's scores of all items as it is now, (n, I)."""
 
     def score_block(users: Tensor) -> Tensor:
         catalogue = torch.arange(data.items, device=data.device).expand(len(users), -1)
         return student.scores(users.to(data.device), catalogue)
 
-    return build_rank_bank(score_block, data.observed, k)
+    return score_block
 
 
 @torch.no_grad()
