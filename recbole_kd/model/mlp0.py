@@ -11,7 +11,7 @@ __all__ = ["without_hidden_layers"]
 
 
 class _NoSizes(list[int]):
-    """Sizes of no hidden layer, as RecBole's NeuMF reads them: nothing to add to the list of layers, and a last size."""
+    """Sizes of no hidden layer, as NeuMF reads them: a last size, and nothing to add to the list of layers."""
 
     def __radd__(self, layers: list[int]) -> list[int]:
         return layers
