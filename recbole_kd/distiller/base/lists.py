@@ -143,7 +143,9 @@ class RelaxedOptions(ListOptions):
 
     weight: float = option(1e-3, "weight of the loss", minimum=0)
     interesting: int = option(40, "K, interesting items of each user", minimum=1)
-    uninteresting: int = option(40, "L, uninteresting items of each user", minimum=1)
+    uninteresting: int = option(
+        40, "L, uninteresting items of each user; 0: the order of interesting ones alone", minimum=0
+    )
     pool: int = option(100, "K', length of the ranked list that interesting items are drawn from", minimum=1)
     emphasis: float = option(10.0, "T, in ranks: how far down the list interesting items are drawn", minimum=1e-3)
     sampling: str = option(
@@ -193,7 +195,9 @@ class RelaxedLists:
             weights = exponential_log_weights(options.pool, options.emphasis)
             chosen = draw_without_replacement(weights, len(self._ranked), options.interesting, generator)
             interesting = items_at(self._ranked, chosen)
-        uninteresting = self._complement.draw(options.uninteresting, generator)
+        uninteresting = interesting[:, :0]
+        if options.uninteresting:
+            uninteresting = self._complement.draw(options.uninteresting, generator)
         self._drawn = torch.cat([interesting, uninteresting], dim=1).to(self._device)
 
     def of(self, rows: Tensor) -> Tensor:
