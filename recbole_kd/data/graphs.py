@@ -8,7 +8,7 @@ signal at frequency x by h(x).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -221,6 +221,46 @@ class PolynomialFilter(nn.Module):
             columns = slice(first, first + COLUMNS)
             filtered[:, columns] = self(signal[:, columns].contiguous())
         return filtered
+
+    def part(
+        self, nodes: Tensor, dropped: float = 0.0, generator: Optional[torch.Generator] = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The nodes that the rows H[nodes] read, and these rows as a function of a signal on those nodes alone.
+
+        Args:
+            nodes: (n,) distinct nodes.
+            dropped: share of the entries of Ã that are left out at random; the others are divided by 1 - `dropped`.
+                For a filter of degree 1 or 0.
+            generator: draws what is left out.
+
+        Returns:
+            (t,) distinct nodes, and a function (t, d) -> (n, d). A filter of a higher degree reads all nodes.
+        """
+        if len(self._powers) > 2:
+            return torch.arange(len(self.offsets) - 1, device=nodes.device), lambda signal: self(signal, nodes)
+        offsets, columns, values = self._parts(nodes)
+        if dropped:
+            rows = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), offsets.diff().long())
+            own = columns == nodes[rows]  # what a node keeps of itself is no edge
+            kept = own | (torch.rand(len(values), generator=generator).to(values.device) >= dropped)
+            values = torch.where(own, values, values / (1 - dropped))[kept]
+            columns, counts = columns[kept], torch.bincount(rows[kept], minlength=len(nodes))
+            offsets = torch.cat([offsets.new_zeros(1), counts.cumsum(0).to(offsets)])
+        touched, place = torch.unique(columns, return_inverse=True)
+        matrix: Any
+        if values.device.type == "cpu":
+            from scipy.sparse import csr_matrix
+
+            arrays = (values.numpy(), place.to(offsets).numpy(), offsets.numpy())
+            matrix = csr_matrix(arrays, shape=(len(nodes), len(touched)))
+        else:
+            matrix = _csr(offsets, place.to(offsets), values, len(touched))
+
+        def product(signal: Tensor) -> Tensor:
+            found: Tensor = _SparseProduct.apply(signal, matrix)
+            return found
+
+        return touched.long(), product
 
     def _product(self, signal: Tensor, nodes: Optional[Tensor]) -> Tensor:
         size = len(self.offsets) - 1

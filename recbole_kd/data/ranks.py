@@ -119,6 +119,32 @@ def _unobserved_scores(score_block: Callable[[Tensor], Tensor], observed: Observ
     return scores
 
 
+@torch.no_grad()
+def ranks_of(lists: Tensor, score_block: Callable[[Tensor], Tensor], observed: Observed) -> Tensor:
+    """Ranks of listed items among all unobserved items of their user, by other scores than those of the lists.
+
+    The rank of an item is one more than the number of unobserved items with a higher score.
+
+    Args:
+        lists: (U, k) unobserved items, 0 where there is none; what is returned there means nothing.
+        score_block, observed: as of :func:`build_rank_bank`.
+
+    Returns:
+        (U, k) int64 on the CPU; row 0 is all 0.
+    """
+    ranks = torch.zeros(lists.shape, dtype=torch.long)
+    for block in rank_blocks(observed):
+        rows = slice(block.start, block.stop)
+        scores = _unobserved_scores(score_block, observed, block)
+        ascending, order = scores.gather(1, lists[rows].to(scores.device).long()).sort(dim=1)
+        # Each item's place among the listed scores says which of them it is above.
+        place = torch.searchsorted(ascending, scores)
+        count = place.new_zeros(len(place), lists.shape[1] + 1).scatter_add_(1, place, torch.ones_like(place))
+        above = count.flip(1).cumsum(1).flip(1)[:, 1:]
+        ranks[rows] = torch.empty_like(above).scatter_(1, order, above + 1).cpu()
+    return ranks
+
+
 def build_user_bank(
     score_block: Callable[[Tensor], Tensor], observed: Observed, k: int, block_users: Optional[int] = None
 ) -> Tensor:

@@ -256,21 +256,6 @@ def _truncated_geometric(lengths: Tensor, emphasis: float, generator: torch.Gene
     return torch.minimum(ranks, lengths)
 
 
-def rank_gaps(scores: Tensor) -> Tensor:
-    """Student's rank less teacher's rank of the items of the teacher's lists; both ranks are taken within a list.
-
-    Args:
-        scores: (n, k) the student's scores of the teacher's items, best teacher's rank first.
-
-    Returns:
-        (n, k) int64: positive where the student ranks an item too low, negative where too high.
-    """
-    teacher_rank = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
-    by_student = scores.argsort(dim=1, descending=True, stable=True)
-    student_rank = torch.empty_like(by_student).scatter_(1, by_student, teacher_rank)
-    return student_rank - teacher_rank
-
-
 def discrepancy_log_weights(gaps: Tensor, emphasis: float) -> Tensor:
     """Logarithms of tanh(max(0, gap) / emphasis) (DCD, Lee & Kim, CIKM'21), -inf where the gap is not positive."""
     return torch.tanh(gaps.clamp(min=0) / emphasis).log()

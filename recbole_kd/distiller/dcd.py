@@ -1,14 +1,14 @@
 """DCD: dual correction strategy for ranking distillation (Lee & Kim, CIKM'21).
 
-Before each epoch the teacher's list of K' unobserved items is ranked by the student. Of each user, K items that the
-student under-ranks and L items that it over-ranks are drawn without replacement, p ∝ tanh(max(0, gap) / T), gap being
-how many ranks too low (too high) the student places an item. The loss is RRD's (DE-RRD eq. 9) with the under-ranked
-items, in the teacher's order, as interesting and the over-ranked ones as uninteresting. Entry: a distinct user of the
-batch.
+Before each epoch the student ranks all unobserved items. Of the teacher's list of K' unobserved items, K that the
+student under-ranks and L that it over-ranks are drawn without replacement for each user, p ∝ tanh(max(0, gap) / T). The
+gap is how many ranks too low (too high) the student places an item. The loss is RRD's (DE-RRD eq. 9) with the
+under-ranked items, in the teacher's order, as interesting and the over-ranked ones as uninteresting. Entry: a distinct
+user of the batch.
 
-Both ranks are taken within the teacher's list, where every rank too low is met by one too high; the paper ranks all
-items by the student. A user with fewer than K (L) such items gives those there are; one without any under-ranked item
-is in no mean.
+Ranks are exact: one more than the number of unobserved items with a higher score. So a list that the student keeps in
+order but far down has gaps. A user with fewer than K (L) such items gives those there are; one without any under-ranked
+item is in no mean.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch
-from recbole_kd.data.samplers import discrepancy_log_weights, draw_without_replacement, items_at, rank_gaps
-from recbole_kd.distiller.base.lists import ListDistiller, ListOptions, list_scores, require_drawable
+from recbole_kd.data.ranks import ranks_of
+from recbole_kd.data.samplers import discrepancy_log_weights, draw_without_replacement, items_at
+from recbole_kd.distiller.base.lists import ListDistiller, ListOptions, catalogue_scores, require_drawable
 from recbole_kd.loss.kernel.ranking import listwise_loss
 from recbole_kd.options import option
 
@@ -49,9 +50,11 @@ class DCDDistiller(ListDistiller[DCDOptions]):
         self._drawn = torch.empty(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Ranks the teacher's lists by the student as it is now, and draws every user's items."""
+        """Ranks all unobserved items by the student as it is now, and draws every user's items."""
         options = self.options
-        gaps = rank_gaps(list_scores(self.student, self._ranked, self.data)).cpu()
+        by_student = ranks_of(self._ranked, catalogue_scores(self.student, self.data), self.data.observed)
+        gaps = by_student - torch.arange(1, self._ranked.shape[1] + 1)
+        gaps[0] = 0  # padding
         drawn = [
             items_at(
                 self._ranked,

@@ -4,16 +4,21 @@
     H = h(L), by default h(x) = 1 - alpha x, 0 <= alpha <= 0.5, so H = (1 - alpha) I + alpha Ã         (eq. 9-10)
     loss = mean over the batch's distinct users and items of ||(H proj(E_s) - H E_t)[node]||^2         (eq. 8)
 
-Entry: a node. proj is linear, one for users and items alike, as both are nodes of one graph. Over all nodes this is the
+Entry: a node. proj is linear, one for users and items alike, as both are nodes of one graph. ``projector: mlp`` is the
+mean of ``projectors`` perceptrons d_s -> hidden -> d_t with ReLU, as in the authors' code. Over all nodes this is the
 feature loss whose part at frequency x is weighted by h(x)^2 (eq. 3; theorem 2): a decreasing filter distils low
 frequencies more. A filter whose weight increases anywhere on [0, 2] is refused (``monotone: false`` admits it, for
 table 1, where bands are removed).
 
 H E_t is computed once. A step takes only the batch's rows of the filter, on the student's own dimension, because a
-linear projector commutes with it: H proj(E_s) = (H E_s) W + (H 1) b.
+linear projector commutes with it: H proj(E_s) = (H E_s) W + (H 1) b. Of a perceptron the last layer commutes: its
+hidden layer is computed for the nodes that these rows of the filter read, and its last layer for the batch's nodes.
 
 Deviations: the paper sums over the batch's nodes, here it is a mean. The authors' later code filters user-user and
-item-item 5-NN co-occurrence graphs and uses a cosine loss, with a projector for each side: ``graph: knn``.
+item-item 5-NN co-occurrence graphs and uses a cosine loss, with a projector for each side: ``graph: knn``. There proj
+is the mean of 5 perceptrons with dropout 0.2 before each layer, and half of a graph's edges are dropped in each step:
+``edge_dropout: 0.5``. Here they are dropped for the student alone, and H E_t has all of them. All that is the recipe
+FreqDCodeStudent. There a positive and a negative item count half each; here all nodes count alike.
 """
 
 from __future__ import annotations
@@ -25,12 +30,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_kd.contracts import Batch
+from recbole_kd.contracts import Batch, Share
 from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_decreasing, neighbour_adjacency
-from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, with_bias
+from recbole_kd.distiller.base.nodes import NodeOptions, with_bias
+from recbole_kd.distiller.base.projectors import ProjectedDistiller, ProjectorOptions
 from recbole_kd.errors import UserError
 from recbole_kd.loss.kernel.regression import linear_error
-from recbole_kd.loss.regression import cosine_distances, mean_over_nodes
+from recbole_kd.loss.regression import mean_over_nodes, vector_distances
 from recbole_kd.options import option
 
 #: Coefficients beyond it bring squares near the end of float32.
@@ -38,7 +44,7 @@ _LARGEST = 1e6
 
 
 @dataclass(frozen=True)
-class FreqDOptions(NodeOptions):
+class FreqDOptions(ProjectorOptions, NodeOptions):
     """Options of the section ``freqd``."""
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
@@ -53,6 +59,12 @@ class FreqDOptions(NodeOptions):
         choices=("bipartite", "knn"),
     )
     neighbours: int = option(5, "neighbours by co-occurrence that each node of `graph: knn` chooses", minimum=1)
+    edge_dropout: float = option(
+        0.0,
+        "share of the edges of `graph: knn` that the student's filter leaves out, anew in each step",
+        minimum=0,
+        below=1,
+    )
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -65,6 +77,12 @@ class FreqDOptions(NodeOptions):
             UserError: the filter has no coefficient that is not 0, or a very large one, or its weight increases on
                 [0, 2].
         """
+        super().check(section)
+        if self.edge_dropout and (self.graph != "knn" or len(self.coefficients) > 2):
+            raise UserError(
+                f"{section}.edge_dropout={self.edge_dropout} is for neighbour graphs and a linear filter; set "
+                f"--{section}.graph=knn and --{section}.alpha, or leave it out."
+            )
         if not any(self.coefficients):
             raise UserError(
                 f"{section}.filter={list(self.coefficients)} removes every frequency; expected a coefficient that is "
@@ -79,11 +97,15 @@ class FreqDOptions(NodeOptions):
             check_decreasing(self.coefficients, f"{section}.filter")
 
 
-class FreqDDistiller(NodeDistiller[FreqDOptions]):
+class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
     """Regression of the teacher's filtered representations from the student's."""
 
     name = "freqd"
-    shares = True
+
+    @property
+    def shares(self) -> bool:  # type: ignore[override]
+        """Processes share out the nodes unless a step draws random numbers."""
+        return not (self.options.dropout or self.options.edge_dropout)
 
     def build(self) -> None:
         super().build()
@@ -98,7 +120,7 @@ class FreqDDistiller(NodeDistiller[FreqDOptions]):
                 for observed, targets in pairs
             ]
         self.graphs = nn.ModuleList(graphs)
-        self.projectors = nn.ModuleList(self.linear() for _ in graphs)
+        self.projectors = nn.ModuleList(self.projector(options) for _ in graphs)
 
     def loss(self, batch: Batch) -> Tensor:
         """Eq. 8: the mean over the batch's nodes."""
@@ -108,19 +130,30 @@ class FreqDDistiller(NodeDistiller[FreqDOptions]):
         if self.options.graph == "bipartite":
             nodes = [torch.cat([nodes[0], nodes[1] + self.data.users])]
             signals = [torch.cat(signals)]
+        share = self.data.share if self.shares else Share()
         totals = [
-            self._error(graph, projector, signal, chosen[self.data.share.part(len(chosen))])  # type: ignore[arg-type]
+            self._error(graph, projector, signal, chosen[share.part(len(chosen))])  # type: ignore[arg-type]
             for graph, projector, signal, chosen in zip(self.graphs, self.projectors, signals, nodes)
         ]
         return mean_over_nodes(totals, count)
 
-    def _error(self, graph: _FilteredGraph, projector: nn.Linear, signal: Tensor, nodes: Tensor) -> Tensor:
+    def _error(self, graph: _FilteredGraph, projector: nn.Module, signal: Tensor, nodes: Tensor) -> Tensor:
         """The sum over nodes of the distances between H proj(E_s) and H E_t."""
-        matrix = with_bias(projector)
-        filtered = torch.cat([graph.smooth(signal, nodes), graph.ones.index_select(0, nodes)], dim=1)
-        if self.options.graph == "bipartite":
-            return linear_error(filtered, matrix, graph.targets, nodes)
-        return cosine_distances(functional.linear(filtered, matrix), graph.targets.index_select(0, nodes)).sum()
+        distance = "squared" if self.options.graph == "bipartite" else "cosine"
+        if isinstance(projector, nn.Linear) and not self.options.edge_dropout:
+            filtered = torch.cat([graph.smooth(signal, nodes), graph.ones.index_select(0, nodes)], dim=1)
+            if distance == "squared":
+                return linear_error(filtered, with_bias(projector), graph.targets, nodes)
+            predicted = functional.linear(filtered, with_bias(projector))
+        else:
+            read, product = graph.smooth.part(nodes, self.options.edge_dropout, self.generator)
+            vectors = signal.index_select(0, read)
+            if isinstance(projector, nn.Linear):
+                filtered = product(functional.pad(vectors, (0, 1), value=1.0))
+                predicted = functional.linear(filtered, with_bias(projector))
+            else:
+                predicted = projector(vectors, product)
+        return vector_distances(predicted, graph.targets.index_select(0, nodes), distance).sum()
 
 
 class _FilteredGraph(nn.Module):

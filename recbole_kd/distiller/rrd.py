@@ -15,6 +15,8 @@ each batch. Entry: a sequence of the batch.
 The paper's r are the scores themselves; ``temperature`` tau makes them r / tau, for a student whose scores are bounded:
 of cosines the likelihood can tell no item from another by more than a factor of exp(2).
 
+Ablation of table 4: ``uninteresting: 0`` keeps the order of the interesting items alone.
+
 Where published code differs: it clamps scores at 80 before exp, which log-sum-exp makes unnecessary; it sums over the
 users of a batch beside a base loss that is summed too, with a weight of 1e-3; the mean here, beside a mean, takes about
 the same weight. The authors found later that the plain top K, with no sampling, does considerably better (their

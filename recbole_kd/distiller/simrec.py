@@ -12,7 +12,9 @@ L_rec = -mean over T2 of y_s(u, i) (eq. 12):
   exp(h_u·h_i' / tau3); for distinct i: w_i log sum_{i'} exp(h_i·h_i' / tau3). All users, all items in the sums. Entry:
   a distinct user (item); the means are added.
 - w (eq. 10): with g1, g2, g_rec the gradients of lambda1 L1, lambda2 L2, L_rec with respect to the node's student
-  embedding: w = 1 - epsilon if (g1 + g2)·g_rec > g1·g2 else 1 + epsilon. w carries no gradient.
+  embedding: w = 1 - epsilon if (g1 + g2)·g_rec > g1·g2 else 1 + epsilon. w carries no gradient. The equation has the
+  gradients of L1 and L2 without their weights: ``gradient_weighting: unweighted``. The default has them as they add to
+  the loss, lambda1 g1 and lambda2 g2.
 - ``decay``, lambda4 L4: squared Frobenius norm of the embedding tables.
 
 For a catalogue too large for sums over all of it, ``catalogue: n`` estimates them from n users and n items that are
@@ -51,6 +53,9 @@ from recbole_kd.loss.kernel.contrastive import (
 from recbole_kd.loss.kernel.streamed import product_precision
 from recbole_kd.options import option
 
+#: Users and items, users among themselves, items among themselves.
+SIDES = ("ui", "uu", "ii")
+
 
 @dataclass(frozen=True)
 class SimRecOptions(DistillerOptions):
@@ -75,11 +80,19 @@ class SimRecOptions(DistillerOptions):
     gradient_similarity: str = option(
         "dot", "how gradients are compared in eq. 10; the authors' code uses cosine", choices=("dot", "cosine")
     )
+    gradient_weighting: str = option(
+        "weighted",
+        "gradients of the terms in eq. 10: weighted, as they add to the loss; unweighted, as the equation is printed",
+        choices=("weighted", "unweighted"),
+    )
     embedding_side: str = option(
         "both", "nodes of embedding-level distillation (table 3)", choices=("both", "user", "item")
     )
-    regularization_pairs: str = option(
-        "all", "pairs of nodes that regularisation spreads (table 3)", choices=("all", "ui", "uu", "ii")
+    regularization_pairs: tuple[str, ...] = option(
+        SIDES,
+        "pairs of nodes that regularisation spreads; table 3 leaves one of the three out",
+        choices=(*SIDES, "all"),
+        filled=True,
     )
     high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
     catalogue: Optional[int] = option(
@@ -234,6 +247,9 @@ class SimRecDistiller(Distiller[SimRecOptions]):
             )
             # Each process has its part of g1 and g2, and all of g_rec.
             first, second = self.data.share.sum(first), self.data.share.sum(second)
+            if options.gradient_weighting == "unweighted":
+                first = first / (options.prediction_weight or 1)
+                second = second / (options.embedding_weight or 1)
             cosine = options.gradient_similarity == "cosine"
             weights.append(adaptive_weights(first, second, third, options.epsilon, cosine=cosine))
         return Sides(*weights)
@@ -254,7 +270,7 @@ class SimRecDistiller(Distiller[SimRecOptions]):
         rows = Sides(*(side[part] for side, part in zip(nodes, parts)))
         scales = (options.regularization_weight / max(1, len(side)) for side in nodes)
         shares = Sides(*(weight[part] * scale for weight, part, scale in zip(weights, parts, scales)))
-        pairs = ("uu", "ui", "ii") if options.regularization_pairs == "all" else (options.regularization_pairs,)
+        pairs = SIDES if "all" in options.regularization_pairs else options.regularization_pairs
         with product_precision(options.precision):
             return contrastive_regularization(
                 output, rows, shares, options.regularization_temperature, pairs, (samples[0], samples[1])

@@ -26,7 +26,7 @@ from recbole_kd.files.reading import open_regular
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.sevo.graphs import SEvoOptions
 
-__all__ = ["PICKLES", "TEACHER_KEYS", "check_files", "check_known", "check_metrics"]
+__all__ = ["PICKLES", "TEACHER_KEYS", "WEIGHT_FILES", "WITHOUT_FILES", "check_files", "check_known", "check_metrics"]
 
 #: What section ``teacher`` holds beside the settings of the teacher's model.
 TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
@@ -37,7 +37,14 @@ PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_d
 #: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
 _PROCESS = ("local_rank", "single_spec", "offset", "world_size", "group_offset", "ip", "port")
 #: Files of weights that RecBole's models unpickle.
-_WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
+WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
+
+#: Settings with which a model is built without the weights of other files, by architecture.
+WITHOUT_FILES: Mapping[str, Mapping[str, Any]] = {
+    "NeuMF": {"use_pretrain": False},
+    "ConvNCF": {"train_method": "no_pretrain"},
+    "RaCT": {"train_stage": "actor_pretrain"},
+}
 
 
 def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions | None]:
@@ -134,7 +141,7 @@ def _check_mode(metrics: list[Any], evaluating: Mapping[str, Any]) -> None:
 
 def check_files(config: Any) -> None:
     """Looks at the files that RecBole's models unpickle, as that executes what is in them."""
-    for key in _WEIGHT_FILES:
+    for key in WEIGHT_FILES:
         if config.final_config_dict.get(key):
             load_any(str(config.final_config_dict[key]))
     if config.resolved.backbone == "LDiffRec":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
-from recbole.utils import ModelType, evaluation_arguments, general_arguments, training_arguments
+from recbole.utils import InputType, ModelType, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_kd.contracts import DistillerOptions
 from recbole_kd.errors import UserError
@@ -169,6 +169,9 @@ class KDConfig(Config):
             self.sources["show_progress"] = "whether this is a terminal or a notebook"
         if self.sequential:
             self._set_next_item_training(final)
+        if self._loss_is_unbounded() and final.get("train_neg_sample_args") is None:
+            final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
+            self.sources["train_neg_sample_args"] = "the loss without its distiller"
         checks.check_metrics(final)
         return final
 
@@ -189,6 +192,18 @@ class KDConfig(Config):
                 f"{self.resolved.backbone} compares with negatives (loss_type BPR), and "
                 f"--{self.prefix}train_neg_sample_args draws none; leave it out."
             )
+
+    def _loss_is_unbounded(self) -> bool:
+        """Whether the model's own loss needs a distiller that bounds it, and the run has not that one."""
+        bounding = getattr(self.resolved.model_class, "bounded_by", None)
+        return bounding is not None and bounding not in self.active_distillers()
+
+    def _set_default_parameters(self) -> None:
+        super()._set_default_parameters()
+        negatives = self.final_config_dict["train_neg_sample_args"]
+        drawn = isinstance(negatives, Mapping) and negatives.get("distribution") not in (None, "none")
+        if hasattr(self.resolved.model_class, "bounded_by") and drawn:
+            self.final_config_dict["MODEL_INPUT_TYPE"] = InputType.PAIRWISE
 
     def _init_device(self) -> None:
         gpu = self.final_config_dict["gpu_id"]
@@ -324,15 +339,19 @@ class KDConfig(Config):
         return self._derived(model, {"fused_adam": True, **own}, prefix)
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
-        """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation."""
+        """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation.
+
+        The checkpoint holds all weights, so the files that training began from are not looked for.
+        """
         probe = self._derived(model, {})
         keys = set(probe.final_config_dict) - shared_keys() - set(overall_properties()) - {"model", "dataset"}
         keys -= {key for key in probe.final_config_dict if key.isupper() or key.endswith("_neg_sample_args")}
+        keys -= set(checks.WEIGHT_FILES)
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
         if model not in MODELS:  # one of another package may have no properties file that lists what it reads
             read = checks.keys_read_by_model(probe.resolved.model_class) - shared_keys()
             settings |= {key: stored[key] for key in read if key in stored and not key.isupper()}
-        return self._derived(model, settings)
+        return self._derived(model, {**settings, **checks.WITHOUT_FILES.get(model, {})})
 
     def baseline_config(self) -> KDConfig:
         """The plain model to stand beside the student, of its size.

@@ -1,8 +1,8 @@
 """How far mapped vectors are from their targets, summed over nodes (FitNet, DE, HTD, PHR, FreqD), as formulas.
 
-What trains is ``kernel/regression.py``. :func:`cosine_distances` and :func:`mean_over_nodes` are a few lines and have
-no kernel: they train as they stand here. Targets are constants. Each sum divided by the number of nodes is a mean over
-nodes; :func:`mean_over_nodes` does it for several sides.
+What trains is ``kernel/regression.py``. :func:`cosine_distances`, :func:`vector_distances` and :func:`mean_over_nodes`
+are a few lines and have no kernel: they train as they stand here. Targets are constants. Each sum divided by the number
+of nodes is a mean over nodes; :func:`mean_over_nodes` does it for several sides.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from recbole_kd.loss.common import unit
 from recbole_kd.loss.kernel.layout import GroupLayout
 
-__all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes", "mixture_error"]
+__all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes", "mixture_error", "vector_distances"]
 
 
 def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) -> Tensor:
@@ -92,6 +92,13 @@ def cosine_distances(predicted: Tensor, target: Tensor) -> Tensor:
     if predicted.shape != target.shape:
         raise ValueError(f"predicted vectors are {tuple(predicted.shape)} and targets {tuple(target.shape)}")
     return 1 - (unit(predicted) * unit(target.detach())).sum(1)
+
+
+def vector_distances(predicted: Tensor, target: Tensor, distance: str) -> Tensor:
+    """||p - t||^2 (``squared``) or 1 - cos(p, t) (``cosine``) of each row: (n, d), (n, d) -> (n,). Entry: a node."""
+    if distance == "cosine":
+        return cosine_distances(predicted, target)
+    return (predicted - target.detach()).square().sum(1)
 
 
 def mean_over_nodes(totals: list[Tensor], nodes: int) -> Tensor:

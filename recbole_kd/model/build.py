@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from recbole_kd.errors import UserError
+from recbole_kd.model.mlp0 import without_hidden_layers
 from recbole_kd.model.trimming import trimmed
 
 __all__ = ["build_model"]
@@ -30,13 +31,15 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
             "are; lower it."
         )
     model_class = config.resolved.model_class
+    if config.resolved.backbone == "NeuMF" and not config["mlp_hidden_size"]:
+        model_class = without_hidden_layers(model_class)
     if config["trim_padding"] and config.sequential:
         model_class = trimmed(model_class)
     try:
         model: nn.Module = model_class(config, dataset).to(config["device"])
     except ImportError as error:
         raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
-    except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise UserError(
             f"{config['model']} refuses its settings: {' '.join(str(error).split()) or type(error).__name__}. "
             f"See properties/model/{config.resolved.backbone}.yaml, here or in RecBole, for what it expects."

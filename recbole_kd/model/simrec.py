@@ -93,8 +93,10 @@ class SimRecTeacher(_TwoTables):
         self.n_layers: int = config["n_layers"]
         self.reg_weight: float = config["reg_weight"]
         matrix = dataset.inter_matrix(form="coo")
-        users = torch.from_numpy(matrix.row).long()
-        items = torch.from_numpy(matrix.col).long() + self.n_users
+        # A is binary: an interaction that a user repeats is one edge.
+        pairs = torch.stack([torch.from_numpy(matrix.row).long(), torch.from_numpy(matrix.col).long()])
+        users, items = torch.unique(pairs, dim=1)
+        items = items + self.n_users
         loops = torch.arange(self.n_users + self.n_items)
         loops = loops[(loops != 0) & (loops != self.n_users)]  # the padding user and item stay outside the graph
         rows, columns = torch.cat([users, items, loops]), torch.cat([items, users, loops])
@@ -142,18 +144,24 @@ class SimRecStudent(_TwoTables):
     """An MLP over embedding tables (SimRec, eq. 3-4): no graph, so that serving is a dot product of two tables.
 
     h = FC^(L')(h0) with FC(x) = LeakyReLU(W x) + x, W in R^{d x d} shared by users and items, negative slope 0.5 (the
-    authors' code). y = h_u · h_i. Its own loss is L_rec = -mean y over the observed pairs, which has no lower bound: it
-    is meant to be trained with the distiller ``simrec``, whose contrastive regularisation bounds it.
+    authors' code). y = h_u · h_i.
+
+    With the distiller ``simrec`` its own loss is L_rec = -mean y over the observed pairs. L_rec has no lower bound, and
+    the distiller's contrastive regularisation bounds it. Without that distiller, or where ``train_neg_sample_args`` is
+    given, negatives are drawn and the loss is BPR: the paper's MLP without distillation (figures 3 and 6).
 
     Settings: ``embedding_size`` (d), ``n_layers`` (L' >= 1), ``negative_slope``.
     """
 
     input_type = InputType.POINTWISE
+    #: The distiller that bounds L_rec; a run without it draws negatives, in pairs with the observed items.
+    bounded_by = "simrec"
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         size = config["embedding_size"]
         self.negative_slope: float = config["negative_slope"]
+        self.bpr_loss = BPRLoss()
         self.mlp = nn.ModuleList(nn.Linear(size, size, bias=False) for _ in range(config["n_layers"]))
         self.apply(xavier_uniform_initialization)
 
@@ -167,7 +175,11 @@ class SimRecStudent(_TwoTables):
         return self.transform(self.user_embedding.weight), self.transform(self.item_embedding.weight)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """L_rec: the negated mean score of the batch's observed pairs, a scalar."""
+        """L_rec, the negated mean score of the batch's observed pairs; BPR where it has negatives. A scalar."""
         users, items = self.forward()
-        pairs = F.embedding(interaction[self.USER_ID], users) * F.embedding(interaction[self.ITEM_ID], items)
-        return -pairs.sum(dim=1).mean()
+        user, liked = F.embedding(interaction[self.USER_ID], users), F.embedding(interaction[self.ITEM_ID], items)
+        scores = (user * liked).sum(dim=1)
+        if self.NEG_ITEM_ID not in interaction.interaction:
+            return -scores.mean()
+        loss: Tensor = self.bpr_loss(scores, (user * F.embedding(interaction[self.NEG_ITEM_ID], items)).sum(dim=1))
+        return loss

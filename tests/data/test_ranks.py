@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recbole_kd.data.observed import Observed
-from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_bank, require_unobserved
+from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_bank, ranks_of, require_unobserved
 from recbole_kd.errors import UserError
 
 
@@ -70,6 +70,20 @@ def test_of_equal_scores_the_smaller_id_comes_first_so_that_a_short_list_begins_
     assert torch.equal(build_rank_bank(lambda users: scores[users], observed, k, block_users=2), whole[:, :k])
     of_items = build_user_bank(lambda users: scores[users], observed, k, block_users=2)
     assert of_items.tolist() == ranked_by_sorting(scores.t(), observed.transposed(), k)
+
+
+@given(levels=st.integers(1, 40), k=st.integers(1, 5), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_a_rank_counts_the_unobserved_items_with_a_higher_score(levels: int, k: int, seed: int) -> None:
+    observed, generator = split(7, 12, seed=seed), torch.Generator().manual_seed(seed)
+    scores, others = (torch.randint(0, levels, (7, 12), generator=generator).float() for _ in range(2))
+    lists = build_rank_bank(lambda users: others[users], observed, k)
+    ranks = ranks_of(lists, lambda users: scores[users], observed)
+    for user in range(1, 7):
+        unobserved = [item for item in range(1, 12) if not observed.contains(torch.tensor(user), torch.tensor(item))]
+        for item, rank in zip(lists[user].tolist(), ranks[user].tolist()):
+            if item:
+                assert rank == 1 + sum(bool(scores[user, other] > scores[user, item]) for other in unobserved)
 
 
 def test_scores_that_are_not_numbers_are_refused() -> None:

@@ -25,7 +25,6 @@ from recbole_kd.data.samplers import (
     exponential_log_weights,
     items_at,
     popularity_groups,
-    rank_gaps,
 )
 
 DRAWS = 20_000
@@ -260,11 +259,6 @@ def test_pairs_that_do_not_divide_evenly_go_to_the_popular_groups() -> None:
 
 
 # Discrepancy (DCD)
-
-
-def test_gaps_compare_ranks_within_the_list() -> None:
-    scores = torch.tensor([[1.0, 5.0, 3.0, 2.0], [9.0, 8.0, 7.0, 6.0]])
-    assert rank_gaps(scores).tolist() == [[3, -1, -1, -1], [0, 0, 0, 0]]
 
 
 def test_under_ranked_items_are_drawn_by_their_discrepancy() -> None:

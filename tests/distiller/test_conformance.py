@@ -129,6 +129,16 @@ class TestFreqDOnNeighbourGraphs(DistillerConformance):
     options = {"graph": "knn"}
 
 
+class TestFreqDAsInTheAuthorsCode(DistillerConformance):
+    distiller = FreqDDistiller
+    options = {"graph": "knn", "projector": "mlp", "projectors": 2, "dropout": 0.2, "edge_dropout": 0.5}
+
+
+class TestFitNetWithPerceptrons(DistillerConformance):
+    distiller = FitNetDistiller
+    options = {"projector": "mlp", "dropout": 0.2, "distance": "cosine"}
+
+
 class TestPHR(DistillerConformance):
     distiller = PHRDistiller
     backbones = BY_VECTOR

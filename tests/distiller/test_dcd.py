@@ -7,7 +7,7 @@ import torch
 
 from recbole_kd.distiller.dcd import DCDDistiller
 from recbole_kd.errors import UserError
-from tests.distiller.response import Bench, assert_learns, bench
+from tests.distiller.response import ITEMS, USERS, Bench, assert_learns, bench
 
 SIZES = {"interesting": 3, "uninteresting": 3, "pool": 10}
 
@@ -18,10 +18,11 @@ def made() -> Bench:
 
 
 def gaps(made: Bench, user: int, pool: int) -> dict[int, int]:
-    """Student's rank less teacher's rank of each item of the teacher's list."""
+    """Student's rank among all unobserved items, less teacher's rank, of each item of the teacher's list."""
     ranked = made.teacher.ranked_items(pool)[user].tolist()
     scores = (made.student.item_table @ made.student.user_table[user]).tolist()
-    by_student = sorted(ranked, key=lambda item: -scores[item])
+    unobserved = set(range(1, ITEMS)) - made.observed(user)
+    by_student = sorted(unobserved, key=lambda item: -scores[item])
     return {item: by_student.index(item) - rank for rank, item in enumerate(ranked)}
 
 
@@ -32,7 +33,6 @@ def test_interesting_items_are_under_ranked_and_uninteresting_ones_over_ranked(m
         for user, row in zip(users.tolist(), items.tolist()):
             gap = gaps(made, user, 10)
             ranks = list(gap)
-            assert sum(gap.values()) == 0
             under, over = [{item for item in gap if sign * gap[item] > 0} for sign in (1, -1)]
             missing = {1} if min(len(under), len(over)) < 3 else set()
             assert set(row[:3]) <= under | missing
@@ -55,15 +55,33 @@ def test_the_loss_is_equation_9_over_the_items_that_exist(made: Bench) -> None:
     assert distiller(made.batch)["dcd"].item() == pytest.approx(0.3 * sum(losses) / len(losses))
 
 
-def test_a_student_that_agrees_with_the_teacher_has_no_loss() -> None:
+def falling_by_id(first: bool) -> Bench:
+    """Scores of the student fall with the id; the teacher lists the first unobserved items in that order, or the last."""
     made = bench()
-    made.teacher.ranked_items = lambda k: torch.arange(1, k + 1, dtype=torch.int32).expand(12, k)  # type: ignore[method-assign]
+    unobserved = [sorted(set(range(1, ITEMS)) - made.observed(user)) for user in range(USERS)]
+
+    def ranked_items(k: int) -> torch.Tensor:
+        return torch.tensor([items[:k] if first else items[-k:] for items in unobserved], dtype=torch.int32)
+
+    made.teacher.ranked_items = ranked_items  # type: ignore[method-assign]
     with torch.no_grad():
         made.student.user_table[1:] = 1
         made.student.item_table[:] = -torch.arange(40.0).unsqueeze(1)
+    return made
+
+
+def test_a_student_that_agrees_with_the_teacher_has_no_loss() -> None:
+    made = falling_by_id(first=True)
     distiller = made.build(DCDDistiller, **SIZES)
     distiller.begin_epoch(0)
     assert distiller(made.batch)["dcd"].item() == 0
+
+
+def test_a_list_in_order_but_sunk_to_the_bottom_has_a_loss() -> None:
+    made = falling_by_id(first=False)
+    distiller = made.build(DCDDistiller, **SIZES)
+    distiller.begin_epoch(0)
+    assert distiller(made.batch)["dcd"].item() > 0
 
 
 def test_it_learns(made: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ USERS, ITEMS = 9, 12
 DATA = data_view(USERS, ITEMS)
 
 
-def build(weight: float = 0.5) -> tuple[FitNetDistiller, FakeStudent, FakeTeacher]:
+def build(**values: Any) -> tuple[FitNetDistiller, FakeStudent, FakeTeacher]:
     student, teacher = FakeStudent(USERS, ITEMS, 3, poisoned=True), FakeTeacher(USERS, ITEMS, 5, poisoned=True)
-    return FitNetDistiller(FitNetOptions(weight=weight), student, teacher, DATA), student, teacher
+    return FitNetDistiller(FitNetOptions(**{"weight": 0.5, **values}), student, teacher, DATA), student, teacher
 
 
 def test_loss_is_the_mean_squared_distance_over_distinct_nodes() -> None:
@@ -36,6 +37,58 @@ def test_loss_is_the_mean_squared_distance_over_distinct_nodes() -> None:
     found = distiller(batch)["fitnet"]
     inputs = [student.user_table, student.item_table, *distiller.parameters()]
     assert_same_loss(found, expected, inputs)
+
+
+@pytest.mark.parametrize("distance", ["squared", "cosine"])
+def test_a_projector_may_be_the_mean_of_perceptrons(distance: str) -> None:
+    values = {"projector": "mlp", "projectors": 3, "hidden": 4, "distance": distance, "weight": 0.5}
+    distiller, student, teacher = build(**values)
+    batch = batch_of(DATA, 6, negatives=True)
+    assert batch.negatives is not None
+    errors = []
+    for projector, nodes, own, taught in (
+        (distiller.user_projector, batch.users, student.user_table, teacher.user_embeddings()),
+        (
+            distiller.item_projector,
+            torch.cat([batch.items, batch.negatives]),
+            student.item_table,
+            teacher.item_embeddings(),
+        ),
+    ):
+        for node in sorted(set(nodes.tolist())):
+            mapped = torch.zeros(5, dtype=torch.float64)
+            for first, last in zip(projector.first, projector.last):
+                hidden = (first.weight @ own[node] + first.bias).clamp(min=0)
+                mapped = mapped + (last.weight @ hidden + last.bias) / 3
+            target = taught[node]
+            cosine = (mapped @ target) / (mapped.norm() * target.norm())
+            errors.append(1 - cosine if distance == "cosine" else ((mapped - target) ** 2).sum())
+    inputs = [student.user_table, student.item_table, *distiller.parameters()]
+    assert_same_loss(distiller(batch)["fitnet"], 0.5 * sum(errors) / len(errors), inputs)
+
+
+def test_dropout_is_drawn_anew_in_each_step_while_training_and_keeps_the_mean() -> None:
+    distiller, student, _ = build(projector="mlp", dropout=0.4)
+    linear = distiller.user_projector
+    vectors = student.user_table[1:].detach()
+    assert not torch.equal(linear(vectors), linear(vectors))
+    distiller.eval()
+    whole = linear(vectors)
+    assert torch.equal(whole, linear(vectors))
+    distiller.train()
+    with torch.no_grad():  # no hidden unit is ever cut: the mean over dropouts is exact
+        linear.first[0].weight.abs_()
+        linear.first[0].bias.fill_(10)
+        whole = distiller.eval().user_projector(vectors.abs())
+        distiller.train()
+        mean = torch.stack([linear(vectors.abs()) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(mean, whole, rtol=0.05, atol=0.3)
+
+
+@pytest.mark.parametrize("values", [{"projectors": 2}, {"hidden": 4}, {"dropout": 0.1}])
+def test_options_of_perceptrons_are_refused_with_a_linear_projector(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"fitnet\.projector is linear; set --fitnet\.projector=mlp"):
+        FitNetOptions.parse("fitnet", values)
 
 
 def test_a_batch_twice_over_has_the_same_loss() -> None:

@@ -115,6 +115,68 @@ def test_neighbour_graphs_smooth_each_side_and_compare_directions() -> None:
     torch.testing.assert_close(distiller(batch)["freqd"], torch.cat(errors).mean(), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"alpha": 0.4},
+        {"alpha": 0.0},
+        {"filter": (1.0, -0.8, 0.16)},
+        {"graph": "knn", "neighbours": 2, "projectors": 2},
+        {"projectors": 3},
+    ],
+)
+def test_perceptrons_map_every_node_that_the_filter_reads(values: dict[str, Any]) -> None:
+    """The reference maps all nodes and filters them all; the distiller's last layer sees the batch's nodes alone."""
+    distiller, student, teacher = build(projector="mlp", hidden=4, **values)
+    batch, theta = batch_of(DATA, 3, negatives=True), FreqDOptions(**values).coefficients
+    own, taught = (
+        [student.user_embeddings(), student.item_embeddings()],
+        [teacher.user_embeddings(), teacher.item_embeddings()],
+    )
+    if values.get("graph") == "knn":
+        observed = [DATA.observed, DATA.observed.transposed()]
+        graphs = [
+            torch.eye(len(side)).double() - neighbour_adjacency(each, 2).to_dense().double()
+            for each, side in zip(observed, own)
+        ]
+        nodes = [batch.distinct_users, batch.distinct_items]
+    else:
+        own, taught, graphs, nodes = [torch.cat(own)], [torch.cat(taught)], [laplacian(DATA)], [nodes_of(batch)]
+    errors = []
+    for projector, e_s, e_t, graph, chosen in zip(distiller.projectors, own, taught, graphs, nodes):
+        matrix = sum(value * torch.matrix_power(graph, power) for power, value in enumerate(theta))
+        mapped = sum(last(first(e_s).relu()) for first, last in zip(projector.first, projector.last)) / len(
+            projector.first
+        )
+        ours, theirs = (matrix @ mapped)[chosen], (matrix @ e_t)[chosen]
+        cosine = values.get("graph") == "knn"
+        errors.append(1 - functional.cosine_similarity(ours, theirs) if cosine else ((ours - theirs) ** 2).sum(1))
+    inputs = [student.user_table, student.item_table, *distiller.parameters()]
+    assert_same_loss(distiller(batch)["freqd"], torch.cat(errors).mean(), inputs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+def test_dropped_edges_change_with_each_step_and_what_a_node_keeps_of_itself_stays(projector: str) -> None:
+    values = {"graph": "knn", "neighbours": 3, "projector": projector}
+    distiller, student, _ = build(edge_dropout=0.5, **values)
+    assert not distiller.shares, "each process would draw other edges"
+    losses = {distiller(EVERYTHING)["freqd"].item() for _ in range(5)}
+    assert len(losses) > 1
+    graph, signal = distiller.graphs[1].smooth, torch.eye(ITEMS, dtype=torch.float64)
+    nodes = torch.arange(1, ITEMS)
+    matrices = []
+    for _ in range(3000):
+        read, product = graph.part(nodes, 0.5, distiller.generator)
+        matrices.append(product(signal[read]))
+    whole = graph(signal, nodes)
+    for matrix in matrices[:20]:
+        assert torch.equal(matrix.diagonal(1), whole.diagonal(1)), "a node's own part"
+        edges = matrix / whole.masked_fill(whole == 0, 1)
+        edges[torch.arange(ITEMS - 1), nodes] = 0
+        assert set(edges.unique().round(decimals=6).tolist()) == {0.0, 2.0}
+    torch.testing.assert_close(torch.stack(matrices).mean(0), whole, rtol=0.1, atol=0.01)
+
+
 def test_a_batch_twice_over_has_the_same_loss() -> None:
     distiller, _, _ = build()
     batch = batch_of(DATA, 6)
@@ -136,6 +198,8 @@ def test_the_filtered_teacher_stays_out_of_checkpoints() -> None:
         ({"filter": []}, r"freqd\.filter=\[\] removes every frequency"),
         ({"filter": ["a"]}, r"freqd\.filter='a' is not a number"),
         ({"graph": "cat"}, r"freqd\.graph='cat' is not one of bipartite, knn"),
+        ({"edge_dropout": 0.5}, r"freqd\.edge_dropout=0\.5 is for neighbour graphs and a linear filter"),
+        ({"dropout": 0.5}, r"freqd\.dropout=0\.5 is of perceptrons"),
         ({"neighbours": 0}, r"freqd\.neighbours=0 is out of range"),
     ],
 )

@@ -36,9 +36,12 @@ def test_the_plain_top_k_on_request(made: Bench) -> None:
     assert torch.equal(items[:, :4], made.teacher.ranked_items(8)[users, :4].long())
 
 
-def test_the_loss_is_the_weighted_mean_of_equation_9_over_distinct_users(made: Bench) -> None:
-    distiller = made.build(RRDDistiller, weight=0.3, **SIZES)
+@pytest.mark.parametrize("uninteresting", [5, 0])
+def test_the_loss_is_the_weighted_mean_of_equation_9_over_distinct_users(made: Bench, uninteresting: int) -> None:
+    """Without uninteresting items it is the order of the interesting ones alone, an ablation of table 4."""
+    distiller = made.build(RRDDistiller, weight=0.3, **{**SIZES, "uninteresting": uninteresting})
     users, items = made.asked(distiller)
+    assert items.shape[1] == 4 + uninteresting
     total = 0.0
     for user, row in zip(users, items):
         r = made.student.item_table[row] @ made.student.user_table[user]
@@ -84,7 +87,7 @@ def test_it_learns(distiller: type[RRDDistiller]) -> None:
         ({"interesting": 9, "pool": 8}, r"rrd\.interesting=9 items cannot be drawn from a list of rrd\.pool=8"),
         ({"interesting": 1, "pool": 40}, r"rrd\.pool=40 is more than the 39 items"),
         ({**SIZES, "uninteresting": 30}, r"rrd\.uninteresting=30 below the 8 of rrd\.pool.*11 of 11 users.*the least"),
-        ({**SIZES, "uninteresting": 0}, r"rrd\.uninteresting=0 is out of range; expected at least 1"),
+        ({**SIZES, "uninteresting": -1}, r"rrd\.uninteresting=-1 is out of range; expected at least 0"),
         ({**SIZES, "interesting": 0}, r"rrd\.interesting=0 is out of range"),
         ({**SIZES, "emphasis": 0}, r"rrd\.emphasis=0 is out of range; expected at least 0\.001"),
         ({**SIZES, "sampling": "exponentially"}, r"Did you mean 'exponential'"),

@@ -80,10 +80,13 @@ def slow_losses(distiller: SimRecDistiller, batch: Batch) -> dict[str, Tensor]:
             return 1.0
         of = compared[side]
         vectors = []
-        for loss in (prediction, embedding, recommendation):
+        weights = chosen.prediction_weight, chosen.embedding_weight, 1.0
+        for loss, divisor in zip((prediction, embedding, recommendation), weights):
             gradient: Optional[Tensor] = None
             if loss.requires_grad:
                 (gradient,) = torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
+                if gradient is not None and chosen.gradient_weighting == "unweighted":
+                    gradient = gradient / (divisor or 1)
             vector = torch.zeros(DIMENSION, dtype=torch.float64) if gradient is None else gradient[node]
             vectors.append(vector)
         g1, g2, g_rec = vectors
@@ -97,16 +100,16 @@ def slow_losses(distiller: SimRecDistiller, batch: Batch) -> dict[str, Tensor]:
     def spread(node: Tensor, everything: Tensor) -> Tensor:
         return torch.log(torch.exp(everything[1:] @ node / chosen.regularization_temperature).sum())
 
-    pairs = chosen.regularization_pairs
+    pairs = "all" if "all" in chosen.regularization_pairs else chosen.regularization_pairs
     regularization = torch.zeros((), dtype=torch.float64)
     for u in distinct_users:
         weight = weight_of(0, u) / len(distinct_users)
-        if pairs in ("all", "uu"):
+        if pairs == "all" or "uu" in pairs:
             regularization = regularization + weight * spread(users[u], users)
-        if pairs in ("all", "ui"):
+        if pairs == "all" or "ui" in pairs:
             regularization = regularization + weight * spread(users[u], items)
     for i in distinct_items:
-        if pairs in ("all", "ii"):
+        if pairs == "all" or "ii" in pairs:
             regularization = regularization + weight_of(1, i) / len(distinct_items) * spread(items[i], items)
     return {
         "prediction": prediction,
@@ -166,6 +169,12 @@ def gradients_of(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
         {"adaptive": False},
         {"embedding_side": "user"},
         {"embedding_side": "item", "space": "input"},
+        {"gradient_weighting": "unweighted"},
+        {"gradient_weighting": "unweighted", "gradient_similarity": "cosine", "space": "input"},
+        {"gradient_weighting": "unweighted", "prediction_weight": 0.0},
+        {"regularization_pairs": ["ui", "uu"]},
+        {"regularization_pairs": ["ii", "ui"]},
+        {"regularization_pairs": "all"},
         {"regularization_pairs": "ui"},
         {"regularization_pairs": "uu"},
         {"regularization_pairs": "ii"},
@@ -194,6 +203,22 @@ def test_the_adaptive_weights_differ_between_nodes_here():
     for space in ("output", "input"):
         ratio = built(options(space=space))(batch())["regularization"].item() / constant
         assert 0.81 < ratio < 1.19
+
+
+def test_weights_of_the_terms_count_in_eq_10_or_not():
+    """With a large lambda1 the two readings of eq. 10 give nodes different weights."""
+    weighted, unweighted = (
+        built(options(gradient_weighting=reading, prediction_weight=300.0))(batch())["regularization"].item()
+        for reading in ("weighted", "unweighted")
+    )
+    assert weighted != pytest.approx(unweighted)
+
+
+def test_pairs_are_a_set_of_known_names():
+    assert set(SimRecOptions().regularization_pairs) == {"ui", "uu", "ii"}
+    for wrong in ("iu", [], ["ui", "x"]):
+        with pytest.raises(UserError, match=r"regularization_pairs"):
+            options(regularization_pairs=wrong)
 
 
 @pytest.mark.parametrize("space", ["output", "input"])

@@ -39,7 +39,9 @@ def _value(default: Any) -> str:
     """As YAML writes it."""
     if default is None or isinstance(default, bool):
         return "~" if default is None else str(default)
-    return yaml.safe_dump(list(default) if isinstance(default, tuple) else default).splitlines()[0]
+    return yaml.safe_dump(
+        list(default) if isinstance(default, tuple) else default, default_flow_style=True
+    ).splitlines()[0]
 
 
 def _type(hint: Any) -> str:

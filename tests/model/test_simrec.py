@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from scipy.sparse import coo_matrix
 
+from recbole_kd.data.loaders import make_loaders
+from recbole_kd.data.splits import Splits
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.model.simrec import SimRecTeacher
+from recbole_kd.testing import known_answer_settings
 from tests.student.test_readers import build
 
 
@@ -28,10 +35,6 @@ def teacher(known_answer: Path) -> Any:
 
 
 def observed_pairs(known_answer: Path) -> list[tuple[int, int]]:
-    from recbole_kd.data.splits import Splits
-    from recbole_kd.experiment.settings import KDConfig
-    from recbole_kd.testing import known_answer_settings
-
     splits = Splits(KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer)))
     users, items = splits.pairs(splits.train)
     return list(zip(users.tolist(), items.tolist()))
@@ -50,6 +53,28 @@ def test_the_teacher_sums_its_layers_over_a_graph_with_self_loops(teacher: Any, 
     users, items = teacher.forward()
     torch.testing.assert_close(torch.cat([users, items])[1:].double(), total[1:], rtol=1e-4, atol=1e-5)
     assert len(teacher.layers()) == 4
+
+
+class Repeating:
+    """A dataset whose users had some items twice."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def inter_matrix(self, form: str) -> Any:
+        matrix = self.dataset.inter_matrix(form=form)
+        row, column = (np.concatenate([side, side[:7]]) for side in (matrix.row, matrix.col))
+        return coo_matrix((np.ones(len(row)), (row, column)), shape=matrix.shape)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
+
+
+def test_a_repeated_interaction_is_one_edge(known_answer: Path) -> None:
+    config = KDConfig("SimRecTeacher", "known-answer", config_dict=known_answer_settings(known_answer))
+    train = Splits(config).train
+    once, twice = (SimRecTeacher(config, dataset) for dataset in (train, Repeating(train)))
+    torch.testing.assert_close(twice.adjacency.to_dense(), once.adjacency.to_dense(), rtol=0, atol=0)
 
 
 def test_the_gradient_of_the_propagation_is_that_of_the_dense_product(teacher: Any) -> None:
@@ -94,6 +119,26 @@ def test_the_student_is_a_residual_mlp_shared_by_users_and_items(depth: int, kno
     batch = Interaction({student.USER_ID: torch.tensor([1, 2]), student.ITEM_ID: torch.tensor([3, 4])})
     expected = -(users[1] @ items[3] + users[2] @ items[4]) / 2
     torch.testing.assert_close(student.calculate_loss(batch), expected)
+
+
+def test_without_its_distiller_the_student_draws_negatives_and_has_the_bpr_loss(known_answer: Path) -> None:
+    given = known_answer_settings(known_answer)
+    distilled = KDConfig("SimRecStudent", "known-answer", config_dict=given)
+    assert distilled["train_neg_sample_args"]["distribution"] == "none"
+    for plain in (
+        KDConfig("SimRecStudent", "known-answer", config_dict={**given, "distill": []}),
+        KDConfig("SimRecStudent", "known-answer", config_dict={**given, "baseline": "student"}).baseline_config(),
+    ):
+        train, *_ = make_loaders(plain, Splits(plain))
+        batch = next(iter(train))
+        student = build("SimRecStudent", known_answer)
+        users, items = student.forward()
+        positive, negative = batch[student.ITEM_ID], batch[student.NEG_ITEM_ID]
+        terms = [
+            -torch.log(torch.sigmoid(users[u] @ items[i] - users[u] @ items[j]))
+            for u, i, j in zip(batch[student.USER_ID], positive, negative)
+        ]
+        torch.testing.assert_close(student.calculate_loss(batch), torch.stack(terms).mean())
 
 
 @pytest.mark.parametrize("name", ["SimRecStudent", "SimRecTeacher"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar, Union
 
@@ -22,6 +23,7 @@ __all__ = [
     "ListOptions",
     "RelaxedLists",
     "RelaxedOptions",
+    "catalogue_scores",
     "list_scores",
     "require_drawable",
 ]
@@ -88,12 +90,17 @@ class ListDistiller(Distiller[ListOptionsT]):
 
 def student_ranking(student: StudentView, data: DataView, k: int) -> Tensor:
     """The student's k best unobserved items of every user as it is now, best first: (U, k) int32 on the CPU."""
+    return build_rank_bank(catalogue_scores(student, data), data.observed, k)
+
+
+def catalogue_scores(student: StudentView, data: DataView) -> Callable[[Tensor], Tensor]:
+    """A function of users (n,) that gives the student's scores of all items as it is now, (n, I)."""
 
     def score_block(users: Tensor) -> Tensor:
         catalogue = torch.arange(data.items, device=data.device).expand(len(users), -1)
         return student.scores(users.to(data.device), catalogue)
 
-    return build_rank_bank(score_block, data.observed, k)
+    return score_block
 
 
 @torch.no_grad()
@@ -136,7 +143,9 @@ class RelaxedOptions(ListOptions):
 
     weight: float = option(1e-3, "weight of the loss", minimum=0)
     interesting: int = option(40, "K, interesting items of each user", minimum=1)
-    uninteresting: int = option(40, "L, uninteresting items of each user", minimum=1)
+    uninteresting: int = option(
+        40, "L, uninteresting items of each user; 0: the order of interesting ones alone", minimum=0
+    )
     pool: int = option(100, "K', length of the ranked list that interesting items are drawn from", minimum=1)
     emphasis: float = option(10.0, "T, in ranks: how far down the list interesting items are drawn", minimum=1e-3)
     sampling: str = option(
@@ -186,7 +195,9 @@ class RelaxedLists:
             weights = exponential_log_weights(options.pool, options.emphasis)
             chosen = draw_without_replacement(weights, len(self._ranked), options.interesting, generator)
             interesting = items_at(self._ranked, chosen)
-        uninteresting = self._complement.draw(options.uninteresting, generator)
+        uninteresting = interesting[:, :0]
+        if options.uninteresting:
+            uninteresting = self._complement.draw(options.uninteresting, generator)
         self._drawn = torch.cat([interesting, uninteresting], dim=1).to(self._device)
 
     def of(self, rows: Tensor) -> Tensor:
