@@ -59,7 +59,11 @@ class KeptState(_Named, _Told):
     test_result: dict[str, float]
 
 
-class ResumableState(_Named):
+class _Sampled(TypedDict, total=False):
+    fast_sampling: bool
+
+
+class ResumableState(_Named, _Sampled):
     """A checkpoint that a training can go on from."""
 
     epoch: int

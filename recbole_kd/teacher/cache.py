@@ -84,6 +84,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     """
     logger = logging.getLogger()
     settings = {key: value for key, value in config.plain_values().items() if key not in NO_PART_OF_A_MODEL}
+    if not settings.get("fast_sampling"):
+        settings.pop("fast_sampling", None)  # with RecBole's loader a model is what it was before there was another
     versions = [FORMAT, recbole.__version__]
     key = digest(versions, config.resolved.backbone, settings, splits.content())
     folder = os.path.join("teachers", f"{config.resolved.backbone}-{config['dataset']}-{key[:16]}")

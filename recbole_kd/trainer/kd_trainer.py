@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Batch, Distiller, Sequences
+from recbole_kd.data.fast_sampling import FastTrainDataLoader
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
@@ -323,6 +324,7 @@ class KDMixin:
             "distillers": dict(self.distillers.state_dict()),
             "random": random_state(),
             "loader": self._train_data.generator.get_state() if self._train_data is not None else None,
+            "fast_sampling": bool(getattr(self._train_data, "fast", False)),
             "saved_model_file": Path(self.saved_model_file).name,
         }
         save_checkpoint(state, file)
@@ -363,6 +365,13 @@ class KDMixin:
 
     def _restore_streams(self, state: Mapping[str, Any]) -> None:
         restore_random_state(state["random"])
+        if isinstance(self._train_data, FastTrainDataLoader):
+            self._train_data.fast = bool(state.get("fast_sampling"))
+        elif state.get("fast_sampling"):
+            raise UserError(
+                f"'{self.config['resume']}' was written by a run with fast sampling, and --fast_sampling is off; "
+                "resume it with --fast_sampling=true."
+            )
         if state["loader"] is not None:
             self._train_data.generator.set_state(state["loader"].cpu())
         self._resumed = None

@@ -184,9 +184,9 @@ class Killed(Exception):
     """Stands for a process that ends in the middle of a step."""
 
 
-@pytest.mark.parametrize("model", ["BPR", "SimRecStudent", "NeuMF"])
+@pytest.mark.parametrize(("model", "fast"), [("BPR", True), ("BPR", False), ("SimRecStudent", True), ("NeuMF", True)])
 def test_a_resumed_run_ends_as_one_never_stopped(
-    model: str, known_answer: Path, pull: None, monkeypatch: pytest.MonkeyPatch
+    model: str, fast: bool, known_answer: Path, pull: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"distill": ["pull"], "epochs": 6, "stopping_step": 3, "dropout_prob": 0.1}
     if model == "SimRecStudent":
@@ -196,7 +196,8 @@ def test_a_resumed_run_ends_as_one_never_stopped(
         settings.update({"dcd.pool": 10, "dcd.interesting": 3, "dcd.uninteresting": 3, "embedding_size": None})
     else:
         settings.pop("dropout_prob")
-    whole = run(known_answer, model, **settings)
+    settings["teacher.fast_sampling"] = fast
+    whole = run(known_answer, model, fast_sampling=fast, **settings)
 
     steps = 0
     real: Callable[..., Any] = torch.optim.Adam.step
@@ -210,11 +211,12 @@ def test_a_resumed_run_ends_as_one_never_stopped(
 
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     with pytest.raises(Killed):
-        run(known_answer, model, **settings, checkpoint_dir=str(known_answer / "other"))
+        run(known_answer, model, fast_sampling=fast, **settings, checkpoint_dir=str(known_answer / "other"))
     monkeypatch.undo()
     monkeypatch.setitem(registry.DISTILLERS, "pull", registry.DistillerEntry(f"{__name__}:Pull"))
     (last,) = (known_answer / "other").glob("*-last.pth")
     assert load_checkpoint(last)["epoch"] >= 1
+    # Without a word it keeps the loader that it began with.
     resumed = run(known_answer, model, **settings, resume=str(last), checkpoint_dir=str(known_answer / "other"))
 
     for key in ("best_epoch", "best_valid_result", "test_result", "loss_history", "epochs_trained"):
@@ -222,6 +224,15 @@ def test_a_resumed_run_ends_as_one_never_stopped(
     expected = weights(whole)
     for name, value in weights(resumed).items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_a_fast_run_is_not_resumed_with_recboles_loader(known_answer: Path, pull: None) -> None:
+    run(known_answer, distill=["pull"], epochs=3)
+    (last,) = (known_answer / "saved").glob("*-last.pth")
+    with pytest.raises(
+        UserError, match="fast sampling, and --fast_sampling is off; resume it with --fast_sampling=true"
+    ):
+        run(known_answer, distill=["pull"], epochs=5, resume=str(last), fast_sampling=False)
 
 
 def test_a_checkpoint_of_another_model_is_not_resumed(known_answer: Path) -> None:
