@@ -32,6 +32,7 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
+from recbole_kd.loss.kernel.streamed import product_precision
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import load_optimizer, random_state, restore_random_state, restored, storable
 
@@ -59,6 +60,7 @@ class KDMixin:
     epochs: int
     start_epoch: int
     tensorboard: Any
+    device: torch.device
     logger: Any
 
     def __init__(
@@ -146,6 +148,12 @@ class KDMixin:
         self._epoch = epoch_idx
         self._schedule_learning_rate(epoch_idx)
         if len(self.distillers):
+            if (
+                self.config["precision"] == "bf16"
+                and epoch_idx == self.start_epoch
+                and not multiplies_bf16(self.device)
+            ):
+                self.logger.warning("--precision=bf16: this processor multiplies no bf16; products are those of fp32.")
             self.distillers.train()
             # What ranks by the student does so without dropout, whatever ran before; RecBole calls train() after this.
             self.model.eval()
@@ -210,9 +218,10 @@ class KDMixin:
 
     def _distilled_terms(self, interaction: Any) -> dict[str, Tensor]:
         batch, named = self._batch(interaction), {}
-        for name, distiller in self._computed().items():
-            for term, loss in distiller(batch).items():
-                named[name if term == name else f"{name}.{term}"] = loss
+        with product_precision(self.config["precision"]):
+            for name, distiller in self._computed().items():
+                for term, loss in distiller(batch).items():
+                    named[name if term == name else f"{name}.{term}"] = loss
         return named
 
     def _computed(self) -> dict[str, Any]:
@@ -382,6 +391,12 @@ class KDMixin:
             state = load_checkpoint(self.saved_model_file, self.config["device"], ModelState)
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
+
+
+@cache
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bf16 products, so that they are faster than those of fp32."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from recbole.model.general_recommender import BPR
 from recbole.quick_start import run_recbole
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
@@ -26,7 +27,7 @@ from recbole_kd.files.checkpoint import load_any, load_checkpoint
 from recbole_kd.model.build import build_model
 from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.trainer.kd_trainer import fused_adam_exists, make_trainer
+from recbole_kd.trainer.kd_trainer import fused_adam_exists, make_trainer, multiplies_bf16
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -113,6 +114,30 @@ def test_with_every_weight_0_a_run_equals_recboles_own_bit_for_bit(
     for name, value in found.items():
         assert torch.equal(value, state[name]), name
     assert ours["test_result"] == {name: float(value) for name, value in test_result.items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_distillers_multiply_with_the_precision_of_the_run(
+    precision: str, known_answer: Path, pull: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A distiller's losses, with the gradients that they compute on the way, and nothing else."""
+    found: dict[str, set[str]] = {"distiller": set(), "student": set()}
+    own, base = Pull.loss, BPR.calculate_loss
+
+    def noted(role: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*arguments: Any) -> Any:
+            found[role].add(torch.get_float32_matmul_precision())
+            return work(*arguments)
+
+        return note
+
+    monkeypatch.setattr(Pull, "loss", noted("distiller", own))
+    monkeypatch.setattr(BPR, "calculate_loss", noted("student", base))
+    run(known_answer, distill=["pull"], epochs=1, precision=precision)
+    assert found == {"distiller": {"medium" if precision == "bf16" else "highest"}, "student": {"highest"}}
+    assert torch.get_float32_matmul_precision() == "highest"
+    told = any("this processor multiplies no bf16" in one.message for one in caplog.records)
+    assert told == (precision == "bf16" and not multiplies_bf16(torch.device("cpu")))
 
 
 @pytest.mark.skipif(not fused_adam_exists(), reason="this torch has none on a CPU")
