@@ -1,6 +1,6 @@
 """RecBole 1.2.1 on today's numpy, scipy and pandas: the only module that adapts RecBole.
 
-RecBole's last release is of February 2025. Four of its spellings no longer work. Each is replaced by today's while
+RecBole's last release is of February 2025. Five of its spellings no longer work. Each is replaced by today's while
 Python imports the module of RecBole that holds it. numpy, scipy, pandas and RecBole's files stay as they are.
 
 ===========================  =====================================  ============================
@@ -12,9 +12,14 @@ RecBole's source             why it fails                           what is comp
 inplace=True)``
 ``column.agg(len)``          pandas 3 takes the column's length,    ``column.map(len)``
                              not that of each value
+``torch.load(file)``         torch 2.6 refuses what RecBole wrote,  ``host().load(__name__, file)``,
+                             before that it ran what was in it      which executes nothing
 ===========================  =====================================  ============================
 
 A spelling that still works is left alone. :func:`check` says in a line what is missing or too old.
+
+RecBole's functions also learn our models: ``get_model("STOSA")`` and ``Config(model="STOSA")`` find them in
+:mod:`recbole_kd.host`, as if RecBole had modules and properties files of these names.
 """
 
 from __future__ import annotations
@@ -23,11 +28,12 @@ import ast
 import logging
 import re
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.metadata import PackageNotFoundError, version
 from types import CodeType, ModuleType
+from typing import Any
 
 from recbole_kd.errors import UserError
 
@@ -40,7 +46,13 @@ LOWEST = {"python": "3.10", "torch": "2.0", "numpy": "1.22"}
 
 #: numpy's names until version 1, and the same types today.
 _NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
-_NEEDED = re.compile(rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)")
+_NEEDED = re.compile(
+    rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)|torch\.load\(|\bmodel_init_file\b"
+)
+#: What RecBole's adapted modules call the function that brings :mod:`recbole_kd.host`.
+_HOST = "_recbole_kd"
+#: The folders in which RecBole looks for a model's module.
+_MODELS = re.compile(r"recbole\.model\.(general|sequential)_recommender\.(\w+)")
 
 
 class _Today(ast.NodeTransformer):
@@ -60,6 +72,17 @@ class _Today(ast.NodeTransformer):
             and [ast.unparse(one) for one in node.args] == ["len"]
         ):
             node.func.attr = "map"
+        if ast.unparse(node.func) == "torch.load":
+            return ast.copy_location(_of_host("load", ast.Name("__name__", ast.Load()), *node.args[:1]), node)
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        self.generic_visit(node)
+        if ast.unparse(node.targets[0]) == "model_init_file":
+            # configurator.py: where a model's properties file is.
+            node.value = _of_host(
+                "properties_of", ast.Name("self", ast.Load()), ast.Name("model", ast.Load()), node.value
+            )
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
@@ -77,6 +100,12 @@ class _Today(ast.NodeTransformer):
         return node
 
 
+def _of_host(function: str, *arguments: ast.expr) -> ast.Call:
+    """A call of a function of :mod:`recbole_kd.host`, which is imported then and not before."""
+    host = ast.Call(ast.Name(_HOST, ast.Load()), [], [])
+    return ast.Call(ast.Attribute(host, function, ast.Load()), list(arguments), [])
+
+
 def _dok_keeps_a_dict() -> bool:
     """Whether scipy's ``dok_matrix`` holds its entries in ``_dict`` (since 1.13) instead of being a dict itself."""
     from scipy.sparse import dok_matrix
@@ -89,8 +118,12 @@ def adapted(source: str) -> ast.Module:
     return ast.fix_missing_locations(_Today().visit(ast.parse(source)))
 
 
-class _Loader(SourceFileLoader):
+class _Adapted(SourceFileLoader):
     """Compiles a module from its adapted source; a module that needs no adaptation comes from Python's cache."""
+
+    def __init__(self, fullname: str, path: str, host: Callable[[], Any]) -> None:
+        super().__init__(fullname, path)
+        self.host = host
 
     def get_code(self, fullname: str) -> CodeType | None:
         source = self.get_data(self.path).decode("utf-8")
@@ -98,9 +131,26 @@ class _Loader(SourceFileLoader):
             return super().get_code(fullname)
         return compile(adapted(source), self.path, "exec", dont_inherit=True)
 
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__[_HOST] = self.host
+        super().exec_module(module)
+
+
+class _Ours(Loader):
+    """Fills a module of a name that RecBole looks for with one of our models."""
+
+    def __init__(self, model: type[Any]) -> None:
+        self.model = model
+
+    def exec_module(self, module: ModuleType) -> None:
+        setattr(module, self.model.__name__, self.model)
+
 
 class _Finder(MetaPathFinder):
-    """Finds RecBole's modules where Python would, and gives them the loader above."""
+    """Finds RecBole's modules where Python would, and gives them the loader above; and our models among them."""
+
+    def __init__(self, host: Callable[[], Any]) -> None:
+        self.host = host
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -109,14 +159,22 @@ class _Finder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+            spec.loader = _Adapted(spec.loader.name, spec.loader.path, self.host)
+        wanted = _MODELS.fullmatch(fullname)
+        if spec is None and wanted is not None:
+            model = self.host().model_of(*wanted.groups())
+            return None if model is None else ModuleSpec(fullname, _Ours(model))
         return spec
 
 
-def install() -> None:
-    """Adapts RecBole's modules as they are imported from now on. ``import recbole_kd`` calls it; once is enough."""
+def install(host: Callable[[], Any]) -> None:
+    """Adapts RecBole's modules as they are imported from now on. ``import recbole_kd`` calls it; once is enough.
+
+    Args:
+        host: gives :mod:`recbole_kd.host`, when it is needed.
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder(host))
 
 
 def check() -> None:

@@ -6,11 +6,19 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
+class _Line(Exception):
+    """An error whose message says all."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks show of it: a line, as the command line does."""
+        return [f"recbole-kd: {self}"]
+
+
+class UserError(_Line):
     """Something that the user gave is wrong. The command line prints the message as one line and exits with 2."""
 
 
-class TrainingError(Exception):
+class TrainingError(_Line):
     """Training went wrong (a loss is not finite). The command line prints the message as one line and exits with 2."""
 
 

@@ -90,6 +90,19 @@ def test_the_lengths_of_sequences() -> None:
         assert plain() != [1, 3], "the number of rows"
 
 
+def test_files_are_read_by_the_host() -> None:
+    assert "checkpoint = torch.load(resume_file, map_location=self.device)" in SOURCES["trainer/trainer.py"]
+    tree = compat.adapted("checkpoint = torch.load(resume_file, map_location=self.device)")
+    assert ast.unparse(tree) == "checkpoint = _recbole_kd().load(__name__, resume_file)"
+
+
+def test_properties_of_our_models_are_found_by_the_host() -> None:
+    tree = compat.adapted("model_init_file = os.path.join(folder, model)")
+    assert (
+        ast.unparse(tree) == "model_init_file = _recbole_kd().properties_of(self, model, os.path.join(folder, model))"
+    )
+
+
 # All of RecBole
 
 
@@ -102,7 +115,10 @@ def test_nothing_else_of_recbole_is_changed() -> None:
     after = [line for name in changed for line in ast.unparse(compat.adapted(SOURCES[name])).splitlines()]
     assert len(before) == len(after)
     lines = {old for old, new in zip(before, after) if old != new}
-    assert all(any(word in line for word in ("np.", "_update(", ".fillna(", ".agg(len)")) for line in lines), lines
+    assert all(
+        any(word in line for word in ("np.", "_update(", ".fillna(", ".agg(len)", "torch.load(", "model_init_file ="))
+        for line in lines
+    ), lines
 
 
 def test_tracebacks_and_sources_are_recboles() -> None:
@@ -151,7 +167,7 @@ print(names() == before)
 
 
 def test_the_finder_is_there_once() -> None:
-    compat.install()
+    compat.install(lambda: None)
     assert sum(isinstance(finder, compat._Finder) for finder in sys.meta_path) == 1
 
 

@@ -35,6 +35,7 @@ LAYERS = (
     ("distiller",),
     ("sevo",),
     ("registry",),
+    ("host",),
     ("experiment",),
     ("cluster",),
     ("trainer",),

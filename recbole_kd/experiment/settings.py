@@ -162,8 +162,9 @@ class KDConfig(Config):
         final["eval_batch_size_given"] = final.get("eval_batch_size") is not None
         final["eval_batch_size"] = final.get("eval_batch_size") or 4096
         if "show_progress" not in self.external_config_dict:
-            final["show_progress"] = bool(final["show_progress"] and sys.stderr.isatty() and not final["quiet"])
-            self.sources["show_progress"] = "whether this is a terminal"
+            watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+            final["show_progress"] = bool(final["show_progress"] and watched and not final["quiet"])
+            self.sources["show_progress"] = "whether this is a terminal or a notebook"
         if self.sequential:
             self._set_next_item_training(final)
         checks.check_metrics(final)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
-from unittest.mock import patch
 
 from torch import nn
 
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import load_any
 from recbole_kd.model.trimming import trimmed
 
 __all__ = ["build_model"]
@@ -28,9 +26,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     if config["trim_padding"] and config.sequential:
         model_class = trimmed(model_class)
     try:
-        # Some models (NeuMF, RaCT, ...) unpickle files of weights when they are built.
-        with patch("torch.load", lambda path, *_, **__: load_any(str(path))[1]):
-            model: nn.Module = model_class(config, dataset).to(config["device"])
+        model: nn.Module = model_class(config, dataset).to(config["device"])
     except ImportError as error:
         raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
     except (ValueError, TypeError, KeyError, AssertionError, ZeroDivisionError) as error:

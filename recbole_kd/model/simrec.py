@@ -7,6 +7,7 @@ the graph. The distillation losses that join the two are in :mod:`recbole_kd.dis
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Optional
 
 import torch
@@ -101,6 +102,14 @@ class SimRecTeacher(_TwoTables):
         self.adjacency = symmetric_normalized(rows, columns, torch.ones(len(rows)), size).to(self.device)
         self.bpr_loss = BPRLoss()
         self.apply(xavier_uniform_initialization)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SimRecTeacher:
+        """A copy that shares the graph, which never changes and which torch cannot copy (RecBole counts on a copy)."""
+        memo[id(self.adjacency)] = self.adjacency
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(users (U, d), items (I, d)) of H_0, ..., H_L."""

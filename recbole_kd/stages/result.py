@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,21 @@ from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.teacher.cache import Trained, recorded
 from recbole_kd.text import columns
 
-__all__ = ["summarise", "table", "versions", "write_result"]
+__all__ = ["Framed", "rows", "summarise", "table", "versions", "write_result"]
+
+
+class Framed(dict[str, Any]):
+    """What a verb returns, a dict of plain values, with its rows as a table of pandas."""
+
+    def __init__(self, content: Mapping[str, Any], rows: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]):
+        super().__init__(content)
+        self._rows = rows
+
+    def to_frame(self) -> Any:
+        """The rows as a DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(list(self._rows(self)))
 
 
 _VERSIONED = ("recbole-kd", "recbole", "torch", "numpy", "scipy")
@@ -100,17 +114,27 @@ def table(result: Mapping[str, Any]) -> str:
     """A small table: teacher, student and baseline; metrics, parameters, seconds of training."""
     names = list(result["test_result"])
     shown = [name for name in names if name.startswith(("recall", "ndcg"))] or names
-    sizes, teacher, baseline = result["parameters"], result["teacher"], result["baseline"]
-    rows = []
-    if teacher:
-        one = {**teacher, "parameters": sizes["teacher"]}
-        rows += [("teacher", member) for member in one.get("members", [one])]
-    name = result["model"] if result["student"] == result["model"] else f"{result['model']} ({result['student']})"
-    rows.append(("student", {**result, "model": name, "parameters": sizes["student"]}))
-    if baseline:
-        rows.append(("baseline", baseline))
     lines = [["", "model", *shown, "parameters", "train seconds"]]
-    for role, row in rows:
+    for role, row in _members(result):
         values = [f"{row['test_result'][key]:.4f}" if key in row["test_result"] else "-" for key in shown]
         lines.append([role, row["model"], *values, f"{row['parameters']:,}", f"{row['train_seconds']:.1f}"])
     return "\n".join(columns(lines))
+
+
+def _members(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(role, its part of the result) of the teachers, the student and the baseline."""
+    sizes, teacher, baseline = result["parameters"], result["teacher"], result["baseline"]
+    if teacher:
+        one = {**teacher, "parameters": sizes["teacher"]}
+        yield from (("teacher", member) for member in one.get("members", [one]))
+    name = result["model"] if result["student"] == result["model"] else f"{result['model']} ({result['student']})"
+    yield "student", {**result, "model": name, "parameters": sizes["student"]}
+    if baseline:
+        yield "baseline", baseline
+
+
+def rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row each for the teachers, the student and the baseline: role, model, test metrics, parameters, seconds."""
+    for role, member in _members(result):
+        costs = {key: member[key] for key in ("parameters", "train_seconds")}
+        yield {"role": role, "model": member["model"], **member["test_result"], **costs}

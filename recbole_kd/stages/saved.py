@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
-from recbole.utils import init_seed
+from recbole.utils import dataset_arguments, evaluation_arguments, init_seed
+from torch import nn
 
+from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import ModelState, load_checkpoint
+from recbole_kd.files.checkpoint import ModelState, load_any, load_checkpoint
 from recbole_kd.model.build import build_model
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
 from recbole_kd.teacher.cache import Trained
 from recbole_kd.trainer.state import load_weights
 
-__all__ = ["load_trained"]
+__all__ = ["load_data_and_model", "load_trained"]
 
 #: Settings that say which data a checkpoint was trained on.
 _DATA_SETTINGS = (
@@ -74,3 +77,38 @@ def load_trained(path: str, config_dict: Mapping[str, Any] | None = None) -> tup
     model = build_model(config, splits.train)
     load_weights(model, state, path)
     return Trained(config, model, path, False, state), splits
+
+
+def load_data_and_model(
+    model_file: str, config_dict: Mapping[str, Any] | None = None
+) -> tuple[KDConfig, nn.Module, Any, Any, Any, Any]:
+    """RecBole's function of this name, for files of RecBole and of recbole-kd; nothing in the file is executed.
+
+    Args:
+        model_file: a checkpoint.
+        config_dict: settings over the stored ones, such as ``data_path``.
+
+    Returns:
+        (config, model, dataset, train_data, valid_data, test_data), as RecBole's: the model with its weights, the
+        dataset before the split, and the loaders of the three splits.
+
+    Raises:
+        UserError: no such checkpoint, or data or settings that do not fit it.
+    """
+    kind, state = load_any(model_file)
+    if kind == "recbole-kd":
+        trained, splits = load_trained(model_file, config_dict)
+        config, model = trained.config, trained.model
+    else:
+        stored = state["config"]
+        keys = {*dataset_arguments, *evaluation_arguments, "seed", "reproducibility", "train_neg_sample_args"}
+        folder = os.path.dirname(str(stored["data_path"]))  # RecBole adds the dataset's name
+        given = {key: stored[key] for key in keys & set(stored) if stored[key] is not None and key != "eval_batch_size"}
+        given |= {"data_path": folder, **(config_dict or {}), "distill": [], "teacher": None}
+        config = KDConfig(stored["model"], stored["dataset"], config_dict=given)
+        config = config.checkpoint_config(stored["model"], stored)
+        splits = load_splits(config)
+        init_seed(config["seed"], config["reproducibility"])
+        model = build_model(config, splits.train)
+        load_weights(model, state, model_file)
+    return (config, model, splits.dataset, *make_loaders(config, splits))

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
@@ -118,6 +120,58 @@ class Recommender:
             values = scores.numpy().astype(str).astype(np.float64).tolist()
             for length, row, value in zip(lengths, rows, values):
                 yield Recommendation(next(names), row[:length], value[:length])
+
+    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The vectors of all users (U, d) and items (I, d), by internal id; row 0 is padding.
+
+        Row ``student.users[token]`` is a user's, and item i of :attr:`items` has row i.
+
+        Raises:
+            UserError: a model without a vector for each user and item.
+        """
+        if "representations" not in self.model.capabilities:
+            raise UserError(f"{self.trained.state['model']} has no vector for each user and item; ask for its scores.")
+        users, items = (
+            part.detach().cpu().float().numpy() for part in (self.model.user_embeddings(), self.model.item_embeddings())
+        )
+        return users, items
+
+    def score(self, pairs: pd.DataFrame) -> NDArray[np.float32]:
+        """The model's score of each row (n,) of a table of pairs, which has the dataset's columns of users and items.
+
+        Args:
+            pairs: original ids in columns such as ``user_id`` and ``item_id``; other columns do not matter.
+
+        Raises:
+            UserError: a column that is missing, a user or an item that is not in the dataset.
+        """
+        fields = [self.trained.config[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD")]
+        missing = [field for field in fields if field not in pairs]
+        if missing:
+            raise UserError(f"The table has no column '{missing[0]}'; expected {fields[0]} and {fields[1]}.")
+        item_ids = {token: item for item, token in enumerate(self.items) if item}
+        numbered = []
+        for field, known in zip(fields, (self.users, item_ids)):
+            ids = pairs[field].astype(str).map(known)
+            if ids.isna().any():
+                row = int(np.flatnonzero(ids.isna())[0])
+                raise UserError(
+                    f"Row {row} has {field} '{pairs[field].iloc[row]}', which is not in "
+                    f"{self.trained.config['dataset']}; leave it out."
+                )
+            numbered.append(torch.tensor(ids.to_numpy(np.int64)))
+        users, items = numbered
+        scores = np.empty(len(pairs), dtype=np.float32)
+        distinct, place = users.unique(return_inverse=True)
+        order = place.argsort()
+        ends = place[order]
+        first = 0
+        for block in distinct.split(sized_eval_batch(len(self.items)) // len(self.items)):
+            rows = order[torch.searchsorted(ends, first) : torch.searchsorted(ends, first + len(block))]
+            found = self.score_block(block).cpu()[place[rows] - first, items[rows]]
+            scores[rows.numpy()] = found.float().numpy()
+            first += len(block)
+        return scores
 
     @torch.no_grad()
     def _score_next(self, users: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.stages.data import fetch, load_splits
 from recbole_kd.stages.log import log_to_file, start_logging
 from recbole_kd.stages.needs import check_data, check_gpus, check_models
-from recbole_kd.stages.result import summarise, table, write_result
+from recbole_kd.stages.result import Framed, rows, summarise, table, write_result
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate
@@ -44,7 +44,7 @@ def run_recbole_kd(
     config_file_list: Iterable[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
     saved: bool = True,
-) -> dict[str, Any]:
+) -> Framed:
     """Gets the teacher, distils it into the student, evaluates, and saves.
 
     Args:
@@ -55,7 +55,8 @@ def run_recbole_kd(
         saved: whether checkpoints and the result file are written.
 
     Returns:
-        The result; the fields are listed in docs/train.md. Empty on all machines but the first of several.
+        The result; the fields are listed in docs/train.md. Its ``to_frame()`` has a row a model. Empty on all machines
+        but the first of several.
 
     Raises:
         UserError: a setting, file or dataset that the user can mend.
@@ -66,13 +67,13 @@ def run_recbole_kd(
     config, settings = experiment.settings, (model, dataset, files, dict(config_dict or {}), saved)
     if processes_around(config["nproc"]) > 1:
         with joined() as group:
-            return _run_as_one_of_several(*settings, group)
+            return Framed(_run_as_one_of_several(*settings, group), rows)
     if config["nproc"] == 1:
-        return _run(experiment, saved, ALONE)
+        return Framed(_run(experiment, saved, ALONE), rows)
     check_gpus(config)
     stamp = new_stamp()
     try:
-        return together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}
+        return Framed(together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}, rows)
     except KeyboardInterrupt:
         # Process 0 was ended and cannot say where its last whole epoch is.
         name = f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-last.pth"

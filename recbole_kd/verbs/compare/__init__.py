@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -19,6 +19,7 @@ from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import save_json
 from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.result import Framed
 from recbole_kd.verbs.compare.perform import Job, perform
 from recbole_kd.verbs.compare.plan import Plan, Row, plan
 from recbole_kd.verbs.compare.progress import Progress
@@ -29,7 +30,7 @@ from recbole_kd.verbs.options import CompareOptions
 Runner = Callable[[Job, Callable[[tuple[int, int]], None]], None]
 
 
-def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> dict[str, Any]:
+def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed:
     """Trains what is not yet trained, joins it, and writes ``results.json`` and the report.
 
     Args:
@@ -37,7 +38,7 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> dict[s
         run: how a job is made; by default in a process of its own, so that its memory can be told.
 
     Returns:
-        results.json.
+        results.json. Its ``to_frame()`` has a row a model: means over seeds.
 
     Raises:
         UserError, TrainingError: what the user can mend; finished runs stay.
@@ -67,7 +68,13 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> dict[s
     from recbole_kd.report import write_report
 
     write_report(results, planned.output)
-    return results
+    return Framed(results, _means)
+
+
+def _means(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row a model: name, role, and the means of its test metrics over seeds."""
+    for row in results["rows"]:
+        yield {"name": row["name"], "role": row["role"], "seeds": len(row["runs"]), **row["mean"]}
 
 
 def _jobs(planned: Plan, rows: Sequence[Row], data: str) -> list[Job]:

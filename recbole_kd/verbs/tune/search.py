@@ -35,6 +35,7 @@ from recbole_kd.files.properties import overall_properties
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
 from recbole_kd.stages.needs import check_models
+from recbole_kd.stages.result import Framed
 from recbole_kd.stages.student import build_student
 from recbole_kd.text import duration
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
@@ -65,7 +66,7 @@ def search(
     cpus_per_trial: float = 1,
     gpus_per_trial: Optional[float] = None,
     ray_address: Optional[str] = None,
-) -> dict[str, Any]:
+) -> Framed:
     """Trains `trials` configurations and returns the one that is best on the validation split; test is never read.
 
     The configurations are drawn from `space` with the run's seed; more trials begin with those of fewer. Repeated with
@@ -89,7 +90,7 @@ def search(
         ``model``, ``dataset``, ``seed``, ``valid_metric``, ``space`` (in words), ``trials`` (a record each), ``counts``
         by status, ``best`` with ``trial``, ``settings`` (by dotted name, to be merged over `config_dict`), ``score``,
         ``best_epoch``, ``valid_result`` and ``checkpoint``; ``folder`` and ``config_file`` (best.yaml, for
-        ``train --config_files=``).
+        ``train --config_files=``). Its ``to_frame()`` has a row a trial.
 
     Raises:
         UserError: settings, a space or a folder that the user can mend; no trial that could be trained.
@@ -133,7 +134,13 @@ def search(
             scheduler = _pruner(base, journal, grace) if prune else FIFOScheduler()
             with ray_session(ray_address, cpus):
                 _run(task, journal, scheduler, cpus_per_trial, _gpus(base, gpus_per_trial))
-        return journal.result()
+        return Framed(journal.result(), _rows)
+
+
+def _rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row a trial: number, status, epochs, score, and what was set."""
+    for record in result["trials"]:
+        yield {**{key: record[key] for key in ("trial", "status", "score", "best_epoch")}, **record["settings"]}
 
 
 def evaluate_winner(
