@@ -378,8 +378,8 @@ class KDMixin:
             self._train_data.fast = bool(state.get("fast_sampling"))
         elif state.get("fast_sampling"):
             raise UserError(
-                f"'{self.config['resume']}' was written by a run with fast sampling, and --fast_sampling is off; "
-                "resume it with --fast_sampling=true."
+                "The run to go on with drew its batches by fast sampling, and --fast_sampling is off; "
+                "set --fast_sampling=true."
             )
         if state["loader"] is not None:
             self._train_data.generator.set_state(state["loader"].cpu())
