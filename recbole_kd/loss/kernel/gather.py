@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-#: Entries from which they are counted by target instead of sorted, which takes a third of the time. Fewer are summed in
-#: the order of torch's sort, which is none that counting gives.
-COUNTED = 2**15
 #: Dot products over 20 dimensions take half as long again as those over 24: a table that is read often is padded.
 LANES = 8
 
@@ -116,23 +111,15 @@ def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, eac
         return torch.zeros(count, source.shape[1], dtype=source.dtype, device=source.device).index_add_(
             0, targets, vectors
         )
-    if len(targets) < COUNTED:
-        # Sorting 32-bit ids takes half the time of 64-bit ones, and is most of what this costs.
-        targets, order = targets.int().sort()
-        offsets = torch.zeros(count + 1, dtype=torch.int32)
-        offsets[1:] = torch.bincount(targets, minlength=count).cumsum(0)
-        columns = rows.int().repeat_interleave(each).index_select(0, order)
-        matrix = torch.sparse_csr_tensor(
-            offsets, columns, weights.index_select(0, order), (count, len(source)), check_invariants=False
-        )
-        return _product(matrix, source)
-    pattern = scipy.sparse.csr_matrix(
-        (weights.numpy(), targets.int().numpy(), np.arange(len(rows) + 1, dtype=np.int32) * np.int32(each)),
-        shape=(len(rows), count),
-    ).tocsc()
-    offsets, columns, values = (torch.from_numpy(part) for part in (pattern.indptr, pattern.indices, pattern.data))
-    matrix = torch.sparse_csr_tensor(offsets, columns, values, (count, len(rows)), check_invariants=False)
-    return _product(matrix, source[rows])
+    # Sorting 32-bit ids takes half the time of 64-bit ones, and is most of what this costs.
+    targets, order = targets.int().sort()
+    offsets = torch.zeros(count + 1, dtype=torch.int32)
+    offsets[1:] = torch.bincount(targets, minlength=count).cumsum(0)
+    columns = rows.int().repeat_interleave(each).index_select(0, order)
+    matrix = torch.sparse_csr_tensor(
+        offsets, columns, weights.index_select(0, order), (count, len(source)), check_invariants=False
+    )
+    return _product(matrix, source)
 
 
 def _product(matrix: Tensor, dense: Tensor) -> Tensor:
