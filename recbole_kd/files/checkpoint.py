@@ -59,11 +59,17 @@ class KeptState(_Named, _Told):
     test_result: dict[str, float]
 
 
-class _Sampled(TypedDict, total=False):
+class _Resumable(TypedDict, total=False):
+    """What a checkpoint of version 0.1 does not have."""
+
+    attributes: dict[str, Any]
+    unsaved: list[str]
+    optimizers: dict[str, dict[str, Any]]
+    current_optimizer: str
     fast_sampling: bool
 
 
-class ResumableState(_Named, _Sampled):
+class ResumableState(_Named, _Resumable):
     """A checkpoint that a training can go on from."""
 
     epoch: int

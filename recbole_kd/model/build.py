@@ -22,6 +22,13 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
         UserError: the model refuses its settings.
     """
     _check_sizes(config, min(dataset.user_num, dataset.item_num) - 1)
+    # Its critic, which only this stage trains, ranks among that many.
+    critic = config.resolved.backbone == "RaCT" and config["train_stage"] == "critic_pretrain"
+    if critic and config["metrics_k"] > dataset.item_num - 1:
+        raise UserError(
+            f"--{config.prefix}metrics_k={config['metrics_k']} is more than the {dataset.item_num - 1:,} items there "
+            "are; lower it."
+        )
     model_class = config.resolved.model_class
     if config["trim_padding"] and config.sequential:
         model_class = trimmed(model_class)

@@ -17,7 +17,7 @@ from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.files.checkpoint import FORMAT, KeptState, load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
 from recbole_kd.model.build import build_model
-from recbole_kd.trainer.kd_trainer import make_evaluator, make_trainer
+from recbole_kd.trainer.kd_trainer import Unresumable, make_evaluator, make_trainer
 from recbole_kd.trainer.learner import optimizer_factory
 from recbole_kd.trainer.state import load_weights
 
@@ -119,7 +119,10 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     )
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.isfile(trainer.last_file):
-        trainer.resume_checkpoint(trainer.last_file)
+        try:
+            trainer.resume_checkpoint(trainer.last_file)
+        except Unresumable as error:  # said before anything was loaded
+            logger.warning(f"{error} It is trained anew.")
     trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
     trainer.load_best()
     state = {

@@ -32,14 +32,26 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
+from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.streamed import product_precision
 from recbole_kd.trainer.shared import SharedMixin
-from recbole_kd.trainer.state import load_optimizer, random_state, restore_random_state, restored, storable
+from recbole_kd.trainer.state import (
+    Attributes,
+    load_optimizer,
+    random_state,
+    restore_random_state,
+    restored,
+    storable,
+)
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
 #: Name of the base model's own loss in logs and TensorBoard.
 BASE_LOSS = "rec"
+
+
+class Unresumable(UserError):
+    """A checkpoint that lacks a part of its run's state, because no file can hold it."""
 
 
 def new_stamp() -> str:
@@ -94,6 +106,7 @@ class KDMixin:
         self._began = 0.0
         self._train_data: Any = None
         self._resumed: Optional[dict[str, Any]] = None
+        self._attributes: Optional[Attributes] = None
         super().__init__(config, model)  # type: ignore[call-arg]
         self.eval_collector = FullSortCollector(config)
         self.test_batch_size = PAIRS_PER_CALL
@@ -131,6 +144,7 @@ class KDMixin:
         """RecBole's `fit`; the loader is kept at hand for checkpoints and a resumed run's random state."""
         self._train_data = train_data
         self._began = time.perf_counter()
+        self._attributes = self._attributes or Attributes(self.model)
         if self._resumed is not None:
             self._restore_streams(self._resumed)
         return super().fit(train_data, *arguments, **named)  # type: ignore[misc]
@@ -322,14 +336,26 @@ class KDMixin:
             "epoch_seconds": self.epoch_seconds,
         }
 
+    def _other_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Those that RecBole's trainer has beside `optimizer`, by the name of the attribute (RecVAE's two)."""
+        found = {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+        found.pop("optimizer", None)
+        return found
+
     def _save_state(self, file: str, epoch: int) -> None:
+        others = self._other_optimizers()
+        attributes, unsaved = self._attributes.changed() if self._attributes is not None else ({}, [])
         state = {
             "format": FORMAT,
             **self.facts,
             **self.outcome(),
             "epoch": epoch,
             "cur_step": self.cur_step,
+            "attributes": attributes,
+            "unsaved": unsaved,
             "optimizer": self.optimizer.state_dict(),
+            "optimizers": {name: other.state_dict() for name, other in others.items()},
+            "current_optimizer": next((name for name, other in others.items() if other is self.optimizer), "optimizer"),
             "distillers": dict(self.distillers.state_dict()),
             "random": random_state(),
             "loader": self._train_data.generator.get_state() if self._train_data is not None else None,
@@ -343,6 +369,7 @@ class KDMixin:
 
         Raises:
             UserError: no checkpoint of ours, or one of another model or configuration.
+            Unresumable: the model keeps something that the checkpoint could not hold.
         """
         state = load_checkpoint(str(resume_file), self.config["device"], ResumableState)
         if state["model"] != self.config["model"]:
@@ -350,10 +377,23 @@ class KDMixin:
                 f"'{resume_file}' is a checkpoint of {state['model']}, and --model={self.config['model']}; "
                 "resume it with the model that it was written by."
             )
+        if state.get("unsaved"):
+            raise Unresumable(
+                f"'{resume_file}': {state['model']} keeps {', '.join(map(shown, state['unsaved'][:3]))}, which a "
+                "checkpoint cannot hold, so that it would not go on exactly; train it anew, without --resume."
+            )
+        self._attributes = Attributes(self.model)
         try:
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
+            self._attributes.restore(state.get("attributes", {}))
             self.distillers.load_state_dict(state["distillers"])
+            others = self._other_optimizers()
+            for name, kept in state.get("optimizers", {}).items():
+                load_optimizer(others[name], kept)
+            # RecVAE's trainer swaps its optimiser.
+            if (current := state.get("current_optimizer", "optimizer")) != "optimizer":
+                self.optimizer = others[current]
             load_optimizer(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
+from torch import Tensor, nn
 
 from recbole_kd.errors import UserError
+from recbole_kd.files.digest import digest
+from recbole_kd.files.plain import plain
 
-__all__ = ["load_optimizer", "load_weights", "random_state", "restore_random_state", "restored", "storable"]
+__all__ = [
+    "Attributes",
+    "load_optimizer",
+    "load_weights",
+    "random_state",
+    "restore_random_state",
+    "restored",
+    "storable",
+]
 
 
 def random_state() -> dict[str, Any]:
@@ -54,41 +65,140 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         ) from None
 
 
+class Unstorable(Exception):
+    """A value that no checkpoint of ours holds."""
+
+
 def storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What a model keeps beside its weights (numpy arrays, sparse matrices) as tensors and plain values."""
-    stored: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if key.startswith("restore_"):  # only a cache of the weights, which evaluation fills again
-            stored[key] = None
-        elif scipy.sparse.issparse(value):
-            matrix = value.tocsr()
-            parts = {part: torch.from_numpy(getattr(matrix, part)) for part in ("data", "indices", "indptr")}
-            stored[key] = {"kind": "sparse", "shape": list(matrix.shape), **parts}
-        elif isinstance(value, np.ndarray):
-            stored[key] = {"kind": "array", "value": torch.from_numpy(np.ascontiguousarray(value))}
-        else:
-            stored[key] = value
-    return stored
+    # A name that begins with "restore_" is a cache of the weights. Evaluation fills it again.
+    return {key: None if key.startswith("restore_") else _stored(value) for key, value in parameters.items()}
+
+
+def _stored(value: Any) -> Any:
+    if scipy.sparse.issparse(value):
+        matrix = value.tocsr()
+        parts = {part: torch.from_numpy(getattr(matrix, part)) for part in ("data", "indices", "indptr")}
+        return {"kind": "sparse", "shape": list(matrix.shape), "layout": value.format, **parts}
+    if isinstance(value, np.ndarray) and value.dtype.kind != "O":
+        return {"kind": "array", "value": torch.from_numpy(np.ascontiguousarray(value))}
+    if isinstance(value, Tensor) and value.layout == torch.sparse_coo:
+        joined = value.coalesce()
+        parts = {"indices": joined.indices(), "values": joined.values()}
+        return {"kind": "sparse_tensor", "shape": list(value.shape), **parts}
+    return value
 
 
 def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`storable`.
 
     Raises:
-        KeyError, TypeError, AttributeError, ValueError: they are not what it gives.
+        KeyError, TypeError, AttributeError, ValueError, RuntimeError: they are not what it gives.
     """
-    values: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if isinstance(value, Mapping) and value.get("kind") == "sparse":
-            parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
-            matrix = scipy.sparse.csr_matrix(parts, shape=tuple(value["shape"]))
-            matrix.check_format(full_check=True)  # sparse products read what the columns say unchecked
-            values[key] = matrix
-        elif isinstance(value, Mapping) and value.get("kind") == "array":
-            values[key] = value["value"].cpu().numpy()
-        else:
-            values[key] = value
-    return values
+    return {key: _read(value) for key, value in parameters.items()}
+
+
+def _read(value: Any) -> Any:
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind == "sparse":
+        parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
+        matrix = scipy.sparse.csr_matrix(parts, shape=tuple(value["shape"]))
+        matrix.check_format(full_check=True)  # sparse products read what the columns say unchecked
+        return matrix.asformat(value.get("layout", "csr"))
+    if kind == "sparse_tensor":
+        parts = value["indices"], value["values"]
+        return torch.sparse_coo_tensor(*parts, tuple(value["shape"]), check_invariants=True).coalesce()
+    return value["value"].cpu().numpy() if kind == "array" else value
+
+
+class Attributes:
+    """What a model and its parts keep in attributes, beside their weights: counters, histories, lists, matrices.
+
+    Made of a fresh model, it says later which of them have changed: a run that goes on has to begin with those.
+
+    Args:
+        model: as it was built.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._fresh = {path: _mark(value) for path, value in _attributes(model)}
+
+    def changed(self) -> tuple[dict[str, Any], list[str]]:
+        """By path ("encoder.count"), what differs from the fresh model; and the paths that no checkpoint can hold."""
+        kept: dict[str, Any] = {}
+        lost: list[str] = []
+        for path, value in _attributes(self._model):
+            if path in self._fresh and _same(self._fresh[path], _mark(value)):
+                continue
+            try:
+                kept[path] = _whole(value, _stored)
+                digest(kept[path])
+                plain(kept[path], path)
+            except (Unstorable, TypeError, UserError):
+                lost.append(path)
+        return kept, lost
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Puts what :meth:`changed` gave into a model that is fresh.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError, RuntimeError: it is not of such a model.
+        """
+        modules, own = dict(self._model.named_modules()), dict(_attributes(self._model))
+        for path, value in kept.items():
+            place, _, name = path.rpartition(".")
+            found = _whole(value, _read)
+            named_well = name.isidentifier() and name not in _OF_MODULES and not hasattr(type(modules[place]), name)
+            before = own.get(path)
+            # What was nothing or a number may have become a tensor (RaCT). What is used as a tensor stays one.
+            if not named_well or not (before is None or type(before) in (int, float) or _kind(before) == _kind(found)):
+                raise ValueError(f"{path} is no {type(found).__name__}")
+            setattr(modules[place], name, found)
+
+
+#: Attributes of every torch module.
+_OF_MODULES = frozenset(vars(nn.Module()))
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every attribute that is no part of `state_dict` and of `other_parameter`, by its path."""
+    elsewhere = set(getattr(model, "other_parameter_name", ()))
+    for place, module in model.named_modules():
+        hidden = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        for name, value in {**vars(module), **hidden}.items():
+            # A tensor with a history is a step's own: the next one computes it again.
+            of_a_step = isinstance(value, Tensor) and value.grad_fn is not None
+            if not (name in _OF_MODULES or of_a_step or (not place and name in elsewhere)):
+                yield f"{place}.{name}".lstrip("."), value
+
+
+def _whole(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """`value` with each part of its lists, tuples and dicts replaced."""
+    if type(value) in (list, tuple):
+        return type(value)(_whole(part, leaf) for part in value)
+    if type(value) is dict and "kind" not in value:
+        return {key: _whole(part, leaf) for key, part in value.items()}
+    if leaf is _stored and isinstance(value, (dict, nn.Parameter)):
+        raise Unstorable
+    return leaf(value)
+
+
+def _mark(value: Any) -> tuple[str, Any]:
+    """What tells a value from a later one: its content, or which object it is."""
+    try:
+        return "content", digest(_whole(value, _stored))
+    except (TypeError, RuntimeError, Unstorable):
+        return "object", value
+
+
+def _same(mark: tuple[str, Any], other: tuple[str, Any]) -> bool:
+    return mark[0] == other[0] and (mark[1] is other[1] or (mark[0] == "content" and mark[1] == other[1]))
+
+
+def _kind(value: Any) -> tuple[Any, ...]:
+    """What an attribute keeps through a training: its type, and of an array its element type and shape."""
+    return type(value), getattr(value, "dtype", None), tuple(getattr(value, "shape", ()))
 
 
 def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
