@@ -21,7 +21,7 @@ from torch import Tensor
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 
-__all__ = ["FastTrainDataLoader", "Negatives", "samples_fast"]
+__all__ = ["FastTrainDataLoader", "Negatives", "go_on_drawing", "samples_fast"]
 
 #: Drawn entries of a chunk, about: enough that Python's share vanishes, few enough that the chunk stays in the cache.
 CHUNK = 2**16
@@ -177,6 +177,21 @@ class FastTrainDataLoader(TrainDataLoader):
         self.model.train()
         best = scores.reshape(source.candidates, -1).argmax(dim=0, keepdim=True)
         return drawn.reshape(source.candidates, -1).gather(0, best.to(drawn.device)).squeeze(0)
+
+
+def go_on_drawing(loader: Any, fast: bool) -> None:
+    """Lets the loader of a resumed run draw as it did before it stopped.
+
+    Raises:
+        UserError: it drew fast, and this loader cannot.
+    """
+    if isinstance(loader, FastTrainDataLoader):
+        loader.fast = fast
+    elif fast:
+        raise UserError(
+            "The run to go on with drew its batches by fast sampling, and --fast_sampling is off; "
+            "set --fast_sampling=true."
+        )
 
 
 def _repeated(column: Tensor, times: int) -> Tensor:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Batch, Distiller, Sequences
-from recbole_kd.data.fast_sampling import FastTrainDataLoader
+from recbole_kd.data.fast_sampling import go_on_drawing
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
@@ -33,7 +33,8 @@ from recbole_kd.errors import TrainingError, UserError, closest
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.pickles import shown
-from recbole_kd.loss.kernel.streamed import product_precision
+from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
+from recbole_kd.trainer.learner import fused_adam_exists
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
     Attributes,
@@ -414,13 +415,7 @@ class KDMixin:
 
     def _restore_streams(self, state: Mapping[str, Any]) -> None:
         restore_random_state(state["random"])
-        if isinstance(self._train_data, FastTrainDataLoader):
-            self._train_data.fast = bool(state.get("fast_sampling"))
-        elif state.get("fast_sampling"):
-            raise UserError(
-                "The run to go on with drew its batches by fast sampling, and --fast_sampling is off; "
-                "set --fast_sampling=true."
-            )
+        go_on_drawing(self._train_data, bool(state.get("fast_sampling")))
         if state["loader"] is not None:
             self._train_data.generator.set_state(state["loader"].cpu())
         self._resumed = None
@@ -431,25 +426,6 @@ class KDMixin:
             state = load_checkpoint(self.saved_model_file, self.config["device"], ModelState)
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
-
-
-@cache
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bf16 products, so that they are faster than those of fp32."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-@cache
-def fused_adam_exists() -> bool:
-    """Whether this torch has a fused Adam on a CPU (since 2.4): one pass over weights, gradients and moments."""
-    parameter = torch.zeros(1, requires_grad=True)
-    try:
-        optimizer = torch.optim.Adam([parameter], fused=True)
-        parameter.grad = torch.zeros(1)
-        optimizer.step()
-    except RuntimeError:
-        return False
-    return True
 
 
 class _Bar(tqdm):

@@ -24,10 +24,12 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_any, load_checkpoint
+from recbole_kd.loss.kernel.streamed import multiplies_bf16
 from recbole_kd.model.build import build_model
 from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.trainer.kd_trainer import fused_adam_exists, make_trainer, multiplies_bf16
+from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.trainer.learner import fused_adam_exists
 from recbole_kd.verbs.train import run_recbole_kd
 
 

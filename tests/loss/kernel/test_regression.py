@@ -14,8 +14,7 @@ from recbole_kd.loss import regression as formula
 from recbole_kd.loss.kernel import layout, regression
 from recbole_kd.loss.kernel.layout import GroupLayout
 from recbole_kd.loss.kernel.regression import expert_error, linear_error, mixture_error
-from recbole_kd.loss.kernel.streamed import product_precision
-from recbole_kd.trainer.kd_trainer import multiplies_bf16
+from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from tests.loss.same import assert_same, draw
 
 INPUTS, HIDDEN, OUTPUTS, TABLE = 3, 4, 5, 30
