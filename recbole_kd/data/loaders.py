@@ -15,6 +15,7 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import InputType, ModelType
 
+from recbole_kd.data.fast_sampling import FastTrainDataLoader, samples_fast
 from recbole_kd.data.negatives import ObservedSampler
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
@@ -29,10 +30,16 @@ SCORE_BLOCK_BYTES = 8 * 2**20
 LEAST_ROWS = 8
 
 
-def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
+def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple[Any, Any, Any]:
     """The training, validation and test loader that RecBole would make for the model of `config`.
 
     None for a validation or test split that the settings do not ask for.
+
+    Args:
+        config: the model's settings.
+        splits: the data.
+        fast: whether training batches are drawn by :mod:`recbole_kd.data.fast_sampling`, for a model that does not need
+            RecBole's own loader; None: as ``--fast_sampling`` says.
 
     Raises:
         UserError: an empty validation or test split, or a user for whom no negative item is left.
@@ -62,6 +69,12 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
         samplers = _samplers(config, splits.dataset, parts)
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
+    can = samples_fast(config["student"], config["MODEL_TYPE"])
+    if config["fast_sampling"] and not can:
+        getLogger().warning(
+            f"--fast_sampling=true: {config['student']} reads batches of its own kind, which RecBole's loader draws."
+        )
+    fast = bool(config["fast_sampling"]) if fast is None else fast
     loaders: list[Any] = []
     sized = _Sized(config, eval_batch_size(config, splits))
     # RecBole knows an autoencoder's loader by the model's name, which a recipe's is not.
@@ -73,6 +86,8 @@ def make_loaders(config: Any, splits: Splits) -> tuple[Any, Any, Any]:
         loader = get_dataloader(chosen_by, phase)
         if loader is FullSortEvalDataLoader:
             loader = FastFullSortEvalDataLoader
+        elif phase == "train" and fast and can:
+            loader = FastTrainDataLoader
         loaders.append(loader(sized, part, sampler, shuffle=config["shuffle"] if phase == "train" else False))
     return loaders[0], loaders[1], loaders[2]
 

@@ -101,7 +101,7 @@ def _lines(
 
 def _model(config: KDConfig, source: Callable[[str], str]) -> Iterator[str]:
     """What a plain model is trained with, as comments."""
-    keys = {*config.model_keys(), "learning_rate_schedule", "fused_adam"} - {"student"}
+    keys = {*config.model_keys(), "learning_rate_schedule", "fused_adam", "fast_sampling"} - {"student"}
     for key in sorted(keys & set(config.final_config_dict)):
         text = f"#   {key}: {json.dumps(plain(config[key]), ensure_ascii=False)}"
         yield f"{text:<{_COLUMN}}  # {' '.join(source(key).split())}"

@@ -131,6 +131,7 @@ class Experiment:
         fusion: how several teachers' rankings become one: ``ranks`` or ``scores``.
         distillers: checked options by name, of the distillers whose weights are not all 0.
         optimiser: the student's.
+        fast_sampling: whether the student's batches are drawn fast, if its model can.
         baseline: settings of the plain model to stand beside the student, if any.
     """
 
@@ -139,6 +140,7 @@ class Experiment:
     fusion: str
     distillers: Mapping[str, DistillerOptions]
     optimiser: Optimiser
+    fast_sampling: bool
     baseline: KDConfig | None
 
     @classmethod
@@ -161,6 +163,7 @@ class Experiment:
         """The experiment of a student's settings."""
         distillers = settings.active_distillers()
         fused = bool(distillers) if settings["fused_adam"] is None else bool(settings["fused_adam"])
+        fast = bool(distillers) if settings["fast_sampling"] is None else bool(settings["fast_sampling"])
         optimiser = Optimiser(str(settings["learner"]).lower(), fused, settings.sevo)
         teachers: tuple[TeacherSource, ...] = ()
         if settings.reads_teacher:
@@ -171,7 +174,7 @@ class Experiment:
             baseline = settings.baseline_config()
             require_same_task(settings, baseline, "baseline")
         fusion = settings.teacher_fusion if len(teachers) > 1 else "ranks"
-        return cls(settings, teachers, fusion, MappingProxyType(distillers), optimiser, baseline)
+        return cls(settings, teachers, fusion, MappingProxyType(distillers), optimiser, fast, baseline)
 
     @property
     def rank_folder(self) -> str:

@@ -268,6 +268,14 @@ class Training(Options):
     fused_adam: bool | None = option(
         None, "Adam and AdamW in one pass, the same up to rounding; by default in runs that distil"
     )
+    fast_sampling: bool | None = option(
+        None, "draw an epoch's batches and negatives at once, distributed alike; by default in runs that distil"
+    )
+    precision: str = option(
+        "fp32",
+        "matrix products of distillers: fp32, or bf16 with fp32 sums and weights where the processor has it",
+        choices=("fp32", "bf16"),
+    )
     weight_decay: float = option(0.0, "of the optimiser", minimum=0, maximum=_LARGEST)
     train_neg_sample_args: _Negatives | None = option(None, "negatives")
     eval_step: int = option(1, "epochs between evaluations on validation; 0: none", minimum=0, maximum=LARGEST_SIZE)

@@ -12,6 +12,7 @@ from recbole.config import Config
 from recbole.utils import InputType, ModelType, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_kd.contracts import DistillerOptions
+from recbole_kd.data.fast_sampling import samples_fast
 from recbole_kd.errors import UserError
 from recbole_kd.experiment import checks
 from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
@@ -335,8 +336,20 @@ class KDConfig(Config):
         if section.get("warm_start"):
             raise UserError(f"--{prefix}warm_start is set, and only the student begins from a file; leave it out.")
         own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
-        # Adam takes most of the time that large tables need.
-        return self._derived(model, {"fused_adam": True, **own}, prefix)
+        # Adam takes most of the time that large tables need, and RecBole's loader most of what small ones do.
+        return self._derived(
+            model, {"fused_adam": True, "fast_sampling": self._samples_fast(model, prefix), **own}, prefix
+        )
+
+    def _samples_fast(self, model: str, prefix: str = "") -> bool:
+        """Whether a plain model beside a student that distils draws its batches fast, where it does not say so itself.
+
+        Where the run says nothing, a model that needs RecBole's loader has it without a word.
+        """
+        if self["fast_sampling"] is not None:
+            return bool(self["fast_sampling"])
+        resolved = resolve_model(model, setting=f"{prefix}model")
+        return samples_fast(resolved.backbone, resolved.model_class.type)
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation.
@@ -364,12 +377,14 @@ class KDConfig(Config):
         backbone = self.resolved.backbone
         model = backbone if name == "student" else name
         if model == backbone:
-            keys = {*training_arguments, "learning_rate_schedule", "fused_adam", *self.model_keys()}
+            keys = {*training_arguments, "learning_rate_schedule", "fused_adam", "fast_sampling", *self.model_keys()}
             if self["sevo"] is not None:
                 keys.add("sevo")
             settings = {key: self[key] for key in keys if key in self}
             if settings["fused_adam"] is None:
                 settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
+            if settings["fast_sampling"] is None:
+                settings["fast_sampling"] = bool(self.active_distillers()) and self._samples_fast(model)
             if model in MODELS:
                 # A recipe's own words for sizes may mean nothing to this backbone, whose file lists what it reads.
                 listed = self._derived(model, {}, prefix="").internal_config_dict
@@ -378,7 +393,8 @@ class KDConfig(Config):
                 # What RecBole makes of None, and refuses to be given.
                 settings["train_neg_sample_args"] = None
             return self._derived(model, settings, prefix="")
-        settings = {key: self[key] for key in BASELINE_LENGTHS if key in self.external_config_dict}
+        taken = (*BASELINE_LENGTHS, "fast_sampling")
+        settings = {key: self[key] for key in taken if key in self.external_config_dict}
         probe = self._derived(model, {}, prefix="")
         for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size"):
             if key in probe and self["embedding_size"] is not None:

@@ -68,6 +68,7 @@ class _Resumable(TypedDict, total=False):
     unsaved: list[str]
     optimizers: dict[str, dict[str, Any]]
     current_optimizer: str
+    fast_sampling: bool
 
 
 class ResumableState(_Named, _Resumable):

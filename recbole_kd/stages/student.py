@@ -54,7 +54,7 @@ def build_student(
     """The student, its trainer with the distillers, and its loaders."""
     config = experiment.settings
     init_seed(config["seed"], config["reproducibility"])
-    loaders = make_loaders(config, splits)
+    loaders = make_loaders(config, splits, experiment.fast_sampling)
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
     if config["warm_start"]:

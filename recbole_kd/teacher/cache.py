@@ -26,7 +26,7 @@ __all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch
 #: Settings that change nothing in what a plain model learns, so that a cached one serves whatever they are.
 NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
     *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
-    *("nproc", "ray_address", "warm_start", "warm_start_new"),
+    *("nproc", "ray_address", "warm_start", "warm_start_new", "precision"),
     *("split_seed", "split_time"),  # the split itself is part of the key
 }
 
@@ -88,6 +88,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     settings = {key: value for key, value in config.plain_values().items() if key not in NO_PART_OF_A_MODEL}
     if settings["stop_after"] is None:
         del settings["stop_after"]  # as before there was one
+    if not settings.get("fast_sampling"):
+        settings.pop("fast_sampling", None)  # with RecBole's loader a model is what it was before there was another
     versions = [FORMAT, recbole.__version__]
     key = digest(versions, config.resolved.backbone, settings, splits.content())
     folder = os.path.join("teachers", f"{config.resolved.backbone}-{config['dataset']}-{key[:16]}")

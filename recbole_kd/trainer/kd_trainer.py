@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Batch, Distiller, Sequences
+from recbole_kd.data.fast_sampling import go_on_drawing
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
@@ -32,7 +33,9 @@ from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.evaluation.metrics import Evaluator
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.pickles import shown
+from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from recbole_kd.trainer.board import new_stamp, tensorboard_run
+from recbole_kd.trainer.learner import fused_adam_exists
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
     Attributes,
@@ -66,6 +69,7 @@ class KDMixin:
     epochs: int
     start_epoch: int
     tensorboard: Any
+    device: torch.device
     logger: Any
 
     def __init__(
@@ -159,6 +163,12 @@ class KDMixin:
         self._epoch = epoch_idx
         self._schedule_learning_rate(epoch_idx)
         if len(self.distillers):
+            if (
+                self.config["precision"] == "bf16"
+                and epoch_idx == self.start_epoch
+                and not multiplies_bf16(self.device)
+            ):
+                self.logger.warning("--precision=bf16: this processor multiplies no bf16; products are those of fp32.")
             self.distillers.train()
             # What ranks by the student does so without dropout, whatever ran before; RecBole calls train() after this.
             self.model.eval()
@@ -223,9 +233,10 @@ class KDMixin:
 
     def _distilled_terms(self, interaction: Any) -> dict[str, Tensor]:
         batch, named = self._batch(interaction), {}
-        for name, distiller in self._computed().items():
-            for term, loss in distiller(batch).items():
-                named[name if term == name else f"{name}.{term}"] = loss
+        with product_precision(self.config["precision"]):
+            for name, distiller in self._computed().items():
+                for term, loss in distiller(batch).items():
+                    named[name if term == name else f"{name}.{term}"] = loss
         return named
 
     def _computed(self) -> dict[str, Any]:
@@ -349,6 +360,7 @@ class KDMixin:
             "distillers": dict(self.distillers.state_dict()),
             "random": random_state(),
             "loader": self._train_data.generator.get_state() if self._train_data is not None else None,
+            "fast_sampling": bool(getattr(self._train_data, "fast", False)),
             "saved_model_file": Path(self.saved_model_file).name,
         }
         save_checkpoint(state, file)
@@ -403,6 +415,7 @@ class KDMixin:
 
     def _restore_streams(self, state: Mapping[str, Any]) -> None:
         restore_random_state(state["random"])
+        go_on_drawing(self._train_data, bool(state.get("fast_sampling")))
         if state["loader"] is not None:
             self._train_data.generator.set_state(state["loader"].cpu())
         self._resumed = None
@@ -413,19 +426,6 @@ class KDMixin:
             state = load_checkpoint(self.saved_model_file, self.config["device"], ModelState)
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
-
-
-@cache
-def fused_adam_exists() -> bool:
-    """Whether this torch has a fused Adam on a CPU (since 2.4): one pass over weights, gradients and moments."""
-    parameter = torch.zeros(1, requires_grad=True)
-    try:
-        optimizer = torch.optim.Adam([parameter], fused=True)
-        parameter.grad = torch.zeros(1)
-        optimizer.step()
-    except RuntimeError:
-        return False
-    return True
 
 
 class _Bar(tqdm):

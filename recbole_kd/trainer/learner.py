@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -110,3 +112,16 @@ def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
             "name them with --sevo.tables, or choose another --learner."
         )
     return list(tables)
+
+
+@cache
+def fused_adam_exists() -> bool:
+    """Whether this torch has a fused Adam on a CPU (since 2.4): one pass over weights, gradients and moments."""
+    parameter = torch.zeros(1, requires_grad=True)
+    try:
+        optimizer = torch.optim.Adam([parameter], fused=True)
+        parameter.grad = torch.zeros(1)
+        optimizer.step()
+    except RuntimeError:
+        return False
+    return True

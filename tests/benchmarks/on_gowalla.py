@@ -14,7 +14,7 @@ from torch import Tensor
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.trainer.kd_trainer import fused_adam_exists
+from recbole_kd.trainer.learner import fused_adam_exists
 
 STUDENT, BATCH = 20, 2048
 

@@ -11,6 +11,7 @@ from recbole.model.general_recommender import BPR
 
 from recbole_kd import registry
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.experiment.values import nest, parse_value
 from recbole_kd.files.properties import load_yaml
@@ -110,6 +111,25 @@ def test_who_takes_the_fused_adam() -> None:
     assert distils.baseline_config()["fused_adam"] is True
     assert config("RRDStudent", fused_adam=False).baseline_config()["fused_adam"] is False
     assert config("RRDStudent", **{"teacher.fused_adam": False}).teacher_config()["fused_adam"] is False
+
+
+def test_who_draws_fast() -> None:
+    """Who distils does so by itself, as do its teacher and the plain student beside it; one flag decides for all."""
+
+    def drawn(model: str, **settings: Any) -> list[bool]:
+        run = Experiment.from_settings(config(model, **settings))
+        plain = [*(source.settings for source in run.teachers), run.baseline]
+        return [run.fast_sampling, *(bool(one["fast_sampling"]) for one in plain if one is not None)]
+
+    assert drawn("RRDStudent", baseline="student") == [True, True, True]
+    assert drawn("RRDStudent", baseline="student", fast_sampling=False) == [False, False, False]
+    assert drawn("RRDStudent", **{"teacher.fast_sampling": False}, baseline="student") == [True, False, True]
+    assert drawn("BPR") == [False]
+    assert drawn("BPR", fast_sampling=True) == [True]
+    assert drawn("RRDStudent", baseline="LightGCN") == [True, True, False], "another model trains as it would alone"
+    assert drawn("RRDStudent", baseline="LightGCN", fast_sampling=True) == [True, True, True]
+    assert drawn("RRDStudent", teacher="MultiVAE", baseline="none") == [True, False], "its loader is its own"
+    assert drawn("KDStudent", **{"kd.weight": 0}) == [False], "which learns nothing then"
 
 
 def test_the_baseline_is_of_the_students_size() -> None:

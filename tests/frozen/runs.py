@@ -83,6 +83,7 @@ class Run:
 #: Metrics with all their digits, RecBole's loader, no GPU.
 ALWAYS = {
     "use_gpu": False,
+    "fast_sampling": False,
     "show_progress": False,
     "metric_decimal_place": 12,
     "topk": [10, 20],

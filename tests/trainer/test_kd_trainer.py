@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from recbole.model.general_recommender import BPR
 from recbole.quick_start import run_recbole
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
@@ -23,10 +24,12 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_any, load_checkpoint
+from recbole_kd.loss.kernel.streamed import multiplies_bf16
 from recbole_kd.model.build import build_model
 from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.trainer.kd_trainer import fused_adam_exists, make_trainer
+from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.trainer.learner import fused_adam_exists
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -115,6 +118,30 @@ def test_with_every_weight_0_a_run_equals_recboles_own_bit_for_bit(
     assert ours["test_result"] == {name: float(value) for name, value in test_result.items()}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_distillers_multiply_with_the_precision_of_the_run(
+    precision: str, known_answer: Path, pull: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A distiller's losses, with the gradients that they compute on the way, and nothing else."""
+    found: dict[str, set[str]] = {"distiller": set(), "student": set()}
+    own, base = Pull.loss, BPR.calculate_loss
+
+    def noted(role: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*arguments: Any) -> Any:
+            found[role].add(torch.get_float32_matmul_precision())
+            return work(*arguments)
+
+        return note
+
+    monkeypatch.setattr(Pull, "loss", noted("distiller", own))
+    monkeypatch.setattr(BPR, "calculate_loss", noted("student", base))
+    run(known_answer, distill=["pull"], epochs=1, precision=precision)
+    assert found == {"distiller": {"medium" if precision == "bf16" else "highest"}, "student": {"highest"}}
+    assert torch.get_float32_matmul_precision() == "highest"
+    told = any("this processor multiplies no bf16" in one.message for one in caplog.records)
+    assert told == (precision == "bf16" and not multiplies_bf16(torch.device("cpu")))
+
+
 @pytest.mark.skipif(not fused_adam_exists(), reason="this torch has none on a CPU")
 @pytest.mark.parametrize("learner", ["adam", "adamw"])
 def test_a_run_that_distils_takes_the_fused_adam_and_learns_the_same(
@@ -197,9 +224,9 @@ class Killed(Exception):
     """Stands for a process that ends in the middle of a step."""
 
 
-@pytest.mark.parametrize("model", ["BPR", "SimRecStudent", "NeuMF"])
+@pytest.mark.parametrize(("model", "fast"), [("BPR", True), ("BPR", False), ("SimRecStudent", True), ("NeuMF", True)])
 def test_a_resumed_run_ends_as_one_never_stopped(
-    model: str, known_answer: Path, pull: None, monkeypatch: pytest.MonkeyPatch
+    model: str, fast: bool, known_answer: Path, pull: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"distill": ["pull"], "epochs": 6, "stopping_step": 3, "dropout_prob": 0.1}
     if model == "SimRecStudent":
@@ -209,7 +236,8 @@ def test_a_resumed_run_ends_as_one_never_stopped(
         settings.update({"dcd.pool": 10, "dcd.interesting": 3, "dcd.uninteresting": 3, "embedding_size": None})
     else:
         settings.pop("dropout_prob")
-    whole = run(known_answer, model, **settings)
+    settings["teacher.fast_sampling"] = fast
+    whole = run(known_answer, model, fast_sampling=fast, **settings)
 
     steps = 0
     real: Callable[..., Any] = torch.optim.Adam.step
@@ -223,11 +251,12 @@ def test_a_resumed_run_ends_as_one_never_stopped(
 
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     with pytest.raises(Killed):
-        run(known_answer, model, **settings, checkpoint_dir=str(known_answer / "other"))
+        run(known_answer, model, fast_sampling=fast, **settings, checkpoint_dir=str(known_answer / "other"))
     monkeypatch.undo()
     monkeypatch.setitem(registry.DISTILLERS, "pull", registry.DistillerEntry(f"{__name__}:Pull"))
     (last,) = (known_answer / "other").glob("*-last.pth")
     assert load_checkpoint(last)["epoch"] >= 1
+    # Without a word it keeps the loader that it began with.
     resumed = run(known_answer, model, **settings, resume=str(last), checkpoint_dir=str(known_answer / "other"))
 
     for key in ("best_epoch", "best_valid_result", "test_result", "loss_history", "epochs_trained"):
@@ -235,6 +264,13 @@ def test_a_resumed_run_ends_as_one_never_stopped(
     expected = weights(whole)
     for name, value in weights(resumed).items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_a_fast_run_is_not_resumed_with_recboles_loader(known_answer: Path, pull: None) -> None:
+    run(known_answer, distill=["pull"], epochs=3)
+    (last,) = (known_answer / "saved").glob("*-last.pth")
+    with pytest.raises(UserError, match="by fast sampling, and --fast_sampling is off; set --fast_sampling=true"):
+        run(known_answer, distill=["pull"], epochs=5, resume=str(last), fast_sampling=False)
 
 
 def test_a_checkpoint_of_another_model_is_not_resumed(known_answer: Path) -> None:

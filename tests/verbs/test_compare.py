@@ -394,6 +394,8 @@ def test_a_half_written_run_is_made_again(known_answer: Path) -> None:
 def test_two_copies_of_a_model_are_not_called_different(known_answer: Path) -> None:
     models = {"one": {"model": "BPR"}, "other": {"model": "BPR", "seeds": [11, 12, 13]}, "Random": {}}
     given = without_recipes(known_answer, seeds=3, epochs=30, learning_rate=0.02, embedding_size=16)
+    # Of equal copies one test in twenty says that they differ; with these seeds and RecBole's loader none does.
+    given["fast_sampling"] = False
     results = compare({**given, "models": models}, Runner())
     for metric, tests in results["significance"].items():
         one, other, chance = (tests["names"].index(name) for name in models)

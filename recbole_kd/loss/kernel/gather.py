@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+#: Dot products over 20 dimensions take half as long again as those over 24: a table that is read often is padded.
+LANES = 8
 
 
 def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
@@ -58,7 +62,10 @@ class _GatheredDot(torch.autograd.Function):
             block = items.view(len(items), -1)
             return (item_embeddings[block] @ vectors.unsqueeze(2)).view(items.shape)
         pattern = _rows_of(items, torch.zeros(items.numel(), dtype=vectors.dtype), len(item_embeddings))
-        scores = torch.sparse.sampled_addmm(pattern, vectors, item_embeddings.t(), beta=0.0)
+        table, width = item_embeddings, -vectors.shape[1] % LANES
+        if width and items.numel() > 2 * len(table):
+            vectors, table = (functional.pad(each, (0, width)) for each in (vectors, table))
+        scores = torch.sparse.sampled_addmm(pattern, vectors, table.t(), beta=0.0)
         return scores.values().view(items.shape)
 
     @staticmethod

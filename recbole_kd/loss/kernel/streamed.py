@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-__all__ = ["PRECISIONS", "block_shape", "product_precision", "streamed_logsumexp"]
+__all__ = ["PRECISIONS", "block_shape", "multiplies_bf16", "product_precision", "streamed_logsumexp"]
 
 PRECISIONS = ("fp32", "bf16")
 #: Similarities held at once, at most, by a block of rows over the whole catalogue.
@@ -126,6 +127,12 @@ def block_shape(keys: int) -> tuple[int, int]:
     """
     rows = 128 if torch.get_float32_matmul_precision() == "medium" else 64
     return (rows, keys) if rows * keys <= HELD else (256, 8192)
+
+
+@cache
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bf16 products, so that they are faster than those of fp32."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
+from recbole_kd.data.fast_sampling import samples_fast
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.known_keys import check
@@ -270,8 +271,9 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     row = Row(name, "model", model, dataset, {}, own_seeds, space=section.get("space"))
     probe = replace(row, settings=structure).first_config
     settings = merge({key: value for key, value in common.items() if probe.reads(key)}, settings)
-    # One Adam for all rows: a run that distils takes the fused one, and epochs are compared too.
-    base = {"state": "WARNING", "fused_adam": True}
+    # One Adam and one loader for all rows: a run that distils takes the fast ones, and epochs are compared too.
+    fast = samples_fast(probe.resolved.backbone, probe["MODEL_TYPE"])
+    base = {"state": "WARNING", "fused_adam": True, "fast_sampling": fast}
     row = replace(row, settings={**base, **settings, "baseline": None, "show_progress": False})
     if row.first_config.reads_teacher:
         check_models(Experiment.from_settings(row.first_config))

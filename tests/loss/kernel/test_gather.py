@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from recbole_kd.loss.kernel import gather
 from recbole_kd.loss.kernel.gather import gathered_dot
 
 
@@ -44,6 +45,19 @@ def test_scores_and_gradients_are_those_of_indexing(rank: int, n: int, k: int, d
         torch.autograd.grad((expected * weights).sum(), [user_embeddings, item_embeddings]),
     ):
         torch.testing.assert_close(actual, wanted)
+
+
+def test_a_table_that_is_read_often_is_padded_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randint(0, 50, (400,), generator=generator)
+    items = torch.randint(0, 700, (400, 90), generator=generator)
+    user_embeddings, item_embeddings = tables(50, 700, 20, torch.float32)
+    found = []
+    for lanes in (1, gather.LANES):
+        monkeypatch.setattr(gather, "LANES", lanes)
+        scores = gathered_dot(user_embeddings, item_embeddings, users, items)
+        found.append([scores, *torch.autograd.grad(scores.square().sum(), [user_embeddings, item_embeddings])])
+    assert all(torch.equal(one, other) for one, other in zip(*found))
 
 
 def test_the_items_may_come_as_32_bit_ids() -> None:

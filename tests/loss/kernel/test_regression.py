@@ -14,6 +14,7 @@ from recbole_kd.loss import regression as formula
 from recbole_kd.loss.kernel import layout, regression
 from recbole_kd.loss.kernel.layout import GroupLayout
 from recbole_kd.loss.kernel.regression import expert_error, linear_error, mixture_error
+from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from tests.loss.same import assert_same, draw
 
 INPUTS, HIDDEN, OUTPUTS, TABLE = 3, 4, 5, 30
@@ -136,3 +137,36 @@ def test_autocast_changes_nothing(name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = losses[name]()
     assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="this processor computes it as fp32")
+@pytest.mark.parametrize("name", ["linear_error", "expert_error", "mixture_error"])
+def test_bf16_products_are_within_a_hundredth_of_fp32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--precision=bf16`` rounds operands to 8 bits; the sums, the loss and the gradients stay float32."""
+    monkeypatch.setattr(regression, "BLOCK", 2048)
+    monkeypatch.setattr(regression, "MIXTURE_BLOCK", 256)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw32(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).requires_grad_()
+
+    rows, table = torch.arange(512), draw32(512, 96).detach()
+    x, weight, number = draw32(512, 32), draw32(96, 32), 4
+    parameters = [draw32(number, 32, 64), draw32(number, 64), draw32(number, 64, 96), draw32(number, 96)]
+    found = []
+    for precision in ("fp32", "bf16"):
+        with product_precision(precision):
+            if name == "linear_error":
+                loss, of = linear_error(x, weight, table, rows), [x, weight]
+            elif name == "expert_error":
+                nodes = GroupLayout(rows % number, number)
+                loss = expert_error(x, nodes, *parameters, table[nodes.padded(rows)])
+                of = [x, *parameters]
+            else:
+                shares = torch.full((512, number), 1 / number)
+                loss, of = mixture_error(x, shares, *parameters, table, rows), [x, *parameters]
+            found.append([loss, *torch.autograd.grad(loss, of)])
+    for exact, rounded in zip(*found):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() <= 0.01 * exact.norm()
+    assert any(not torch.equal(*pair) for pair in zip(*found))
