@@ -16,7 +16,7 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from torch import Tensor, nn
 
-from recbole_kd import registry
+from recbole_kd import host, registry
 from recbole_kd.contracts import Batch, Distiller, DistillerOptions
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
@@ -102,8 +102,8 @@ def test_with_every_weight_0_a_run_equals_recboles_own_bit_for_bit(
     ours = run(known_answer, model, distill="simrec", epochs=5, **weights_0)
 
     monkeypatch.setattr(sys, "argv", ["pytest"])  # RecBole's Config reads it
-    load = torch.load  # RecBole's files are pickles, which torch.load refuses by default since 2.6
-    monkeypatch.setattr(torch, "load", lambda *arguments, **named: load(*arguments, **{**named, "weights_only": False}))
+    # RecBole's trainer pickles our KDConfig here, which the reader that RecBole gets from us refuses.
+    monkeypatch.setattr(host, "load", lambda module, path: torch.load(path, weights_only=False))
     own = known_answer_settings(known_answer, metrics=["Recall", "NDCG", "Hit", "MRR"], eval_batch_size=4096, epochs=5)
     state, test_result = recboles_own(model, {**own, "checkpoint_dir": str(known_answer / "recbole")})
     monkeypatch.undo()
