@@ -58,7 +58,7 @@ def properties_of(config: Any, model: str, file: str) -> str:
     return str(ours)
 
 
-def load(module: str, path: Any, *_: Any) -> dict[str, Any]:
+def load(module: str, path: Any) -> dict[str, Any]:
     """``torch.load`` for RecBole's modules: a checkpoint of RecBole or of recbole-kd, in which nothing is executed.
 
     Args:
