@@ -108,6 +108,8 @@ def _read(value: Any) -> Any:
     if kind == "sparse_tensor":
         parts = value["indices"], value["values"]
         return torch.sparse_coo_tensor(*parts, tuple(value["shape"]), check_invariants=True).coalesce()
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError(f"{value!r:.30} is above 64 bits")
     return value["value"].cpu().numpy() if kind == "array" else value
 
 

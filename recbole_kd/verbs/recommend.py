@@ -423,11 +423,12 @@ def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
             )
         _write(options, [recommender.recommend_after(known, options.k, options.exclude_seen)], 1)
         return
-    named = read_users(str(options.users))
+    asked = str(options.users)
+    named = read_users(asked)
     recommender = Recommender(options.checkpoint, options.seen, given)
     dataset = recommender.trained.config["dataset"]
-    if named is not None and not options.users.startswith("@"):
-        named = split_users(options.users, recommender.users)
+    if named is not None and not asked.startswith("@"):
+        named = split_users(asked, recommender.users)
     known = list(recommender.users) if named is None else [user for user in named if user in recommender.users]
     _skipped("user", named or (), recommender.users, dataset)
     if not known:
