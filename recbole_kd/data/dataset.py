@@ -7,12 +7,15 @@ same result to the bit. Two results differ on purpose:
 - Rows are ordered by their exact time, rows of one time by their place in the file. RecBole orders by the float32 of
   the time. In this decade that is two minutes coarse, for seconds and for milliseconds.
 
-Until ids are numbered, a token column holds codes: int32 places in its field's vocabulary, -1 for a missing token.
+Until ids are numbered, a token column holds codes: int32 places in its field's vocabulary from 1 on, 0 for a missing
+token. Where no row was dropped or moved, these are the ids.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections import UserDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,9 @@ from torch import Tensor
 
 from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, splits_by_time
 from recbole_kd.data.reader import Layout, by_first_appearance, fields_of
-from recbole_kd.data.store import load_atomic
+from recbole_kd.data.store import kept, load_atomic
 from recbole_kd.errors import UserError
+from recbole_kd.files.digest import digest
 
 __all__ = ["PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
@@ -39,6 +43,10 @@ __all__ = ["PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 PART = "\0part"
 #: While a dataset is split, and in `timed` from then on, the column of each row's place in time.
 PLACE = "\0place"
+#: While a dataset is split, the column of each row's number.
+_ROW = "\0row"
+_PAD = pa.array(["[PAD]"])
+_MANY = 1 << 17  # rows from which on the split is kept
 
 
 def layout_of(config: Any) -> Layout:
@@ -53,10 +61,23 @@ def layout_of(config: Any) -> Layout:
     )
 
 
-class _TokenIds(dict[str, Any]):
-    """Of each field a dict from tokens to ids, made when it is first asked for: a million tokens take 100 MB."""
+class _Tokens(UserDict[str, Any]):
+    """Of each field the tokens by id, made a numpy array when first asked for: a million take 100 MB.
 
-    def __init__(self, tokens: dict[str, Any]) -> None:
+    Attributes:
+        data: of each field the array, or what it is made of (Arrow).
+    """
+
+    def __getitem__(self, field: str) -> NDArray[np.str_]:
+        if isinstance(self.data[field], pa.Array):
+            self.data[field] = np.array(self.data[field].to_pylist())
+        return self.data[field]
+
+
+class _TokenIds(dict[str, Any]):
+    """Of each field a dict from tokens to ids, made when it is first asked for."""
+
+    def __init__(self, tokens: _Tokens) -> None:
         super().__init__()
         self._tokens = tokens
 
@@ -68,12 +89,14 @@ class _TokenIds(dict[str, Any]):
 class _Groups:
     """Rows by a key: the groups in the order in which their keys first appear, and in each the rows in order."""
 
-    def __init__(self, keys: NDArray[np.int64]) -> None:
-        places, _ = by_first_appearance(keys)
+    def __init__(self, keys: NDArray[Any]) -> None:
         kind = np.int32 if len(keys) < 2**31 else np.int64  # half the memory
-        self.rows: Tensor = torch.from_numpy(torch.argsort(torch.from_numpy(places), stable=True).numpy().astype(kind))
-        self.sizes: NDArray[Any] = np.bincount(places).astype(kind)
-        self.starts: NDArray[Any] = np.cumsum(self.sizes, dtype=kind) - self.sizes
+        self.rows: Tensor = torch.from_numpy(torch.argsort(torch.from_numpy(keys), stable=True).numpy().astype(kind))
+        sizes = np.bincount(keys).astype(kind)
+        starts = np.cumsum(sizes, dtype=kind) - sizes
+        there = np.flatnonzero(sizes)
+        there = there[np.argsort(self.rows.numpy()[starts[there]])]
+        self.sizes, self.starts = sizes[there], starts[there]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         rows = self.rows.numpy()
@@ -91,12 +114,33 @@ class _Groups:
 class _Fast(Dataset):
     """What both datasets do otherwise than RecBole's."""
 
-    inter_feat: Any  # a pandas table, and tensors once the dataset is built
+    _feat: Any = None
+    _order: Any = None
+
+    @property
+    def inter_feat(self) -> Any:
+        """The interactions: a pandas table, and tensors once the dataset is built."""
+        if self._order is not None:
+            self.inter_feat = _taken(self._feat, self._order)
+        return self._feat
+
+    @inter_feat.setter
+    def inter_feat(self, features: Any) -> None:
+        self._feat, self._order = features, None
+
+    def __len__(self) -> int:
+        return len(self._feat)
+
+    def num(self, field: str) -> int:
+        """RecBole's: ids of a field, or elements of a sequence."""
+        tokens = self.field2id_token.data.get(field)
+        return super().num(field) if tokens is None else len(tokens)
 
     # Reading
 
     def _get_preset(self) -> None:
         super()._get_preset()
+        self.field2id_token = _Tokens()
         self.field2token_id = _TokenIds(self.field2id_token)
         self._vocabulary: dict[str, pa.Array] = {}
         self._places: Tensor | None = None
@@ -144,8 +188,9 @@ class _Fast(Dataset):
             self.inter_feat[PART] = np.repeat(np.arange(len(self.file_size_list), dtype=np.int8), self.file_size_list)
 
     def _codes(self, field: str, values: pa.DictionaryArray) -> NDArray[np.int32]:
-        """(rows,) places in the field's vocabulary, which grows by the tokens that it lacks; -1 where there is none."""
-        codes = values.indices.fill_null(-1).to_numpy()
+        """(rows,) places in the field's vocabulary, which grows by the tokens that it lacks."""
+        codes = values.indices.fill_null(-1).to_numpy() if values.null_count else values.indices.to_numpy()
+        codes = codes + np.int32(1)
         known, tokens = self._vocabulary.get(field), values.dictionary
         if known is None:
             self._vocabulary[field] = tokens
@@ -153,9 +198,9 @@ class _Fast(Dataset):
         there = pc.index_in(tokens, known)
         new = there.is_null()
         self._vocabulary[field] = pa.concat_arrays([known, tokens.filter(new)])
-        places = there.fill_null(-1).to_numpy().copy()
-        places[places < 0] = len(known) + np.arange((places < 0).sum())
-        return np.append(places, -1).astype(np.int32)[codes]
+        places = there.fill_null(-1).to_numpy() + 1
+        places[places == 0] = len(known) + 1 + np.arange((places == 0).sum())
+        return np.append(0, places).astype(np.int32)[codes]
 
     def _sequences(self, field: str, values: pa.DictionaryArray, ftype: FeatureType, separator: str) -> Any:
         """(rows,) array of each row's sequence; rows of one text share it."""
@@ -217,7 +262,7 @@ class _Fast(Dataset):
                     self._keep(name, self._within_intervals(values.to_numpy(), self._parse_intervals_str(interval)))
                 elif kind == FeatureType.TOKEN and isinstance(interval, Sequence) and not isinstance(interval, str):
                     tokens = pa.array(list(map(str, interval)), pa.string())
-                    stays = pc.index_in(tokens, self._vocabulary[field]).drop_null().to_pylist()
+                    stays = pc.index_in(tokens, self._vocabulary[field]).drop_null().to_numpy() + 1
                     self._keep(name, values.isin(stays).to_numpy())
                 else:
                     raise UserError(
@@ -251,7 +296,7 @@ class _Fast(Dataset):
             changed = False
             for field, name, intervals in sides:
                 codes, feat = self.inter_feat[field].to_numpy(), getattr(self, name)
-                counts = np.bincount(codes, minlength=len(self._vocabulary[field]))
+                counts = np.bincount(codes, minlength=len(self._vocabulary[field]) + 1)
                 out = np.zeros(len(counts), dtype=bool)
                 if intervals:
                     out = (counts > 0) & ~self._within_intervals(counts, intervals)
@@ -299,35 +344,41 @@ class _Fast(Dataset):
     def _remap(self, remap_list: list[tuple[pd.DataFrame, str, FeatureType]]) -> None:
         fields = list(dict.fromkeys(field for _, field, _ in remap_list))
         if len(fields) == 1 and all(ftype == FeatureType.TOKEN for _, _, ftype in remap_list):
+            tokens = self._vocabulary[fields[0]]
+            if self._as_read and remap_list[0][0] is self.inter_feat:
+                self.field2id_token[fields[0]] = pa.concat_arrays([_PAD, tokens])
+                return
             columns = [feat[field].to_numpy() for feat, field, _ in remap_list]
-            codes, tokens = columns[0] if len(columns) == 1 else np.concatenate(columns), self._vocabulary[fields[0]]
-            as_read = self._as_read and remap_list[0][0] is self.inter_feat
-            ids, tokens = (codes + np.int32(1), tokens) if as_read else _numbered(codes, tokens)
+            ids, tokens = _numbered(np.concatenate(columns), tokens)
         else:  # several fields, or sequences, share their ids
             columns = [self._text(feat[field], field, ftype) for feat, field, ftype in remap_list]
             numbers, found = pd.factorize(np.concatenate(columns))
-            ids, tokens = numbers + 1, pa.array(found)
+            ids, tokens = numbers + 1, pa.array(found, pa.string())
         for field in fields:
-            self.field2id_token[field] = np.array(["[PAD]", *tokens.to_pylist()])
+            self.field2id_token[field] = pa.concat_arrays([_PAD, tokens])
         for (feat, field, ftype), part in zip(remap_list, _cut(ids, columns)):
             feat[field] = part if ftype == FeatureType.TOKEN else pd.Series(_cut(part, feat[field]), dtype=object)
 
     def _text(self, values: pd.Series, field: str, ftype: FeatureType) -> NDArray[np.object_]:
         """The tokens of a column, one row's after the other's; None for a missing one."""
         if ftype == FeatureType.TOKEN:
-            tokens = np.array([*self._vocabulary[field].to_pylist(), None], dtype=object)
+            tokens = np.array([None, *self._vocabulary[field].to_pylist()], dtype=object)
             return tokens[values.to_numpy()]
         return np.concatenate([np.empty(0, dtype=object), *values])
 
     # Splitting
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
-        """The columns as tensors: int64 ids, float32 numbers, padded sequences."""
+        """The columns as tensors: float32 numbers, padded sequences, int64 ids; those of interactions in int32.
+
+        They become int64 when rows are taken, which are then RecBole's.
+        """
         features = Interaction({})
         for field in data:
             ftype = self.field2type[field]
             if ftype == FeatureType.TOKEN:
-                features[field] = torch.from_numpy(data[field].to_numpy().astype(np.int64))
+                ids = _tensor(data[field].to_numpy())
+                features[field] = ids if data is self.inter_feat else ids.long()
             elif ftype == FeatureType.FLOAT and field not in self.config["numerical_features"]:
                 features[field] = torch.from_numpy(data[field].to_numpy().astype(np.float32))
             else:
@@ -356,23 +407,58 @@ class _Fast(Dataset):
         order = torch.randperm(rows, dtype=torch.int32 if rows < 2**31 else torch.int64)
         self.inter_feat = _rows(self.inter_feat, order)
 
+    def _change_feat_format(self) -> None:
+        if isinstance(self.inter_feat, pd.DataFrame):
+            super()._change_feat_format()
+
+    def _drop_unused_col(self) -> None:
+        if _ROW not in self.inter_feat:
+            super()._drop_unused_col()
+
     def build(self) -> list[Any]:
         """The splits. `timed` of each are its rows as they are now, with a column PLACE; None where no time is loaded.
 
-        Loaders sort the rows themselves, `inter_feat`.
+        Loaders sort the rows themselves, `inter_feat`. That of the whole is put in order when it is asked for.
         """
-        if self._parts is None:
-            parts: list[Any] = super().build()
-        else:
-            self._change_feat_format()
-            self._drop_unused_col()
-            places = [(self.inter_feat[PART] == part).nonzero().squeeze(1) for part in range(3)]
-            parts = [self.copy(_rows(self.inter_feat, index)) for index in places]
-        for part in (self, *parts):
-            own = {name: part.inter_feat[name] for name in part.inter_feat if name not in (PLACE, PART)}
-            part.timed = Interaction({**own, PLACE: part.inter_feat[PLACE]}) if PLACE in part.inter_feat else None
-            part.inter_feat = Interaction(own)
+        self._change_feat_format()
+        order, *rows = self._split_rows()
+        hidden = {name: self.inter_feat.interaction.pop(name, None) for name in (PLACE, PART)}
+        self._drop_unused_col()
+        parts = [self.copy(_taken(self.inter_feat, index)) for index in rows]
+        for part, index in zip(parts, rows):
+            part.timed = None
+            if hidden[PLACE] is not None:
+                part.timed = Interaction({**part.inter_feat.interaction, PLACE: hidden[PLACE][index]})
+        self._order = order
         return parts
+
+    def _split_rows(self) -> list[Any]:
+        """The numbers of the whole's rows in RecBole's order, and of each part's."""
+        if PART in self.inter_feat:
+            return [slice(None), *((self.inter_feat[PART] == part).nonzero().squeeze(1) for part in range(3))]
+        fields = [field for field in (self.uid_field, self.time_field, PLACE) if field in self.inter_feat]
+        deciding = {field: self.inter_feat[field] for field in fields}
+
+        def split() -> pa.Table:
+            whole = self.copy(Interaction({**deciding, _ROW: torch.arange(len(self), dtype=torch.int32)}))
+            parts = super(_Fast, whole).build()
+            rows = [part.inter_feat[_ROW].numpy() for part in (whole, *parts)]
+            state = {"sizes": str(list(map(len, rows))), "random": torch.get_rng_state().numpy().tobytes()}
+            return pa.table({"row": np.concatenate(rows)}).replace_schema_metadata(state)
+
+        arguments = self.config["eval_args"]
+        random = torch.get_rng_state() if arguments["order"] == "RO" else None
+        if len(self) < _MANY:
+            table = split()
+        else:
+            how = [arguments[name] for name in ("order", "split", "group_by")]
+            way = digest(type(self).__name__, torch.__version__, how, random)[:12]
+            folder, name = Path(self.config["checkpoint_dir"]) / "data", f"{self.config['dataset']}.split"
+            table = kept(folder, name, way, digest(deciding), split)
+        if random is not None:
+            torch.set_rng_state(torch.frombuffer(bytearray(table.schema.metadata[b"random"]), dtype=torch.uint8))
+        sizes = json.loads(table.schema.metadata[b"sizes"])
+        return list(_tensor(table["row"].chunk(0)).split(sizes))
 
     def _grouped_index(self, group_by_list: NDArray[np.int64]) -> _Groups:
         return _Groups(group_by_list)
@@ -416,8 +502,9 @@ class KDSequentialDataset(_Fast, SequentialDataset):
 
     def _change_feat_format(self) -> None:
         """The columns as tensors, and of each user's rows in time a row for each but the first."""
-        Dataset._change_feat_format(self)
-        self.data_augmentation()
+        if isinstance(self.inter_feat, pd.DataFrame):
+            Dataset._change_feat_format(self)
+            self.data_augmentation()
 
     def data_augmentation(self) -> None:
         """Makes of each user's rows, in time, one row for each but the first: the items before it, and itself."""
@@ -459,6 +546,17 @@ def _rows(features: Interaction, index: Any) -> Interaction:
     return Interaction({field: values[index] for field, values in features.interaction.items()})
 
 
+def _taken(features: Interaction, index: Any) -> Interaction:
+    """Some rows as RecBole has them: ids in int64."""
+    rows = _rows(features, index).interaction
+    return Interaction({field: values.long() if values.dtype == torch.int32 else values for field, values in rows.items()})
+
+
+def _tensor(values: Any) -> Tensor:
+    """The tensor of an array that may be read-only, on the same memory."""
+    return torch.from_dlpack(pa.array(values))
+
+
 def _cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:
     """`values` in pieces as long as `parts`."""
     return np.split(values, np.cumsum([len(part) for part in parts])[:-1])
@@ -466,8 +564,8 @@ def _cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:
 
 def _numbered(codes: NDArray[np.int32], tokens: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
     """(rows,) ids from 1 by first appearance, 0 for a missing token; and the tokens of the ids."""
-    missing = codes < 0
+    missing = codes == 0
     numbers, found = by_first_appearance(codes[~missing])
     ids = np.zeros(len(codes), dtype=np.int32)
     ids[~missing] = numbers + 1
-    return ids, tokens.take(pa.array(found))
+    return ids, tokens.take(pa.array(found - 1))

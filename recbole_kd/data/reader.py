@@ -55,6 +55,7 @@ KINDS = ("token", "float", "token_seq", "float_seq")
 _TIMES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _BLOCK = 8 << 20  # bytes that one thread reads at once
 _MISSING = frozenset(pa_csv.ConvertOptions().null_values)  # how a missing number may be written
+_ROWS = 1 << 18  # keys that are numbered at once
 _MANY = 1 << 20  # keys so small are numbered by a table of all that could be
 _SHOWN = 40  # letters of a value in a message
 _LONGEST = 4096  # bytes of a token: RecBole keeps all tokens of a column as wide as the longest
@@ -199,7 +200,7 @@ def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.Da
             delimiter=separator, quote_char='"' if layout.quoted else False, newlines_in_values=layout.quoted
         ),
         convert_options=pa_csv.ConvertOptions(
-            column_types=types, include_columns=list(types), strings_can_be_null=False
+            column_types=types, include_columns=list(types), strings_can_be_null=False, check_utf8=False
         ),
     )
 
@@ -216,6 +217,10 @@ def _whole(found: dict[str, pa.Array], layout: Layout, fields: Sequence[Field]) 
         if not pa.types.is_dictionary(column.type):
             continue
         texts = column.dictionary
+        try:
+            texts.validate(full=True)  # as UTF-8, each text once
+        except pa.ArrowInvalid:
+            return False
         if pc.any(pc.match_substring(texts, "\0")).as_py():
             return False
         if field.kind == "token" and (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONGEST:
@@ -270,10 +275,12 @@ def _whole_numbers(column: pa.ChunkedArray) -> NDArray[Any] | None:
             numbers = chunk.cast(pa.int64()).to_numpy()
         except pa.ArrowInvalid:
             return None
-        zeros = pc.and_(pc.starts_with(chunk, "0"), pc.greater(pc.binary_length(chunk), 1))
-        if pc.any(pc.or_(zeros, pc.starts_with(chunk, "-"))).as_py():
+        largest = int(numbers.max(initial=0))
+        usual = len(numbers) + sum(np.count_nonzero(numbers >= 10**place) for place in range(1, len(str(largest))))
+        # No number is written in fewer letters than as usual, so that the sum tells of each.
+        if numbers.min(initial=0) < 0 or usual != pc.sum(pc.binary_length(chunk)).as_py():
             return None
-        parts.append(numbers.astype(np.int32) if numbers.max(initial=0) < 2**31 else numbers)
+        parts.append(numbers.astype(np.int32) if largest < 2**31 else numbers)
     return np.concatenate(parts)
 
 
@@ -286,15 +293,24 @@ def by_first_appearance(keys: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[
     Returns:
         (n,) the number of each key, from 0, and the keys by number.
     """
-    if keys.max(initial=-1) >= max(4 * len(keys), _MANY):
+    largest = int(keys.max(initial=-1))
+    if largest >= max(4 * len(keys), _MANY):
         codes, found = pd.factorize(keys)
         return codes.astype(np.int32), found
-    first = np.full(int(keys.max(initial=-1)) + 1, len(keys), dtype=np.int32)
-    first[keys[::-1]] = np.arange(len(keys) - 1, -1, -1, dtype=np.int32)  # the last one written is the first row
-    found = np.argsort(first, kind="stable")[: np.count_nonzero(first < len(keys))]
-    number = np.empty(len(first), dtype=np.int32)
-    number[found] = np.arange(len(found), dtype=np.int32)
-    return number[keys], found.astype(keys.dtype)
+    number = np.full(largest + 1, -1, dtype=np.int32)
+    codes, parts, count = np.empty(len(keys), dtype=np.int32), [keys[:0]], 0
+    for start in range(0, len(keys), _ROWS):  # most blocks hold few new keys
+        block, places = keys[start : start + _ROWS], codes[start : start + _ROWS]
+        number.take(block, out=places, mode="clip")
+        unknown = np.flatnonzero(places < 0)
+        new = block[unknown]
+        order = np.arange(len(new), dtype=np.int32)
+        number[new[::-1]] = order[::-1]  # of a key's places the first is written last
+        first = new[number[new] == order]
+        number[first] = np.arange(count, count + len(first), dtype=np.int32)
+        places[unknown] = number[new]
+        parts, count = [*parts, first], count + len(first)
+    return codes, np.concatenate(parts)
 
 
 # What is wrong, and where

@@ -182,7 +182,7 @@ class Splits:
         """
         dataset = copy.copy(self.train)
         features = dict(self.train.inter_feat.interaction)
-        dataset.field2id_token = dict(self.train.field2id_token)
+        dataset.field2id_token = copy.copy(self.train.field2id_token)
         for field, tokens in ((self.train.uid_field, user_tokens), (self.train.iid_field, item_tokens)):
             there = token_map(_tokens(self.train, field), tokens)
             features[field] = there[features[field]]

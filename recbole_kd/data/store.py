@@ -1,7 +1,7 @@
-"""Tables compiled once: what was read from a text file is kept as an Arrow file, and mapped into memory from then on.
+"""Tables compiled once: what was read or computed is kept as an Arrow file, and mapped into memory from then on.
 
-A compiled file is named after the content of its source and the way it was read, so that a changed byte or setting
-reads anew. It ends in the sha256 of all its other bytes, which is checked whenever it is read. It holds numbers and
+A compiled file is named after the content that it was made of and the way it was made, so that a changed byte or
+setting makes it anew. It ends in the sha256 of all its other bytes, which is checked whenever it is read. It holds numbers and
 text only.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import write_atomic
 from recbole_kd.files.digest import digest
 
-__all__ = ["load_atomic"]
+__all__ = ["kept", "load_atomic"]
 
 #: Grows when a reader reads the same file differently.
 FORMAT = "recbole-kd data/1"
@@ -42,13 +42,24 @@ def load_atomic(path: Path, layout: Layout, columns: Sequence[str], folder: Path
     """
     content = hashlib.sha256(_content(path)).hexdigest()
     way = digest(FORMAT, sorted(columns), list(vars(layout).values()))[:12]
-    compiled = folder / f"{path.name}-{way}-{content[:24]}.arrow"
+    return kept(folder, path.name, way, content, lambda: read_atomic(path, layout, columns))
+
+
+def kept(folder: Path, name: str, way: str, content: str, make: Callable[[], pa.Table]) -> pa.Table:
+    """What `make` gives, from the compiled file in `folder` if there is one.
+
+    Args:
+        folder: gets the compiled file; where it cannot be written, the table is made each time.
+        name, way, content: name the file. It replaces those of other content.
+        make: makes the table.
+    """
+    compiled = folder / f"{name}-{way}-{content[:24]}.arrow"
     table = _mapped(compiled)
     if table is None:
-        table = read_atomic(path, layout, columns)
+        table = make()
         with contextlib.suppress(UserError):
             write_atomic(compiled, lambda file: _write(table, file))
-            for older in folder.glob(f"{_literal(path.name)}-{way}-*.arrow"):
+            for older in folder.glob(f"{_literal(name)}-{way}-*.arrow"):
                 if older != compiled:
                     older.unlink(missing_ok=True)
             table = _mapped(compiled) or table
