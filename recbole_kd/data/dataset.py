@@ -91,12 +91,12 @@ class _Groups:
 
     def __init__(self, keys: NDArray[Any]) -> None:
         kind = np.int32 if len(keys) < 2**31 else np.int64  # half the memory
-        self.rows: Tensor = torch.from_numpy(torch.argsort(torch.from_numpy(keys), stable=True).numpy().astype(kind))
-        sizes = np.bincount(keys).astype(kind)
-        starts = np.cumsum(sizes, dtype=kind) - sizes
-        there = np.flatnonzero(sizes)
-        there = there[np.argsort(self.rows.numpy()[starts[there]])]
-        self.sizes, self.starts = sizes[there], starts[there]
+        grouped, rows = torch.sort(torch.from_numpy(keys), stable=True)
+        self.rows: Tensor = torch.from_numpy(rows.numpy().astype(kind))
+        starts = np.flatnonzero(np.diff(grouped.numpy(), prepend=-1)).astype(kind)
+        order = np.argsort(self.rows.numpy()[starts])
+        self.starts: NDArray[Any] = starts[order]
+        self.sizes: NDArray[Any] = np.diff(starts, append=kind(len(keys)))[order]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         rows = self.rows.numpy()
@@ -475,7 +475,10 @@ class _Fast(Dataset):
             bounds = np.array([[0, *self._calcu_split_ids(int(size), ratios), size] for size in sizes])[place]
             indices = [groups.pieces(bounds[:, part], bounds[:, part + 1]) for part in range(len(ratios))]
         self._drop_unused_col()
-        return [self.copy(_rows(self.inter_feat, index)) for index in indices]
+        features = self.inter_feat
+        if _ROW in features:
+            features = Interaction({_ROW: features[_ROW]})
+        return [self.copy(_rows(features, index)) for index in indices]
 
     def _split_index_by_leave_one_out(self, grouped_index: _Groups, leave_one_num: int) -> list[tuple[Tensor]]:
         """The rows of each part. In a tuple, which RecBole hands on to the tensors instead of making it a list."""
@@ -549,7 +552,9 @@ def _rows(features: Interaction, index: Any) -> Interaction:
 def _taken(features: Interaction, index: Any) -> Interaction:
     """Some rows as RecBole has them: ids in int64."""
     rows = _rows(features, index).interaction
-    return Interaction({field: values.long() if values.dtype == torch.int32 else values for field, values in rows.items()})
+    return Interaction(
+        {field: values.long() if values.dtype == torch.int32 else values for field, values in rows.items()}
+    )
 
 
 def _tensor(values: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +27,10 @@ class Observed:
         """
         self.users = users
         self.items = items
-        self.keys = torch.unique(user_ids.long() * items + item_ids.long())
+        keys = np.sort((user_ids.long() * items + item_ids.long()).numpy())  # twice as fast as torch.unique
+        self.keys = torch.from_numpy(keys[np.diff(keys, prepend=-1) != 0])
+        self.offsets = torch.searchsorted(self.keys, torch.arange(users + 1) * items)
         self.indices = self.keys % items
-        self.offsets = torch.zeros(users + 1, dtype=torch.long)
-        self.offsets[1:] = torch.bincount(self.keys // items, minlength=users).cumsum(0)
 
     def __len__(self) -> int:
         """Number of distinct observed pairs."""

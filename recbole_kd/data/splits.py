@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
@@ -92,8 +94,24 @@ class Splits:
     @cached_property
     def observed(self) -> Observed:
         """The pairs of the training split."""
-        users, items = self.pairs(self.train)
-        return Observed(users, items, self.train.user_num, self.train.item_num)
+        return Observed(*self._interactions(self.train), self.train.user_num, self.train.item_num)
+
+    @cached_property
+    def unknown(self) -> dict[str, int]:
+        """How many users and items of validation and test have no training interaction: no model can know them."""
+        known = (self.observed.counts > 0, self.observed.popularity > 0)
+        later = [torch.zeros_like(side) for side in known]
+        for split in (self.valid, self.test):
+            for side, field in zip(later, (split.uid_field, split.iid_field)):
+                side[split.inter_feat[field]] = True
+        users, items = (int((there & ~before).sum()) for there, before in zip(later, known))
+        return {"users": users, "items": items}
+
+    @cached_property
+    def duplicates(self) -> tuple[int, int]:
+        """Rows of the training split that repeat a pair, and rows of the other splits whose pair is in it."""
+        across = sum(int(self.observed.contains(*self.pairs(split)).sum()) for split in (self.valid, self.test))
+        return len(self.train) - len(self.observed), across
 
     @property
     def sequential(self) -> bool:
@@ -113,8 +131,8 @@ class Splits:
     def pairs(self, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(users (n,), items (n,)) of a split, as a user- and item-sorted copy: a loader may have reordered it."""
         users, items = self._interactions(split)
-        order = torch.argsort(users * split.item_num + items)
-        return users[order], items[order]
+        keys = torch.from_numpy(np.sort((users * split.item_num + items).numpy()))  # faster than an order
+        return keys // split.item_num, keys % split.item_num
 
     def sequences_after(self, parts: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """The latest items of each user once these splits, in the order of time, have happened.
@@ -138,15 +156,21 @@ class Splits:
         rows[known] = row.scatter(1, kept[known].unsqueeze(1) - 1, items[last[known]].unsqueeze(1))
         return rows, kept
 
-    @property
+    @cached_property
     def user_tokens(self) -> list[str]:
         """Original user ids by internal id; index 0 is padding."""
-        return _tokens(self.train, self.train.uid_field)
+        tokens: list[str] = self._tokens(self.train.uid_field).to_pylist()
+        return tokens
 
-    @property
+    @cached_property
     def item_tokens(self) -> list[str]:
         """Original item ids by internal id; index 0 is padding."""
-        return _tokens(self.train, self.train.iid_field)
+        tokens: list[str] = self._tokens(self.train.iid_field).to_pylist()
+        return tokens
+
+    def _tokens(self, field: str) -> pa.StringArray:
+        """Original ids by internal id."""
+        return pa.array(self.train.field2id_token.data[field], pa.string())
 
     def content(self) -> list[Any]:
         """What a teacher's training and selection depends on, for a digest: tokens, training and validation pairs.
@@ -156,19 +180,20 @@ class Splits:
         splits = [part for split in (self.train, self.valid) for part in self.pairs(split)]
         if self.sequential:
             splits += [split.inter_feat[self._histories] for split in (self.train, self.valid)]
-        return [self.user_tokens, self.item_tokens, *splits]
+        return [self._tokens(self.train.uid_field), self._tokens(self.train.iid_field), *splits]
 
     @cached_property
     def training_digest(self) -> str:
         """Content of the training split, whatever the order of the internal ids; of sequences their order too."""
-        ranks = []
-        for tokens in (self.user_tokens, self.item_tokens):
+        ranks, parts = [], []
+        for tokens in map(self._tokens, (self.train.uid_field, self.train.iid_field)):
+            order = pc.sort_indices(tokens)
             rank = torch.empty(len(tokens), dtype=torch.long)
-            rank[torch.from_numpy(np.argsort(np.array(tokens), kind="stable"))] = torch.arange(len(tokens))
+            rank[torch.from_numpy(order.to_numpy().astype(np.int64))] = torch.arange(len(tokens))
             ranks.append(rank)
-        users, items = self.pairs(self.train)
-        pairs = torch.sort(ranks[0][users] * self.train.item_num + ranks[1][items]).values
-        parts = [sorted(self.user_tokens), sorted(self.item_tokens), pairs]
+            parts.append(tokens.take(order))
+        users, items = self._interactions(self.train)
+        parts.append(np.sort((ranks[0][users] * self.train.item_num + ranks[1][items]).numpy()))
         if self.sequential:
             users, items = (rank[ids] for rank, ids in zip(ranks, self._interactions(self.train)))
             parts.append(items[torch.argsort(users, stable=True)])
@@ -207,10 +232,6 @@ def interactions_of(train: Any) -> tuple[torch.Tensor, torch.Tensor]:
         users = torch.cat([users[first], users])
         items = torch.cat([rows[histories][first, 0], items])
     return users, items
-
-
-def _tokens(dataset: Any, field: str) -> list[str]:
-    return [str(token) for token in dataset.field2id_token[field]]
 
 
 def token_map(ours: Sequence[str], theirs: Sequence[str]) -> torch.Tensor:

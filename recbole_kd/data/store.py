@@ -62,7 +62,6 @@ def kept(folder: Path, name: str, way: str, content: str, make: Callable[[], pa.
             for older in folder.glob(f"{_literal(name)}-{way}-*.arrow"):
                 if older != compiled:
                     older.unlink(missing_ok=True)
-            table = _mapped(compiled) or table
     return table
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from recbole_kd.data.splits import Splits
 from recbole_kd.text import columns
 
@@ -22,9 +19,9 @@ def table(splits: Splits) -> str:
         lines.append(("rows that begin a user's sequence", read - sum(rows for _, rows in dropped) - len(data)))
     lines += [(f"rows to {name}", len(split)) for name, split in _parts(splits)]
     lines += [("users", data.user_num - 1), ("items", data.item_num - 1)]
-    lines += [(f"{kind} of validation and test unknown to training", new) for kind, new in _unknown(splits).items()]
+    lines += [(f"{kind} of validation and test unknown to training", new) for kind, new in splits.unknown.items()]
     if not splits.sequential:
-        within, across = _duplicates(splits)
+        within, across = splits.duplicates
         lines += [("pairs twice in training", within), ("pairs of validation and test also in training", across)]
     return "\n".join(columns([(name, f"{count:,}".rjust(12)) for name, count in lines]))
 
@@ -32,14 +29,14 @@ def table(splits: Splits) -> str:
 def warnings(splits: Splits) -> list[str]:
     """Lines on what may well be a mistake: pairs on both sides of the split, users without training, low ratings."""
     config, found = splits.dataset.config, []
-    users = _unknown(splits)["users"]
+    users = splits.unknown["users"]
     if users:
         found.append(
             f"{users:,} users of the validation and test splits have no training interaction: no model can know them. "
             "--user_inter_num_interval filters users before the split."
         )
     if not splits.sequential:
-        across = _duplicates(splits)[1]
+        across = splits.duplicates[1]
         if across:
             found.append(
                 f"{across:,} pairs of the validation and test splits are also in the training split, where they are "
@@ -65,24 +62,3 @@ def _draws_negatives(config: Any) -> bool:
 
 def _parts(splits: Splits) -> list[tuple[str, Any]]:
     return [("train", splits.train), ("validate", splits.valid), ("test", splits.test)]
-
-
-def _unknown(splits: Splits) -> dict[str, int]:
-    """Users and items of validation and test without a training interaction: no model can know them."""
-    known = (splits.observed.counts > 0, splits.observed.popularity > 0)
-    later = [torch.zeros_like(side) for side in known]
-    for split in (splits.valid, splits.test):
-        for side, field in zip(later, (split.uid_field, split.iid_field)):
-            side[split.inter_feat[field]] = True
-    users, items = (int((there & ~before).sum()) for there, before in zip(later, known))
-    return {"users": users, "items": items}
-
-
-def _duplicates(splits: Splits) -> tuple[int, int]:
-    """Rows of the training split that repeat a pair, and rows of the other splits whose pair is in it."""
-    observed = splits.observed
-
-    def seen(split: Any) -> Tensor:
-        return observed.contains(split.inter_feat[split.uid_field], split.inter_feat[split.iid_field])
-
-    return len(splits.train) - len(observed), sum(int(seen(split).sum()) for split in (splits.valid, splits.test))

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -15,12 +17,14 @@ from recbole_kd.files.atomic import PathLike
 from recbole_kd.files.plain import type_name
 from recbole_kd.files.reading import open_regular
 
+_TEXTS = 1 << 17  # texts that are hashed at once
+
 
 def digest(*parts: Any) -> str:
     """The sha256, in hexadecimal, of plain values, bytes, tensors and arrays, as a key of content-addressed caches.
 
     The order of a dict's keys does not count; types do (1, 1.0, True and "1" differ), except that a tuple equals a
-    list, a numpy scalar its plain value, and an array the tensor of the same content. Of a tensor its dtype, shape and
+    list, as does an Arrow array of text, a numpy scalar its plain value, and an array the tensor of the same content. Of a tensor its dtype, shape and
     elements count; where it lives, its strides and its gradient do not.
 
     Raises:
@@ -72,6 +76,13 @@ def _feed(hasher: hashlib._Hash, value: Any) -> None:
         for _, key in sorted((digest(key), key) for key in value):
             _feed(hasher, key)
             _feed(hasher, value[key])
+    elif isinstance(value, pa.StringArray):
+        _feed_bytes(hasher, f"list {len(value)}", b"")
+        for start in range(0, len(value), _TEXTS):
+            texts = value.slice(start, _TEXTS)
+            lengths = pc.binary_length(texts).cast(pa.string())
+            fed = pc.binary_join_element_wise("str", lengths, texts, ":")
+            hasher.update("".join(fed.to_pylist()).encode())
     elif isinstance(value, (list, tuple)):
         _feed_bytes(hasher, f"list {len(value)}", b"")
         for element in value:

@@ -14,6 +14,7 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType, init_seed
 
+from recbole_kd.data import dataset as dataset_module
 from recbole_kd.data.dataset import KDDataset, KDSequentialDataset
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
@@ -120,6 +121,29 @@ def test_batches_are_recboles_to_the_bit(tmp_path: Path) -> None:
         batches.append([batch for _, batch in zip(range(5), loader)])
     for one, other in zip(*batches, strict=True):
         assert_same_features(one, other)
+
+
+@pytest.mark.parametrize("order", ["RO", "TO"])
+def test_a_split_is_kept_and_is_that_of_its_rows_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr(dataset_module, "_MANY", 1)
+    settings = {"eval_args": {**SPLIT, "order": order, "split": {"RS": [0.8, 0.1, 0.1]}}, "load_col": ALL}
+
+    def items(seed: int, **more: Any) -> list[list[int]]:
+        init_seed(seed, True)
+        splits = Splits(config_of("BPR", "ml-100k", tmp_path, **settings, **more))
+        return [part.inter_feat["item_id"].tolist() for part in (splits.dataset, splits.train, splits.valid)]
+
+    first = items(1)
+    monkeypatch.setattr(Dataset, "build", lambda *_: pytest.fail("the data is split again"))
+    assert items(1) == first
+    if order == "TO":
+        assert items(2) == first
+    monkeypatch.undo()
+    assert (items(2) == first) == (order == "TO")
+    assert items(1, user_inter_num_interval="[50,inf)") != first
+    assert items(1) == first
 
 
 def test_sequences_are_recboles_to_the_bit_where_its_times_are_exact(tmp_path: Path) -> None:

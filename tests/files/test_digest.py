@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from tests.files.samples import (
 def test_a_digest_is_of_tagged_and_counted_content() -> None:
     expected = hashlib.sha256(b"list 2:0:int:1:7str:2:ab").hexdigest()
     assert digest(7, "ab") == expected
+    assert digest(pa.array(["", "日本", "ab"])[1:]) == digest(["日本", "ab"])
     expected = hashlib.sha256(b"list 1:0:tensor int16 (2, 1):4:" + struct.pack("<2h", 3, 4)).hexdigest()
     assert digest(torch.tensor([[3], [4]], dtype=torch.int16)) == expected
 
