@@ -559,7 +559,7 @@ def _taken(features: Interaction, index: Any) -> Interaction:
 
 def _tensor(values: Any) -> Tensor:
     """The tensor of an array that may be read-only, on the same memory."""
-    return torch.from_dlpack(pa.array(values))
+    return torch.utils.dlpack.from_dlpack(pa.array(values))
 
 
 def _cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:

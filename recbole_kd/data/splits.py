@@ -209,7 +209,7 @@ class Splits:
         features = dict(self.train.inter_feat.interaction)
         dataset.field2id_token = copy.copy(self.train.field2id_token)
         for field, tokens in ((self.train.uid_field, user_tokens), (self.train.iid_field, item_tokens)):
-            there = token_map(_tokens(self.train, field), tokens)
+            there = token_map(self._tokens(field).to_pylist(), tokens)
             features[field] = there[features[field]]
             if field == self.train.iid_field and self.sequential:
                 features[self._histories] = there[features[self._histories]]

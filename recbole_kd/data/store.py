@@ -1,8 +1,8 @@
 """Tables compiled once: what was read or computed is kept as an Arrow file, and mapped into memory from then on.
 
 A compiled file is named after the content that it was made of and the way it was made, so that a changed byte or
-setting makes it anew. It ends in the sha256 of all its other bytes, which is checked whenever it is read. It holds numbers and
-text only.
+setting makes it anew. It ends in the sha256 of all its other bytes, which is checked whenever it is read. It holds
+numbers and text only.
 """
 
 from __future__ import annotations

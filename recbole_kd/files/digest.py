@@ -23,9 +23,9 @@ _TEXTS = 1 << 17  # texts that are hashed at once
 def digest(*parts: Any) -> str:
     """The sha256, in hexadecimal, of plain values, bytes, tensors and arrays, as a key of content-addressed caches.
 
-    The order of a dict's keys does not count; types do (1, 1.0, True and "1" differ), except that a tuple equals a
-    list, as does an Arrow array of text, a numpy scalar its plain value, and an array the tensor of the same content. Of a tensor its dtype, shape and
-    elements count; where it lives, its strides and its gradient do not.
+    The order of a dict's keys does not count; types do (1, 1.0, True and "1" differ). But a tuple and an Arrow array of
+    text equal a list, a numpy scalar its plain value, and an array the tensor of the same content. Of a tensor its
+    dtype, shape and elements count; where it lives, its strides and its gradient do not.
 
     Raises:
         TypeError: a part holds a value of another type.
