@@ -93,7 +93,7 @@ class _Groups:
         kind = np.int32 if len(keys) < 2**31 else np.int64  # half the memory
         grouped, rows = torch.sort(torch.from_numpy(keys), stable=True)
         self.rows: Tensor = torch.from_numpy(rows.numpy().astype(kind))
-        starts = np.flatnonzero(np.diff(grouped.numpy(), prepend=-1)).astype(kind)
+        starts = np.append(0, 1 + np.flatnonzero((grouped[1:] != grouped[:-1]).numpy())).astype(kind)
         order = np.argsort(self.rows.numpy()[starts])
         self.starts: NDArray[Any] = starts[order]
         self.sizes: NDArray[Any] = np.diff(starts, append=kind(len(keys)))[order]
@@ -405,7 +405,10 @@ class _Fast(Dataset):
         """RecBole's shuffle of the rows: the same draws, which take less time as int32."""
         rows = len(self.inter_feat)
         order = torch.randperm(rows, dtype=torch.int32 if rows < 2**31 else torch.int64)
+        numbered = self.inter_feat.interaction.pop(_ROW, None) is not None  # in the order of the file until now
         self.inter_feat = _rows(self.inter_feat, order)
+        if numbered:
+            self.inter_feat[_ROW] = order
 
     def _change_feat_format(self) -> None:
         if isinstance(self.inter_feat, pd.DataFrame):

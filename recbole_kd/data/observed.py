@@ -28,7 +28,7 @@ class Observed:
         self.users = users
         self.items = items
         keys = np.sort((user_ids.long() * items + item_ids.long()).numpy())  # twice as fast as torch.unique
-        self.keys = torch.from_numpy(keys[np.diff(keys, prepend=-1) != 0])
+        self.keys = torch.from_numpy(keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys)
         self.offsets = torch.searchsorted(self.keys, torch.arange(users + 1) * items)
         self.indices = self.keys % items
 

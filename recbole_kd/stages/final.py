@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_kd.cluster.group import Group
+from recbole_kd.data.parts import parts_asked_for
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.needs import check_data
 from recbole_kd.stages.student import build_student
@@ -18,13 +20,18 @@ from recbole_kd.stages.training import train_student
 __all__ = ["check_final", "final_experiment", "train_final"]
 
 
-def check_final(asked_for: tuple[bool, bool]) -> None:
-    """Refuses ``--final`` where nothing is held out, before anything is trained.
+def check_final(config: KDConfig) -> None:
+    """Refuses ``--final`` where nothing is held out or trained, before anything is done.
 
     Raises:
-        UserError: neither a validation nor a test split is asked for.
+        UserError: neither a validation nor a test split is asked for, or no epoch.
     """
-    if not any(asked_for):
+    if config["epochs"] == 0:
+        raise UserError(
+            "--final=true trains again for as many epochs as validation chose, and --epochs=0 trains none; "
+            "set --epochs=1 or more, or leave --final out."
+        )
+    if not any(parts_asked_for(config)):
         raise UserError(
             "--final=true trains again on what was held out, and the split leaves nothing out: this run's own file is "
             "trained on everything. Leave --final out."
@@ -50,7 +57,7 @@ def final_experiment(experiment: Experiment, trainer: Any, teacher: AnyTeacher |
         "baseline": "none",
     }
     for source, member in zip(experiment.teachers, getattr(teacher, "members", [teacher])):
-        if source.settings is not None:
+        if source.settings is not None and source.settings["epochs"]:
             given[f"{source.prefix}stop_after"] = member.trained.state["best_epoch"] + 1
         elif source.checkpoint:
             given[f"{source.prefix}allow_other_split"] = True

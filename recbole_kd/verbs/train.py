@@ -123,6 +123,8 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     if group.is_first:
         start_logging(config)
     check_models(experiment)
+    if config["final"]:
+        check_final(config)
     if config["ray_address"]:
         from recbole_kd.cluster.ray import check_cluster  # brings Ray
 
@@ -130,8 +132,6 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     with group.first("data"):
         fetch(config)
     splits = load_splits(config)
-    if config["final"]:
-        check_final(splits.asked_for)
     check_data(experiment, splits)
     teacher = shared_teacher(experiment, splits, group) if experiment.teachers else None
     if teacher is not None and config["ray_address"]:

@@ -85,3 +85,10 @@ def test_a_training_that_ends_early_is_the_beginning_of_the_longer_one(known_ans
 def test_it_is_refused_where_nothing_is_held_out(known_answer: Path) -> None:
     with pytest.raises(UserError, match="--final=true trains again on what was held out, and the split leaves nothing"):
         run(known_answer, "BPR", final=True, **{"eval_args.split": {"RS": [1, 0, 0]}})
+
+
+def test_no_epoch_is_no_training_that_could_be_done_again(known_answer: Path) -> None:
+    with pytest.raises(UserError, match="--epochs=0 trains none; set --epochs=1 or more, or leave --final out"):
+        run(known_answer, "BPR", final=True, epochs=0)
+    untrained = run(known_answer, "RRDStudent", final=True, epochs=1, **{"teacher.epochs": 0}, **QUICK)["final"]
+    assert state_of(untrained["teacher"]["checkpoint"])["best_epoch"] == -1
