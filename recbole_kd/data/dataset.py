@@ -90,7 +90,7 @@ class _Groups:
     """Rows by a key: the groups in the order in which their keys first appear, and in each the rows in order."""
 
     def __init__(self, keys: NDArray[Any]) -> None:
-        kind = np.int32 if len(keys) < 2**31 else np.int64  # half the memory
+        kind = _kind(len(keys))
         grouped, rows = torch.sort(torch.from_numpy(keys), stable=True)
         self.rows: Tensor = torch.from_numpy(rows.numpy().astype(kind))
         starts = np.append(0, 1 + np.flatnonzero((grouped[1:] != grouped[:-1]).numpy())).astype(kind)
@@ -403,8 +403,9 @@ class _Fast(Dataset):
 
     def shuffle(self) -> None:
         """RecBole's shuffle of the rows: the same draws, which take less time as int32."""
-        rows = len(self.inter_feat)
-        order = torch.randperm(rows, dtype=torch.int32 if rows < 2**31 else torch.int64)
+        # numpy's memory comes in huge pages, in which places at random are found in half the time.
+        order = torch.from_numpy(np.empty(len(self), dtype=_kind(len(self))))
+        torch.randperm(len(order), out=order, dtype=order.dtype)
         numbered = self.inter_feat.interaction.pop(_ROW, None) is not None  # in the order of the file until now
         self.inter_feat = _rows(self.inter_feat, order)
         if numbered:
@@ -443,7 +444,9 @@ class _Fast(Dataset):
         deciding = {field: self.inter_feat[field] for field in fields}
 
         def split() -> pa.Table:
-            whole = self.copy(Interaction({**deciding, _ROW: torch.arange(len(self), dtype=torch.int32)}))
+            whole = self.copy(
+                Interaction({**deciding, _ROW: torch.from_numpy(np.arange(len(self), dtype=_kind(len(self))))})
+            )
             parts = super(_Fast, whole).build()
             rows = [part.inter_feat[_ROW].numpy() for part in (whole, *parts)]
             state = {"sizes": str(list(map(len, rows))), "random": torch.get_rng_state().numpy().tobytes()}
@@ -563,6 +566,11 @@ def _taken(features: Interaction, index: Any) -> Interaction:
 def _tensor(values: Any) -> Tensor:
     """The tensor of an array that may be read-only, on the same memory."""
     return torch.utils.dlpack.from_dlpack(pa.array(values))
+
+
+def _kind(rows: int) -> type[np.signedinteger[Any]]:
+    """The type of row numbers: int32, half the memory, as long as it counts them."""
+    return np.int32 if rows < 2**31 else np.int64
 
 
 def _cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:
