@@ -1,15 +1,16 @@
 """A second device where there is none: tensors that compute on the CPU and say that they are elsewhere.
 
 Inside :func:`second_device`, whatever is made on device ``lazy`` or moved there is an :class:`Away`. An operation on
-such a tensor and one of the CPU fails, as it would on a GPU; what crosses between the two is counted.
+such a tensor and one of the CPU fails, as it would on a GPU. What crosses between the two is noted, with its place.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +19,23 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 DEVICE = torch.device("lazy")
 aten = torch.ops.aten
-#: Operations whose index may lie on the CPU, on a GPU too.
+#: Operations whose indices may lie on the CPU, on a GPU too.
 _INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
-#: Reads of a value: the GPU is waited for.
-_READS = {aten._local_scalar_dense.default, aten.equal.default}
+#: Operations whose values or shape the CPU needs, so that it waits for the device: `item`, `nonzero`, `unique`.
+_WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class Crossing(NamedTuple):
+    """Something that crosses between the devices.
+
+    Attributes:
+        kind: "to the device"; "drawn", the same of numbers that come from a generator, which is the CPU's by contract;
+            "to the CPU"; "read", of a value or of a shape that depends on values.
+        place: the innermost line of the package, or of RecBole, that asked for it.
+    """
+
+    kind: str
+    place: str
 
 
 class Away(Tensor):
@@ -31,14 +45,17 @@ class Away(Tensor):
 
     @staticmethod
     def __new__(cls, here: Tensor) -> Away:
+        strided = here.layout == torch.strided
+        compressed = here.layout not in (torch.strided, torch.sparse_coo)
+        strides = {"strides": here.stride(), "storage_offset": here.storage_offset()} if strided else {}
         return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             here.size(),
-            strides=here.stride(),
-            storage_offset=here.storage_offset(),
+            **strides,
             dtype=here.dtype,
             device=DEVICE,
-            requires_grad=False,
+            layout=torch.strided if compressed else here.layout,
+            dispatch_layout=compressed,  # torch has no wrapper of such a layout, so each question is passed on
         )
 
     def __init__(self, here: Tensor) -> None:
@@ -51,60 +68,93 @@ class Away(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _compute(func, args, kwargs or {}, Counter())
-
-
-def _away(value: Any) -> Any:
-    dense = isinstance(value, Tensor) and not isinstance(value, Away) and value.layout == torch.strided
-    return Away(value) if dense else value
-
-
-def _here(value: Any) -> Any:
-    return value.here if isinstance(value, Away) else value
-
-
-def _compute(func: Any, args: Any, kwargs: dict[str, Any], crossed: Counter[str]) -> Any:
-    given, spec = tree_flatten((args, kwargs))
-    tensors = [value for value in given if isinstance(value, Tensor)]
-    there = [tensor for tensor in tensors if isinstance(tensor, Away)]
-    target = kwargs.get("device")
-    to_there = torch.device(target) == DEVICE if target is not None else bool(there)
-    if func is aten._to_copy.default and target is not None and to_there != bool(there):
-        crossed["to the device" if to_there else "to the CPU"] += 1
-    elif func is aten.copy_.default and isinstance(args[0], Away) != isinstance(args[1], Away):
-        crossed["to the device" if isinstance(args[0], Away) else "to the CPU"] += 1
-    elif func in _READS and there:
-        crossed["read"] += 1
-    elif there and func is not aten._to_copy.default:
-        checked = tree_flatten(args[0])[0] if func in _INDEXED else tensors
-        for tensor in checked:
-            if isinstance(tensor, Tensor) and not isinstance(tensor, Away) and tensor.dim() and not _sparse(tensor):
-                raise RuntimeError(f"{func}: expected all tensors to be on the same device, found cpu and {DEVICE}")
-    if target is not None and to_there:
-        given = [torch.device("cpu") if value is target else value for value in given]
-    plain_args, plain_kwargs = tree_unflatten([_here(value) for value in given], spec)
-    found = func(*plain_args, **plain_kwargs)
-    if not to_there and not (there and target is None):
-        return found
-    wrapped = tree_map(_away, found)
-    return return_and_correct_aliasing(func, args, kwargs, wrapped) if there and target is None else wrapped
-
-
-def _sparse(tensor: Tensor) -> bool:
-    return tensor.layout != torch.strided
+        return _compute(func, args, kwargs or {}, [])
 
 
 class _Mode(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.crossed: Counter[str] = Counter()
+        self.crossed: list[Crossing] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _compute(func, args, kwargs or {}, self.crossed)
 
 
 @contextmanager
-def second_device() -> Iterator[Counter[str]]:
-    """Makes the device; gives what crosses: ``to the device``, ``to the CPU``, and single values that are ``read``."""
-    with _Mode() as mode:
-        yield mode.crossed
+def second_device() -> Iterator[list[Crossing]]:
+    """Makes the device; gives what crosses, in its order. Clear the list where the part of interest begins."""
+    before = torch._C._only_lift_cpu_tensors()
+    # `torch.tensor([...], device=...)` then makes a tensor of the CPU and moves it, where it is seen.
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with _Mode() as mode:
+            yield mode.crossed
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
+
+
+def _compute(func: Any, args: Any, kwargs: dict[str, Any], crossed: list[Crossing]) -> Any:
+    if func is torch.ops.prim.layout.default:
+        return args[0].here.layout
+    given, spec = tree_flatten((args, kwargs))
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    there = any(isinstance(tensor, Away) for tensor in tensors)
+    target = kwargs.get("device")
+    to_there = torch.device(target).type == DEVICE.type if target is not None else there
+    kind = _crossing(func, args, there, to_there)
+    if kind is not None:
+        crossed.append(Crossing(kind, _place()))
+    elif there and target is None:
+        _refuse_others(func, tree_flatten(args[0])[0] if func in _INDEXED else tensors)
+
+    if target is not None and to_there:
+        given = [torch.device("cpu") if value is target else value for value in given]
+    plain_args, plain_kwargs = tree_unflatten([_here(value) for value in given], spec)
+    found = func(*plain_args, **plain_kwargs)
+    if to_there:
+        wrapped = tree_map(lambda value: Away(value) if isinstance(value, Tensor) else value, found)
+        dense = all(tensor.layout == torch.strided for tensor in tensors)
+        return return_and_correct_aliasing(func, args, kwargs, wrapped) if target is None and dense else wrapped
+    if any(isinstance(value, torch.Generator) or getattr(value, "drawn", False) for value in given):
+        for tensor in tree_flatten(found)[0]:
+            if isinstance(tensor, Tensor):
+                tensor.drawn = True  # type: ignore[attr-defined]
+    return found
+
+
+def _crossing(func: Any, args: Any, there: bool, to_there: bool) -> str | None:
+    """Which kind of crossing an operation is."""
+    if func is aten.copy_.default:
+        target, source = args[:2]
+        to_there, there = isinstance(target, Away), isinstance(source, Away)
+    elif func is aten._to_copy.default:
+        source = args[0]
+    elif there and not _WAITS.isdisjoint(func.tags):
+        masks = func in _INDEXED and any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        return "read" if masks or func not in _INDEXED else None
+    else:
+        return None
+    if there == to_there:
+        return None
+    return "to the CPU" if there else "drawn" if getattr(source, "drawn", False) else "to the device"
+
+
+def _refuse_others(func: Any, tensors: list[Any]) -> None:
+    for tensor in tensors:
+        # A number that is a tensor goes along with the call.
+        if isinstance(tensor, Tensor) and not isinstance(tensor, Away) and tensor.dim():
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device, found cpu and {DEVICE}")
+
+
+def _here(value: Any) -> Any:
+    return value.here if isinstance(value, Away) else value
+
+
+def _place() -> str:
+    frame: Any = sys._getframe()
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if "recbole_kd" in path.parts or "recbole" in path.parts:
+            return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "a backward pass or an optimiser"
