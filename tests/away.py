@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +30,7 @@ class Crossing(NamedTuple):
     Attributes:
         kind: "to the device"; "drawn", the same of numbers that come from a generator, which is the CPU's by contract;
             "to the CPU"; "read", of a value or of a shape that depends on values.
-        place: the innermost line of the package, or of RecBole, that asked for it.
+        place: "module:line", the innermost of the package or of RecBole that asked for it.
     """
 
     kind: str
@@ -130,7 +129,9 @@ def _crossing(func: Any, args: Any, there: bool, to_there: bool) -> str | None:
     elif func is aten._to_copy.default:
         source = args[0]
     elif there and not _WAITS.isdisjoint(func.tags):
-        masks = func in _INDEXED and any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        masks = func in _INDEXED and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
         return "read" if masks or func not in _INDEXED else None
     else:
         return None
@@ -153,8 +154,8 @@ def _here(value: Any) -> Any:
 def _place() -> str:
     frame: Any = sys._getframe()
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if "recbole_kd" in path.parts or "recbole" in path.parts:
-            return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
+        name = frame.f_globals["__name__"]
+        if name.startswith(("recbole_kd.", "recbole.")):
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
-    return "a backward pass or an optimiser"
+    return "elsewhere:0"
