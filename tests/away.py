@@ -7,18 +7,17 @@ such a tensor and one of the CPU fails, as it would on a GPU. What crosses betwe
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 DEVICE = torch.device("lazy")
 aten = torch.ops.aten
-#: Operations whose indices may lie on the CPU, on a GPU too.
+#: Operations whose indices may lie on the CPU: a GPU gets them moved without a word.
 _INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 #: Operations whose values or shape the CPU needs, so that it waits for the device: `item`, `nonzero`, `unique`.
 _WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -95,7 +94,7 @@ def second_device() -> Iterator[list[Crossing]]:
 def _compute(func: Any, args: Any, kwargs: dict[str, Any], crossed: list[Crossing]) -> Any:
     if func is torch.ops.prim.layout.default:
         return args[0].here.layout
-    given, spec = tree_flatten((args, kwargs))
+    given = list(_leaves([args, *kwargs.values()]))
     tensors = [value for value in given if isinstance(value, Tensor)]
     there = any(isinstance(tensor, Away) for tensor in tensors)
     target = kwargs.get("device")
@@ -104,51 +103,63 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], crossed: list[Crossin
     if kind is not None:
         crossed.append(Crossing(kind, _place()))
     elif there and target is None:
-        _refuse_others(func, tree_flatten(args[0])[0] if func in _INDEXED else tensors)
+        _refuse_others(func, tensors)
 
-    if target is not None and to_there:
-        given = [torch.device("cpu") if value is target else value for value in given]
-    plain_args, plain_kwargs = tree_unflatten([_here(value) for value in given], spec)
-    found = func(*plain_args, **plain_kwargs)
+    def plain(value: Any) -> Any:
+        return value.here if isinstance(value, Away) else value
+
+    named = {name: _mapped(value, plain) for name, value in kwargs.items()}
+    found = func(*_mapped(args, plain), **({**named, "device": "cpu"} if target is not None else named))
     if to_there:
-        wrapped = tree_map(lambda value: Away(value) if isinstance(value, Tensor) else value, found)
+        wrapped = _mapped(found, lambda value: Away(value) if isinstance(value, Tensor) else value)
         dense = all(tensor.layout == torch.strided for tensor in tensors)
         return return_and_correct_aliasing(func, args, kwargs, wrapped) if target is None and dense else wrapped
-    if any(isinstance(value, torch.Generator) or getattr(value, "drawn", False) for value in given):
-        for tensor in tree_flatten(found)[0]:
-            if isinstance(tensor, Tensor):
-                tensor.drawn = True  # type: ignore[attr-defined]
+    if any(isinstance(value, torch.Generator) for value in given) or any(map(_is_drawn, tensors)):
+        for value in _leaves(found):
+            if isinstance(value, Tensor):
+                value.drawn = True  # type: ignore[attr-defined]
     return found
 
 
 def _crossing(func: Any, args: Any, there: bool, to_there: bool) -> str | None:
     """Which kind of crossing an operation is."""
+    moved = args[:1]
     if func is aten.copy_.default:
-        target, source = args[:2]
-        to_there, there = isinstance(target, Away), isinstance(source, Away)
-    elif func is aten._to_copy.default:
-        source = args[0]
-    elif there and not _WAITS.isdisjoint(func.tags):
-        masks = func in _INDEXED and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        return "read" if masks or func not in _INDEXED else None
-    else:
-        return None
+        to_there, there, moved = isinstance(args[0], Away), isinstance(args[1], Away), args[1:2]
+    elif func in _INDEXED:
+        indices = [index for index in args[1] if index is not None]
+        if there and any(index.dtype in (torch.bool, torch.uint8) for index in indices):
+            return "read"
+        to_there, moved = there, [index for index in indices if not isinstance(index, Away)]
+        there = not moved
+    elif func is not aten._to_copy.default:
+        return "read" if there and not _WAITS.isdisjoint(func.tags) else None
     if there == to_there:
         return None
-    return "to the CPU" if there else "drawn" if getattr(source, "drawn", False) else "to the device"
+    return "to the CPU" if there else "drawn" if all(map(_is_drawn, moved)) else "to the device"
 
 
-def _refuse_others(func: Any, tensors: list[Any]) -> None:
+def _is_drawn(tensor: Tensor) -> bool:
+    return getattr(tensor, "drawn", False)
+
+
+def _refuse_others(func: Any, tensors: list[Tensor]) -> None:
     for tensor in tensors:
         # A number that is a tensor goes along with the call.
-        if isinstance(tensor, Tensor) and not isinstance(tensor, Away) and tensor.dim():
+        if not isinstance(tensor, Away) and tensor.dim():
             raise RuntimeError(f"{func}: expected all tensors to be on the same device, found cpu and {DEVICE}")
 
 
-def _here(value: Any) -> Any:
-    return value.here if isinstance(value, Away) else value
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    return tuple(_mapped(each, change) for each in value) if isinstance(value, (list, tuple)) else change(value)
 
 
 def _place() -> str:

@@ -7,7 +7,7 @@ a GPU wait: a step may do so where :data:`ALLOWED` says, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ ALLOWED = {
     # What an autoencoder's users have; which pairs of a batch with labels are observed.
     ("read", "data.observed"): 1,
     ("read", "trainer.kd_trainer"): 2,
+    # Of a batch of an evaluation, the items to find; which of them a user has twice; where they were ranked.
+    ("to the device", "evaluation.collector"): 1,
+    ("read", "evaluation.collector"): 1,
+    ("to the CPU", "evaluation.collector"): 1,
     # Which way is the cheaper one depends on values: how large scores can be; whether each expert has been chosen.
     ("to the CPU", "loss.kernel.streamed"): 5,
     ("read", "distiller.base.experts"): 2,
@@ -140,17 +144,18 @@ def distil(bench: Any, distiller: Distiller[Any], batch: Batch) -> Named:
 
 def assert_it_distils_there(build: Callable[[], tuple[Any, Distiller[Any]]]) -> None:
     """Steps of the first epoch, and of the last one, when experts are chosen for good."""
-    bench, distiller = build()
-    with run_there() as crossed:
-        bench_there, distiller_there = build()
-        for epoch in (0, bench.data.epochs - 1):
-            distiller.begin_epoch(epoch)
-            distiller_there.begin_epoch(epoch)
-            batch = bench_there.batch()
-            crossed.clear()
-            found = distil(bench_there, distiller_there, batch)
-            assert not excess(crossed)
-            assert_same(found, distil(bench, distiller, bench.batch()))
+    found: dict[str, list[Named]] = {"cpu": [], "lazy": []}
+    for device, steps in found.items():
+        with run_there() if device == "lazy" else nullcontext([]) as crossed:
+            bench, distiller = build()
+            for epoch in (0, bench.data.epochs - 1):
+                distiller.begin_epoch(epoch)
+                batch = bench.batch()
+                crossed.clear()
+                steps.append(distil(bench, distiller, batch))
+                assert not excess(crossed)
+    for there, here in zip(found["lazy"], found["cpu"]):
+        assert_same(there, here)
 
 
 def case(fast: bool, *values: Any) -> Any:
@@ -206,6 +211,7 @@ MISTAKES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         lambda loss: loss * torch.ones(2).to(loss.device)[0],
         "'to the device', 'elsewhere'",
     ),
+    "an index of the CPU": (lambda loss: loss.view(1)[torch.tensor([0])].sum(), "'to the device', 'elsewhere'"),
     "a constant that each step makes of a list": (
         lambda loss: loss * torch.tensor([1.0, 2.0], device=loss.device)[0],
         "'to the device', 'elsewhere'",
@@ -244,7 +250,7 @@ def test_what_is_drawn_on_the_cpu_is_told_from_a_constant() -> None:
 
 
 class Training:
-    """A model with its trainer, and a batch of its loader."""
+    """A model with its trainer, a batch of its loader, and the users that it is validated on."""
 
     def __init__(self, name: str, path: Path, **settings: Any) -> None:
         known = known_sequences_settings if MODELS[name].sequential else known_answer_settings
@@ -252,7 +258,8 @@ class Training:
         config = KDConfig(name, dataset, config_dict={**known(path), "distill": [], **settings})
         init_seed(0, True)
         splits = Splits(config)
-        self.batch: Interaction = next(iter(make_loaders(config, splits)[0])).to(config["device"])
+        train, self.valid, _ = make_loaders(config, splits)
+        self.batch: Interaction = next(iter(train)).to(config["device"])
         self.model: Any = build_model(config, splits.train)
         self.trainer = make_trainer(
             config,
@@ -272,7 +279,7 @@ class Training:
         loss.backward()
         found = gradients(self.model)
         self.trainer.optimizer.step()
-        return {"loss": loss, **found, **dict(self.model.named_parameters())}
+        return {"loss": loss, **found, **{name: value.clone() for name, value in self.model.named_parameters()}}
 
     @torch.no_grad()
     def scores(self) -> Named:
@@ -287,14 +294,16 @@ class Training:
 def assert_it_trains_there(name: str, path: Path, **settings: Any) -> None:
     write = write_known_sequences if MODELS[name].sequential else write_known_answer
     here = Training(name, write(path), **settings)
+    expected = [here.step(), here.step(), here.scores()]
     with run_there() as crossed:
         there = Training(name, path, **settings)
-        assert_same(there.step(), here.step())  # the first may move what is kept from then on
-        for one in (Training.step, Training.scores):
+        found = [there.step()]  # it may move what is kept from then on
+        for next_one in (there.step, there.scores):
             crossed.clear()
-            found = one(there)
+            found.append(next_one())
             assert not excess(crossed)
-            assert_same(found, one(here))
+    for pair in zip(found, expected):
+        assert_same(*pair)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +324,18 @@ def test_a_model_of_ours(name: str, settings: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.gradient])
 def test_every_model(name: str, tmp_path: Path) -> None:
     assert_it_trains_there(name, tmp_path, **SETTINGS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", ["BPR", "NeuMF", "SASRec"])
+def test_an_evaluation(name: str, tmp_path: Path) -> None:
+    (write_known_sequences if MODELS[name].sequential else write_known_answer)(tmp_path)
+    here = Training(name, tmp_path)
+    with run_there() as crossed:
+        there = Training(name, tmp_path)
+        crossed.clear()
+        found = there.trainer.evaluate(there.valid, load_best_model=False)
+        assert not excess(crossed)
+    assert found == here.trainer.evaluate(here.valid, load_best_model=False)
 
 
 @pytest.mark.parametrize("learner", sorted(set(_LEARNERS) - {"sparse_adam"}))  # which needs sparse gradients
