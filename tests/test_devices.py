@@ -41,6 +41,10 @@ from tests.distiller.test_sequential import ABLE
 from tests.sequential import SequentialBench
 from tests.test_matrix import SETTINGS, base_loss
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch._C, "_only_lift_cpu_tensors"), reason="the tracer needs what torch 2.3 does not have yet"
+)
+
 Named = dict[str, Tensor]
 
 #: How often a step may cross between the devices, by kind and module.
