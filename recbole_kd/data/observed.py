@@ -31,6 +31,7 @@ class Observed:
         self.keys = torch.from_numpy(keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys)
         self.offsets = torch.searchsorted(self.keys, torch.arange(users + 1) * items)
         self.indices = self.keys % items
+        self._copies = {self.keys.device: (self.offsets, self.indices)}
 
     def __len__(self) -> int:
         """Number of distinct observed pairs."""
@@ -61,7 +62,9 @@ class Observed:
 
     def rows_and_items(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """Row in `users` and item of every pair of these users: (pairs,) each, on the device of `users`."""
-        offsets, indices = self.offsets.to(users.device), self.indices.to(users.device)
+        if users.device not in self._copies:  # once: a step of a GPU asks for them
+            self._copies[users.device] = self.offsets.to(users.device), self.indices.to(users.device)
+        offsets, indices = self._copies[users.device]
         first = offsets[users]
         counts = offsets[users + 1] - first
         rows = torch.repeat_interleave(counts)
