@@ -235,6 +235,8 @@ class FilesAndOutput(Options):
     )
     log_wandb: bool = option(False, "log to Weights & Biases")
     wandb_project: str = option("recbole", "its project")
+    log_mlflow: bool = option(False, "log to MLflow, as log_wandb to Weights & Biases")
+    mlflow_experiment: str = option("recbole", "its experiment")
     loss_decimal_place: int = option(4, "decimals of losses in the log", minimum=0, maximum=16)
 
 

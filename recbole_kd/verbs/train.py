@@ -22,6 +22,7 @@ from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate
 from recbole_kd.stages.training import resumable, train_baseline, train_student
 from recbole_kd.trainer.board import new_stamp
+from recbole_kd.trainer.trackers import check_trackers
 from recbole_kd.verbs.options import TrainOptions
 
 __all__ = ["dry_run", "run", "run_recbole_kd", "table"]
@@ -113,7 +114,7 @@ def _run_as_one_of_several(
     group: Group,
 ) -> dict[str, Any]:
     """One process's part: process 0 alone shows progress and writes records."""
-    silent = {} if group.is_first else {"show_progress": False, "log_wandb": False}
+    silent = {} if group.is_first else {"show_progress": False, "log_wandb": False, "log_mlflow": False}
     return _run(Experiment.of(model, dataset, files, {**given, **silent}), saved, group)
 
 
@@ -123,6 +124,7 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     if group.is_first:
         start_logging(config)
     check_models(experiment)
+    check_trackers(config)
     if config["ray_address"]:
         from recbole_kd.cluster.ray import check_cluster  # brings Ray
 
