@@ -115,6 +115,13 @@ def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
     return list(tables)
 
 
+def use_fused_adam(optimizer: Optimizer) -> None:
+    """Lets Adam or AdamW take its steps fused, where this torch can; any other optimiser stays as it is."""
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fused_adam_exists():
+        for group in optimizer.param_groups:
+            group["fused"] = True
+
+
 @cache
 def fused_adam_exists() -> bool:
     """Whether this torch has a fused Adam on a CPU (since 2.4): one pass over weights, gradients and moments."""
@@ -132,6 +139,6 @@ def schedule_learning_rate(optimizer: Optimizer, config: KDConfig, epoch: int) -
     """Sets an epoch's learning rate as ``--learning_rate_schedule`` says."""
     if config["learning_rate_schedule"] == "cosine":
         # A function of the epoch alone, so that a resumed run needs no state of it.
-        factor = 0.5 * (1 + math.cos(math.pi * epoch / config["epochs"]))
+        rate = config["learning_rate"] * 0.5 * (1 + math.cos(math.pi * epoch / max(1, config["epochs"])))
         for group in optimizer.param_groups:
-            group["lr"] = config["learning_rate"] * factor
+            group["lr"] = rate
