@@ -81,6 +81,8 @@ def run_recbole_kd(
     check_gpus(config)
     stamp = new_stamp()
     try:
+        if config["ray_address"] not in (None, "local"):
+            return Framed(_on_cluster(experiment, saved, stamp), rows)
         return Framed(together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}, rows)
     except KeyboardInterrupt:
         # Process 0 was ended and cannot say where its last whole epoch is.
@@ -103,6 +105,20 @@ def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
     check_models(experiment)
     lines = (f"# {line}\n" for line in estimated(experiment))
     return f"{describe(experiment)}# Estimated from a few steps:\n{''.join(lines)}"
+
+
+def _on_cluster(experiment: Experiment, saved: bool, stamp: str) -> dict[str, Any]:
+    """A run whose processes a Ray cluster holds: files are named from the root, and the processes rank themselves."""
+    from recbole_kd.cluster.ray_train import together_on_cluster  # brings Ray
+
+    config = experiment.settings
+    given = {**experiment.portable_settings(), "save_last": config["save_last"], "use_gpu": False}
+    given.update({key: os.path.abspath(config[key]) for key in ("resume", "result_file", "warm_start") if config[key]})
+    given.update(ray_address=None, nproc=1)
+    settings: tuple[Any, ...] = (config["model"], config["dataset"], [], given, saved)
+    check_models(experiment)
+    folder = given["checkpoint_dir"]
+    return together_on_cluster(config["ray_address"], config["nproc"], folder, stamp, _run_as_one_of_several, *settings)
 
 
 def _run_as_one_of_several(
