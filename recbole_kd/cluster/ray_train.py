@@ -71,6 +71,13 @@ def together_on_cluster(
         if ray.cluster_resources().get("GPU"):
             logging.getLogger().warning("--nproc on a Ray cluster computes on CPUs; torchrun starts a run on GPUs.")
         board = ray.remote(num_cpus=0)(_Board).remote()
+        try:
+            ray.get(board.read.remote())
+        except ray.exceptions.RayActorError:
+            raise UserError(
+                f"The workers of the cluster at --ray_address={address} cannot import recbole_kd; install it on all "
+                "machines, as on this one."
+            ) from None
         trainer = TorchTrainer(
             _member,
             train_loop_config={"board": board, "stamp": stamp, "function": function, "arguments": arguments},
