@@ -90,7 +90,9 @@ def test_a_killed_process_changes_nothing(known_answer: Path, cluster: tuple[str
         while folder == "killed" and not list((known_answer / folder).glob("DERRD*-last.pth")):
             assert run.poll() is None, run.communicate()[1]
         if folder == "killed":
-            workers = [one for one in psutil.process_iter() if "RayTrainWorker" in " ".join(one.cmdline())]
+            workers = [
+                one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())
+            ]
             workers[-1].kill()
         _, error = run.communicate()
         assert run.returncode == 0, error
