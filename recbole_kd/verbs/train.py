@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_kd.cluster.group import ALONE, Group, joined, processes_around
 from recbole_kd.cluster.launch import together
-from recbole_kd.errors import Interrupted
+from recbole_kd.errors import Interrupted, UserError
 from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.stages.data import fetch, load_splits
@@ -109,8 +109,13 @@ def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
 
 def _on_cluster(experiment: Experiment, saved: bool, stamp: str) -> dict[str, Any]:
     """A run whose processes a Ray cluster holds: files are named from the root, and the processes rank themselves."""
-    from recbole_kd.cluster.ray_train import together_on_cluster  # brings Ray
-
+    try:
+        from recbole_kd.cluster.ray_train import together_on_cluster  # brings Ray
+    except ImportError as error:
+        raise UserError(
+            f"--ray_address with --nproc needs Ray Train ({error}); run: pip install -U 'ray[train]', or leave --nproc "
+            "out."
+        ) from None
     config = experiment.settings
     given = {**experiment.portable_settings(), "save_last": config["save_last"], "use_gpu": False}
     given.update({key: os.path.abspath(config[key]) for key in ("resume", "result_file", "warm_start") if config[key]})
