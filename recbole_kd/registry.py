@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -167,11 +169,15 @@ def models() -> dict[str, ModelEntry]:
 def distiller_name(given: str) -> str:
     """The name under which a distiller is known: `given` itself, or that of the class at "module:Class".
 
+    The module is one of an installed package, or a file in the working folder.
+
     Raises:
         UserError: no such name or class, or a class that is no distiller, or one whose name is taken.
     """
     if ":" not in given:
         return lookup("distiller", given, distillers(), "distill")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the program `recbole-kd` does not look there; last, it hides no package
     kind = _checked_distiller(given)
     if distillers().get(kind.name, DistillerEntry(given)).path != given:
         raise UserError(f"'{given}' calls itself '{kind.name}', and there is a distiller of that name; rename it.")
@@ -287,7 +293,8 @@ def _checked_distiller(path: str) -> type[Distiller[Any]]:
         kind = load_class(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"There is no distiller at '{path}' ({error}); expected package.module:Class, installed; see --distill."
+            f"There is no distiller at '{path}' ({error}); expected module:Class of an installed package, or of a file "
+            "in this folder; see --distill."
         ) from None
     if not (isinstance(kind, type) and issubclass(kind, Distiller)):
         raise UserError(f"'{path}' is no distiller; expected a subclass of recbole_kd.contracts.Distiller.")

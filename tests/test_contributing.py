@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import recbole_kd
 from recbole_kd import registry
 from recbole_kd.cli import main
 from recbole_kd.errors import UserError
@@ -49,6 +53,36 @@ def test_it_is_used_by_its_path(known_answer: Path) -> None:
     result = run_recbole_kd("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **settings))
     assert set(result["loss_history"][0]) == {"rec"}
     assert set(result["loss_history"][1]) == {"rec", "centred"}
+
+
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_file_in_the_working_folder_is_used_by_the_installed_program(
+    nproc: int, known_answer: Path, tmp_path: Path
+) -> None:
+    """As `recbole-kd` starts: Python looks beside the program, which is not the working folder."""
+    (tmp_path / "centred.py").write_text(SOURCE)
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "recbole-kd"
+    program.write_text(
+        "import sys\nfrom recbole_kd.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    settings = known_answer_settings(known_answer, epochs=1, nproc=nproc, result_file="result.json")
+    settings.update({"distill": "centred:CentredMatching", "teacher": "LightGCN", "teacher.epochs": 1})
+    words = ["--model=BPR", "--dataset=known-answer", *(f"--{key}={value}" for key, value in settings.items())]
+    environment = {**os.environ, "PYTHONPATH": str(Path(recbole_kd.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"env": environment, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([sys.executable, str(program), *words], **options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["loss_history"]["0"]) == {"rec", "centred"}
+    if nproc == 1:
+        return  # the rest is slow
+    # A trained student needs the file no longer.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    words = ["evaluate", f"--checkpoint={result['checkpoint']}", f"--data_path={known_answer}"]
+    done = subprocess.run([sys.executable, str(program), *words], cwd=elsewhere, **options)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_is_used_by_its_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

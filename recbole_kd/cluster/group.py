@@ -28,10 +28,10 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 from recbole_kd.contracts import Share
 from recbole_kd.errors import UserError
 
-__all__ = ["ALONE", "STORE", "Group", "joined", "processes_around"]
+__all__ = ["ALONE", "PATIENCE", "STORE", "Group", "joined", "processes_around"]
 
 #: How long a process waits for the others within a step or an evaluation, which take seconds.
-_PATIENCE = timedelta(hours=1)
+PATIENCE = timedelta(hours=1)
 #: Environment variable with the file through which processes of one machine meet, instead of a port.
 STORE = "RECBOLE_KD_STORE"
 
@@ -176,7 +176,7 @@ def joined() -> Iterator[Group]:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             meeting = {"store": PrefixStore(str(restarts), FileStore(os.environ[STORE], count))}
         try:
-            dist.init_process_group(backend, rank=rank, world_size=count, timeout=_PATIENCE, **meeting)
+            dist.init_process_group(backend, rank=rank, world_size=count, timeout=PATIENCE, **meeting)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"Process {rank} of {count} cannot meet the others ({' '.join(str(error).split())[:120]}); start all "

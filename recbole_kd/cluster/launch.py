@@ -11,16 +11,16 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Optional
 
-from recbole_kd.cluster.group import STORE, joined
+from recbole_kd.cluster.group import STORE, Group, joined
 from recbole_kd.errors import TrainingError, UserError
 
-__all__ = ["in_own_process", "together"]
+__all__ = ["RESTARTS", "attempted", "in_own_process", "raise_told", "together"]
 
 #: How often the processes of a run are started again when one of them has ended.
 RESTARTS = 3
@@ -147,7 +147,7 @@ def together(
         except SignalException as stop:
             raise KeyboardInterrupt from stop
         except ChildFailedError as error:
-            _raise_what_was_raised(folder)
+            raise_told([json.loads(path.read_text()) for path in _told(folder)])
             rank, failure = error.get_first_failure()
             how = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
             raise TrainingError(
@@ -164,20 +164,31 @@ def _member(folder: str, function: Callable[..., Any], arguments: tuple[Any, ...
     if _told(folder):
         sys.exit(1)  # started again after another process's error
     with joined() as group:
-        try:
-            value = function(*arguments, group)
-            return value if group.is_first else None
-        except (UserError, TrainingError) as error:
-            told = [type(error).__name__, str(error)]
-        except Exception as error:
-            if _lost(error):
-                raise  # another process has ended, and the launcher knows which
-            told = ["RuntimeError", f"process {group.rank}:\n{traceback.format_exc()}"]
+        kind, value = attempted(function, arguments, group)
+        if kind == "result":
+            return value
         # Before this process leaves the group, which ends the others.
         file = Path(folder, f"error-{group.rank}")
-        file.with_suffix(".tmp").write_text(json.dumps(told))
+        file.with_suffix(".tmp").write_text(json.dumps([kind, value]))
         file.with_suffix(".tmp").replace(file)
         sys.exit(1)
+
+
+def attempted(function: Callable[..., Any], arguments: tuple[Any, ...], group: Group) -> tuple[str, Any]:
+    """``("result", value)`` of one of several processes, of which the first has a value; or its error: (kind, text).
+
+    Raises:
+        RuntimeError: the connection broke: another process has ended, and the launcher knows which.
+    """
+    try:
+        value = function(*arguments, group)
+        return "result", value if group.is_first else None
+    except (UserError, TrainingError) as error:
+        return type(error).__name__, str(error)
+    except Exception as error:
+        if _lost(error):
+            raise
+        return "RuntimeError", f"process {group.rank}:\n{traceback.format_exc()}"
 
 
 def _lost(error: Exception) -> bool:
@@ -190,9 +201,8 @@ def _told(folder: str) -> list[Path]:
     return sorted(path for path in Path(folder).glob("error-*") if not path.suffix)
 
 
-def _raise_what_was_raised(folder: str) -> None:
-    """Raises the error that explains the others: one that the user can mend before any other."""
-    told = [json.loads(path.read_text()) for path in _told(folder)]
+def raise_told(told: Sequence[tuple[str, Any]]) -> None:
+    """Raises the error among (kind, text) that explains the others, if any: one that the user can mend comes first."""
     for kind, error in (("UserError", UserError), ("TrainingError", TrainingError), ("RuntimeError", RuntimeError)):
         for name, text in told:
             if name == kind:

@@ -39,13 +39,14 @@ _LONGEST = 20
 
 
 @contextmanager
-def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+def ray_session(address: str | None = None, cpus: int | None = None, shown: bool = False) -> Iterator[None]:
     """Ray, started here and ended on leaving, or a cluster that is joined; a session that there is already is shared.
 
     Args:
         address: of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``; None or ``"local"`` starts Ray on this
             machine. A cluster's token is the user's, as Ray reads it: ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``.
         cpus: cores that Ray may use, where it is started here; by default all.
+        shown: whether what workers of a cluster print comes to this terminal.
 
     Raises:
         UserError: no cluster answers at `address`, or it refuses the token; Ray is too old.
@@ -55,7 +56,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     if shared:
         yield
         return
-    with _started(cpus) if address in (None, "local") else _joined(str(address)):
+    with _started(cpus) if address in (None, "local") else _joined(str(address), shown):
         yield
 
 
@@ -118,12 +119,12 @@ def _no_cluster(address: str, error: Exception) -> UserError:
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[None]:
+def _joined(address: str, shown: bool) -> Iterator[None]:
     """A cluster that the user has started."""
     given = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     with _authentication(RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE", "token" if given else None)):
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=shown)
         except ray.exceptions.AuthenticationError as error:
             raise UserError(f"--ray_address={address}: {error.message.split('. ')[0]}.") from None
         except (ConnectionError, ValueError) as error:

@@ -56,6 +56,11 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def trained_numbers(model: torch.nn.Module) -> int:
+    """How many numbers an optimiser can train in a model."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def stored_numbers(model: Any) -> int:
     """How many numbers a trained model stores: its parameters, and what a closed form keeps beside them.
 

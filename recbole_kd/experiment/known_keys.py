@@ -235,6 +235,8 @@ class FilesAndOutput(Options):
     )
     log_wandb: bool = option(False, "log to Weights & Biases")
     wandb_project: str = option("recbole", "its project")
+    log_mlflow: bool = option(False, "log to MLflow, as log_wandb to Weights & Biases")
+    mlflow_experiment: str = option("recbole", "its experiment")
     loss_decimal_place: int = option(4, "decimals of losses in the log", minimum=0, maximum=16)
 
 
@@ -245,7 +247,12 @@ class Machine(Options):
     use_gpu: bool = option(True, "whether a GPU is used where there is one")
     gpu_id: int | str | tuple[int, ...] = option("0", "which GPUs", noun="a number or several between commas")
     worker: int = option(0, "processes that load batches", minimum=0, maximum=256)
-    nproc: int = option(1, "processes on this machine; the results are those of one", minimum=1, maximum=1024)
+    nproc: int = option(
+        1,
+        "processes on this machine, or on the cluster at ray_address; the results are those of one",
+        minimum=1,
+        maximum=1024,
+    )
     ray_address: str | None = option(
         None, "a Ray cluster that ranks in shards of users; local: this machine's cores", metavar="HOST:PORT"
     )

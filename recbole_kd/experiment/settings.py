@@ -32,7 +32,7 @@ WITHOUT_EFFECT = frozenset(
     )
 )
 #: Settings that no checkpoint keeps and no digest counts.
-_OF_THE_LOG = ("quiet",)
+_OF_THE_LOG = ("quiet", "log_mlflow", "mlflow_experiment")
 #: Names of columns that RecBole's transforms of sequences write into the settings (recbole/data/transform.py).
 _COLUMNS = frozenset(
     (
@@ -432,7 +432,7 @@ def shared_keys() -> set[str]:
         set(general_arguments)
         | set(evaluation_arguments)
         | set(DATASET_KEYS)
-        | {"worker", "save_last", "split_seed", "split_time", "trim_padding", "quiet"}
+        | {"worker", "save_last", "split_seed", "split_time", "trim_padding", "wandb_project", *_OF_THE_LOG}
     )
 
 

@@ -78,6 +78,7 @@ def train_final(experiment: Experiment, trainer: Any, teacher: AnyTeacher | None
     _, own, loaders = build_student(final, splits, taught, group)
     own.saved_model_file = str(Path(trainer.saved_model_file).with_suffix("")) + "-final.pth"
     train_student(own, loaders)
+    own.conclude()
     return {
         "checkpoint": own.saved_model_file,
         "epochs": len(own.epoch_seconds),

@@ -9,10 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from recbole_kd.data.splits import Splits
-from recbole_kd.evaluation.costs import peak_memory
+from recbole_kd.evaluation.costs import peak_memory, trained_numbers
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import save_json
@@ -69,7 +67,10 @@ def summarise(
         "evaluate_seconds": evaluate_seconds,
         "loss_history": trainer.loss_history,
         "valid_history": trainer.valid_history,
-        "parameters": {"student": _size(trainer.model), "teacher": None if teacher is None else teacher.parameters},
+        "parameters": {
+            "student": trained_numbers(trainer.model),
+            "teacher": None if teacher is None else teacher.parameters,
+        },
         "peak_memory_bytes": peak_memory(),
         "checkpoint": trainer.saved_model_file if os.path.isfile(trainer.saved_model_file) else None,
         "digests": {"config": digest(recorded(config, splits)), "data": splits.training_digest},
@@ -83,13 +84,9 @@ def _baseline_summary(baseline: Trained) -> dict[str, Any]:
         "checkpoint": baseline.checkpoint,
         "from_cache": baseline.from_cache,
         "test_result": baseline.test_result,
-        "parameters": _size(baseline.model),
+        "parameters": trained_numbers(baseline.model),
         "train_seconds": baseline.train_seconds,
     }
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_kd.evaluation.costs import peak_memory
+
 __all__ = ["evaluate", "evaluated"]
 
 
@@ -15,11 +17,14 @@ def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
     """Metrics of the best epoch's weights on the test split, if there is one, and the seconds that they took."""
     trainer.load_best()
     if test_data is None:
+        trainer.conclude()
         return {}, 0.0
     logging.getLogger().info(f"Evaluating {trainer.config['model']}, epoch {trainer.best_epoch}, on the test split")
     start = time.perf_counter()
     result = evaluated(trainer, test_data, "test", trainer.saved_model_file, {})
-    return result, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    trainer.conclude(result, evaluate_seconds=seconds, peak_memory_bytes=peak_memory())
+    return result, seconds
 
 
 def evaluated(trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any]) -> dict[str, float]:

@@ -17,9 +17,11 @@ from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.files.checkpoint import FORMAT, KeptState, load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
 from recbole_kd.model.build import build_model
+from recbole_kd.trainer.board import group_name
 from recbole_kd.trainer.kd_trainer import Unresumable, make_evaluator, make_trainer
 from recbole_kd.trainer.learner import optimizer_factory
 from recbole_kd.trainer.state import load_weights
+from recbole_kd.trainer.trackers import Trackers
 
 __all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch"]
 
@@ -108,6 +110,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
             if state["evaluated"] != evaluated:
                 trainer, (_, _, test) = make_evaluator(config, model, splits)
                 state["test_result"] = _floats(trainer.evaluate(test, load_best_model=False))
+            Trackers.begin(config, group_name(logger), role).finish(model, state, state["test_result"])
             return Trained(config, model, path, True, state)
     logger.info(f"Training the {role} {config['model']}; it will be kept as {path}")
     init_seed(config["seed"], config["reproducibility"])
@@ -138,6 +141,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         "evaluated": evaluated,
         "test_result": _floats(trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])),
     }
+    trainer.conclude(state["test_result"])
     save_checkpoint(state, path)
     for file in (trainer.saved_model_file, trainer.last_file):
         if os.path.isfile(file):

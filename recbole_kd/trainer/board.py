@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recbole_kd.cluster.group import Nothing
 
-__all__ = ["new_stamp", "tensorboard_run"]
+__all__ = ["group_name", "new_stamp", "tensorboard_run"]
 
 
 def new_stamp() -> str:
@@ -24,29 +24,36 @@ def new_stamp() -> str:
     return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
 
 
+def group_name(logger: logging.Logger) -> str:
+    """Names a program's run, of which teacher, student and baseline are parts: as its log's file is named."""
+    files = (str(handler.baseFilename) for handler in logger.handlers if hasattr(handler, "baseFilename"))
+    return next((os.path.basename(file).split(".")[0] for file in files), f"model-{new_stamp()}")
+
+
 @contextmanager
 def tensorboard_run(role: Optional[str]) -> Iterator[None]:
     """Within the block a trainer writes to ``log_tensorboard/LOG/ROLE``, a folder that is not there yet.
 
-    RecBole names a run by the log file alone, so that teacher, student and baseline would be one.
+    RecBole names a run by the log file alone, so that teacher, student and baseline would be one. Its own logger of
+    Weights & Biases does nothing: :mod:`recbole_kd.trainer.trackers` tells more.
 
     Args:
         role: such as "student"; None for a trainer that only evaluates and writes nothing.
     """
-    usual = recboles.get_tensorboard
+    usual, wandb_logger = recboles.get_tensorboard, recboles.WandbLogger
 
     def named(logger: logging.Logger) -> Any:
         if role is None:
             return Nothing()
-        files = (str(handler.baseFilename) for handler in logger.handlers if hasattr(handler, "baseFilename"))
-        name = next((os.path.basename(file).split(".")[0] for file in files), f"model-{new_stamp()}")
+        group = group_name(logger)
         numbered = (role if number == 1 else f"{role}-{number}" for number in itertools.count(1))
-        folders = (os.path.join("log_tensorboard", name, one) for one in numbered)
+        folders = (os.path.join("log_tensorboard", group, one) for one in numbered)
         return SummaryWriter(next(folder for folder in folders if not os.path.isdir(folder)))
 
     if usual is get_tensorboard:  # otherwise this process of several writes nothing
         recboles.get_tensorboard = named
+    recboles.WandbLogger = lambda config: Nothing()
     try:
         yield
     finally:
-        recboles.get_tensorboard = usual
+        recboles.get_tensorboard, recboles.WandbLogger = usual, wandb_logger

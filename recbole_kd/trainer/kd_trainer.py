@@ -7,7 +7,6 @@ so that a teacher which needs a trainer of its own (RaCT, RecVAE, NCL, the close
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,6 @@ import torch
 from recbole.trainer import RecVAETrainer, Trainer
 from recbole.utils import get_trainer, set_color
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.contracts import Batch, Distiller, Sequences
@@ -34,8 +32,9 @@ from recbole_kd.evaluation.metrics import Evaluator
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
-from recbole_kd.trainer.board import new_stamp, tensorboard_run
-from recbole_kd.trainer.learner import use_fused_adam
+from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
+from recbole_kd.trainer.learner import schedule_learning_rate, use_fused_adam
+from recbole_kd.trainer.progress import Bar
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
     Attributes,
@@ -45,6 +44,7 @@ from recbole_kd.trainer.state import (
     restored,
     storable,
 )
+from recbole_kd.trainer.trackers import Trackers
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
@@ -99,11 +99,13 @@ class KDMixin:
         self.epoch_seconds: list[float] = []
         self.best_epoch = -1
         self._values: tuple[Tensor, ...] = ()
-        self._bar: Optional[_Bar] = None
+        self._bar: Optional[Bar] = None
         self._epoch, self._began = 0, 0.0
         self._train_data: Any = None
         self._resumed: Optional[dict[str, Any]] = None
         self._attributes: Optional[Attributes] = None
+        self.role = role
+        self.trackers = Trackers()
         with tensorboard_run(role):
             super().__init__(config, model)  # type: ignore[call-arg]
         self.epochs = min(self.epochs, config["stop_after"] or self.epochs)
@@ -146,7 +148,17 @@ class KDMixin:
         self._attributes = self._attributes or Attributes(self.model)
         if self._resumed is not None:
             self._restore_streams(self._resumed)
-        return super().fit(train_data, *arguments, **named)  # type: ignore[misc]
+        if self.role is not None:
+            self.trackers = Trackers.begin(self.config, group_name(self.logger), self.role)
+        try:
+            return super().fit(train_data, *arguments, **named)  # type: ignore[misc]
+        except BaseException:
+            self.conclude(failed=True)
+            raise
+
+    def conclude(self, test_result: Optional[Mapping[str, float]] = None, failed: bool = False, **costs: float) -> None:
+        """Ends the runs of W&B and MLflow in which the training was told."""
+        self.trackers.finish(self.model, self.outcome(), test_result or {}, failed, **costs)
 
     def _train_epoch(
         self,
@@ -159,7 +171,7 @@ class KDMixin:
         if self.config["save_last"] and epoch_idx > self.start_epoch:
             self._save_state(self.last_file, epoch_idx - 1)
         self._epoch = epoch_idx
-        self._schedule_learning_rate(epoch_idx)
+        schedule_learning_rate(self.optimizer, self.config, epoch_idx)
         if len(self.distillers):
             if (
                 self.config["precision"] == "bf16"
@@ -176,9 +188,9 @@ class KDMixin:
             loss_func = self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[arg-type]
         batches = train_data
         if show_progress:
-            epochs = f"{self.config['model']}: epoch {epoch_idx + 1} of {self.epochs}"
-            description = set_color(epochs + self._time_left(epoch_idx), "pink")
-            self._bar = batches = _Bar(train_data, total=len(train_data), dynamic_ncols=True, desc=description)
+            self._bar = batches = Bar.of_epoch(
+                train_data, self.config["model"], epoch_idx, self.epochs, self.start_epoch, self._began
+            )
         start = time.perf_counter()
         try:
             losses = super()._train_epoch(batches, epoch_idx, loss_func, show_progress=False)  # type: ignore[misc]
@@ -186,21 +198,6 @@ class KDMixin:
             self._bar = None
         self.epoch_seconds.append(time.perf_counter() - start)
         return losses
-
-    def _time_left(self, epoch: int) -> str:
-        """How long the epochs from this one on will take by the mean of those before: less if training stops early."""
-        done = epoch - self.start_epoch
-        if done < 1:
-            return ""
-        seconds = (time.perf_counter() - self._began) / done * (self.epochs - epoch)
-        return f", at most {tqdm.format_interval(seconds)} left"
-
-    def _schedule_learning_rate(self, epoch: int) -> None:
-        if self.config["learning_rate_schedule"] == "cosine":
-            # A function of the epoch alone, so that a resumed run needs no state of it.
-            rate = self.config["learning_rate"] * 0.5 * (1 + math.cos(math.pi * epoch / max(1, self.config["epochs"])))
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
 
     def _joint_loss(self, base_loss: Callable[[Any], Any]) -> Callable[[Any], tuple[Tensor, ...]]:
         """The base loss and every distiller's, as the tuple that RecBole sums."""
@@ -291,14 +288,19 @@ class KDMixin:
         return f"{set_color(f'epoch {epoch_idx} training', 'green')} [{', '.join(parts)}]"
 
     def _add_train_loss_to_tensorboard(self, epoch_idx: int, losses: Any, tag: str = "Loss/Train") -> None:
-        for name, value in self.loss_history.get(epoch_idx, {}).items():
+        named = self.loss_history.get(epoch_idx, {})
+        for name, value in named.items():
             self.tensorboard.add_scalar(f"Loss/{name}", value, epoch_idx)
+        self.trackers.log(
+            "train", {**named, "train_loss": sum(named.values()), "seconds": self.epoch_seconds[-1]}, epoch_idx
+        )
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
         score, result = super()._valid_epoch(valid_data, show_progress=show_progress)  # type: ignore[misc]
         self.valid_history.append({"epoch": self._epoch, **{name: float(value) for name, value in result.items()}})
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, self._epoch)
+        self.trackers.log("valid", result, self._epoch)
         return score, result
 
     # Checkpoints
@@ -421,19 +423,6 @@ class KDMixin:
             state = load_checkpoint(self.saved_model_file, self.config["device"], ModelState)
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(restored(state["other_parameter"]))  # type: ignore[operator]
-
-
-class _Bar(tqdm):
-    """A progress bar over a loader that still answers for the loader's attributes."""
-
-    def due(self) -> bool:
-        """Whether the bar is about to be drawn, so that losses need be read only then."""
-        return bool(time.time() - self.last_print_t >= self.mininterval)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "iterable":
-            raise AttributeError(name)
-        return getattr(self.iterable, name)
 
 
 class KDTrainer(KDMixin, Trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -132,3 +133,12 @@ def fused_adam_exists() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def schedule_learning_rate(optimizer: Optimizer, config: KDConfig, epoch: int) -> None:
+    """Sets an epoch's learning rate as ``--learning_rate_schedule`` says."""
+    if config["learning_rate_schedule"] == "cosine":
+        # A function of the epoch alone, so that a resumed run needs no state of it.
+        rate = config["learning_rate"] * 0.5 * (1 + math.cos(math.pi * epoch / max(1, config["epochs"])))
+        for group in optimizer.param_groups:
+            group["lr"] = rate

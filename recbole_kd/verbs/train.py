@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_kd.cluster.group import ALONE, Group, joined, processes_around
 from recbole_kd.cluster.launch import together
-from recbole_kd.errors import Interrupted
+from recbole_kd.errors import Interrupted, UserError
 from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.stages.data import fetch, load_splits
@@ -22,6 +22,7 @@ from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate
 from recbole_kd.stages.training import resumable, train_baseline, train_student
 from recbole_kd.trainer.board import new_stamp
+from recbole_kd.trainer.trackers import check_trackers
 from recbole_kd.verbs.options import TrainOptions
 
 __all__ = ["dry_run", "run", "run_recbole_kd", "table"]
@@ -80,6 +81,8 @@ def run_recbole_kd(
     check_gpus(config)
     stamp = new_stamp()
     try:
+        if config["ray_address"] not in (None, "local"):
+            return Framed(_on_cluster(experiment, saved, stamp), rows)
         return Framed(together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}, rows)
     except KeyboardInterrupt:
         # Process 0 was ended and cannot say where its last whole epoch is.
@@ -104,6 +107,25 @@ def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
     return f"{describe(experiment)}# Estimated from a few steps:\n{''.join(lines)}"
 
 
+def _on_cluster(experiment: Experiment, saved: bool, stamp: str) -> dict[str, Any]:
+    """A run whose processes a Ray cluster holds: files are named from the root, and the processes rank themselves."""
+    try:
+        from recbole_kd.cluster.ray_train import together_on_cluster  # brings Ray
+    except ImportError as error:
+        raise UserError(
+            f"--ray_address with --nproc needs Ray Train ({error}); run: pip install -U 'ray[train]', or leave --nproc "
+            "out."
+        ) from None
+    config = experiment.settings
+    given = {**experiment.portable_settings(), "save_last": config["save_last"], "use_gpu": False}
+    given.update({key: os.path.abspath(config[key]) for key in ("resume", "result_file", "warm_start") if config[key]})
+    given.update(ray_address=None, nproc=1)
+    settings: tuple[Any, ...] = (config["model"], config["dataset"], [], given, saved)
+    check_models(experiment)
+    folder = given["checkpoint_dir"]
+    return together_on_cluster(config["ray_address"], config["nproc"], folder, stamp, _run_as_one_of_several, *settings)
+
+
 def _run_as_one_of_several(
     model: str | None,
     dataset: str | None,
@@ -113,7 +135,7 @@ def _run_as_one_of_several(
     group: Group,
 ) -> dict[str, Any]:
     """One process's part: process 0 alone shows progress and writes records."""
-    silent = {} if group.is_first else {"show_progress": False, "log_wandb": False}
+    silent = {} if group.is_first else {"show_progress": False, "log_wandb": False, "log_mlflow": False}
     return _run(Experiment.of(model, dataset, files, {**given, **silent}), saved, group)
 
 
@@ -125,6 +147,7 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     check_models(experiment)
     if config["final"]:
         check_final(config)
+    check_trackers(config)
     if config["ray_address"]:
         from recbole_kd.cluster.ray import check_cluster  # brings Ray
 

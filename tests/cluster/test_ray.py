@@ -23,7 +23,8 @@ import ray
 import recbole_kd
 from recbole_kd.cluster.ray import check_cluster, environment, parallel_map, ray_session
 from recbole_kd.errors import UserError
-from recbole_kd.testing import write_known_answer
+from recbole_kd.testing import known_answer_settings, write_known_answer
+from recbole_kd.verbs.train import run_recbole_kd
 
 #: What somebody else's program would do.
 STRANGER = """
@@ -267,6 +268,14 @@ def test_an_address_without_a_cluster_is_refused_before_anything_is_trained(verb
     assert process.returncode == 2, error
     assert "No Ray cluster answers at --ray_address=127.0.0.1:1" in error.splitlines()[-1]
     assert not list(Path.cwd().glob("saved/**/*.pth"))
+
+
+def test_without_ray_train_it_is_said_what_to_install(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "recbole_kd.cluster.ray_train", raising=False)
+    monkeypatch.setitem(sys.modules, "ray.train", None)
+    settings = known_answer_settings(known_answer, ray_address="127.0.0.1:1", nproc=2)
+    with pytest.raises(UserError, match=r"needs Ray Train \(.*\); run: pip install -U 'ray\[train\]'"):
+        run_recbole_kd("BPR", "known-answer", config_dict=settings)
 
 
 def test_a_ray_without_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,7 @@ def test_early_stopping_is_recboles(known_answer: Path) -> None:
 def test_the_progress_bar_shows_each_loss_and_the_time_left(
     known_answer: Path, pull: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recbole_kd.trainer.kd_trainer._Bar.due", lambda self: True)
+    monkeypatch.setattr("recbole_kd.trainer.progress.Bar.due", lambda self: True)
     run(known_answer, distill="pull", epochs=2, show_progress=True)
     text = capsys.readouterr().err
     for shown in ("BPR: epoch 1 of 2\x1b", r"BPR: epoch 2 of 2, at most \d\d:\d\d left", "rec=", "pull=", "pull.push="):

@@ -20,6 +20,7 @@ from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import save_json
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.result import Framed
+from recbole_kd.trainer.trackers import check_trackers
 from recbole_kd.verbs.compare.perform import Job, perform
 from recbole_kd.verbs.compare.plan import Plan, Row, plan
 from recbole_kd.verbs.compare.progress import Progress
@@ -45,6 +46,7 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
         KeyboardInterrupt: interrupted; its message says how to go on.
     """
     planned = plan(settings)
+    check_trackers(planned.students[0].first_config)
     splits = load_splits(planned.students[0].first_config)
     splits.require("compare")
     data = digest(splits.content(), list(splits.pairs(splits.test)))

@@ -38,6 +38,7 @@ from recbole_kd.stages.needs import check_models
 from recbole_kd.stages.result import Framed
 from recbole_kd.stages.student import build_student
 from recbole_kd.text import duration
+from recbole_kd.trainer.trackers import check_trackers
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.options import TuneOptions
 from recbole_kd.verbs.tune.report import write_report
@@ -112,6 +113,7 @@ def search(
     draws = draw_trials(domains, trials, base["seed"])
     _check_space(base, domains, draws, source)
     check_models(experiment)
+    check_trackers(base)
     if not ray.is_initialized():
         check_cluster(ray_address)
     splits = load_splits(base)

@@ -18,6 +18,7 @@ from recbole_kd.experiment.values import merge, nest
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import AnyTeacher, obtain_teacher
+from recbole_kd.trainer.trackers import GROUP
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def train_trial(
     """
     gc.collect()  # the trial before this one, whose model and optimiser refer to each other
     torch.set_num_threads(task.threads)
+    os.environ.setdefault(GROUP, os.path.basename(task.folder))  # all trials are one group
     device = device_settings(gpus)
     state: dict[str, Any] = {}
     trainer = None
@@ -127,3 +129,4 @@ def train_trial(
     finally:
         if trainer is not None:
             trainer.tensorboard.close()
+            trainer.conclude()

@@ -1,0 +1,225 @@
+"""Weights & Biases and MLflow (``--log_wandb``, ``--log_mlflow``): each model is a run of theirs, in one group.
+
+The user's installed package is used, and imported only when it is asked for. Names are RecBole's for Weights & Biases:
+``train/train_loss``, ``valid/recall@10``, ``eval/recall@10``; beside them each named loss, such as ``train/rec``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from torch import nn
+
+from recbole_kd.compat import require
+from recbole_kd.errors import UserError
+from recbole_kd.evaluation.costs import trained_numbers
+
+__all__ = ["GROUP", "KINDS", "Tracker", "Trackers", "check_trackers"]
+
+#: Environment variable of wandb that names the group, and is heeded for MLflow too.
+GROUP = "WANDB_RUN_GROUP"
+#: The first wandb that keeps several runs of one program apart.
+_OLDEST_WANDB = "0.20"
+_OFFLINE = "or set the environment variable WANDB_MODE=offline to keep the runs in the folder wandb"
+
+
+class Tracker(Protocol):
+    """A run of a model in another program."""
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        """Figures of an epoch."""
+
+    def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
+        """Figures of the whole training, and the end of the run."""
+
+
+def check_trackers(config: Any) -> None:
+    """What can be said of the trackers that are asked for before anything is trained.
+
+    Raises:
+        UserError: one is not installed or too old, or nobody is logged in.
+    """
+    if config["log_mlflow"] and find_spec("mlflow") is None:
+        raise UserError(
+            "--log_mlflow=true: mlflow is not installed; run: pip install mlflow, or leave --log_mlflow out."
+        )
+    if not config["log_wandb"]:
+        return
+    try:
+        require("wandb", _OLDEST_WANDB)
+    except UserError as error:
+        raise UserError(f"--log_wandb=true: {error}, or leave --log_wandb out.") from None
+    import wandb
+
+    if wandb.setup().settings.mode not in ("online", "shared", None):
+        return  # offline or disabled
+    try:
+        try:
+            known = wandb.login(prompt=False, verify=False)
+        except TypeError:  # wandb before 0.30
+            known = bool(wandb.api.api_key)
+    except wandb.Error as error:
+        raise UserError(f"--log_wandb=true: {str(error).rstrip('.')}; run: wandb login, {_OFFLINE}.") from None
+    if not known:
+        raise UserError(f"--log_wandb=true needs a key, and there is none; run: wandb login, {_OFFLINE}.")
+
+
+class Trackers:
+    """The runs in which a model's training is told; none where none is asked for."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+
+    @classmethod
+    def begin(cls, config: Any, group: str, role: str) -> Trackers:
+        """Begins the runs that a model's settings ask for.
+
+        Args:
+            config: the model's settings.
+            group: names the program's run, which teacher, student and baseline share.
+            role: such as "student".
+
+        Raises:
+            UserError: a server does not answer.
+        """
+        group = os.environ.get(GROUP) or group
+        return cls(*(kind(config, group, role) for setting, kind in KINDS.items() if config[setting]))
+
+    def log(self, head: str, values: Mapping[str, float], epoch: int) -> None:
+        """Figures of an epoch, named ``head/name``."""
+        for tracker in self._trackers:
+            tracker.log({f"{head}/{name}": float(value) for name, value in values.items()}, epoch)
+
+    def finish(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Any],
+        test_result: Mapping[str, float],
+        failed: bool = False,
+        **costs: float,
+    ) -> None:
+        """Ends the runs with what the training came to and cost; a second call does nothing.
+
+        Args:
+            model: the trained model.
+            state: its history, as a checkpoint keeps it.
+            test_result: metrics on the test split.
+            failed: whether the training ended with an error.
+            **costs: other figures by name.
+        """
+        for tracker in self._trackers:
+            score = {"best_valid_score": float(state["best_valid_score"])} if state["valid_history"] else {}
+            told = {f"eval/{name}": float(value) for name, value in test_result.items()}
+            told.update(score, best_epoch=state["best_epoch"], parameters=trained_numbers(model))
+            told.update(train_seconds=float(sum(state["epoch_seconds"])), **costs)
+            tracker.finish(told, failed)
+        self._trackers = ()
+
+
+class _Wandb:
+    """A run of Weights & Biases, beside any that the user has begun."""
+
+    def __init__(self, config: Any, group: str, role: str) -> None:
+        import wandb
+
+        try:
+            self._run: Any = wandb.init(
+                project=config["wandb_project"],
+                group=group,
+                job_type=role,
+                name=f"{config['model']} {role}",
+                config=config.plain_values(),
+                reinit="create_new",
+                settings={"silent": True} if config["quiet"] else None,
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"--log_wandb=true: wandb cannot begin a run ({' '.join(str(error).split())[:120]}); see to it, "
+                f"{_OFFLINE}."
+            ) from None
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        self._run.log(dict(values), step=epoch)
+
+    def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
+        self._run.summary.update(dict(summary))
+        self._run.finish(exit_code=int(failed))
+
+
+class _Mlflow:
+    """A run of MLflow, of which the client knows alone: the user's active one stays as it is.
+
+    The client waits for its server. One that fails on the way is told once, and the training goes on.
+    """
+
+    def __init__(self, config: Any, group: str, role: str) -> None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        name = config["mlflow_experiment"]
+        tags = {"group": group, "role": role}
+        try:
+            self._client: Any = MlflowClient()
+            found = self._client.get_experiment_by_name(name)
+            place = found.experiment_id if found is not None else self._client.create_experiment(name)
+            self._run = self._client.create_run(place, run_name=f"{config['model']} {role}", tags=tags).info.run_id
+        except MlflowException as error:
+            raise UserError(
+                f"--log_mlflow=true: MLflow cannot begin a run ({' '.join(str(error).split())[:120]}); set the "
+                "environment variable MLFLOW_TRACKING_URI to a server or to sqlite:///FILE."
+            ) from None
+        settings = list(_flat(config.plain_values()))
+        for first in range(0, len(settings), 100):  # the most that MLflow takes at once
+            self._write(params=settings[first : first + 100])
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        self._write(metrics=values, epoch=epoch)
+
+    def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
+        self._write(metrics=summary)
+        if self._client is not None:
+            self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
+
+    def _write(self, metrics: Mapping[str, float] | None = None, params: Any = (), epoch: int = 0) -> None:
+        from mlflow.entities import Metric, Param
+
+        if self._client is None:
+            return
+        now = int(time.time() * 1000)
+        try:
+            self._client.log_batch(
+                self._run,
+                metrics=[Metric(_name(key), float(value), now, epoch) for key, value in (metrics or {}).items()],
+                params=[Param(_name(key), str(value)[:500]) for key, value in params],
+            )
+        except Exception as error:
+            logging.getLogger().warning(f"MLflow fails, and gets nothing more of this training: {error}")
+            self._client = None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _name(key: str) -> str:
+    """A name that MLflow takes.
+
+    >>> _name("valid/recall@10")
+    'valid/recall_at_10'
+    """
+    return re.sub(r"[^\w\-. /]", "_", key.replace("@", "_at_"))
+
+
+#: The trackers by the setting that asks for each.
+KINDS: dict[str, Callable[[Any, str, str], Tracker]] = {"log_wandb": _Wandb, "log_mlflow": _Mlflow}
