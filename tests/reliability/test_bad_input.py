@@ -326,6 +326,10 @@ BAD: dict[str, Case] = {
     "an empty file": (damaged(lambda path: _write(path, "")), "expected columns as name:type"),
     "no rows": (damaged(lines(lambda rows: rows[:1])), "has a header but no interactions"),
     "binary": (damaged(lambda path: path.write_bytes(bytes(range(256)) * 4) and None), "Cannot read"),
+    "another encoding": (
+        damaged(lambda path: path.write_bytes(path.read_text().encode("utf-16")) and None),
+        "line 1: it is not UTF-8; save the file as UTF-8, or set --encoding",
+    ),
     "a folder for a file": (damaged(lambda path: (path.unlink(), path.mkdir())[1]), "There is no file"),
     "a dataset without a folder": (
         on_known_answer(benchmark_filename=None, dataset="alone"),
