@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recbole_kd.compat import check
-from recbole_kd.errors import Interrupted, TrainingError, UserError, closest
+from recbole_kd.errors import Interrupted, TrainingError, UnknownSetting, UserError, closest
 from recbole_kd.experiment.known_keys import hint_of
 from recbole_kd.options import is_text
 from recbole_kd.verbs.help import overview, usage, versions
@@ -49,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         check()
         options, settings = VERBS[verb].split(given)
-        importlib.import_module(f"recbole_kd.verbs.{verb}").run(options, settings)
+        try:
+            importlib.import_module(f"recbole_kd.verbs.{verb}").run(options, settings)
+        except UnknownSetting as error:
+            error.known += vars(options)  # the rest knows settings of a run alone
+            raise
     except (UserError, TrainingError) as error:
         return _told(_one_line(str(error)))
     except KeyboardInterrupt as stop:

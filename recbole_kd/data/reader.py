@@ -327,8 +327,8 @@ def first_line(path: Path, layout: Layout) -> list[str]:
         raise UserError(f"The first line of '{path}' is cut off ({error}); expected columns as name:type.") from None
     except UnicodeEncodeError:
         raise UserError(
-            f"'{path}', line 1: it is not {layout.encoding.upper()}; save the file as UTF-8, or set --encoding, such as "
-            "--encoding=utf-16."
+            f"'{path}', line 1: it is not {layout.encoding.upper()}; save the file as UTF-8, or set --encoding, "
+            "such as --encoding=utf-16."
         ) from None
     except (OSError, LookupError, UnicodeError) as error:
         raise UserError(f"Cannot read '{path}': {_one_line(error)}.") from None
