@@ -128,8 +128,9 @@ def _place_of(words: Sequence[str], key: str) -> slice | None:
 
 
 def _one_line(text: str) -> str:
-    """A message as one line that a terminal shows: what it quotes of a file may hold anything."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
+    """A message as one line that a terminal shows: what it quotes of a file may hold anything, of any length."""
+    line = re.sub(r"(\S{200})\S{100,}(\S{50})", r"\1...\2", " ".join(text.split()))
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:

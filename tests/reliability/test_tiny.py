@@ -34,26 +34,35 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each user had six of the items, in an order of time."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "tiny").mkdir()
+def write_tiny(folder: Path) -> Path:
+    """Writes the data: each user had six of the items, in an order of time."""
     steps = enumerate((0, 1, 4, 9, 6, 2))
-    rows = [f"u{user}\ti{(user + jump) % ITEMS}\t{10 * step + user}" for step, jump in steps for user in range(USERS)]
-    header = "user_id:token\titem_id:token\ttimestamp:float"
+    pairs = [(user, (user + jump) % ITEMS, step) for step, jump in steps for user in range(USERS)]
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    rows = [f"u{user}\ti{item}\t{1 + item % 5}\t{10 * step + user}" for user, item, step in pairs]
+    (folder / "tiny").mkdir(parents=True)
     (folder / "tiny" / "tiny.inter").write_text("\n".join([header, *rows]) + "\n")
     return folder
 
 
-def refused(data: Path, capsys: pytest.CaptureFixture[str], model: str, **given: Any) -> str:
-    """What the one line says where the command is refused; nothing where it trains."""
+def tiny_settings(model: str, **given: Any) -> dict[str, Any]:
+    """Settings of a run on the data; a sequential model's last items are held out."""
     if resolve_model(model).model_class.type.name == "SEQUENTIAL":
         given = {"load_col": "{inter: [user_id,item_id,timestamp]}", "eval_args.order": "TO", **given}
         given = {"eval_args.split": "{LS: valid_and_test}", **given}
-    given = {"dataset": "tiny", "benchmark_filename": None, "topk": "[5]", "valid_metric": "NDCG@5", **given}
+    settings = {"dataset": "tiny", "benchmark_filename": None, "topk": "[5]", "valid_metric": "NDCG@5"}
+    return {"model": model, **settings, **given}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("data"))
+
+
+def refused(data: Path, capsys: pytest.CaptureFixture[str], model: str, **given: Any) -> str:
+    """What the one line says where the command is refused; nothing where it trains."""
     capsys.readouterr()
-    code = main(quick(data, model=model, **given))
+    code = main(quick(data, **tiny_settings(model, **given)))
     said = capsys.readouterr().err
     found = [line for line in said.splitlines() if line.startswith("recbole-kd:")]
     assert "Traceback" not in said
