@@ -61,6 +61,8 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
             raise UserError(
                 f"--{key} is not supported: RecBole keeps datasets as pickles, which execute code. Leave it out."
             )
+    if "MODEL_TYPE" in given:
+        raise UserError(f"--{config.prefix}MODEL_TYPE is the model's own and is not set; leave it out.")
     names = distiller_names(given.get("distill", config.internal_config_dict.get("distill")) or [])
     if given.get("teacher") and not names and "sevo" not in config.internal_config_dict:
         raise UserError(

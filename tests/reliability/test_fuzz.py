@@ -12,9 +12,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +57,47 @@ LONG = ("tune", "compare")
 SEQUENTIAL = [name for name, entry in MODELS.items() if entry.sequential]
 
 
-class Hangs(BaseException):
-    """Not to be caught by any handler of errors."""
+class Over(BaseException):
+    """A command's or a test's time is over; no handler of errors catches it."""
 
 
-@contextmanager
-def limit(seconds: int) -> Iterator[None]:
+def tried(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs one command, which must not hang."""
+
     def stop(*_: Any) -> None:
-        raise Hangs
+        raise Over
 
     signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.alarm(LIMIT_S)
     try:
-        yield
+        ends_in_a_line(words, capsys)
+    except Over:
+        raise AssertionError(f"it takes more than {LIMIT_S} s") from None
     finally:
         signal.alarm(0)
+
+
+def within_time(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of hypothesis that ends after SECONDS, where they are set."""
+
+    @wraps(test)
+    def timed(*arguments: Any, **given: Any) -> None:
+        with suppress(Over):
+            test(*arguments, **given)
+
+    return timed
+
+
+@pytest.fixture
+def clock() -> Callable[[], None]:
+    """To be called before each case."""
+    end = time.monotonic() + SECONDS
+
+    def ticks() -> None:
+        if SECONDS and time.monotonic() > end:
+            raise Over
+
+    return ticks
 
 
 Choices = dict[str, list[str]]
@@ -169,47 +195,48 @@ def commands(data: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.fixture
-def end() -> float:
-    return time.monotonic() + SECONDS if SECONDS else float("inf")
-
-
+@within_time
 @settings(**FUZZ)
 @given(given=training())
-def test_training(given: dict[str, Any], data: Path, end: float, capsys: pytest.CaptureFixture[str]) -> None:
-    if time.monotonic() < end:
-        with limit(LIMIT_S):
-            ends_in_a_line(quick(data, **given), capsys)
+def test_training(
+    given: dict[str, Any], data: Path, clock: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock()
+    tried(quick(data, **given), capsys)
 
 
-@settings(**FUZZ)
+@within_time
+@settings(**{**FUZZ, "max_examples": 10**6 if SECONDS else 100})
 @given(draw=st.data())
 def test_the_other_verbs(
     draw: st.DataObject,
     commands: dict[str, dict[str, Any]],
-    end: float,
+    clock: Callable[[], None],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("recbole_kd.report.pictures", lambda comparison: {})  # drawn in test_formats.py
-    if time.monotonic() < end:
-        tried(draw, draw.draw(st.sampled_from([verb for verb in commands if verb not in LONG])), commands, capsys)
+    clock()
+    verb = draw.draw(st.sampled_from([verb for verb in commands if verb not in LONG]))
+    tried(changed_words(draw, verb, commands), capsys)
 
 
 @pytest.mark.slow
-@settings(**{**FUZZ, "max_examples": 10**6 if SECONDS else 30})
+@within_time
+@settings(**{**FUZZ, "max_examples": 10**6 if SECONDS else 20})
 @given(draw=st.data())
 @pytest.mark.parametrize("verb", LONG)
 def test_searches_and_comparisons(
-    verb: str, draw: st.DataObject, commands: dict[str, dict[str, Any]], end: float, capsys: pytest.CaptureFixture[str]
+    verb: str,
+    draw: st.DataObject,
+    commands: dict[str, dict[str, Any]],
+    clock: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if time.monotonic() < end:
-        tried(draw, verb, commands, capsys)
+    clock()
+    tried(changed_words(draw, verb, commands), capsys)
 
 
-def tried(
-    draw: st.DataObject, verb: str, commands: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def changed_words(draw: st.DataObject, verb: str, commands: dict[str, dict[str, Any]]) -> list[str]:
     given = {**commands[verb], **draw.draw(changes(of_a_verb(verb)))}
-    with limit(LIMIT_S):
-        ends_in_a_line([verb, *(f"--{key}={value}" for key, value in given.items())], capsys)
+    return [verb, *(f"--{key}={value}" for key, value in given.items())]

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from recbole_kd.cli import main
+from recbole_kd.experiment.known_keys import _WORDS, of_a_model
+from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, recipes, resolve_model
 from tests.test_cli import quick
 
@@ -30,6 +32,7 @@ SHORT: dict[str, dict[str, int]] = {
 SMALL: dict[str, dict[str, Any]] = {
     "NCL": {"num_clusters": 4},
     "DGCF": {"train_batch_size": 16},
+    "DMF": {"load_col": "{inter: [user_id,item_id,rating]}"},
     "RaCT": {"pretrain_epochs": 2, "save_step": 1},
 }
 
@@ -124,3 +127,22 @@ def test_a_batch_that_dgcf_draws_too_many_nodes_for(data: Path, capsys: pytest.C
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_trains(model: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not refused(data, capsys, model, **SMALL.get(model, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "key", "word"),
+    [
+        (model, key, word)
+        for model in MODELS
+        for key, default in KDConfig(model, "ml-100k").internal_config_dict.items()
+        if key in _WORDS
+        for word in of_a_model(key, default)[1]["choices"]
+        # They need files or a package; RecBole's knn fails by itself.
+        if word not in ("after_pretrain", "critic_pretrain", "finetune", "louvain", "knn")
+    ],
+)
+def test_a_model_trains_with_each_of_its_words(
+    model: str, key: str, word: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not refused(data, capsys, model, **SMALL.get(model, {}), **{key: word})
