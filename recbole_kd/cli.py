@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recbole_kd.compat import check
-from recbole_kd.errors import Interrupted, TrainingError, UserError, closest
+from recbole_kd.errors import Interrupted, TrainingError, UnknownSetting, UserError, closest
 from recbole_kd.experiment.known_keys import hint_of
 from recbole_kd.options import is_text
 from recbole_kd.verbs.help import overview, usage, versions
@@ -49,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         check()
         options, settings = VERBS[verb].split(given)
-        importlib.import_module(f"recbole_kd.verbs.{verb}").run(options, settings)
+        try:
+            importlib.import_module(f"recbole_kd.verbs.{verb}").run(options, settings)
+        except UnknownSetting as error:
+            error.known += vars(options)  # the rest knows settings of a run alone
+            raise
     except (UserError, TrainingError) as error:
         return _told(_one_line(str(error)))
     except KeyboardInterrupt as stop:
@@ -124,8 +128,9 @@ def _place_of(words: Sequence[str], key: str) -> slice | None:
 
 
 def _one_line(text: str) -> str:
-    """A message as one line that a terminal shows: what it quotes of a file may hold anything."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
+    """A message as one line that a terminal shows: what it quotes of a file may hold anything, of any length."""
+    line = re.sub(r"(\S{200})\S{100,}(\S{50})", r"\1...\2", " ".join(text.split()))
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:

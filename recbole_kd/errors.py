@@ -18,6 +18,17 @@ class UserError(_Line):
     """Something that the user gave is wrong. The command line prints the message as one line and exits with 2."""
 
 
+class UnknownSetting(UserError):
+    """A setting that nothing reads; `known` are the names of which it may be a misspelling."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, [*known]
+
+    def __str__(self) -> str:
+        return f"Unknown setting '{self.name}': no part of the program reads it.{closest(self.name, self.known)}"
+
+
 class TrainingError(_Line):
     """Training went wrong (a loss is not finite). The command line prints the message as one line and exits with 2."""
 

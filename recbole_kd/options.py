@@ -296,7 +296,7 @@ def _of_kind(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> A
 
 
 def _example(arguments: Sequence[Any]) -> str:
-    return "[a,b]" if arguments[0] is str else "[1,0.5]"
+    return {str: "[a,b]", int: "[1,2]"}.get(arguments[0], "[1,0.5]")
 
 
 def _number(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> int | float:

@@ -21,6 +21,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "pool of cd": (["--distill=cd", "--cd.pool=33"], r"cd\.pool=33: .* lower cd\.pool"),
     "pool of dcd": (["--distill=dcd", "--dcd.pool=40"], r"dcd\.pool=40: .* lower dcd\.pool"),
     "pool of unkd": (["--distill=unkd", "--unkd.pool=1000"], r"unkd\.pool=1,000 is more than the 40 items"),
+    "a graph of times": ([*RRD, "--learner=sevo_adam"], r"The consecutive graph needs the time .* column 'timestamp' is not loaded"),
+    "a graph of a category": ([*RRD, "--learner=sevo_adam", "--sevo.graph=category"], r"--sevo\.category=class is no token column"),
     "users of an item": (["--distill=ir_rrd", "--ir_rrd.pool=32", "--ir_rrd.interesting=5", "--ir_rrd.uninteresting=1"], r"ir_rrd\.(uninteresting|pool)="),
     "L below the pool": (["--distill=rrd", "--rrd.pool=30", "--rrd.interesting=5", "--rrd.uninteresting=3"], r"rrd\.uninteresting=3 below the 30 of rrd\.pool: .* lower rrd\.uninteresting or rrd\.pool"),
     "L -1": (["--distill=rrd", "--rrd.uninteresting=-1"], r"rrd\.uninteresting=-1 is out of range; expected at least 0"),
@@ -113,7 +115,15 @@ def test_one_line_names_the_setting(case: str, data_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "case", ["K of kd", "pool of unkd", "L below the pool", "users of an item", "a group without two items"]
+    "case",
+    [
+        "a graph of times",
+        "K of kd",
+        "pool of unkd",
+        "L below the pool",
+        "users of an item",
+        "a group without two items",
+    ],
 )
 def test_lists_that_the_split_cannot_fill_are_refused_before_a_teacher_is_trained(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

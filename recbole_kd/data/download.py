@@ -69,7 +69,8 @@ def raw_file(dataset: str, address: str, folder: Path, known: str | None, limit:
         return RawFile(address, part, kept)
     if "://" in address and parts.scheme != "file":
         raise UserError(f"--source={address} is not read; expected a file, or an address of http, https or file.")
-    path = Path(url2pathname(parts.path) if parts.scheme == "file" else address).expanduser()
+    # pathlib's own raises where there is no such user.
+    path = Path(os.path.expanduser(url2pathname(parts.path) if parts.scheme == "file" else address))
     if not path.is_file():
         found = "is not a file" if path.exists() else "does not exist"
         raise UserError(f"--source={address} {found}; expected the raw file of {dataset}, text or gzip.")

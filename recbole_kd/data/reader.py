@@ -341,6 +341,11 @@ def first_line(path: Path, layout: Layout) -> list[str]:
         layout.separator.join(names).encode()
     except csv.Error as error:
         raise UserError(f"The first line of '{path}' is cut off ({error}); expected columns as name:type.") from None
+    except UnicodeEncodeError:
+        raise UserError(
+            f"'{path}', line 1: it is not {layout.encoding.upper()}; save the file as UTF-8, or set --encoding, "
+            "such as --encoding=utf-16."
+        ) from None
     except (OSError, LookupError, UnicodeError) as error:
         raise UserError(f"Cannot read '{path}': {_one_line(error)}.") from None
     return names if number == 1 else [""]

@@ -17,7 +17,7 @@ from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_kd.contracts import DistillerOptions
-from recbole_kd.errors import UserError, closest
+from recbole_kd.errors import UnknownSetting, UserError, closest
 from recbole_kd.experiment import known_keys
 from recbole_kd.experiment.presets import distiller_names
 from recbole_kd.experiment.values import merge
@@ -61,6 +61,8 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
             raise UserError(
                 f"--{key} is not supported: RecBole keeps datasets as pickles, which execute code. Leave it out."
             )
+    if "MODEL_TYPE" in given:
+        raise UserError(f"--{config.prefix}MODEL_TYPE is the model's own and is not set; leave it out.")
     names = distiller_names(given.get("distill", config.internal_config_dict.get("distill")) or [])
     if given.get("teacher") and not names and "sevo" not in config.internal_config_dict:
         raise UserError(
@@ -78,10 +80,7 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
         if key not in readable_keys(config):
             own = TEACHER_KEYS if config.prefix else ()
             known = [config.prefix + name for name in [*own, *config.internal_config_dict, *names]]
-            raise UserError(
-                f"Unknown setting '{config.prefix}{key}': no part of the program reads it."
-                f"{closest(config.prefix + key, known)}"
-            )
+            raise UnknownSetting(config.prefix + key, known)
     sections = merge(config.internal_config_dict, given)
     sevo = SEvoOptions.parse("sevo", sections["sevo"]) if "sevo" in config.internal_config_dict else None
     options = {name: distiller_class(name).options_class.parse(name, sections.get(name)) for name in names}

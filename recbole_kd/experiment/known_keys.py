@@ -446,10 +446,34 @@ _WEIGHTS = frozenset(
     ("reg_weight", "reg_weight_1", "reg_weight_2", "ssl_weight", "ssl_reg", "proto_reg", "cor_weight", "shrink")
 )
 _TEMPERATURES = frozenset(("temperature", "tau", "ssl_temp", "ssl_tau", "layer_norm_eps", "initializer_range"))
+_ACTIVATIONS = ("sigmoid", "tanh", "relu", "leakyrelu", "dice")
+#: Words between which a model chooses, by the setting's name; those that hold its default are meant.
+_WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "accum": (("sum", "stack"),),
+    "ae_act_func": (_ACTIVATIONS,),
+    "aggregator": (("mean", "user_attention", "self_attention"),),
+    "algorithm": (("prod", "concat"),),
+    "hid_activation": (("sigmoid", "relu", "tanh"),),
+    "hidden_act": (("gelu", "relu", "swish", "tanh", "sigmoid"),),
+    "inter_matrix_type": (("01", "rating"),),
+    "knn_method": (("item", "user"),),
+    "loss_type": (("CE", "BPR"), ("BCE", "MSE")),
+    "mean_type": (("x0", "eps"),),
+    "mlp_act_func": (_ACTIVATIONS,),
+    "neigh_info_method": (("random", "knn", "louvain"),),
+    "noise_schedule": (("linear", "linear-var", "cosine", "binomial"),),
+    "out_activation": (("sigmoid", "relu"),),
+    "train_method": (("no_pretrain", "after_pretrain"),),
+    "train_stage": (("actor_pretrain", "critic_pretrain", "finetune"),),
+    "type": (("ED", "ND", "RW"),),
+}
 
 
-def of_a_model(key: str) -> tuple[Any, dict[str, Any]] | None:
-    """Type and bounds of a model's own setting, where its name tells them."""
+def of_a_model(key: str, default: Any) -> tuple[Any, dict[str, Any]] | None:
+    """Type and bounds of a model's own setting, where its name and default tell them."""
+    for choices in _WORDS.get(key, ()):
+        if default in choices:
+            return str, {"choices": choices, "any_case": choices is _ACTIVATIONS}
     if key in _SIZES:
         return int | None, {"minimum": 1, "maximum": LARGEST_SIZE}
     if key in _COUNTS:
@@ -504,7 +528,7 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
     for key, value in settings.items():
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
         section, name = f"--{prefix}", f"--{prefix}{key}"
-        own = of_a_model(key)
+        own = of_a_model(key, defaults.get(key))
         if key == "teacher":
             _check_teacher(value)
         elif key in _table():

@@ -22,7 +22,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     Raises:
         UserError: the model refuses its settings.
     """
-    _check_sizes(config, min(dataset.user_num, dataset.item_num) - 1)
+    _check_sizes(config, dataset)
     # Its critic, which only this stage trains, ranks among that many.
     critic = config.resolved.backbone == "RaCT" and config["train_stage"] == "critic_pretrain"
     if critic and config["metrics_k"] > dataset.item_num - 1:
@@ -47,16 +47,24 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     return model
 
 
-def _check_sizes(config: Any, fewest: int) -> None:
-    """Sizes that RecBole's models find out about in their first epoch, and not in words.
-
-    Args:
-        fewest: the number of users or of items, whichever is less.
-    """
+def _check_sizes(config: Any, dataset: Any) -> None:
+    """Sizes that RecBole's models find out about in their first epoch, and not in words."""
+    fewest, most = sorted((dataset.user_num, dataset.item_num))
     clusters = config["num_clusters"]  # of NCL
-    if clusters is not None and clusters > fewest:
+    if clusters is not None and clusters > fewest - 1:
         raise UserError(
-            f"--{config.prefix}num_clusters={clusters} is more than the {fewest:,} users or items there are; lower it."
+            f"--{config.prefix}num_clusters={clusters} is more than the {fewest - 1:,} users or items there are; "
+            "lower it."
+        )
+    # DGCF divides both users and items among the batches, and draws as many of each as the larger share is.
+    batches = dataset.inter_num // config["train_batch_size"] + 1
+    correlated = config.resolved.backbone == "DGCF" and config["n_factors"] > 1 and config["cor_weight"] > 1e-9
+    if correlated and int(most / batches) > fewest:
+        largest = dataset.inter_num // -(-most // fewest)
+        raise UserError(
+            f"--{config.prefix}train_batch_size={config['train_batch_size']}: DGCF draws {int(most / batches):,} users "
+            f"and items a step, more than the {fewest - 1:,} of one kind; lower it to {max(1, largest):,}, or set "
+            f"--{config.prefix}cor_weight=0."
         )
     if config.resolved.backbone == "ConvNCF":
         size = config["embedding_size"]

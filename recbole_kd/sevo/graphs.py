@@ -35,6 +35,7 @@ __all__ = [
     "SEvoOptions",
     "cached_adjacency",
     "category_adjacency",
+    "check_columns",
     "consecutive_adjacency",
     "item_categories",
     "sevo_adjacency",
@@ -190,6 +191,29 @@ def teacher_adjacency(
     return adjacency.to(embeddings.dtype)
 
 
+def check_columns(graph: str, category: str, dataset: Any) -> None:
+    """Refuses a graph of columns that a dataset has not loaded; asked before anything is trained.
+
+    Raises:
+        UserError: interactions have no time, or items no such column, or one of numbers.
+    """
+    if graph == "consecutive" and dataset.timed is None:
+        raise UserError(
+            f"The consecutive graph needs the time of interactions, and column '{dataset.time_field}' is not loaded; "
+            "name it in --load_col or choose another --sevo.graph."
+        )
+    if graph != "category":
+        return
+    features = dataset.item_feat
+    tokens = [] if features is None else [name for name in features.columns if name in dataset.token_like_fields]
+    choices = [name for name in tokens if name != dataset.iid_field]
+    if category not in choices:
+        raise UserError(
+            f"--sevo.category={category} is no token column of the items of {dataset.dataset_name}; "
+            f"expected one of: {', '.join(choices) or 'none is loaded'}. Check --sevo.category and --load_col."
+        )
+
+
 def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(users (n,), items (n,), places (n,)) of a training split: each user's items in time, for the consecutive graph.
 
@@ -202,12 +226,8 @@ def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         UserError: interactions have no time.
     """
+    check_columns("consecutive", "", train)
     rows, config = train.timed, train.config
-    if rows is None:
-        raise UserError(
-            f"The consecutive graph needs the time of interactions, and column '{train.time_field}' is not loaded; "
-            "name it in --load_col or choose another --sevo.graph."
-        )
     users, items, times = rows[train.uid_field], rows[train.iid_field], rows[PLACE]
     histories = train.iid_field + config["LIST_SUFFIX"]
     if histories in rows:
@@ -233,14 +253,8 @@ def item_categories(dataset: Any, feature: str) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: no such column, or one of numbers.
     """
+    check_columns("category", feature, dataset)
     features = dataset.item_feat
-    tokens = [] if features is None else [name for name in features.columns if name in dataset.token_like_fields]
-    choices = [name for name in tokens if name != dataset.iid_field]
-    if feature not in choices:
-        raise UserError(
-            f"--sevo.category={feature} is no token column of the items of {dataset.dataset_name}; "
-            f"expected one of: {', '.join(choices) or 'none is loaded'}. Check --sevo.category and --load_col."
-        )
     values = features[feature].reshape(len(features), -1)
     items = features[dataset.iid_field].unsqueeze(1).expand_as(values)
     return items.flatten(), values.flatten()

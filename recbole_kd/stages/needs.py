@@ -11,6 +11,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
+from recbole_kd.sevo.graphs import check_columns
 from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
 from recbole_kd.teacher.ensemble import joint_capabilities
@@ -29,8 +30,11 @@ def check_data(experiment: Experiment, splits: Splits) -> None:
     """Refuses options that the training split cannot meet, before a teacher is trained for them.
 
     Raises:
-        UserError: such an option, lists longer than a user's unobserved items say.
+        UserError: such an option, lists longer than a user's unobserved items say, or a graph of columns not loaded.
     """
+    sevo = experiment.settings.sevo
+    if sevo is not None:
+        check_columns(sevo.graph, sevo.category, splits.train)
     if all(source.settings is None for source in experiment.teachers):
         return  # nothing is trained for them
     data = data_view(experiment, splits)

@@ -13,6 +13,7 @@ from torch import nn
 
 from recbole_kd.data.loaders import eval_batch_size, make_loaders
 from recbole_kd.data.splits import Splits
+from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.files.checkpoint import FORMAT, KeptState, load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
@@ -101,8 +102,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         list(splits.pairs(splits.test)),
     )
     if os.path.isfile(path):
-        state = load_checkpoint(path, config["device"], KeptState)
-        if state["key"] == key:
+        state = _kept(path, config, KeptState)
+        if state is not None and state["key"] == key:
             logger.info(f"The {role} {config['model']} comes from the cache: {path}")
             init_seed(config["seed"], config["reproducibility"])
             model = build_model(config, splits.train)
@@ -126,7 +127,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         optimizer_factory=optimizer_factory(config, splits, model),
     )
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    if os.path.isfile(trainer.last_file):
+    if os.path.isfile(trainer.last_file) and _kept(trainer.last_file, config, dict[str, Any]) is not None:
         try:
             trainer.resume_checkpoint(trainer.last_file)
         except Unresumable as error:  # said before anything was loaded
@@ -147,6 +148,16 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         if os.path.isfile(file):
             os.remove(file)
     return Trained(config, model, path, False, state)
+
+
+def _kept(path: str, config: KDConfig, schema: Any) -> dict[str, Any] | None:
+    """A checkpoint of the cache; None, with a warning, where it is damaged."""
+    try:
+        return load_checkpoint(path, config["device"], schema)
+    except UserError as error:
+        problem, _, advice = str(error).rpartition("; ")  # which is to give another file, and nobody gave this one
+        logging.getLogger().warning(f"{problem or advice}. The {config['model']} that was kept there is trained anew.")
+        return None
 
 
 def _floats(result: Any) -> dict[str, float]:

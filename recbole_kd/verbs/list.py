@@ -170,7 +170,7 @@ def _settings_of(model: str) -> Iterator[Described]:
     for key, default in read_yaml(file).items():
         if key in ("for_dataset", "teacher", "distill", "baseline"):
             continue  # of a model that is a recipe too
-        bounded = of_a_model(key) if not isinstance(default, list) else None
+        bounded = of_a_model(key, default) if not isinstance(default, list) else None
         text = "" if default is None else as_text(default)
         takes = expected(*bounded) if bounded else known[key].expected if key in known else ""
         meaning = comments.get(key, known[key].help if key in known else "").rstrip(" .")

@@ -59,6 +59,9 @@ class VerbOptions(Options):
         """
         own = {field.name: given[field.name] for field in fields(cls) if field.name in given}
         settings = {name: value for name, value in given.items() if name not in own}
+        for name in () if cls.in_files else settings:
+            if name.partition(".")[0] in cls.__dataclass_fields__:
+                raise UserError(f"--{name} is a part of --{name.partition('.')[0]}, which is one value; set that.")
         if settings and cls.settings is None:
             name = next(iter(settings))
             known = [field.name for field in fields(cls)]

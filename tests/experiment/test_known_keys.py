@@ -12,8 +12,8 @@ from recbole.evaluator import metric_types
 from recbole.utils import dataset_arguments, evaluation_arguments, general_arguments, training_arguments
 
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.checks import _keys_read_by_recbole
-from recbole_kd.experiment.known_keys import GROUPS, OMITTED, WITHOUT_CUTOFF, check, hint_of, known_keys
+from recbole_kd.experiment.checks import WEIGHT_FILES, _keys_read_by_recbole
+from recbole_kd.experiment.known_keys import GROUPS, OMITTED, WITHOUT_CUTOFF, check, hint_of, known_keys, of_a_model
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.experiment.values import merge
 from recbole_kd.files.properties import PROPERTIES, overall_properties, read_yaml
@@ -77,6 +77,28 @@ def test_every_properties_file_passes(file: Path) -> None:
     settings = read_yaml(file)
     for case in [settings, *settings.pop("for_dataset", {}).values()]:
         check(case, case)
+
+
+def test_every_word_of_a_model_is_one_of_several() -> None:
+    """RecBole compares such a word late, or takes any other for the last one."""
+    found = 0
+    for model in MODELS:
+        file = RECBOLE / "model" / f"{model}.yaml"
+        for key, default in (read_yaml(file) if file.is_file() else {}).items():
+            if isinstance(default, str) and key not in {*KNOWN, *WEIGHT_FILES}:
+                bounded = of_a_model(key, default)
+                assert bounded, (model, key)
+                found += default in bounded[1]["choices"]
+    assert found > 20
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "value"),
+    [("loss_type", "CE", "BCE"), ("loss_type", "BCE", "CE"), ("type", "ED", "x"), ("mlp_act_func", "tanh", 7)],
+)
+def test_a_word_that_is_none_of_them_is_refused(key: str, default: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"--{key}={value!r} is not one of"):
+        check({key: value}, {key: default})
 
 
 def test_every_setting_is_explained() -> None:

@@ -255,6 +255,16 @@ def test_a_damaged_checkpoint_is_refused(known_answer: Path, damage: Any, messag
         obtain_teacher(*prepared(known_answer, **{"teacher.checkpoint": str(path)}))
 
 
+def test_a_kept_teacher_that_is_damaged_is_trained_anew(known_answer: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = Path(teacher_of(known_answer).trained.checkpoint)
+    whole = load_checkpoint(path)["state_dict"]
+    path.write_bytes(path.read_bytes()[:500])
+    again = teacher_of(known_answer).trained
+    assert not again.from_cache
+    assert "it is cut short or damaged. The LightGCN that was kept there is trained anew." in caplog.text
+    assert all(torch.equal(load_checkpoint(path)["state_dict"][name], weights) for name, weights in whole.items())
+
+
 def test_weights_of_another_shape_are_refused(known_answer: Path) -> None:
     path = teacher_of(known_answer).trained.checkpoint
     state = copy.deepcopy(load_checkpoint(path))

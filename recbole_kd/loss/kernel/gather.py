@@ -58,6 +58,9 @@ class _GatheredDot(torch.autograd.Function):
     def forward(ctx: Any, user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
         ctx.save_for_backward(user_embeddings, item_embeddings, users, items)
         vectors = user_embeddings[users]
+        if items.dim() == 2 and items.shape[1] > len(item_embeddings):
+            # torch's sampled product takes no more entries than there are cells, and all cells are fewer here.
+            return (vectors @ item_embeddings.t()).gather(1, items.long())
         if not _sparse_products(vectors):
             block = items.view(len(items), -1)
             return (item_embeddings[block] @ vectors.unsqueeze(2)).view(items.shape)

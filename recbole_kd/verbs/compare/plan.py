@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from recbole_kd.data.fast_sampling import samples_fast
-from recbole_kd.errors import UserError
+from recbole_kd.errors import UnknownSetting, UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.known_keys import check
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
@@ -75,6 +75,8 @@ class Row:
         try:
             return KDConfig(self.model, self.dataset, config_dict={**self.settings, "seed": seed})
         except UserError as error:
+            if isinstance(error, UnknownSetting):
+                error.known += CompareOptions.__dataclass_fields__
             raise UserError(f"{self.name}: {error}") from None
 
     def experiment(self, seed: int) -> Experiment:
