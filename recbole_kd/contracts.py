@@ -27,6 +27,7 @@ CAPABILITIES: dict[str, str] = {
     "listed_scores": "scores of the items in the ranked lists",
     "representations": "a vector for each user and each item",
     "pair_representations": "a vector for each user and each item, or for each pair of them",
+    "item_representations": "a vector for each item",
     "tables": "embedding tables of users and of items",
     "layers": "the output of each layer of its graph",
     "sequences": "scores of the next item after a sequence",
@@ -84,6 +85,9 @@ class TeacherView(Protocol):
     name: str
     capabilities: frozenset[str]
     dimension: Optional[int]
+    #: (U,), (I,) bool: which users and items have vectors, where not all do; what stands for the others means nothing.
+    known_users: Optional[Tensor]
+    known_items: Optional[Tensor]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """y_t of users (n,) with items (n,) or (n, k): a tensor shaped like `items`.
@@ -205,15 +209,27 @@ class Batch:
 
 
 class Needs(NamedTuple):
-    """What a distiller reads: keys of :data:`CAPABILITIES`, of the student and of the teacher."""
+    """What a distiller reads: keys of :data:`CAPABILITIES`, of the student and of the teacher.
+
+    Attributes:
+        items_alone: whether a teacher that has vectors of items alone will do in place of one that has all of them.
+    """
 
     student: frozenset[str] = frozenset()
     teacher: frozenset[str] = frozenset()
+    items_alone: bool = False
 
     @classmethod
-    def of(cls, *names: str, teacher: Optional[tuple[str, ...]] = None) -> Needs:
+    def of(cls, *names: str, teacher: Optional[tuple[str, ...]] = None, items_alone: bool = False) -> Needs:
         """These names of the student; of the teacher the same, or those of `teacher`."""
-        return cls(frozenset(names), frozenset(names if teacher is None else teacher))
+        return cls(frozenset(names), frozenset(names if teacher is None else teacher), items_alone)
+
+    def lacking(self, role: str, capabilities: frozenset[str]) -> frozenset[str]:
+        """What a ``student`` or ``teacher`` that offers these capabilities lacks."""
+        lacking: frozenset[str] = getattr(self, role) - capabilities
+        if role == "teacher" and self.items_alone and "item_representations" in capabilities:
+            return lacking - {"representations", "pair_representations", "sequence_vectors"}
+        return lacking
 
 
 @dataclass(frozen=True)

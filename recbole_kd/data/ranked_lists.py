@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from recbole_kd.data.foreign import ForeignIds, find_columns
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import file_digest
@@ -101,7 +101,10 @@ def read_ranked_lists(
         raise UserError(f"{source}: there is no such file; give one of scores or ranked items.")
     reader = _Reader(source, user_tokens, item_tokens)
     with readable(source):
-        for batch in read_batches(path, lambda names: _columns(source, names, fields), ("rank", "score")):
+        wanted = {"users": fields[0], "items": fields[1], "rank": "rank", "score": "score"}
+        expected = _HELP.format(user=fields[0], item=fields[1])
+        choose = partial(find_columns, source, wanted=wanted, needed=("users", "items"), expected=expected)
+        for batch in read_batches(path, choose, ("rank", "score")):
             reader.add(batch)
         users, items, order, scores = reader.columns()
         digest, _ = file_digest(path)
@@ -136,14 +139,13 @@ class _Reader:
     def __init__(self, source: str, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> None:
         self.source = source
         self.tokens = {"users": user_tokens, "items": item_tokens}
-        self.known = {kind: pa.array(list(tokens[1:]), pa.string()) for kind, tokens in self.tokens.items()}
+        self.ids = ForeignIds(source, self.tokens)
         self.rows = 0
-        self.unknown: dict[str, tuple[int, str]] = {}
         self.parts: list[tuple[Any, ...]] = []
 
     def add(self, batch: dict[str, Any]) -> None:
         """Takes over a batch of columns: ``users``, ``items``, and ``score`` and ``rank`` where they are."""
-        ids = {kind: self._ids(kind, batch[kind]) for kind in self.tokens}
+        ids = {kind: self.ids.of(kind, batch[kind]) for kind in self.tokens}
         first = self.rows + 1
         self.rows += len(ids["users"])
         numbers = []
@@ -161,32 +163,17 @@ class _Reader:
                     )
             numbers.append(column)
         found = (ids["users"] > 0) & (ids["items"] > 0)
-        if self.rows > len(self.known["users"]) * len(self.known["items"]):
+        if self.rows > len(self.tokens["users"]) * len(self.tokens["items"]):
             raise UserError(f"{self.source} has more rows than there are users times items; list no pair twice.")
         self.parts.append(
             tuple(None if column is None else column[found] for column in (ids["users"], ids["items"], *numbers))
         )
 
-    def _ids(self, kind: str, column: Any) -> Any:
-        """(n,) int32 internal ids, 0 for a token that the dataset does not know."""
-        column = pc.cast(column, pa.string())
-        found = pc.index_in(column, value_set=self.known[kind])
-        if found.null_count:
-            count, example = self.unknown.get(kind, (0, ""))
-            if not count:
-                example = str(column[pc.index(pc.is_null(found), True).as_py()].as_py())[:50]
-            self.unknown[kind] = count + found.null_count, example
-        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
-
     def columns(self) -> tuple[Any, Any, Optional[Any], Optional[Any]]:
         """(users, items, what orders a user's rows, scores as float32)."""
         if not self.rows:
             raise UserError(f"{self.source} has a header but no rows; expected one for each listed item.")
-        for kind, (count, example) in self.unknown.items():
-            raise UserError(
-                f"{self.source}: {count:,} of {self.rows:,} rows name {kind} that the dataset does not have (after its "
-                f"filters), such as '{example}'; drop those rows, and write ids as the dataset's own file does."
-            )
+        self.ids.refuse_unknown(self.rows)
         users, items, rank, score = (
             None if part[0] is None else np.concatenate(part) for part in map(list, zip(*self.parts))
         )
@@ -202,21 +189,3 @@ class _Reader:
                 f"{self.source}: {len(twice):,} rows repeat a user and an item, such as "
                 f"'{self.tokens['users'][user]}' and '{self.tokens['items'][item]}'; keep one row of each."
             )
-
-
-def _columns(source: str, names: Sequence[str], fields: tuple[str, str]) -> dict[str, str]:
-    """What a column holds -> its name in the file; RecBole's ``name:type`` is read as the name."""
-    wanted = {"users": fields[0], "items": fields[1], "rank": "rank", "score": "score"}
-    found = {}
-    for kind, field in wanted.items():
-        columns = [name for name in names if name.partition(":")[0] == field]
-        if len(columns) > 1 or (not columns and kind in ("users", "items")):
-            shown = ", ".join(names)[:100] or "none that can be read"
-            problem = f"{len(columns)} columns" if columns else "no column"
-            raise UserError(
-                f"{source} has {problem} '{field}' (its first line names {shown}); "
-                f"{_HELP.format(user=fields[0], item=fields[1])}."
-            )
-        if columns:
-            found[kind] = columns[0]
-    return found
