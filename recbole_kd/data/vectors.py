@@ -147,7 +147,7 @@ class _Reader:
         """(n, d) float32 of a column of lists, or of text."""
         if pa.types.is_string(column.type):
             text = pc.utf8_trim_whitespace(pc.replace_substring_regex(column, r"[\[\],]", " "))
-            column = pc.utf8_split_whitespace(text)
+            column = pc.utf8_split_whitespace(pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text))
         kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
         if not any(is_kind(column.type) for is_kind in kinds):
             raise UserError(f"{self.source}: column 'vector' holds {column.type}; expected a list of numbers in a row.")

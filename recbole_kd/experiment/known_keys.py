@@ -1,4 +1,4 @@
-"""Every setting that a run reads, whatever its model: type, default, range and meaning, in groups.
+"""Every setting that a run reads, whatever its model: type, default, range and meaning (long: one table, in groups).
 
 RecBole passes over most wrong values in silence, or fails on them late. :func:`check` refuses them in one line.
 Help and docs are made of the same table. Nothing here imports torch or RecBole.
