@@ -61,7 +61,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such file": ([*RRD, "--teacher.ranks=none.csv"], r"--teacher\.ranks=none\.csv: there is no such file"),
     "unknown users": ([*RRD, "--teacher.ranks={unknown}"], r"--teacher\.ranks=.*: 1 of 961 rows name users that the dataset does not have .* such as 'stranger'; drop those rows"),
     "an item twice": ([*RRD, "--teacher.ranks={twice}"], r"--teacher\.ranks=.*: 1 rows repeat a user and an item, such as 'u0' and 'i0'"),
-    "missing users": ([*RRD, "--teacher.ranks={missing}"], r"--teacher\.ranks=.* no unobserved item for 2 of 48 users of the training split, such as 'u4[67]'"),
+    "nobody's list": ([*RRD, "--teacher.ranks={nobody}"], r"--teacher\.ranks=.* lists no unobserved item for any of 48 users of the training split"),
     "K above the file's lists": (["--distill=rrd", "--rrd.pool=25", "--rrd.interesting=5", "--rrd.uninteresting=5", "--teacher.ranks={ranks}"], r"rrd\.pool=25: the file ranks\.csv ranks fewer items for 48 of 48 users, .* lower rrd\.pool or give longer lists"),
 }  # fmt: skip
 
@@ -75,7 +75,9 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ranks": rows,
         "unknown": [*rows, "stranger,i1"],
         "twice": [*rows, "u0,i0"],
-        "missing": rows[: 46 * 20],
+        "nobody": [
+            (folder / "known-answer" / "known-answer.train.inter").read_text().split("\n")[1].replace("\t", ",")
+        ],
     }
     for name, lines in files.items():
         (folder / f"{name}.csv").write_text("\n".join(["user_id,item_id", *lines]) + "\n")

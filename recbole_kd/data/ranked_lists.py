@@ -38,6 +38,7 @@ class RankedLists:
         scores: (n,) float32, or None where the file has none.
         catalogue: I.
         observed_rows: rows of the file that were left out because the training split has observed them.
+        users_without: users of the training split for whom the file lists no unobserved item.
         digest: sha256 of the file, in hexadecimal.
     """
 
@@ -46,6 +47,7 @@ class RankedLists:
     scores: Optional[Tensor]
     catalogue: int
     observed_rows: int
+    users_without: int
     digest: str
 
     def top(self, k: int) -> Tensor:
@@ -88,13 +90,13 @@ def read_ranked_lists(
     Args:
         path: the file.
         user_tokens, item_tokens: original ids by internal id; index 0 is padding.
-        observed: the training split: its pairs are left out, and its users must have lists.
+        observed: the training split: its pairs are left out, and some of its users must have lists.
         fields: names of the columns of users and of items.
         setting: the setting that named the file, for messages.
 
     Raises:
         UserError: a file that cannot be read, columns that are missing, ids that are not in the dataset, an item twice
-            in a list, a score that is no number, or a user of the training split without a list.
+            in a list, a score that is no number, or no list for any user of the training split.
     """
     source = f"--{setting}={path}"
     if not Path(path).is_file():
@@ -116,17 +118,17 @@ def read_ranked_lists(
     kept = ~observed.contains(users, items)
     users, items = users[kept], items[kept]
     counts = torch.bincount(users, minlength=observed.users)
-    without = ((counts == 0) & (observed.counts > 0)).nonzero().squeeze(1)
-    if len(without):
+    trained = observed.counts > 0
+    if not bool((counts[trained] > 0).any()):
         raise UserError(
-            f"{source} lists no unobserved item for {len(without):,} of {int((observed.counts > 0).sum()):,} users of "
-            f"the training split, such as '{user_tokens[int(without[0])]}'; add their lists, or leave these users out "
-            "of the dataset."
+            f"{source} lists no unobserved item for any of {int(trained.sum()):,} users of the training split; give "
+            "lists of items that they have not had."
         )
     offsets = torch.zeros(observed.users + 1, dtype=torch.long)
     offsets[1:] = counts.cumsum(0)
     values = None if values is None else values[kept]
-    return RankedLists(offsets, items, values, observed.items, int((~kept).sum()), digest)
+    without = int((trained & (counts == 0)).sum())
+    return RankedLists(offsets, items, values, observed.items, int((~kept).sum()), without, digest)
 
 
 #: Scores and ranks are kept in 32 bits.

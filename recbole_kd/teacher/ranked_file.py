@@ -32,6 +32,11 @@ class RankFileTeacher(FileTeacher):
                 f"{lists.observed_rows:,} rows of {path} are interactions of the training split and are left out: "
                 "rankings are of unobserved items."
             )
+        if lists.users_without:
+            logging.getLogger().info(
+                f"{path} has no list for {lists.users_without:,} users of the training split: the base loss alone "
+                "trains them."
+            )
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where there are fewer."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar, Union
+from typing import ClassVar, Optional, TypeVar, Union
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import DataView, Distiller, DistillerOptions, Needs, StudentView, TeacherView
+from recbole_kd.contracts import Batch, DataView, Distiller, DistillerOptions, Needs, StudentView, TeacherView
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank, require_listed, require_unobserved
 from recbole_kd.data.samplers import Complement, draw_without_replacement, exponential_log_weights, items_at
@@ -54,7 +54,13 @@ ListOptionsT = TypeVar("ListOptionsT", bound=ListOptions)
 
 
 class ListDistiller(Distiller[ListOptionsT]):
-    """Base of the distillers that read ranked lists of unobserved items and the student's scores of them."""
+    """Base of the distillers that read ranked lists of unobserved items and the student's scores of them.
+
+    A user without a list (a file need not have one for each) is in no mean: the base loss alone trains them.
+    """
+
+    #: (U,) bool: which users the teacher has a list of; None where all who are trained on have one.
+    listed: Optional[Tensor] = None
 
     #: Options that each ask for so many unobserved items of every user.
     list_lengths: ClassVar[tuple[str, ...]] = ("pool",)
@@ -79,7 +85,19 @@ class ListDistiller(Distiller[ListOptionsT]):
         """
         ranked = self.teacher.ranked_items(k).cpu()
         require_listed(self.data.observed, f"{self.name}.{setting}", ranked, self.teacher.name)
+        listed = ranked[:, 0] > 0
+        if bool((self.data.observed.counts[~listed] > 0).any()):
+            self.listed = listed.to(self.data.device)
         return ranked
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses by name, each multiplied by its weight, over the users who have a list."""
+        if self.listed is not None:
+            kept = self.listed[batch.users]
+            batch = Batch(batch.users[kept], batch.items[kept])
+            if not len(batch.users):
+                return {}
+        return super().forward(batch)
 
     def ranked_by(self, guide: str, setting: str, k: int) -> Tensor:
         """:meth:`ranked_items` by the guide: ``teacher``, or ``student`` as it is now."""
