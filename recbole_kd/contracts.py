@@ -110,6 +110,9 @@ class TeacherView(Protocol):
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where a user has fewer."""
 
+    def listed_weights(self, k: int) -> Optional[Tensor]:
+        """How much each of :meth:`ranked_items` counts, at least 0: (U, k) float32; None where all count alike."""
+
     def ranked_users(self, k: int) -> Tensor:
         """The k best users of every item among those who did not observe it, by score: (I, k) int32, filled with 0."""
 

@@ -2,8 +2,9 @@
 
 One row says that a user is to get an item, in columns named as the dataset's (``user_id``, ``item_id``), with original
 ids. The order within a user is that of a column ``rank`` (1 is the best), else of a column ``score`` (the highest
-first), else of the rows. Text has a header, as RecBole's atomic files do (``user_id:token``) or plain, and tabs or
-commas between columns; Parquet is read too. Rows are read in batches: what is held is 16 bytes for each kept row.
+first), else of the rows. A column ``weight``, at least 0, says how sure the system is of a row. Text has a header, as
+RecBole's atomic files do (``user_id:token``) or plain, and tabs or commas between columns; Parquet is read too. Rows
+are read in batches: what is held is 20 bytes for each kept row.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class RankedLists:
     Attributes:
         offsets: (U + 1,) int64; the list of user u is ``items[offsets[u]:offsets[u + 1]]``, best first.
         items: (n,) int32.
-        scores: (n,) float32, or None where the file has none.
+        scores, weights: (n,) float32, or None where the file has none.
         catalogue: I.
         observed_rows: rows of the file that were left out because the training split has observed them.
         users_without: users of the training split for whom the file lists no unobserved item.
@@ -45,6 +46,7 @@ class RankedLists:
     offsets: Tensor
     items: Tensor
     scores: Optional[Tensor]
+    weights: Optional[Tensor]
     catalogue: int
     observed_rows: int
     users_without: int
@@ -52,12 +54,19 @@ class RankedLists:
 
     def top(self, k: int) -> Tensor:
         """The k best items of every user, best first: (U, k) int32, filled with 0 where a list is shorter."""
+        return self._top(self.items, k)
+
+    def top_weights(self, k: int) -> Optional[Tensor]:
+        """The weights of those, (U, k) float32; None where the file has none."""
+        return None if self.weights is None else self._top(self.weights, k)
+
+    def _top(self, values: Tensor, k: int) -> Tensor:
         users = len(self.offsets) - 1
         lengths = (self.offsets[1:] - self.offsets[:-1]).clamp(max=k)
         rows = torch.repeat_interleave(torch.arange(users), lengths)
         columns = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
-        bank = torch.zeros(users, k, dtype=torch.int32)
-        bank[rows, columns] = self.items[self.offsets[rows] + columns]
+        bank = torch.zeros(users, k, dtype=values.dtype)
+        bank[rows, columns] = values[self.offsets[rows] + columns]
         return bank
 
     @cached_property
@@ -96,26 +105,26 @@ def read_ranked_lists(
 
     Raises:
         UserError: a file that cannot be read, columns that are missing, ids that are not in the dataset, an item twice
-            in a list, a score that is no number, or no list for any user of the training split.
+            in a list, a score that is no number, a weight below 0, or no list for any user of the training split.
     """
     source = f"--{setting}={path}"
     if not Path(path).is_file():
         raise UserError(f"{source}: there is no such file; give one of scores or ranked items.")
     reader = _Reader(source, user_tokens, item_tokens)
     with readable(source):
-        wanted = {"users": fields[0], "items": fields[1], "rank": "rank", "score": "score"}
+        wanted = {"users": fields[0], "items": fields[1], **{name: name for name in _NUMBERS}}
         expected = _HELP.format(user=fields[0], item=fields[1])
         choose = partial(find_columns, source, wanted=wanted, needed=("users", "items"), expected=expected)
-        for batch in read_batches(path, choose, ("rank", "score")):
+        for batch in read_batches(path, choose, _NUMBERS):
             reader.add(batch)
-        users, items, order, scores = reader.columns()
+        users, items, order, *numbers = reader.columns()
         digest, _ = file_digest(path)
     arranged = np.argsort(users, kind="stable") if order is None else np.lexsort((order, users))
     users, items = torch.from_numpy(users[arranged]), torch.from_numpy(items[arranged])
-    values = None if scores is None else torch.from_numpy(scores[arranged])
     keys, _ = (users.long() * observed.items + items).sort()
     reader.refuse_duplicates(keys, observed.items)
     kept = ~observed.contains(users, items)
+    scores, weights = (None if one is None else torch.from_numpy(one[arranged])[kept] for one in numbers)
     users, items = users[kept], items[kept]
     counts = torch.bincount(users, minlength=observed.users)
     trained = observed.counts > 0
@@ -126,12 +135,13 @@ def read_ranked_lists(
         )
     offsets = torch.zeros(observed.users + 1, dtype=torch.long)
     offsets[1:] = counts.cumsum(0)
-    values = None if values is None else values[kept]
     without = int((trained & (counts == 0)).sum())
-    return RankedLists(offsets, items, values, observed.items, int((~kept).sum()), without, digest)
+    return RankedLists(offsets, items, scores, weights, observed.items, int((~kept).sum()), without, digest)
 
 
-#: Scores and ranks are kept in 32 bits.
+#: Columns of numbers.
+_NUMBERS = ("rank", "score", "weight")
+#: They are kept in 32 bits.
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -146,12 +156,12 @@ class _Reader:
         self.parts: list[tuple[Any, ...]] = []
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Takes over a batch of columns: ``users``, ``items``, and ``score`` and ``rank`` where they are."""
+        """Takes over a batch of columns: ``users``, ``items``, and those of numbers that there are."""
         ids = {kind: self.ids.of(kind, batch[kind]) for kind in self.tokens}
         first = self.rows + 1
         self.rows += len(ids["users"])
         numbers = []
-        for name in ("rank", "score"):
+        for name in _NUMBERS:
             column = batch.get(name)
             if column is not None:
                 if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -163,6 +173,11 @@ class _Reader:
                         f"{self.source}: the {name} in row {first + int(wrong[0]):,} is not a finite number of 32 bits;"
                         " give every row one."
                     )
+                if name == "weight" and len(column) and column.min() < 0:
+                    row = first + int(column.argmin())
+                    raise UserError(
+                        f"{self.source}: the weight in row {row:,} is {column.min():g}; expected at least 0."
+                    )
             numbers.append(column)
         found = (ids["users"] > 0) & (ids["items"] > 0)
         if self.rows > len(self.tokens["users"]) * len(self.tokens["items"]):
@@ -171,16 +186,17 @@ class _Reader:
             tuple(None if column is None else column[found] for column in (ids["users"], ids["items"], *numbers))
         )
 
-    def columns(self) -> tuple[Any, Any, Optional[Any], Optional[Any]]:
-        """(users, items, what orders a user's rows, scores as float32)."""
+    def columns(self) -> tuple[Any, Any, Optional[Any], Optional[Any], Optional[Any]]:
+        """(users, items, what orders a user's rows, scores and weights as float32)."""
         if not self.rows:
             raise UserError(f"{self.source} has a header but no rows; expected one for each listed item.")
         self.ids.refuse_unknown(self.rows)
-        users, items, rank, score = (
+        users, items, rank, score, weight = (
             None if part[0] is None else np.concatenate(part) for part in map(list, zip(*self.parts))
         )
         order = rank if rank is not None else None if score is None else -score
-        return users, items, order, None if score is None else score.astype(np.float32)
+        score, weight = (None if one is None else one.astype(np.float32) for one in (score, weight))
+        return users, items, order, score, weight
 
     def refuse_duplicates(self, keys: Tensor, catalogue: int) -> None:
         """Raises where an item is twice in a list, given the pairs ``user * I + item``, ascending."""

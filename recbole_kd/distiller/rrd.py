@@ -15,6 +15,8 @@ each batch. Entry: a sequence of the batch.
 The paper's r are the scores themselves; ``temperature`` tau makes them r / tau, for a student whose scores are bounded:
 of cosines the likelihood can tell no item from another by more than a factor of exp(2).
 
+``decay``, ``consistency`` and a file's confidence are factors w_k of the terms of the sum over k (DLLM2Rec, RecSys'24).
+
 Ablation of table 4: ``uninteresting: 0`` keeps the order of the interesting items alone.
 
 Where published code differs: it clamps scores at 80 before exp, which log-sum-exp makes unnecessary; it sums over the
@@ -34,11 +36,17 @@ from torch.nn import functional
 
 from recbole_kd.contracts import Batch, DataView, Distiller, Needs, Part, Sequences
 from recbole_kd.data.observed import Observed
-from recbole_kd.distiller.base.lists import ListDistiller, RelaxedLists, RelaxedOptions
+from recbole_kd.distiller.base.lists import (
+    ImportanceOptions,
+    ListDistiller,
+    RelaxedLists,
+    RelaxedOptions,
+    importance,
+)
 
 
 @dataclass(frozen=True)
-class RRDOptions(RelaxedOptions):
+class RRDOptions(RelaxedOptions, ImportanceOptions):
     """Options of the section ``rrd``."""
 
     sequence_needs = Needs.of("sequences")
@@ -59,19 +67,21 @@ class RRDDistiller(ListDistiller[RRDOptions]):
         options.require_lists(cls.name, data.observed, "users", "items")
 
     def build(self) -> None:
-        ranked = self.ranked_items("pool", self.options.pool)
-        self._lists = RelaxedLists(self.options, self.data.observed, ranked, self.data.device)
+        self._ranked = self.ranked_items("pool", self.options.pool)
+        self._confidence = self.teacher.listed_weights(self.options.pool)
+        self._lists = RelaxedLists(self.options, self.data.observed, self._ranked, self.data.device)
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws every user's items anew."""
-        self._lists.draw(self.generator)
+        weights = importance(self.options, self._ranked, self._confidence, self.student, self.data)
+        self._lists.draw(self.generator, weights)
 
     def loss(self, batch: Batch) -> Union[Part, dict[str, Tensor]]:
         """Eq. 9: the mean over this process's part of the batch's distinct users."""
         users, fraction = self.data.share.of(batch.distinct_users)
         if not len(users):
             return {}
-        return Part(self._lists.loss(self.student.scores(users, self._lists.of(users))), fraction)
+        return Part(self._lists.loss(self.student.scores(users, self._lists.of(users)), users), fraction)
 
 
 class RRDSequenceDistiller(Distiller[RRDOptions]):

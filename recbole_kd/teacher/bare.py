@@ -65,6 +65,9 @@ class BareTeacher:
     def ranked_items(self, k: int) -> Tensor:
         self.lacks("ranks")
 
+    def listed_weights(self, k: int) -> Optional[Tensor]:
+        return None
+
     def ranked_users(self, k: int) -> Tensor:
         self.lacks("scores")
 

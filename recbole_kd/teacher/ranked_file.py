@@ -42,6 +42,10 @@ class RankFileTeacher(FileTeacher):
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where there are fewer."""
         return self.lists.top(k)
 
+    def listed_weights(self, k: int) -> Tensor | None:
+        """How sure the file is of each of :meth:`ranked_items`, (U, k); None where it does not say."""
+        return self.lists.top_weights(k)
+
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """The file's scores of users (n,) with items (n,) or (n, k), shaped like `items`; NaN where it has none."""
         if self.lists.scores is None:

@@ -95,6 +95,16 @@ def test_observed_items_are_left_out_and_counted(tmp_path: Path) -> None:
     assert lists.observed_rows == 2
 
 
+def test_weights_stand_beside_the_items(tmp_path: Path) -> None:
+    rows = [(*row, place / 8) for place, row in enumerate(ROWS)]
+    lists = read(written(tmp_path, "user_id,item_id,score,weight", rows, ","))
+    assert by_user(lists) == EXPECTED
+    weights = lists.top_weights(3)
+    assert weights is not None
+    assert weights.tolist() == [[0, 0, 0], [0.25, 0, 0.5], [0.125, 0.375, 0], [0, 0, 0]]
+    assert read(written(tmp_path, "user_id,item_id,score", ROWS, ",")).top_weights(3) is None
+
+
 def test_users_without_a_list_are_counted(tmp_path: Path) -> None:
     """Who is not in the file, and whose listed items are all observed; not who is in no training pair."""
     assert read(written(tmp_path, "user_id,item_id", [("ann", "z")], ",")).users_without == 1
@@ -161,6 +171,12 @@ def test_many_small_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         ("user_id,item_id,score", [("ann", "z", "inf")], "the score in row 1 is not a finite number"),
         ("user_id,item_id,score", [("ann", "z", "")], "the score in row 1 is not a finite number"),
         ("user_id,item_id,score", [("ann", "z", "high")], "cannot be read: .*high"),
+        (
+            "user_id,item_id,weight",
+            [("ann", "z", 1), ("bob", "z", -0.5)],
+            "the weight in row 2 is -0.5; expected at least 0",
+        ),
+        ("user_id,item_id,weight", [("ann", "z", "nan")], "the weight in row 1 is not a finite number"),
         ("user_id,item_id,rank", [("ann", "z", "")], "the rank in row 1 is not a finite number"),
         ("user_id,item_id", [("ann", "z", "more")], "cannot be read: .*2 columns"),
         ("user,item_id", [("ann", "z")], "has no column 'user_id' .*names user, item_id"),

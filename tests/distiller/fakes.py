@@ -127,6 +127,9 @@ class FakeTeacher:
         ranked[0] = 0
         return nn.functional.pad(ranked, (0, k - ranked.shape[1]))
 
+    def listed_weights(self, k: int) -> Optional[Tensor]:
+        return None
+
     def ranked_users(self, k: int) -> Tensor:
         """(I, k) best users of each item who did not observe it, 0 where there are fewer."""
         turned = FakeTeacher.__new__(FakeTeacher)

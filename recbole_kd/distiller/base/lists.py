@@ -19,11 +19,13 @@ from recbole_kd.options import Options, option
 
 __all__ = [
     "GuidedOptions",
+    "ImportanceOptions",
     "ListDistiller",
     "ListOptions",
     "RelaxedLists",
     "RelaxedOptions",
     "catalogue_scores",
+    "importance",
     "list_scores",
     "require_drawable",
 ]
@@ -48,6 +50,36 @@ class GuidedOptions(ListOptions):
     @property
     def needs(self) -> Needs:  # type: ignore[override]
         return Needs.of("scores", teacher=("ranks", "listed_scores") if self.guide == "teacher" else ("scores",))
+
+
+@dataclass(frozen=True)
+class ImportanceOptions(Options):
+    """How much each item of the teacher's list counts, beside the confidence of a file (DLLM2Rec, RecSys'24)."""
+
+    decay: Optional[float] = option(
+        None, "T, in ranks: the teacher's k-th item counts exp(-k/T); ~: all alike", above=0
+    )
+    consistency: float = option(
+        1.0, "factor of those that the student's own list of that length holds too, found anew each epoch", above=0
+    )
+
+    @property
+    def unequal(self) -> bool:
+        """Whether either is asked for."""
+        return self.decay is not None or self.consistency != 1
+
+    def check(self, section: str) -> None:
+        """
+        Raises:
+            UserError: the list is the student's own.
+        """
+        super().check(section)
+        if self.unequal and getattr(self, "guide", "teacher") == "student":
+            name = "consistency" if self.decay is None else "decay"
+            raise UserError(
+                f"{section}.{name} says how the teacher's items count, and {section}.guide=student lists the student's;"
+                " leave one of them out."
+            )
 
 
 ListOptionsT = TypeVar("ListOptionsT", bound=ListOptions)
@@ -104,6 +136,34 @@ class ListDistiller(Distiller[ListOptionsT]):
         if guide == "teacher":
             return self.ranked_items(setting, k)
         return student_ranking(self.student, self.data, k)
+
+
+def importance(
+    options: ImportanceOptions, ranked: Tensor, confidence: Optional[Tensor], student: StudentView, data: DataView
+) -> Optional[Tensor]:
+    """How much each listed item counts now: the product of confidence, decay and consistency, divided by its mean.
+
+    The mean is over all listed items of all users, so that a weight of the loss means the same with and without them.
+
+    Args:
+        ranked: (U, k) the teacher's lists, 0 where there is no item.
+        confidence: (U, k) at least 0; None: 1.
+
+    Returns:
+        (U, k) float32 on the CPU, 0 where there is no item; None where all items count alike.
+    """
+    if confidence is None and not options.unequal:
+        return None
+    listed = ranked > 0
+    weights = listed.float() if confidence is None else confidence.cpu() * listed
+    if options.decay is not None:
+        weights = weights * torch.exp(-torch.arange(1, ranked.shape[1] + 1) / options.decay)
+    if options.consistency != 1:
+        own = student_ranking(student, data, ranked.shape[1]).sort(dim=1).values
+        place = torch.searchsorted(own, ranked).clamp_(max=own.shape[1] - 1)
+        weights = torch.where(own.gather(1, place) == ranked, weights * options.consistency, weights)
+    mean = weights.sum(dtype=torch.float64) / listed.sum().clamp(min=1)
+    return weights / mean.clamp(min=torch.finfo(torch.float32).tiny).float()
 
 
 def student_ranking(student: StudentView, data: DataView, k: int) -> Tensor:
@@ -204,27 +264,35 @@ class RelaxedLists:
         self._complement = Complement(observed, ranked)
         self._device = device
         self._drawn = torch.empty(0)
+        self._drawn_weights: Optional[Tensor] = None
 
-    def draw(self, generator: torch.Generator) -> None:
-        """Draws the entries of every row anew."""
+    def draw(self, generator: torch.Generator, weights: Optional[Tensor] = None) -> None:
+        """Draws the entries of every row anew; weights (rows, K') say how much the ranked ones count."""
         options = self._options
         interesting = self._ranked[:, : options.interesting]
+        chosen = torch.arange(options.interesting).expand(len(self._ranked), -1)
         if options.sampling == "exponential":
-            weights = exponential_log_weights(options.pool, options.emphasis)
-            chosen = draw_without_replacement(weights, len(self._ranked), options.interesting, generator)
+            chances = exponential_log_weights(options.pool, options.emphasis)
+            chosen = draw_without_replacement(chances, len(self._ranked), options.interesting, generator)
             interesting = items_at(self._ranked, chosen)
         uninteresting = interesting[:, :0]
         if options.uninteresting:
             uninteresting = self._complement.draw(options.uninteresting, generator)
         self._drawn = torch.cat([interesting, uninteresting], dim=1).to(self._device)
+        self._drawn_weights = None if weights is None else items_at(weights, chosen).to(self._device)
 
     def of(self, rows: Tensor) -> Tensor:
         """(n, K + L) ids, the interesting ones first, best rank first."""
         return self._drawn[rows].long()
 
-    def loss(self, scores: Tensor) -> Tensor:
-        """Mean over rows for the student's scores (n, K + L) of what :meth:`of` gave (RRD, eq. 9)."""
+    def loss(self, scores: Tensor, rows: Optional[Tensor] = None) -> Tensor:
+        """Mean over rows for the student's scores (n, K + L) of what :meth:`of` gave of them (RRD, eq. 9).
+
+        Args:
+            rows: (n,) the rows; needed where their entries were drawn with weights.
+        """
         k = self._options.interesting
         if self._options.temperature != 1:
             scores = scores / self._options.temperature
-        return listwise_loss(scores[:, :k], scores[:, k:])
+        weights = None if self._drawn_weights is None or rows is None else self._drawn_weights[rows].to(scores)
+        return listwise_loss(scores[:, :k], scores[:, k:], weights=weights)
