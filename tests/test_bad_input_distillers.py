@@ -25,7 +25,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "L below the pool": (["--distill=rrd", "--rrd.pool=30", "--rrd.interesting=5", "--rrd.uninteresting=3"], r"rrd\.uninteresting=3 below the 30 of rrd\.pool: .* lower rrd\.uninteresting or rrd\.pool"),
     "how the student's own list counts": (["--distill=kd", "--kd.guide=student", "--kd.decay=10"], r"kd\.decay says how the teacher's items count, and kd\.guide=student lists the student's"),
     "a factor of 0": (["--distill=cd", "--cd.consistency=0"], r"cd\.consistency=0 is out of range; expected above 0"),
-    "L 0": (["--distill=rrd", "--rrd.uninteresting=0"], r"rrd\.uninteresting=0 is out of range; expected at least 1"),
+    "L -1": (["--distill=rrd", "--rrd.uninteresting=-1"], r"rrd\.uninteresting=-1 is out of range; expected at least 0"),
     "K 0": (["--distill=rd", "--rd.interesting=0"], r"rd\.interesting=0 is out of range; expected at least 1"),
     "K above K'": (["--distill=rrd", "--rrd.pool=10"], r"rrd\.interesting=40 items cannot be drawn from a list of rrd\.pool=10"),
     "L above K'": (["--distill=dcd", "--dcd.pool=10", "--dcd.interesting=5"], r"dcd\.uninteresting=40 items cannot be drawn from a list of dcd\.pool=10"),

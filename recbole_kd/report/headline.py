@@ -183,7 +183,8 @@ def _plain(base: Model) -> str:
 
 
 def _value(model: Model, metric: str) -> str:
-    return f"{metric_label(metric)} {model.mean(metric):.4f}"
+    mean = model.mean(metric)
+    return f"{metric_label(metric)} {'unknown' if mean is None else f'{mean:.4f}'}"
 
 
 def _beats(comparison: Comparison, model: Model, other: Model) -> bool:

@@ -65,7 +65,7 @@ def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
         "backbone": config.resolved.backbone,
         "dataset": config["dataset"],
         "config": recorded(config, splits),
-        "data_settings": splits.read_settings,
+        "data_settings": list(splits.read_settings),
         "user_tokens": splits.user_tokens,
         "item_tokens": splits.item_tokens,
         "split": splits.training_digest,

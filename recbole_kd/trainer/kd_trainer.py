@@ -35,7 +35,7 @@ from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load
 from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from recbole_kd.trainer.board import new_stamp, tensorboard_run
-from recbole_kd.trainer.learner import fused_adam_exists
+from recbole_kd.trainer.learner import use_fused_adam
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
     Attributes,
@@ -100,8 +100,7 @@ class KDMixin:
         self.best_epoch = -1
         self._values: tuple[Tensor, ...] = ()
         self._bar: Optional[_Bar] = None
-        self._epoch = 0
-        self._began = 0.0
+        self._epoch, self._began = 0, 0.0
         self._train_data: Any = None
         self._resumed: Optional[dict[str, Any]] = None
         self._attributes: Optional[Attributes] = None
@@ -134,9 +133,8 @@ class KDMixin:
             # The penalty is the recommender's. An expert's loss comes with a small weight: decay would wear down what
             # the loss hardly holds, to subnormal numbers, with which a matrix product takes a hundred times as long.
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
-        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self.fused and fused_adam_exists():
-            for group in optimizer.param_groups:
-                group["fused"] = True
+        if self.fused:
+            use_fused_adam(optimizer)
         return optimizer
 
     # One epoch
@@ -200,9 +198,9 @@ class KDMixin:
     def _schedule_learning_rate(self, epoch: int) -> None:
         if self.config["learning_rate_schedule"] == "cosine":
             # A function of the epoch alone, so that a resumed run needs no state of it.
-            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.config["epochs"]))
+            rate = self.config["learning_rate"] * 0.5 * (1 + math.cos(math.pi * epoch / max(1, self.config["epochs"])))
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config["learning_rate"] * factor
+                group["lr"] = rate
 
     def _joint_loss(self, base_loss: Callable[[Any], Any]) -> Callable[[Any], tuple[Tensor, ...]]:
         """The base loss and every distiller's, as the tuple that RecBole sums."""
@@ -402,13 +400,9 @@ class KDMixin:
                 "resume it with the settings that it was written with."
             ) from None
         self.start_epoch = state["epoch"] + 1
-        self.cur_step = state["cur_step"]
-        self.best_valid_score = state["best_valid_score"]
+        for name in ("cur_step", "best_valid_score", "best_epoch", "loss_history", "valid_history", "epoch_seconds"):
+            setattr(self, name, state[name])
         self.best_valid_result = state["best_valid_result"] or None
-        self.best_epoch = state["best_epoch"]
-        self.loss_history = state["loss_history"]
-        self.valid_history = state["valid_history"]
-        self.epoch_seconds = state["epoch_seconds"]
         self.saved_model_file = str(Path(resume_file).parent / Path(state["saved_model_file"]).name)
         self._resumed = state
         self.logger.info(f"Resuming after epoch {state['epoch']} of {resume_file}")

@@ -115,6 +115,13 @@ def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
     return list(tables)
 
 
+def use_fused_adam(optimizer: Optimizer) -> None:
+    """Lets Adam or AdamW take its steps fused, where this torch can; any other optimiser stays as it is."""
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fused_adam_exists():
+        for group in optimizer.param_groups:
+            group["fused"] = True
+
+
 @cache
 def fused_adam_exists() -> bool:
     """Whether this torch has a fused Adam on a CPU (since 2.4): one pass over weights, gradients and moments."""

@@ -134,9 +134,10 @@ class Attributes:
             if path in self._fresh and _same(self._fresh[path], _mark(value)):
                 continue
             try:
-                kept[path] = _whole(value, _stored)
-                digest(kept[path])
-                plain(kept[path], path)
+                stored = _whole(value, _stored)
+                digest(stored)
+                plain(stored, path)
+                kept[path] = stored
             except (Unstorable, TypeError, UserError):
                 lost.append(path)
         return kept, lost
