@@ -32,6 +32,7 @@ CAPABILITIES: dict[str, str] = {
     "layers": "the output of each layer of its graph",
     "sequences": "scores of the next item after a sequence",
     "sequence_vectors": "a vector for each sequence and each item",
+    "sequence_ranks": "a ranking of the next items after some of the training sequences",
 }
 
 
@@ -121,6 +122,12 @@ class TeacherView(Protocol):
 
     def sequence_embeddings(self, sequences: Sequences) -> Tensor:
         """e_t of n sequences, (n, d_t)."""
+
+    def ranked_after(self, users: Tensor, sequences: Sequences, k: int) -> tuple[Tensor, Optional[Tensor]]:
+        """The k best next items after n training sequences of users (n,), and how much each counts or None: (n, k).
+
+        Items are 0 after sequences without a list.
+        """
 
 
 @dataclass(frozen=True)
@@ -215,23 +222,23 @@ class Needs(NamedTuple):
     """What a distiller reads: keys of :data:`CAPABILITIES`, of the student and of the teacher.
 
     Attributes:
-        items_alone: whether a teacher that has vectors of items alone will do in place of one that has all of them.
+        otherwise: what will do in place of everything that is read of the teacher; "" if nothing will.
     """
 
     student: frozenset[str] = frozenset()
     teacher: frozenset[str] = frozenset()
-    items_alone: bool = False
+    otherwise: str = ""
 
     @classmethod
-    def of(cls, *names: str, teacher: Optional[tuple[str, ...]] = None, items_alone: bool = False) -> Needs:
+    def of(cls, *names: str, teacher: Optional[tuple[str, ...]] = None, otherwise: str = "") -> Needs:
         """These names of the student; of the teacher the same, or those of `teacher`."""
-        return cls(frozenset(names), frozenset(names if teacher is None else teacher), items_alone)
+        return cls(frozenset(names), frozenset(names if teacher is None else teacher), otherwise)
 
     def lacking(self, role: str, capabilities: frozenset[str]) -> frozenset[str]:
         """What a ``student`` or ``teacher`` that offers these capabilities lacks."""
+        if role == "teacher" and self.otherwise in capabilities:
+            return frozenset()
         lacking: frozenset[str] = getattr(self, role) - capabilities
-        if role == "teacher" and self.items_alone and "item_representations" in capabilities:
-            return lacking - {"representations", "pair_representations", "sequence_vectors"}
         return lacking
 
 

@@ -2,9 +2,10 @@
 
 One row says that a user is to get an item, in columns named as the dataset's (``user_id``, ``item_id``), with original
 ids. The order within a user is that of a column ``rank`` (1 is the best), else of a column ``score`` (the highest
-first), else of the rows. A column ``weight``, at least 0, says how sure the system is of a row. Text has a header, as
-RecBole's atomic files do (``user_id:token``) or plain, and tabs or commas between columns; Parquet is read too. Rows
-are read in batches: what is held is 20 bytes for each kept row.
+first), else of the rows. A column ``weight``, at least 0, says how sure the system is of a row; for sequential models a
+column ``position`` says after which of the user's training sequences. Text has a header, as RecBole's atomic files do
+(``user_id:token``) or plain, and tabs or commas between columns; Parquet is read too. Rows are read in batches: what is
+held is 20 bytes for each kept row.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from recbole_kd.data.foreign import ForeignIds, find_columns
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.sequence_states import SequenceStates
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import file_digest
 from recbole_kd.files.tables import read_batches, readable
@@ -93,6 +95,7 @@ def read_ranked_lists(
     observed: Observed,
     fields: tuple[str, str] = ("user_id", "item_id"),
     setting: str = "teacher.ranks",
+    states: Optional[SequenceStates] = None,
 ) -> RankedLists:
     """Reads and checks a file of ranked lists.
 
@@ -102,6 +105,8 @@ def read_ranked_lists(
         observed: the training split: its pairs are left out, and some of its users must have lists.
         fields: names of the columns of users and of items.
         setting: the setting that named the file, for messages.
+        states: for a sequential model, whose lists are of training sequences in the place of users: of the last one of
+            each user, or of that at a column ``position``. No item is left out of them as observed.
 
     Raises:
         UserError: a file that cannot be read, columns that are missing, ids that are not in the dataset, an item twice
@@ -117,21 +122,27 @@ def read_ranked_lists(
         choose = partial(find_columns, source, wanted=wanted, needed=("users", "items"), expected=expected)
         for batch in read_batches(path, choose, _NUMBERS):
             reader.add(batch)
-        users, items, order, *numbers = reader.columns()
+        users, items, order, position, *numbers = reader.columns()
         digest, _ = file_digest(path)
+    if states is not None:
+        places = None if position is None else torch.from_numpy(position).long()
+        users = states.rows(torch.from_numpy(users).long(), places).numpy()
+        observed = Observed(torch.empty(0), torch.empty(0), len(states.users), observed.items)
     arranged = np.argsort(users, kind="stable") if order is None else np.lexsort((order, users))
     users, items = torch.from_numpy(users[arranged]), torch.from_numpy(items[arranged])
     keys, _ = (users.long() * observed.items + items).sort()
-    reader.refuse_duplicates(keys, observed.items)
-    kept = ~observed.contains(users, items)
+    # Rows without a training sequence may be of several.
+    reader.refuse_duplicates(keys[keys >= observed.items], observed.items, states)
+    kept = ~observed.contains(users, items) & (users > 0)
     scores, weights = (None if one is None else torch.from_numpy(one[arranged])[kept] for one in numbers)
     users, items = users[kept], items[kept]
     counts = torch.bincount(users, minlength=observed.users)
-    trained = observed.counts > 0
+    trained = observed.counts > 0 if states is None else torch.arange(observed.users) > 0
     if not bool((counts[trained] > 0).any()):
+        rows = "users" if states is None else "sequences"
         raise UserError(
-            f"{source} lists no unobserved item for any of {int(trained.sum()):,} users of the training split; give "
-            "lists of items that they have not had."
+            f"{source} lists no unobserved item for any of {int(trained.sum()):,} {rows} of the training split; give "
+            "lists of what they may have next."
         )
     offsets = torch.zeros(observed.users + 1, dtype=torch.long)
     offsets[1:] = counts.cumsum(0)
@@ -140,7 +151,7 @@ def read_ranked_lists(
 
 
 #: Columns of numbers.
-_NUMBERS = ("rank", "score", "weight")
+_NUMBERS = ("rank", "score", "weight", "position")
 #: They are kept in 32 bits.
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -180,29 +191,30 @@ class _Reader:
                     )
             numbers.append(column)
         found = (ids["users"] > 0) & (ids["items"] > 0)
-        if self.rows > len(self.tokens["users"]) * len(self.tokens["items"]):
+        if batch.get("position") is None and self.rows > len(self.tokens["users"]) * len(self.tokens["items"]):
             raise UserError(f"{self.source} has more rows than there are users times items; list no pair twice.")
         self.parts.append(
             tuple(None if column is None else column[found] for column in (ids["users"], ids["items"], *numbers))
         )
 
-    def columns(self) -> tuple[Any, Any, Optional[Any], Optional[Any], Optional[Any]]:
-        """(users, items, what orders a user's rows, scores and weights as float32)."""
+    def columns(self) -> tuple[Any, ...]:
+        """(users, items, order of a user's rows, positions, scores, weights as float32); None what is not there."""
         if not self.rows:
             raise UserError(f"{self.source} has a header but no rows; expected one for each listed item.")
         self.ids.refuse_unknown(self.rows)
-        users, items, rank, score, weight = (
+        users, items, rank, score, weight, position = (
             None if part[0] is None else np.concatenate(part) for part in map(list, zip(*self.parts))
         )
         order = rank if rank is not None else None if score is None else -score
         score, weight = (None if one is None else one.astype(np.float32) for one in (score, weight))
-        return users, items, order, score, weight
+        return users, items, order, position, score, weight
 
-    def refuse_duplicates(self, keys: Tensor, catalogue: int) -> None:
+    def refuse_duplicates(self, keys: Tensor, catalogue: int, states: Optional[SequenceStates]) -> None:
         """Raises where an item is twice in a list, given the pairs ``user * I + item``, ascending."""
         twice = (keys[1:] == keys[:-1]).nonzero().squeeze(1)
         if len(twice):
             user, item = divmod(int(keys[twice[0]]), catalogue)
+            user = user if states is None else int(states.users[user])
             raise UserError(
                 f"{self.source}: {len(twice):,} rows repeat a user and an item, such as "
                 f"'{self.tokens['users'][user]}' and '{self.tokens['items'][item]}'; keep one row of each."

@@ -25,7 +25,6 @@ from recbole_kd.distiller.base.lists import (
     GuidedOptions,
     ImportanceOptions,
     ListDistiller,
-    importance,
     list_scores,
     require_drawable,
 )
@@ -76,7 +75,7 @@ class CDDistiller(ListDistiller[CDOptions]):
         self._counts = None
         if self._ranked is not None:
             confidence = self.teacher.listed_weights(self.options.pool)
-            counts = importance(self.options, ranked, confidence, self.student, self.data)
+            counts = self.importance(ranked, confidence)
             self._counts = None if counts is None else items_at(counts, drawn).to(self._targets)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -26,7 +26,6 @@ from recbole_kd.distiller.base.lists import (
     GuidedOptions,
     ImportanceOptions,
     ListDistiller,
-    importance,
     list_scores,
 )
 from recbole_kd.errors import UserError
@@ -88,7 +87,7 @@ class KDDistiller(ListDistiller[KDOptions]):
             self._rank()
             return
         confidence = self.teacher.listed_weights(self._items.shape[1])
-        weights = importance(self.options, self._items.cpu(), confidence, self.student, self.data)
+        weights = self.importance(self._items.cpu(), confidence)
         self._weights = None if weights is None else weights.to(self._targets)
 
     def loss(self, batch: Batch) -> Tensor:

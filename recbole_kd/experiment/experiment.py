@@ -70,11 +70,6 @@ class TeacherSource:
                 f"--teacher.fusion=scores ranks by scores of all items, and --{prefix}ranks has those that it lists; "
                 "set --teacher.fusion=ranks."
             )
-        if section.get("ranks") and student.sequential:
-            raise UserError(
-                f"--{prefix}ranks lists items for users, and {student.resolved.backbone} predicts the next item of a "
-                "sequence; set --teacher to a sequential model."
-            )
         if from_file:
             return cls(prefix, section, named=str(section.get("model")) if given.get("model") else None)
         if not section.get("model"):

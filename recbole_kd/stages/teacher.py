@@ -11,6 +11,7 @@ from recbole.utils import dataset_arguments, init_seed
 
 from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.data.ranked_lists import read_ranked_lists
+from recbole_kd.data.sequence_states import SequenceStates
 from recbole_kd.data.splits import Splits, token_map
 from recbole_kd.data.vectors import read_vectors
 from recbole_kd.errors import UserError
@@ -18,16 +19,17 @@ from recbole_kd.experiment.experiment import Experiment, TeacherSource, require_
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_any
 from recbole_kd.model.build import build_model
+from recbole_kd.teacher.bare import FileTeacher
 from recbole_kd.teacher.cache import Trained, train_or_fetch
 from recbole_kd.teacher.ensemble import TeacherEnsemble
 from recbole_kd.teacher.frozen import FrozenTeacher
-from recbole_kd.teacher.ranked_file import RankFileTeacher
+from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
 from recbole_kd.teacher.vector_file import VectorFileTeacher
 from recbole_kd.trainer.state import load_weights
 
 __all__ = ["AnyTeacher", "obtain_teacher", "saved_teacher", "shared_teacher"]
 
-AnyTeacher = FrozenTeacher | RankFileTeacher | VectorFileTeacher | TeacherEnsemble
+AnyTeacher = FrozenTeacher | FileTeacher | TeacherEnsemble
 
 
 def shared_teacher(experiment: Experiment, splits: Splits, group: Group = ALONE) -> AnyTeacher:
@@ -63,15 +65,16 @@ def obtain_teacher(experiment: Experiment, splits: Splits) -> AnyTeacher:
     return TeacherEnsemble(teachers, splits.observed, device, shares, experiment.fusion, folder)
 
 
-def _obtain(
-    experiment: Experiment, splits: Splits, source: TeacherSource
-) -> FrozenTeacher | RankFileTeacher | VectorFileTeacher:
+def _obtain(experiment: Experiment, splits: Splits, source: TeacherSource) -> FrozenTeacher | FileTeacher:
     settings = experiment.settings
     fields = (settings["USER_ID_FIELD"], settings["ITEM_ID_FIELD"])
     tokens = (splits.user_tokens, splits.item_tokens)
     if source.ranks:
-        lists = read_ranked_lists(source.ranks, *tokens, splits.observed, fields, f"{source.prefix}ranks")
+        states = SequenceStates.of(splits.train) if settings.sequential else None
+        lists = read_ranked_lists(source.ranks, *tokens, splits.observed, fields, f"{source.prefix}ranks", states)
         logging.getLogger().info(f"The teacher is the file {source.ranks}")
+        if states is not None:
+            return SequenceRankFileTeacher(source.ranks, lists, states)
         return RankFileTeacher(source.ranks, lists)
     if source.vectors:
         vectors = read_vectors(source.vectors, *tokens, fields, f"{source.prefix}vectors")

@@ -89,6 +89,9 @@ class BareTeacher:
     def sequence_embeddings(self, sequences: Sequences) -> Tensor:
         self.lacks("sequence_vectors")
 
+    def ranked_after(self, users: Tensor, sequences: Sequences, k: int) -> tuple[Tensor, Optional[Tensor]]:
+        self.lacks("sequence_ranks")
+
 
 class FileTeacher(BareTeacher):
     """A teacher that another system left in a file: it has no weights, no checkpoint, and is not evaluated."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch import Tensor
 
+from recbole_kd.contracts import Sequences
 from recbole_kd.data.ranked_lists import RankedLists
+from recbole_kd.data.sequence_states import SequenceStates, state_keys
+from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
 from recbole_kd.teacher.bare import FileTeacher
 
-__all__ = ["RankFileTeacher"]
+__all__ = ["RankFileTeacher", "SequenceRankFileTeacher"]
 
 
 class RankFileTeacher(FileTeacher):
@@ -56,3 +60,47 @@ class RankFileTeacher(FileTeacher):
     def ranks_key(self) -> str:
         """Under which its ranked lists are kept: of the lists, in the student's ids."""
         return digest(self.digest, self.lists.offsets, self.lists.items)
+
+
+class SequenceRankFileTeacher(FileTeacher):
+    """Ranked lists of a file, for sequential students: of what follows some of the training sequences."""
+
+    setting = "ranks"
+    capabilities = frozenset({"sequence_ranks"})
+
+    def __init__(self, path: str, lists: RankedLists, states: SequenceStates) -> None:
+        """
+        Args:
+            path: where the lists were read, for results and messages.
+            lists: in the student's ids; their rows are those of `states`.
+            states: the training sequences.
+        """
+        super().__init__(path, lists.digest)
+        self.lists = lists
+        self._keys, self._rows = states.keys[1:].sort()
+        lengths = lists.offsets[1:] - lists.offsets[:-1]
+        self._held: tuple[Tensor, Tensor | None] | None = None
+        self._shortest = int(lengths[lengths > 0].min())
+        logging.getLogger().info(
+            f"{path} has lists after {int((lengths > 0).sum()):,} of {len(states.users) - 1:,} training sequences; the "
+            f"base loss alone trains on the other {lists.users_without:,}."
+        )
+
+    def ranked_after(self, users: Tensor, sequences: Sequences, k: int) -> tuple[Tensor, Tensor | None]:
+        """The k best next items after n training sequences of users (n,), and how much each counts: (n, k).
+
+        Raises:
+            UserError: the file has a shorter list.
+        """
+        if k > self._shortest:
+            raise UserError(
+                f"{self.name} has a list of {self._shortest:,} items, and {k:,} are asked for; lower the pool "
+                "(--rrd.pool) or give longer lists."
+            )
+        keys = state_keys(users, sequences.items).cpu()
+        place = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
+        rows = torch.where(self._keys[place] == keys, self._rows[place] + 1, 0)
+        if self._held is None or self._held[0].shape[1] != k:
+            self._held = self.lists.top(k), self.lists.top_weights(k)
+        items, weights = self._held
+        return items[rows].long(), None if weights is None else weights[rows]

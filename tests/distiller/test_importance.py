@@ -49,7 +49,7 @@ def test_the_factors_are_multiplied_and_their_mean_is_1() -> None:
     ranked[3, 4:] = 0
     confidence = torch.rand(USERS, K, generator=torch.Generator().manual_seed(0))
     options = KDOptions(items=K, decay=3.0, consistency=2.5)
-    found = importance(options, ranked, confidence, student, DATA)
+    found = importance(options, ranked, confidence, lambda: student_ranking(student, DATA, K))
     assert found is not None
     own = student_ranking(student, DATA, K).tolist()
     expected, both = torch.zeros(USERS, K), 0
@@ -61,7 +61,7 @@ def test_the_factors_are_multiplied_and_their_mean_is_1() -> None:
                 expected[user, place] = confidence[user, place] * math.exp(-(place + 1) / 3.0) * factor
     assert 0 < both < (USERS - 1) * K
     torch.testing.assert_close(found, expected / expected.sum() * (ranked > 0).sum())
-    assert importance(KDOptions(items=K), ranked, None, student, DATA) is None
+    assert importance(KDOptions(items=K), ranked, None, lambda: ranked) is None
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -131,6 +131,13 @@ class ListDistiller(Distiller[ListOptionsT]):
                 return {}
         return super().forward(batch)
 
+    def importance(self, ranked: Tensor, confidence: Optional[Tensor]) -> Optional[Tensor]:
+        """:func:`importance` of the teacher's lists of users, beside the student's as it is now."""
+        assert isinstance(self.options, ImportanceOptions)
+        return importance(
+            self.options, ranked, confidence, lambda: student_ranking(self.student, self.data, ranked.shape[1])
+        )
+
     def ranked_by(self, guide: str, setting: str, k: int) -> Tensor:
         """:meth:`ranked_items` by the guide: ``teacher``, or ``student`` as it is now."""
         if guide == "teacher":
@@ -139,18 +146,19 @@ class ListDistiller(Distiller[ListOptionsT]):
 
 
 def importance(
-    options: ImportanceOptions, ranked: Tensor, confidence: Optional[Tensor], student: StudentView, data: DataView
+    options: ImportanceOptions, ranked: Tensor, confidence: Optional[Tensor], own: Callable[[], Tensor]
 ) -> Optional[Tensor]:
     """How much each listed item counts now: the product of confidence, decay and consistency, divided by its mean.
 
-    The mean is over all listed items of all users, so that a weight of the loss means the same with and without them.
+    The mean is over all listed items of all rows, so that a weight of the loss means the same with and without them.
 
     Args:
-        ranked: (U, k) the teacher's lists, 0 where there is no item.
-        confidence: (U, k) at least 0; None: 1.
+        ranked: (rows, k) the teacher's lists, 0 where there is no item.
+        confidence: (rows, k) at least 0; None: 1.
+        own: gives the student's lists of the same rows and length.
 
     Returns:
-        (U, k) float32 on the CPU, 0 where there is no item; None where all items count alike.
+        (rows, k) float32 on the CPU, 0 where there is no item; None where all items count alike.
     """
     if confidence is None and not options.unequal:
         return None
@@ -159,9 +167,9 @@ def importance(
     if options.decay is not None:
         weights = weights * torch.exp(-torch.arange(1, ranked.shape[1] + 1) / options.decay)
     if options.consistency != 1:
-        own = student_ranking(student, data, ranked.shape[1]).sort(dim=1).values
-        place = torch.searchsorted(own, ranked).clamp_(max=own.shape[1] - 1)
-        weights = torch.where(own.gather(1, place) == ranked, weights * options.consistency, weights)
+        held = own().sort(dim=1).values
+        place = torch.searchsorted(held, ranked).clamp_(max=held.shape[1] - 1)
+        weights = torch.where(held.gather(1, place) == ranked, weights * options.consistency, weights)
     mean = weights.sum(dtype=torch.float64) / listed.sum().clamp(min=1)
     return weights / mean.clamp(min=torch.finfo(torch.float32).tiny).float()
 

@@ -42,15 +42,15 @@ ONE_SIDE = frozenset({"representations", "item_representations"})
 class NodeOptions(DistillerOptions):
     """Base of the options of distillers that read a vector of each user and each item, or of each sequence."""
 
-    needs = Needs.of("representations", items_alone=True)
-    sequence_needs = Needs.of("sequence_vectors", items_alone=True)
+    needs = Needs.of("representations", otherwise="item_representations")
+    sequence_needs = Needs.of("sequence_vectors", otherwise="item_representations")
 
 
 @dataclass(frozen=True)
 class NodeOrPairOptions(NodeOptions):
     """The same where each entry is regressed by itself, so that a pair of a user and an item can be one too."""
 
-    needs = Needs.of("pair_representations", items_alone=True)
+    needs = Needs.of("pair_representations", otherwise="item_representations")
 
 
 class Side(NamedTuple):
