@@ -61,7 +61,7 @@ class SequentialBench:
         trained = Trained(config, model, "none", False, {"test_result": {}})
         self.teacher = FrozenTeacher(trained, self.splits, str(data_path / "ranks"))
         self.student = ModelStudent(self.model)
-        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=torch.device("cpu"))
+        self.data = DataView(self.splits.observed, epochs=4, seed=1, device=self.config["device"])
 
     @staticmethod
     def _config(data_path: Path, model: str, settings: dict[str, Any]) -> KDConfig:
@@ -70,7 +70,7 @@ class SequentialBench:
 
     def interaction(self, size: int) -> Any:
         """The first `size` training rows: sequences and their next items."""
-        return self.splits.train.inter_feat[list(range(size))]
+        return self.splits.train.inter_feat[list(range(size))].to(self.config["device"])
 
     def batch(self, size: int = 32) -> Batch:
         """The same as a distiller sees them."""

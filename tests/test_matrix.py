@@ -75,6 +75,16 @@ def config_of(model: str, data_path: Path) -> KDConfig:
         return KDConfig(model, "known-answer", config_dict=common)
 
 
+def base_loss(model: Any) -> Callable[[Any], Any]:
+    """The model's own, as its trainer asks for it."""
+    if type(model).__name__ == "RecVAE":
+        return partial(model.calculate_loss, encoder_flag=True)
+    if type(model).__name__ == "NCL":
+        model.e_step()
+    loss: Callable[[Any], Any] = model.calculate_loss
+    return loss
+
+
 class Workshop:
     """The data, and each teacher trained once."""
 
@@ -105,15 +115,6 @@ class Student:
         self.view = ModelStudent(self.model)
         self.trainer = make_trainer(config, self.model, observed=workshop.splits.observed, step_context=self.view.step)
 
-    def base_loss(self) -> Callable[[Any], Any]:
-        """The model's own, as its trainer asks for it."""
-        if type(self.model).__name__ == "RecVAE":
-            return partial(self.model.calculate_loss, encoder_flag=True)
-        if type(self.model).__name__ == "NCL":
-            self.model.e_step()
-        loss: Callable[[Any], Any] = self.model.calculate_loss
-        return loss
-
     def step(self, name: str, teacher: FrozenTeacher) -> str:
         """Runs a step of the distiller and says "", or gives the sentence that refuses it."""
         kind = distiller_class(name)
@@ -127,7 +128,7 @@ class Student:
         self.trainer.distillers = torch.nn.ModuleDict({name: distiller})
         with self.view.step():
             distiller.begin_epoch(0)
-        losses = self.trainer._joint_loss(self.base_loss())(self.interaction)
+        losses = self.trainer._joint_loss(base_loss(self.model))(self.interaction)
         own = [loss for term, loss in zip(self.trainer.loss_names, losses) if term.startswith(name)]
         assert own
         for loss in losses:

@@ -243,8 +243,9 @@ class PolynomialFilter(nn.Module):
             rows = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), offsets.diff().long())
             own = columns == nodes[rows]  # what a node keeps of itself is no edge
             kept = own | (torch.rand(len(values), generator=generator).to(values.device) >= dropped)
-            values = torch.where(own, values, values / (1 - dropped))[kept]
-            columns, counts = columns[kept], torch.bincount(rows[kept], minlength=len(nodes))
+            place = kept.nonzero().squeeze(1)
+            values = torch.where(own, values, values / (1 - dropped))[place]
+            columns, counts = columns[place], torch.bincount(rows[place], minlength=len(nodes))
             offsets = torch.cat([offsets.new_zeros(1), counts.cumsum(0).to(offsets)])
         touched, place = torch.unique(columns, return_inverse=True)
         matrix: Any

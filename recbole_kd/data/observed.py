@@ -31,6 +31,7 @@ class Observed:
         self.indices = self.keys % items
         self.offsets = torch.zeros(users + 1, dtype=torch.long)
         self.offsets[1:] = torch.bincount(self.keys // items, minlength=users).cumsum(0)
+        self._copies = {self.keys.device: (self.offsets, self.indices)}
 
     def __len__(self) -> int:
         """Number of distinct observed pairs."""
@@ -61,7 +62,9 @@ class Observed:
 
     def rows_and_items(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """Row in `users` and item of every pair of these users: (pairs,) each, on the device of `users`."""
-        offsets, indices = self.offsets.to(users.device), self.indices.to(users.device)
+        if users.device not in self._copies:  # once: a step of a GPU asks for them
+            self._copies[users.device] = self.offsets.to(users.device), self.indices.to(users.device)
+        offsets, indices = self._copies[users.device]
         first = offsets[users]
         counts = offsets[users + 1] - first
         rows = torch.repeat_interleave(counts)

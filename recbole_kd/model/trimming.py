@@ -20,10 +20,13 @@ class _Trimmed:
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """The model's forward over parts of sequences of like length, each as long as its longest."""
         order = item_seq_len.argsort()
-        outputs = []
-        for part in order.chunk(_PARTS):
-            lengths = item_seq_len[part]
-            outputs.append(super().forward(item_seq[part, : int(lengths.max())], lengths))  # type: ignore[misc]
+        parts = order.chunk(_PARTS)
+        # Read together: a GPU is waited for once.
+        longest: list[int] = item_seq_len[torch.stack([part[-1] for part in parts])].tolist()
+        outputs = [
+            super(_Trimmed, self).forward(item_seq[part, :length], item_seq_len[part])  # type: ignore[misc]
+            for part, length in zip(parts, longest)
+        ]
         return torch.cat(outputs)[order.argsort()]
 
 

@@ -41,6 +41,9 @@ def _content(trained: Trained) -> str:
     model: Any = trained.model
     # Closed-form models have no weights but all of theirs beside; what starts with restore_ is a cache of the weights.
     beside = {key: value for key, value in storable(model.other_parameter()).items() if value is not None}
+    for value in beside.values():
+        if isinstance(value, dict):
+            value.pop("layout", None)  # how a matrix is kept is no part of what it says
     settings = {key: trained.config.plain_values().get(key) for key in trained.config.model_keys()}
     no_part = NO_PART_OF_A_MODEL | set(training_arguments)
     architecture = {key: value for key, value in settings.items() if key not in no_part}

@@ -260,7 +260,8 @@ class KDMixin:
             return Batch(users, items, interaction[negative])
         if label in columns:
             positive = interaction[label] > 0
-            return Batch(users[positive], items[positive], items[~positive])
+            observed, drawn = (chosen.nonzero().squeeze(1) for chosen in (positive, ~positive))
+            return Batch(users[observed], items[observed], items[drawn])
         return Batch(users, items)
 
     def _check_nan(self, loss: Tensor) -> None:

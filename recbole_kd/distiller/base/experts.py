@@ -104,11 +104,13 @@ class Experts(nn.Module):
         """
         parameters = (self.first, self.first_bias, self.second, self.second_bias)
         weights = selection.weights
-        certain = None if weights is None else weights.detach().amax(1) == 1
-        if certain is None or certain.all():
+        if weights is None:
             return expert_error(student, selection.layout, *parameters, selection.targets, squared=squared)
-        assert weights is not None
-        if not certain.any():
+        certain = weights.detach().amax(1) == 1
+        count = int(certain.count_nonzero())
+        if count == len(certain):
+            return expert_error(student, selection.layout, *parameters, selection.targets, squared=squared)
+        if count == 0:
             return mixture_error(student, weights, *parameters, selection.table, selection.rows, squared=squared)
         hard, soft = certain.nonzero().squeeze(1), (~certain).nonzero().squeeze(1)
         parts = [(student[nodes], selection.part(nodes)) for nodes in (hard, soft)]

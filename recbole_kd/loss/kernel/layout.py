@@ -62,9 +62,9 @@ class GroupLayout:
             groups: (n,) the group of each row, in 0 .. G - 1.
             count: G, the groups, some of which may have no row.
         """
-        sizes: list[int] = torch.bincount(groups, minlength=count).tolist()
-        self.groups, self.runs = groups, list(_runs(sizes))
-        self.nodes, self._sizes = len(groups), sizes
+        self._sizes = torch.bincount(groups, minlength=count)
+        sizes: list[int] = self._sizes.tolist()
+        self.groups, self.runs, self.nodes = groups, list(_runs(sizes)), len(groups)
         self.rows = sum(run.count * run.length for run in self.runs)
         starts = [run.start + index * run.length for run in self.runs for index in range(run.count)]
         before = torch.tensor([0, *sizes[:-1]]).cumsum(0)
@@ -86,8 +86,7 @@ class GroupLayout:
     def means(self, rows: Tensor) -> Tensor:
         """The mean of each group that has rows: (R, d), zeros in the padding -> (such groups, d)."""
         sums = torch.cat([run.nodes(rows).sum(1) for run in self.runs])
-        sizes = torch.tensor(self._sizes, device=rows.device)
-        return (sums / sizes.clamp(min=1).unsqueeze(1))[sizes > 0]
+        return (sums / self._sizes.clamp(min=1).unsqueeze(1))[self._sizes > 0]
 
     def blank_(self, rows: Tensor) -> Tensor:
         """Sets the padding of (R, ...) to zeros, in place."""

@@ -62,9 +62,11 @@ class _Listwise(torch.autograd.Function):
 def _log_cumsum_exp(values: Tensor) -> Tensor:
     """log of the cumulative sums of exp(values) along each row, (n, k).
 
-    torch.logcumsumexp takes twenty times as long as the exponentials of the values less their maximum, which are exact
-    unless the first of them, the smallest sum, underflows.
+    On a CPU torch.logcumsumexp takes twenty times as long as the exponentials of the values less their maximum, which
+    are exact unless the first of them, the smallest sum, underflows. A GPU would be waited for to know that.
     """
+    if values.device.type != "cpu":
+        return torch.logcumsumexp(values, dim=1)
     top = values.amax(dim=1, keepdim=True)
     sums = (values - top).exp_().cumsum(dim=1)
     # Not `sums < limit`: a row without any entry gives NaN, and belongs to the slow way too.

@@ -86,7 +86,7 @@ def streamed_logsumexp(
     rows, columns = max(1, min(rows, len(queries))), min(columns, len(keys))
     buffer = queries.new_empty(rows * columns)
     values = queries.new_empty(len(queries))
-    bounded = _largest_norm(queries) * _largest_norm(keys) <= SAFE_SCORE
+    bounded = len(queries) == 0 or math.prod(_largest_norms(queries, keys)) <= SAFE_SCORE
     for start, stop in _spans(len(queries), rows):
         query = queries[start:stop]
         top = query.new_full((len(query), 1), 0.0 if bounded else -math.inf)
@@ -169,5 +169,7 @@ def _spans(length: int, step: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, length)) for start in range(0, length, step))
 
 
-def _largest_norm(vectors: Tensor) -> float:
-    return float(vectors.norm(dim=1).max()) if len(vectors) else 0.0
+def _largest_norms(*tables: Tensor) -> list[float]:
+    # Read together: a GPU is waited for once.
+    norms: list[float] = torch.stack([vectors.norm(dim=1).max() for vectors in tables]).tolist()
+    return norms
