@@ -27,10 +27,12 @@ CAPABILITIES: dict[str, str] = {
     "listed_scores": "scores of the items in the ranked lists",
     "representations": "a vector for each user and each item",
     "pair_representations": "a vector for each user and each item, or for each pair of them",
+    "item_representations": "a vector for each item",
     "tables": "embedding tables of users and of items",
     "layers": "the output of each layer of its graph",
     "sequences": "scores of the next item after a sequence",
     "sequence_vectors": "a vector for each sequence and each item",
+    "sequence_ranks": "a ranking of the next items after some of the training sequences",
 }
 
 
@@ -84,6 +86,9 @@ class TeacherView(Protocol):
     name: str
     capabilities: frozenset[str]
     dimension: Optional[int]
+    #: (U,), (I,) bool: which users and items have vectors, where not all do; what stands for the others means nothing.
+    known_users: Optional[Tensor]
+    known_items: Optional[Tensor]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """y_t of users (n,) with items (n,) or (n, k): a tensor shaped like `items`.
@@ -106,6 +111,9 @@ class TeacherView(Protocol):
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where a user has fewer."""
 
+    def listed_weights(self, k: int) -> Optional[Tensor]:
+        """How much each of :meth:`ranked_items` counts, at least 0: (U, k) float32; None where all count alike."""
+
     def ranked_users(self, k: int) -> Tensor:
         """The k best users of every item among those who did not observe it, by score: (I, k) int32, filled with 0."""
 
@@ -114,6 +122,12 @@ class TeacherView(Protocol):
 
     def sequence_embeddings(self, sequences: Sequences) -> Tensor:
         """e_t of n sequences, (n, d_t)."""
+
+    def ranked_after(self, users: Tensor, sequences: Sequences, k: int) -> tuple[Tensor, Optional[Tensor]]:
+        """The k best next items after n training sequences of users (n,), and how much each counts or None: (n, k).
+
+        Items are 0 after sequences without a list.
+        """
 
 
 @dataclass(frozen=True)
@@ -205,15 +219,27 @@ class Batch:
 
 
 class Needs(NamedTuple):
-    """What a distiller reads: keys of :data:`CAPABILITIES`, of the student and of the teacher."""
+    """What a distiller reads: keys of :data:`CAPABILITIES`, of the student and of the teacher.
+
+    Attributes:
+        otherwise: what will do in place of everything that is read of the teacher; "" if nothing will.
+    """
 
     student: frozenset[str] = frozenset()
     teacher: frozenset[str] = frozenset()
+    otherwise: str = ""
 
     @classmethod
-    def of(cls, *names: str, teacher: Optional[tuple[str, ...]] = None) -> Needs:
+    def of(cls, *names: str, teacher: Optional[tuple[str, ...]] = None, otherwise: str = "") -> Needs:
         """These names of the student; of the teacher the same, or those of `teacher`."""
-        return cls(frozenset(names), frozenset(names if teacher is None else teacher))
+        return cls(frozenset(names), frozenset(names if teacher is None else teacher), otherwise)
+
+    def lacking(self, role: str, capabilities: frozenset[str]) -> frozenset[str]:
+        """What a ``student`` or ``teacher`` that offers these capabilities lacks."""
+        if role == "teacher" and self.otherwise in capabilities:
+            return frozenset()
+        lacking: frozenset[str] = getattr(self, role) - capabilities
+        return lacking
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a graph of a category": ([*RRD, "--learner=sevo_adam", "--sevo.graph=category"], r"--sevo\.category=class is no token column"),
     "users of an item": (["--distill=ir_rrd", "--ir_rrd.pool=32", "--ir_rrd.interesting=5", "--ir_rrd.uninteresting=1"], r"ir_rrd\.(uninteresting|pool)="),
     "L below the pool": (["--distill=rrd", "--rrd.pool=30", "--rrd.interesting=5", "--rrd.uninteresting=3"], r"rrd\.uninteresting=3 below the 30 of rrd\.pool: .* lower rrd\.uninteresting or rrd\.pool"),
+    "how the student's own list counts": (["--distill=kd", "--kd.guide=student", "--kd.decay=10"], r"kd\.decay says how the teacher's items count, and kd\.guide=student lists the student's"),
+    "a factor of 0": (["--distill=cd", "--cd.consistency=0"], r"cd\.consistency=0 is out of range; expected above 0"),
     "L -1": (["--distill=rrd", "--rrd.uninteresting=-1"], r"rrd\.uninteresting=-1 is out of range; expected at least 0"),
     "K 0": (["--distill=rd", "--rd.interesting=0"], r"rd\.interesting=0 is out of range; expected at least 1"),
     "K above K'": (["--distill=rrd", "--rrd.pool=10"], r"rrd\.interesting=40 items cannot be drawn from a list of rrd\.pool=10"),
@@ -63,7 +65,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such file": ([*RRD, "--teacher.ranks=none.csv"], r"--teacher\.ranks=none\.csv: there is no such file"),
     "unknown users": ([*RRD, "--teacher.ranks={unknown}"], r"--teacher\.ranks=.*: 1 of 961 rows name users that the dataset does not have .* such as 'stranger'; drop those rows"),
     "an item twice": ([*RRD, "--teacher.ranks={twice}"], r"--teacher\.ranks=.*: 1 rows repeat a user and an item, such as 'u0' and 'i0'"),
-    "missing users": ([*RRD, "--teacher.ranks={missing}"], r"--teacher\.ranks=.* no unobserved item for 2 of 48 users of the training split, such as 'u4[67]'"),
+    "nobody's list": ([*RRD, "--teacher.ranks={nobody}"], r"--teacher\.ranks=.* lists no unobserved item for any of 48 users of the training split"),
     "K above the file's lists": (["--distill=rrd", "--rrd.pool=25", "--rrd.interesting=5", "--rrd.uninteresting=5", "--teacher.ranks={ranks}"], r"rrd\.pool=25: the file ranks\.csv ranks fewer items for 48 of 48 users, .* lower rrd\.pool or give longer lists"),
 }  # fmt: skip
 
@@ -77,7 +79,9 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ranks": rows,
         "unknown": [*rows, "stranger,i1"],
         "twice": [*rows, "u0,i0"],
-        "missing": rows[: 46 * 20],
+        "nobody": [
+            (folder / "known-answer" / "known-answer.train.inter").read_text().split("\n")[1].replace("\t", ",")
+        ],
     }
     for name, lines in files.items():
         (folder / f"{name}.csv").write_text("\n".join(["user_id,item_id", *lines]) + "\n")

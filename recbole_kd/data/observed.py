@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Optional
 
 import numpy as np
 import torch
@@ -76,6 +77,16 @@ class Observed:
         """(users (n,), items (n,)): all pairs of some users, in their order."""
         rows, items = self.rows_and_items(users)
         return users[rows], items
+
+    def among(self, users: Optional[Tensor], items: Optional[Tensor]) -> Observed:
+        """The pairs of the marked users (U,) and items (I,); None marks all."""
+        if users is None and items is None:
+            return self
+        kept = torch.ones(len(self), dtype=torch.bool)
+        for ids, marks in ((self.user_ids, users), (self.indices, items)):
+            if marks is not None:
+                kept &= marks.cpu()[ids]
+        return Observed(self.user_ids[kept], self.indices[kept], self.users, self.items)
 
     def transposed(self) -> Observed:
         """The same pairs with users and items exchanged."""

@@ -2,25 +2,28 @@
 
 One row says that a user is to get an item, in columns named as the dataset's (``user_id``, ``item_id``), with original
 ids. The order within a user is that of a column ``rank`` (1 is the best), else of a column ``score`` (the highest
-first), else of the rows. Text has a header, as RecBole's atomic files do (``user_id:token``) or plain, and tabs or
-commas between columns; Parquet is read too. Rows are read in batches: what is held is 16 bytes for each kept row.
+first), else of the rows. A column ``weight``, at least 0, says how sure the system is of a row; for sequential models a
+column ``position`` says after which of the user's training sequences. Text has a header, as RecBole's atomic files do
+(``user_id:token``) or plain, and tabs or commas between columns; Parquet is read too. Rows are read in batches: what is
+held is 20 bytes for each kept row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from recbole_kd.data.foreign import ForeignIds, find_columns
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.sequence_states import SequenceStates
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import file_digest
 from recbole_kd.files.tables import read_batches, readable
@@ -35,27 +38,37 @@ class RankedLists:
     Attributes:
         offsets: (U + 1,) int64; the list of user u is ``items[offsets[u]:offsets[u + 1]]``, best first.
         items: (n,) int32.
-        scores: (n,) float32, or None where the file has none.
+        scores, weights: (n,) float32, or None where the file has none.
         catalogue: I.
         observed_rows: rows of the file that were left out because the training split has observed them.
+        users_without: users of the training split for whom the file lists no unobserved item.
         digest: sha256 of the file, in hexadecimal.
     """
 
     offsets: Tensor
     items: Tensor
     scores: Optional[Tensor]
+    weights: Optional[Tensor]
     catalogue: int
     observed_rows: int
+    users_without: int
     digest: str
 
     def top(self, k: int) -> Tensor:
         """The k best items of every user, best first: (U, k) int32, filled with 0 where a list is shorter."""
+        return self._top(self.items, k)
+
+    def top_weights(self, k: int) -> Optional[Tensor]:
+        """The weights of those, (U, k) float32; None where the file has none."""
+        return None if self.weights is None else self._top(self.weights, k)
+
+    def _top(self, values: Tensor, k: int) -> Tensor:
         users = len(self.offsets) - 1
         lengths = (self.offsets[1:] - self.offsets[:-1]).clamp(max=k)
         rows = torch.repeat_interleave(torch.arange(users), lengths)
         columns = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
-        bank = torch.zeros(users, k, dtype=torch.int32)
-        bank[rows, columns] = self.items[self.offsets[rows] + columns]
+        bank = torch.zeros(users, k, dtype=values.dtype)
+        bank[rows, columns] = values[self.offsets[rows] + columns]
         return bank
 
     @cached_property
@@ -82,51 +95,64 @@ def read_ranked_lists(
     observed: Observed,
     fields: tuple[str, str] = ("user_id", "item_id"),
     setting: str = "teacher.ranks",
+    states: Optional[SequenceStates] = None,
 ) -> RankedLists:
     """Reads and checks a file of ranked lists.
 
     Args:
         path: the file.
         user_tokens, item_tokens: original ids by internal id; index 0 is padding.
-        observed: the training split: its pairs are left out, and its users must have lists.
+        observed: the training split: its pairs are left out, and some of its users must have lists.
         fields: names of the columns of users and of items.
         setting: the setting that named the file, for messages.
+        states: for a sequential model, whose lists are of training sequences in the place of users: of the last one of
+            each user, or of that at a column ``position``. No item is left out of them as observed.
 
     Raises:
         UserError: a file that cannot be read, columns that are missing, ids that are not in the dataset, an item twice
-            in a list, a score that is no number, or a user of the training split without a list.
+            in a list, a score that is no number, a weight below 0, or no list for any user of the training split.
     """
     source = f"--{setting}={path}"
     if not Path(path).is_file():
         raise UserError(f"{source}: there is no such file; give one of scores or ranked items.")
     reader = _Reader(source, user_tokens, item_tokens)
     with readable(source):
-        for batch in read_batches(path, lambda names: _columns(source, names, fields), ("rank", "score")):
+        wanted = {"users": fields[0], "items": fields[1], **{name: name for name in _NUMBERS}}
+        expected = _HELP.format(user=fields[0], item=fields[1])
+        choose = partial(find_columns, source, wanted=wanted, needed=("users", "items"), expected=expected)
+        for batch in read_batches(path, choose, _NUMBERS):
             reader.add(batch)
-        users, items, order, scores = reader.columns()
+        users, items, order, position, *numbers = reader.columns()
         digest, _ = file_digest(path)
+    if states is not None:
+        places = None if position is None else torch.from_numpy(position).long()
+        users = states.rows(torch.from_numpy(users).long(), places).numpy()
+        observed = Observed(torch.empty(0), torch.empty(0), len(states.users), observed.items)
     arranged = np.argsort(users, kind="stable") if order is None else np.lexsort((order, users))
     users, items = torch.from_numpy(users[arranged]), torch.from_numpy(items[arranged])
-    values = None if scores is None else torch.from_numpy(scores[arranged])
     keys, _ = (users.long() * observed.items + items).sort()
-    reader.refuse_duplicates(keys, observed.items)
-    kept = ~observed.contains(users, items)
+    # Rows without a training sequence may be of several.
+    reader.refuse_duplicates(keys[keys >= observed.items], observed.items, states)
+    kept = ~observed.contains(users, items) & (users > 0)
+    scores, weights = (None if one is None else torch.from_numpy(one[arranged])[kept] for one in numbers)
     users, items = users[kept], items[kept]
     counts = torch.bincount(users, minlength=observed.users)
-    without = ((counts == 0) & (observed.counts > 0)).nonzero().squeeze(1)
-    if len(without):
+    trained = observed.counts > 0 if states is None else torch.arange(observed.users) > 0
+    if not bool((counts[trained] > 0).any()):
+        rows = "users" if states is None else "sequences"
         raise UserError(
-            f"{source} lists no unobserved item for {len(without):,} of {int((observed.counts > 0).sum()):,} users of "
-            f"the training split, such as '{user_tokens[int(without[0])]}'; add their lists, or leave these users out "
-            "of the dataset."
+            f"{source} lists no unobserved item for any of {int(trained.sum()):,} {rows} of the training split; give "
+            "lists of what they may have next."
         )
     offsets = torch.zeros(observed.users + 1, dtype=torch.long)
     offsets[1:] = counts.cumsum(0)
-    values = None if values is None else values[kept]
-    return RankedLists(offsets, items, values, observed.items, int((~kept).sum()), digest)
+    without = int((trained & (counts == 0)).sum())
+    return RankedLists(offsets, items, scores, weights, observed.items, int((~kept).sum()), without, digest)
 
 
-#: Scores and ranks are kept in 32 bits.
+#: Columns of numbers.
+_NUMBERS = ("rank", "score", "weight", "position")
+#: They are kept in 32 bits.
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -136,18 +162,17 @@ class _Reader:
     def __init__(self, source: str, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> None:
         self.source = source
         self.tokens = {"users": user_tokens, "items": item_tokens}
-        self.known = {kind: pa.array(list(tokens[1:]), pa.string()) for kind, tokens in self.tokens.items()}
+        self.ids = ForeignIds(source, self.tokens)
         self.rows = 0
-        self.unknown: dict[str, tuple[int, str]] = {}
         self.parts: list[tuple[Any, ...]] = []
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Takes over a batch of columns: ``users``, ``items``, and ``score`` and ``rank`` where they are."""
-        ids = {kind: self._ids(kind, batch[kind]) for kind in self.tokens}
+        """Takes over a batch of columns: ``users``, ``items``, and those of numbers that there are."""
+        ids = {kind: self.ids.of(kind, batch[kind]) for kind in self.tokens}
         first = self.rows + 1
         self.rows += len(ids["users"])
         numbers = []
-        for name in ("rank", "score"):
+        for name in _NUMBERS:
             column = batch.get(name)
             if column is not None:
                 if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -159,64 +184,38 @@ class _Reader:
                         f"{self.source}: the {name} in row {first + int(wrong[0]):,} is not a finite number of 32 bits;"
                         " give every row one."
                     )
+                if name == "weight" and len(column) and column.min() < 0:
+                    row = first + int(column.argmin())
+                    raise UserError(
+                        f"{self.source}: the weight in row {row:,} is {column.min():g}; expected at least 0."
+                    )
             numbers.append(column)
         found = (ids["users"] > 0) & (ids["items"] > 0)
-        if self.rows > len(self.known["users"]) * len(self.known["items"]):
+        if batch.get("position") is None and self.rows > len(self.tokens["users"]) * len(self.tokens["items"]):
             raise UserError(f"{self.source} has more rows than there are users times items; list no pair twice.")
         self.parts.append(
             tuple(None if column is None else column[found] for column in (ids["users"], ids["items"], *numbers))
         )
 
-    def _ids(self, kind: str, column: Any) -> Any:
-        """(n,) int32 internal ids, 0 for a token that the dataset does not know."""
-        column = pc.cast(column, pa.string())
-        found = pc.index_in(column, value_set=self.known[kind])
-        if found.null_count:
-            count, example = self.unknown.get(kind, (0, ""))
-            if not count:
-                example = str(column[pc.index(pc.is_null(found), True).as_py()].as_py())[:50]
-            self.unknown[kind] = count + found.null_count, example
-        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
-
-    def columns(self) -> tuple[Any, Any, Optional[Any], Optional[Any]]:
-        """(users, items, what orders a user's rows, scores as float32)."""
+    def columns(self) -> tuple[Any, ...]:
+        """(users, items, order of a user's rows, positions, scores, weights as float32); None what is not there."""
         if not self.rows:
             raise UserError(f"{self.source} has a header but no rows; expected one for each listed item.")
-        for kind, (count, example) in self.unknown.items():
-            raise UserError(
-                f"{self.source}: {count:,} of {self.rows:,} rows name {kind} that the dataset does not have (after its "
-                f"filters), such as '{example}'; drop those rows, and write ids as the dataset's own file does."
-            )
-        users, items, rank, score = (
+        self.ids.refuse_unknown(self.rows)
+        users, items, rank, score, weight, position = (
             None if part[0] is None else np.concatenate(part) for part in map(list, zip(*self.parts))
         )
         order = rank if rank is not None else None if score is None else -score
-        return users, items, order, None if score is None else score.astype(np.float32)
+        score, weight = (None if one is None else one.astype(np.float32) for one in (score, weight))
+        return users, items, order, position, score, weight
 
-    def refuse_duplicates(self, keys: Tensor, catalogue: int) -> None:
+    def refuse_duplicates(self, keys: Tensor, catalogue: int, states: Optional[SequenceStates]) -> None:
         """Raises where an item is twice in a list, given the pairs ``user * I + item``, ascending."""
         twice = (keys[1:] == keys[:-1]).nonzero().squeeze(1)
         if len(twice):
             user, item = divmod(int(keys[twice[0]]), catalogue)
+            user = user if states is None else int(states.users[user])
             raise UserError(
                 f"{self.source}: {len(twice):,} rows repeat a user and an item, such as "
                 f"'{self.tokens['users'][user]}' and '{self.tokens['items'][item]}'; keep one row of each."
             )
-
-
-def _columns(source: str, names: Sequence[str], fields: tuple[str, str]) -> dict[str, str]:
-    """What a column holds -> its name in the file; RecBole's ``name:type`` is read as the name."""
-    wanted = {"users": fields[0], "items": fields[1], "rank": "rank", "score": "score"}
-    found = {}
-    for kind, field in wanted.items():
-        columns = [name for name in names if name.partition(":")[0] == field]
-        if len(columns) > 1 or (not columns and kind in ("users", "items")):
-            shown = ", ".join(names)[:100] or "none that can be read"
-            problem = f"{len(columns)} columns" if columns else "no column"
-            raise UserError(
-                f"{source} has {problem} '{field}' (its first line names {shown}); "
-                f"{_HELP.format(user=fields[0], item=fields[1])}."
-            )
-        if columns:
-            found[kind] = columns[0]
-    return found

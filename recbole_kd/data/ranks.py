@@ -258,7 +258,7 @@ def require_unobserved(
 
 
 def require_listed(observed: Observed, setting: str, ranked: Tensor, teacher: str) -> None:
-    """Checks that every user of the training split has a whole list.
+    """Checks that every user of the training split who has a list has a whole one.
 
     Args:
         observed: the training split.
@@ -267,9 +267,10 @@ def require_listed(observed: Observed, setting: str, ranked: Tensor, teacher: st
         teacher: whose lists, for the message.
 
     Raises:
-        UserError: some user has a shorter list; it says how many users, and what to set.
+        UserError: some user has a shorter list, or nobody has one; it says how many users, and what to set.
     """
     lengths = (ranked > 0).sum(dim=1)[observed.counts > 0]
+    lengths = lengths[lengths > 0] if bool((lengths > 0).any()) else lengths
     k, short = ranked.shape[1], int((lengths < ranked.shape[1]).sum())
     if short:
         raise UserError(

@@ -6,25 +6,34 @@ For each user n items are drawn, before each epoch, from the top K' unobserved i
 student as it then is. p_k ∝ exp(-k / (K' T)) for rank k; the items of a user are different ones. Entry: a drawn item of
 a distinct user of the batch.
 
+``decay``, ``consistency`` and a file's confidence are factors of the entries (DLLM2Rec, RecSys'24).
+
 Where published code differs: it draws two ranks and keeps the better (``better_of_two``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch
 from recbole_kd.data.samplers import better_of_two, draw_without_replacement, exponential_log_weights, items_at
-from recbole_kd.distiller.base.lists import GuidedOptions, ListDistiller, list_scores, require_drawable
+from recbole_kd.distiller.base.lists import (
+    GuidedOptions,
+    ImportanceOptions,
+    ListDistiller,
+    list_scores,
+    require_drawable,
+)
 from recbole_kd.loss.ranking import soft_target_loss
 from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class CDOptions(GuidedOptions):
+class CDOptions(ImportanceOptions, GuidedOptions):
     """Options of the section ``cd``."""
 
     samples: int = option(10, "n, items drawn for each user", minimum=1)
@@ -36,6 +45,7 @@ class CDOptions(GuidedOptions):
     better_of_two: bool = option(False, "whether each draw keeps the better of two ranks")
 
     def check(self, section: str) -> None:
+        super().check(section)
         require_drawable(section, self, "samples")
 
 
@@ -51,6 +61,7 @@ class CDDistiller(ListDistiller[CDOptions]):
             self._weights = better_of_two(self._weights)
         self._ranked = self._rank() if options.guide == "teacher" else None
         self._items = self._targets = torch.empty(0)
+        self._counts: Optional[Tensor] = None
 
     def _rank(self) -> Tensor:
         return self.ranked_by(self.options.guide, "pool", self.options.pool)
@@ -61,9 +72,15 @@ class CDDistiller(ListDistiller[CDOptions]):
         drawn = draw_without_replacement(self._weights, len(ranked), self.options.samples, self.generator)
         self._items = items_at(ranked, drawn).to(self.data.device)
         self._targets = list_scores(self.teacher, self._items, self.data)
+        self._counts = None
+        if self._ranked is not None:
+            confidence = self.teacher.listed_weights(self.options.pool)
+            counts = self.importance(ranked, confidence)
+            self._counts = None if counts is None else items_at(counts, drawn).to(self._targets)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the items drawn for the batch's distinct users."""
         users = batch.distinct_users
         scores = self.student.scores(users, self._items[users].long())
-        return soft_target_loss(scores, self._targets[users], self.options.temperature, self.options.bias)
+        options, counts = self.options, None if self._counts is None else self._counts[users]
+        return soft_target_loss(scores, self._targets[users], options.temperature, options.bias, weights=counts)

@@ -14,6 +14,9 @@ H E_t is computed once. A step takes only the batch's rows of the filter, on the
 linear projector commutes with it: H proj(E_s) = (H E_s) W + (H 1) b. Of a perceptron the last layer commutes: its
 hidden layer is computed for the nodes that these rows of the filter read, and its last layer for the batch's nodes.
 
+A node without a vector of the teacher (a file need not know all) is in no graph and in no mean. Where the teacher has
+vectors of items alone, the items' graph of ``graph: knn`` is filtered, whatever ``graph`` says.
+
 Deviations: the paper sums over the batch's nodes, here it is a mean. The authors' later code filters user-user and
 item-item 5-NN co-occurrence graphs and uses a cosine loss, with a projector for each side: ``graph: knn``. There proj
 is the mean of 5 perceptrons with dropout 0.2 before each layer, and half of a graph's edges are dropped in each step:
@@ -23,6 +26,7 @@ FreqDCodeStudent. There a positive and a negative item count half each; here all
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Optional
 
@@ -32,7 +36,7 @@ from torch.nn import functional
 
 from recbole_kd.contracts import Batch, Share
 from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_decreasing, neighbour_adjacency
-from recbole_kd.distiller.base.nodes import NodeOptions, with_bias
+from recbole_kd.distiller.base.nodes import NodeOptions, known, with_bias
 from recbole_kd.distiller.base.projectors import ProjectedDistiller, ProjectorOptions
 from recbole_kd.errors import UserError
 from recbole_kd.loss.kernel.regression import linear_error
@@ -109,25 +113,32 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
 
     def build(self) -> None:
         super().build()
-        options, teacher, data = self.options, self.teacher, self.data
-        users, items = teacher.user_embeddings(), teacher.item_embeddings()
-        if options.graph == "bipartite":
-            graphs = [_FilteredGraph(bipartite_adjacency(data.observed), options.coefficients, [users, items])]
+        options, teacher, observed = self.options, self.teacher, self.data.observed
+        marks = teacher.known_users, teacher.known_items
+        tables = [table for table in self.entries.tables() if table is not None]
+        self.graph = options.graph if len(tables) == 2 else "knn"
+        if self.graph != options.graph:
+            logging.getLogger().info("freqd: the teacher has no users, so the items' neighbour graph alone is filtered")
+        if self.graph == "bipartite":
+            graphs = [_FilteredGraph(bipartite_adjacency(observed.among(*marks)), options.coefficients, tables)]
         else:
-            pairs = (data.observed, users), (data.observed.transposed(), items)
+            sides = [observed.among(marks[0], None), observed.among(None, marks[1]).transposed()]
             graphs = [
-                _FilteredGraph(neighbour_adjacency(observed, options.neighbours), options.coefficients, [targets])
-                for observed, targets in pairs
+                _FilteredGraph(neighbour_adjacency(side, options.neighbours), options.coefficients, [table])
+                for side, table in zip(sides[-len(tables) :], tables)
             ]
         self.graphs = nn.ModuleList(graphs)
         self.projectors = nn.ModuleList(self.projector(options) for _ in graphs)
 
     def loss(self, batch: Batch) -> Tensor:
         """Eq. 8: the mean over the batch's nodes."""
-        nodes = [batch.distinct_users, batch.distinct_items]
-        signals = [self.student.user_embeddings(), self.student.item_embeddings()]
-        count = len(nodes[0]) + len(nodes[1])
-        if self.options.graph == "bipartite":
+        nodes = [known(batch.distinct_items, self.teacher.known_items)]
+        signals = [self.student.item_embeddings()]
+        if "user" in self.entries.kinds:
+            nodes.insert(0, known(batch.distinct_users, self.teacher.known_users))
+            signals.insert(0, self.student.user_embeddings())
+        count = sum(map(len, nodes))
+        if self.graph == "bipartite":
             nodes = [torch.cat([nodes[0], nodes[1] + self.data.users])]
             signals = [torch.cat(signals)]
         share = self.data.share if self.shares else Share()
@@ -139,7 +150,7 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
 
     def _error(self, graph: _FilteredGraph, projector: nn.Module, signal: Tensor, nodes: Tensor) -> Tensor:
         """The sum over nodes of the distances between H proj(E_s) and H E_t."""
-        distance = "squared" if self.options.graph == "bipartite" else "cosine"
+        distance = "squared" if self.graph == "bipartite" else "cosine"
         if isinstance(projector, nn.Linear) and not self.options.edge_dropout:
             filtered = torch.cat([graph.smooth(signal, nodes), graph.ones.index_select(0, nodes)], dim=1)
             if distance == "squared":

@@ -6,6 +6,9 @@ over the K best unobserved items of the guide: the teacher, or the student, rank
 in the paper; a temperature of its own is for scores of another scale than the student's. Entry: a distinct user of the
 batch.
 
+``decay``, ``consistency`` and a file's confidence are factors of the items' terms in the cross-entropy (DLLM2Rec,
+RecSys'24).
+
 For next-item prediction the list is that of a sequence: the K items that the guide, as it is now, ranks highest after
 it, those that are in it not left out; or all items (``items: ~``). Entry: a sequence of the batch.
 """
@@ -19,14 +22,19 @@ import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, DataView, Distiller, Needs
-from recbole_kd.distiller.base.lists import GuidedOptions, ListDistiller, list_scores
+from recbole_kd.distiller.base.lists import (
+    GuidedOptions,
+    ImportanceOptions,
+    ListDistiller,
+    list_scores,
+)
 from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import softmax_loss
 from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
-class KDOptions(GuidedOptions):
+class KDOptions(ImportanceOptions, GuidedOptions):
     """Options of the section ``kd``."""
 
     items: Optional[int] = option(20, "K, items of each user or sequence; ~: all, for sequential models", minimum=2)
@@ -37,9 +45,9 @@ class KDOptions(GuidedOptions):
 
     sequence_needs = Needs.of("sequences")
 
-    def cross_entropy(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def cross_entropy(self, student: Tensor, teacher: Tensor, weights: Optional[Tensor] = None) -> Tensor:
         """tau^2 times the mean over rows of scores (n, k) of the cross-entropy of their probabilities."""
-        return softmax_loss(student, teacher, self.temperature, self.teacher_temperature)
+        return softmax_loss(student, teacher, self.temperature, self.teacher_temperature, weights)
 
 
 class KDDistiller(ListDistiller[KDOptions]):
@@ -63,6 +71,7 @@ class KDDistiller(ListDistiller[KDOptions]):
 
     def build(self) -> None:
         self._items = self._targets = torch.empty(0)
+        self._weights: Optional[Tensor] = None
         if self.options.guide == "teacher":
             self._rank()
 
@@ -73,15 +82,20 @@ class KDDistiller(ListDistiller[KDOptions]):
         self._targets = list_scores(self.teacher, self._items, self.data)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Ranks anew where the student guides."""
+        """Ranks anew where the student guides; otherwise finds how much the teacher's items count now."""
         if self.options.guide == "student":
             self._rank()
+            return
+        confidence = self.teacher.listed_weights(self._items.shape[1])
+        weights = self.importance(self._items.cpu(), confidence)
+        self._weights = None if weights is None else weights.to(self._targets)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the batch's distinct users."""
         users = batch.distinct_users
         scores = self.student.scores(users, self._items[users].long())
-        return self.options.cross_entropy(scores, self._targets[users])
+        weights = None if self._weights is None else self._weights[users]
+        return self.options.cross_entropy(scores, self._targets[users], weights)
 
 
 class KDSequenceDistiller(Distiller[KDOptions]):

@@ -42,12 +42,15 @@ class PHRDistiller(NodeDistiller[PHROptions]):
     def build(self) -> None:
         super().build()
         sizes = self.student_dimension, self.teacher_dimension, self.options.rank
-        self.users, self.items = (_PersonalProjector(*sizes, self.generator, self.dtype) for _ in self.entries.kinds)
+        self._projectors = [_PersonalProjector(*sizes, self.generator, self.dtype) for _ in self.entries.kinds]
+        for kind, projector in zip(self.entries.kinds, self._projectors):
+            self.add_module(f"{kind}s", projector)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the batch's nodes."""
-        users, items = self.entries.sides(batch)
-        return mean_over_nodes([self.users(users), self.items(items)], len(users.nodes) + len(items.nodes))
+        sides = self.entries.sides(batch)
+        totals = [projector(side) for projector, side in zip(self._projectors, sides)]
+        return mean_over_nodes(totals, sum(len(side.nodes) for side in sides))
 
 
 class _PersonalProjector(nn.Module):

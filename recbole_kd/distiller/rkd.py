@@ -45,6 +45,8 @@ class RKDDistiller(NodeDistiller[RKDOptions]):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The terms that have a weight: ``distance`` and ``angle``."""
         student, teacher = self.together(batch)
+        if not len(student):  # the teacher knows none of them
+            return {}
         drawn = torch.randperm(len(student), generator=self.generator)[: self.options.nodes].to(student.device)
         student, teacher = student.index_select(0, drawn), teacher.index_select(0, drawn)
         terms = {"distance": distances, "angle": angles}

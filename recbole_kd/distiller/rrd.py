@@ -15,6 +15,8 @@ each batch. Entry: a sequence of the batch.
 The paper's r are the scores themselves; ``temperature`` tau makes them r / tau, for a student whose scores are bounded:
 of cosines the likelihood can tell no item from another by more than a factor of exp(2).
 
+``decay``, ``consistency`` and a file's confidence are factors w_k of the terms of the sum over k (DLLM2Rec, RecSys'24).
+
 Ablation of table 4: ``uninteresting: 0`` keeps the order of the interesting items alone.
 
 Where published code differs: it clamps scores at 80 before exp, which log-sum-exp makes unnecessary; it sums over the
@@ -34,14 +36,20 @@ from torch.nn import functional
 
 from recbole_kd.contracts import Batch, DataView, Distiller, Needs, Part, Sequences
 from recbole_kd.data.observed import Observed
-from recbole_kd.distiller.base.lists import ListDistiller, RelaxedLists, RelaxedOptions
+from recbole_kd.distiller.base.lists import (
+    ImportanceOptions,
+    ListDistiller,
+    RelaxedLists,
+    RelaxedOptions,
+    importance,
+)
 
 
 @dataclass(frozen=True)
-class RRDOptions(RelaxedOptions):
+class RRDOptions(RelaxedOptions, ImportanceOptions):
     """Options of the section ``rrd``."""
 
-    sequence_needs = Needs.of("sequences")
+    sequence_needs = Needs.of("sequences", otherwise="sequence_ranks")
 
 
 class RRDDistiller(ListDistiller[RRDOptions]):
@@ -59,19 +67,21 @@ class RRDDistiller(ListDistiller[RRDOptions]):
         options.require_lists(cls.name, data.observed, "users", "items")
 
     def build(self) -> None:
-        ranked = self.ranked_items("pool", self.options.pool)
-        self._lists = RelaxedLists(self.options, self.data.observed, ranked, self.data.device)
+        self._ranked = self.ranked_items("pool", self.options.pool)
+        self._confidence = self.teacher.listed_weights(self.options.pool)
+        self._lists = RelaxedLists(self.options, self.data.observed, self._ranked, self.data.device)
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws every user's items anew."""
-        self._lists.draw(self.generator)
+        weights = self.importance(self._ranked, self._confidence)
+        self._lists.draw(self.generator, weights)
 
     def loss(self, batch: Batch) -> Union[Part, dict[str, Tensor]]:
         """Eq. 9: the mean over this process's part of the batch's distinct users."""
         users, fraction = self.data.share.of(batch.distinct_users)
         if not len(users):
             return {}
-        return Part(self._lists.loss(self.student.scores(users, self._lists.of(users))), fraction)
+        return Part(self._lists.loss(self.student.scores(users, self._lists.of(users)), users), fraction)
 
 
 class RRDSequenceDistiller(Distiller[RRDOptions]):
@@ -87,21 +97,50 @@ class RRDSequenceDistiller(Distiller[RRDOptions]):
         """
         options.require_lists(cls.name, _nothing_observed(1, data.items), "sequences", "items")
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Eq. 9: the mean over the batch's sequences."""
-        assert batch.sequences is not None, "the student is a sequential model"
-        lists = self._lists_of(batch.sequences)
-        rows = torch.arange(1, len(batch.users) + 1, device=self.data.device)
-        return lists.loss(self.student.sequence_scores(batch.sequences, lists.of(rows)))
+    def build(self) -> None:
+        if "sequences" not in self.teacher.capabilities:  # a file, whose lists may be too short
+            nothing = torch.empty(0, dtype=torch.long), torch.empty(0, 1, dtype=torch.long)
+            self.teacher.ranked_after(nothing[0], Sequences(nothing[1], nothing[0]), self.options.pool)
 
-    def _lists_of(self, sequences: Sequences) -> RelaxedLists:
-        """Lists of a batch's sequences, drawn now: row 0 is empty, as a padding user's, and row n is sequence n - 1."""
-        ranked = self.teacher.sequence_scores(sequences)[:, 1:].topk(self.options.pool, dim=1).indices + 1
-        ranked = functional.pad(ranked, (0, 0, 1, 0)).int().cpu()
+    def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
+        """Eq. 9: the mean over the batch's sequences, of a file those that have a list."""
+        sequences, pool, confidence = batch.sequences, self.options.pool, None
+        assert sequences is not None, "the student is a sequential model"
+        if "sequences" in self.teacher.capabilities:
+            ranked = _best(self.teacher.sequence_scores(sequences), pool)
+            rows = torch.arange(len(ranked))
+        else:
+            ranked, confidence = self.teacher.ranked_after(batch.users, sequences, pool)
+            rows = ranked[:, 0].nonzero().squeeze(1)
+            if not len(rows):
+                return {}
+        # Row 0 is empty, as a padding user's, and row n is the n-th sequence that has a list.
+        lists, own = self._lists_of(ranked[rows]), torch.arange(1, len(rows) + 1, device=self.data.device)
+        weights = importance(
+            self.options,
+            ranked[rows],
+            None if confidence is None else confidence[rows],
+            lambda: _best(self.student.sequence_scores(sequences).detach(), pool)[rows],
+        )
+        lists.draw(self.generator, None if weights is None else functional.pad(weights, (0, 0, 1, 0)))
+        if len(rows) == len(batch.users):
+            return lists.loss(self.student.sequence_scores(sequences, lists.of(own)), own)
+        # All of the batch's sequences are scored, as the base loss's pass over them is shared.
+        rows = rows.to(self.data.device)
+        drawn = lists.of(own)
+        items = drawn.new_ones(len(batch.users), drawn.shape[1]).index_copy_(0, rows, drawn)
+        return lists.loss(self.student.sequence_scores(sequences, items).index_select(0, rows), own)
+
+    def _lists_of(self, ranked: Tensor) -> RelaxedLists:
+        """Lists of sequences, from the items (n, K') that are best after each."""
+        ranked = functional.pad(ranked, (0, 0, 1, 0)).int()
         nothing = _nothing_observed(len(ranked) - 1, self.data.items)
-        lists = RelaxedLists(self.options, nothing, ranked, self.data.device)
-        lists.draw(self.generator)
-        return lists
+        return RelaxedLists(self.options, nothing, ranked, self.data.device)
+
+
+def _best(scores: Tensor, k: int) -> Tensor:
+    """The k items with the largest scores (n, I), padding left out: (n, k) on the CPU."""
+    return (scores[:, 1:].topk(k, dim=1).indices + 1).cpu()
 
 
 def _nothing_observed(rows: int, items: int) -> Observed:

@@ -29,7 +29,7 @@ from recbole_kd.sevo.graphs import SEvoOptions
 __all__ = ["PICKLES", "TEACHER_KEYS", "WEIGHT_FILES", "WITHOUT_FILES", "check_files", "check_known", "check_metrics"]
 
 #: What section ``teacher`` holds beside the settings of the teacher's model.
-TEACHER_KEYS = ("model", "checkpoint", "ranks", "allow_other_split", "count", "share", "fusion")
+TEACHER_KEYS = ("model", *known_keys.TEACHER_FILES, "allow_other_split", "count", "share", "fusion")
 #: Packages of a model's bases that read no settings.
 _NO_MODEL = ("torch", "builtins", "abc", "typing")
 #: RecBole keeps these as pickles, which execute code when read.

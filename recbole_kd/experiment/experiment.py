@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from recbole_kd.contracts import DistillerOptions
+from recbole_kd.data.vectors import vector_files
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment.checks import TEACHER_KEYS
+from recbole_kd.experiment.known_keys import TEACHER_FILES
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.sevo.graphs import SEvoOptions
@@ -23,7 +25,7 @@ __all__ = ["Experiment", "Optimiser", "TeacherSource", "require_same_task"]
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """Where one teacher comes from: a model that is trained, a checkpoint, or a file of ranked lists.
+    """Where one teacher comes from: a model that is trained, a checkpoint, or a file of ranked lists or of vectors.
 
     Attributes:
         prefix: what its settings begin with: ``teacher.``, or ``teacher.0.`` and so on where there are several.
@@ -53,11 +55,11 @@ class TeacherSource:
         number = prefix.partition(".")[2].rstrip(".")
         own = dict(everything.get(number) or {}) if number else everything  # settings of all teachers are no file's
         given = {**everything, **own}
-        sources = [key for key in ("model", "checkpoint", "ranks") if given.get(key)]
-        if "ranks" in sources and len(sources) > 1:
-            raise UserError(f"--{prefix}ranks and --{prefix}{sources[0]} both say who teaches; keep one.")
+        sources = [key for key in ("model", *TEACHER_FILES) if given.get(key)]
+        if len(sources) > 1 and sources != ["model", "checkpoint"]:
+            raise UserError(f"--{prefix}{sources[-1]} and --{prefix}{sources[0]} both say who teaches; keep one.")
         strange = [key for key in own if not (key.isdigit() or key in TEACHER_KEYS or student.knows(key))]
-        from_file = bool(section.get("checkpoint") or section.get("ranks"))
+        from_file = any(map(section.get, TEACHER_FILES))
         if strange and from_file:
             raise UserError(
                 f"--{prefix}{strange[0]} is set, and the teacher comes from a file, which says all of itself; "
@@ -68,17 +70,13 @@ class TeacherSource:
                 f"--teacher.fusion=scores ranks by scores of all items, and --{prefix}ranks has those that it lists; "
                 "set --teacher.fusion=ranks."
             )
-        if section.get("ranks") and student.sequential:
-            raise UserError(
-                f"--{prefix}ranks lists items for users, and {student.resolved.backbone} predicts the next item of a "
-                "sequence; set --teacher to a sequential model."
-            )
         if from_file:
             return cls(prefix, section, named=str(section.get("model")) if given.get("model") else None)
         if not section.get("model"):
             raise UserError(
                 f"Distillation ({', '.join(student.distillers) or 'sevo'}) needs a teacher; "
-                f"set --{prefix.rstrip('.')}=NAME, such as LightGCN, --{prefix}checkpoint=FILE or --{prefix}ranks=FILE."
+                f"set --{prefix.rstrip('.')}=NAME, such as LightGCN, or one of "
+                f"{', '.join(f'--{prefix}{key}=FILE' for key in TEACHER_FILES)}."
                 + "".join(f" --{prefix}{key} is none of these.{closest(key, TEACHER_KEYS)}" for key in strange[:1])
             )
         settings = student.teacher_config(section, prefix)
@@ -88,12 +86,26 @@ class TeacherSource:
     @property
     def checkpoint(self) -> str | None:
         """The file of a saved model."""
-        return str(self.section["checkpoint"]) if self.section.get("checkpoint") and not self.ranks else None
+        return None if self.ranks or self.vectors else self._file("checkpoint")
 
     @property
     def ranks(self) -> str | None:
         """The file of ranked lists."""
-        return str(self.section["ranks"]) if self.section.get("ranks") else None
+        return self._file("ranks")
+
+    @property
+    def vectors(self) -> str | None:
+        """The file of vectors."""
+        return self._file("vectors")
+
+    @property
+    def files(self) -> list[str]:
+        """The files that teach, whether or not they are there; none where a model is trained."""
+        found = self.checkpoint or self.ranks
+        return vector_files(self.vectors) if self.vectors else [found] if found else []
+
+    def _file(self, key: str) -> str | None:
+        return str(self.section[key]) if self.section.get(key) else None
 
     @property
     def share(self) -> float:
@@ -204,7 +216,7 @@ def _with_absolute_files(section: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in section.items():
         if isinstance(value, Mapping):
             absolute[key] = _with_absolute_files(value)
-        elif key in ("checkpoint", "ranks") and value:
+        elif key in TEACHER_FILES and value:
             absolute[key] = os.path.abspath(str(value))
     return absolute
 

@@ -1,4 +1,4 @@
-"""Every setting that a run reads, whatever its model: type, default, range and meaning, in groups.
+"""Every setting that a run reads, whatever its model: type, default, range and meaning (long: one table, in groups).
 
 RecBole passes over most wrong values in silence, or fails on them late. :func:`check` refuses them in one line.
 Help and docs are made of the same table. Nothing here imports torch or RecBole.
@@ -129,6 +129,9 @@ def _name(default: str, help: str) -> Any:
 
 # Sections
 
+#: Settings of section ``teacher`` that each name a file which teaches.
+TEACHER_FILES = ("checkpoint", "ranks", "vectors")
+
 
 @dataclass(frozen=True)
 class Teacher(Options):
@@ -140,6 +143,11 @@ class Teacher(Options):
     )
     ranks: str | None = option(
         None, "a file of scores or ranked items of another system as the teacher", metavar="FILE"
+    )
+    vectors: str | None = option(
+        None,
+        "a file of vectors of another system as the teacher: of items, or of users and items",
+        metavar="FILE",
     )
     allow_other_split: bool = option(False, "accept a checkpoint of another split, which may know the test pairs")
     share: float = option(1, "how much one of several teachers counts, beside the shares of the others", above=0)
@@ -546,7 +554,7 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
 def _check_teacher(value: Any) -> None:
     """Section ``teacher`` and its numbered ones; settings of a teacher's model are checked with its configuration."""
     section = dict(value) if isinstance(value, Mapping) else {}
-    names = {field.name for field in fields(Teacher)} - {"model", "checkpoint", "ranks"}
+    names = {field.name for field in fields(Teacher)} - {"model", *TEACHER_FILES}
     for number, own in {"": section, **{f".{key}": one for key, one in section.items() if key.isdigit()}}.items():
         for name in names & set(own or {}):
             if number and name == "fusion":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.known_keys import TEACHER_FILES
 from recbole_kd.experiment.values import leaves, merge, nest
 from recbole_kd.files.properties import overall_properties, read_properties, read_yaml
 from recbole_kd.registry import MODELS, Resolved, distiller_name, distillers, recipes
@@ -144,7 +145,7 @@ def teacher_presets(teacher: Mapping[str, Any], dataset: str) -> tuple[dict[str,
     complete = dict(teacher)
     sources: dict[str, str] = {}
     for index, section in teacher_sections(teacher).items():
-        if section.get("checkpoint") or section.get("ranks"):
+        if any(map(section.get, TEACHER_FILES)):
             continue
         preset, found = merged(_file("teacher", str(section.get("model")), dataset))
         missing = {key: value for key, value in preset.items() if key not in section}

@@ -12,6 +12,7 @@ import recbole
 import yaml
 
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.known_keys import TEACHER_FILES
 from recbole_kd.files.properties import Repeated, load_yaml
 
 __all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "parse_value", "plain"]
@@ -107,7 +108,7 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     ``teacher.epochs`` in `high` also overrides ``teacher.0.epochs`` in `low`.
     """
     if any(key.isdigit() for key in low):
-        if any(key in high for key in ("count", "model", "checkpoint", "ranks")):  # teachers named anew
+        if any(key in high for key in ("count", "model", *TEACHER_FILES)):  # teachers named anew
             low = {key: value for key, value in low.items() if key != "count" and not key.isdigit()}
         low = {
             key: {name: one for name, one in value.items() if name not in high} if key.isdigit() and value else value

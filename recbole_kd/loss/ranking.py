@@ -33,6 +33,7 @@ def listwise_loss(
     uninteresting: Tensor,
     interesting_mask: Optional[Tensor] = None,
     uninteresting_mask: Optional[Tensor] = None,
+    weights: Optional[Tensor] = None,
 ) -> Tensor:
     """Negative log-likelihood that the interesting items come in their order, before all uninteresting ones.
 
@@ -43,6 +44,7 @@ def listwise_loss(
         interesting: (n, K) the student's scores of the interesting items, best rank first.
         uninteresting: (n, L) its scores of the uninteresting ones, in any order.
         interesting_mask, uninteresting_mask: bool, shaped alike, False where an entry is missing; None: all exist.
+        weights: (n, K) constant factors of the K terms of the sum; None: 1.
 
     Returns:
         Scalar: the mean over users who have an interesting item. Entry: a user.
@@ -56,7 +58,8 @@ def listwise_loss(
         torch.cat([interesting[:, k:], uninteresting], dim=1).logsumexp(1) - interesting[:, k]
         for k in range(interesting.shape[1])
     ]
-    per_user = torch.stack(entries, dim=1).masked_fill(~interesting_mask, 0).sum(1)
+    terms = torch.stack(entries, dim=1).masked_fill(~interesting_mask, 0)
+    per_user = (terms if weights is None else terms * weights.detach()).sum(1)
     return mean_over_entries(per_user, interesting_mask.any(1))
 
 
@@ -122,7 +125,12 @@ def weighted_positive_loss(scores: Tensor, weights: Tensor) -> Tensor:
 
 
 def soft_target_loss(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, bias: float = 0.0, mask: Optional[Tensor] = None
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    bias: float = 0.0,
+    mask: Optional[Tensor] = None,
+    weights: Optional[Tensor] = None,
 ) -> Tensor:
     """Binary cross-entropy of sigma(y_s) against q = sigma((y_t + bias) / temperature) (CD, Lee et al., ICDM'19).
 
@@ -133,6 +141,7 @@ def soft_target_loss(
         temperature: tau of the teacher's probabilities, above 0.
         bias: b, added to the teacher's scores.
         mask: (n, k) bool, False where an entry is missing; None: all exist.
+        weights: (n, k) constant factors of the entries; None: 1.
 
     Returns:
         Scalar: the mean over items. Entry: an item.
@@ -141,7 +150,8 @@ def soft_target_loss(
     if mask is not None:
         student, teacher = student.masked_fill(~mask, 0), teacher.masked_fill(~mask, 0)
     target = torch.sigmoid((teacher + bias) / temperature)
-    return mean_over_entries(binary_cross_entropy_with_logits(student, target, reduction="none"), mask)
+    weights = None if weights is None else weights.detach()
+    return mean_over_entries(binary_cross_entropy_with_logits(student, target, weights, reduction="none"), mask)
 
 
 def pairwise_loss(better: Tensor, worse: Tensor, mask: Optional[Tensor] = None) -> Tensor:
@@ -161,7 +171,11 @@ def pairwise_loss(better: Tensor, worse: Tensor, mask: Optional[Tensor] = None) 
 
 
 def softmax_loss(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, teacher_temperature: Optional[float] = None
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    teacher_temperature: Optional[float] = None,
+    weights: Optional[Tensor] = None,
 ) -> Tensor:
     """Cross-entropy of softmax(y_s / tau) against softmax(y_t / tau_t), times tau^2 (KD, Hinton et al., 2015).
 
@@ -169,9 +183,12 @@ def softmax_loss(
         student, teacher: (n, K) scores of the same items.
         temperature: tau, above 0.
         teacher_temperature: tau_t; None: tau, as in the paper.
+        weights: (n, K) constant factors of the items' terms; None: 1.
 
     Returns:
         Scalar: the mean over users. Entry: a user.
     """
     target = softmax(teacher.detach() / (teacher_temperature or temperature), dim=1)
+    if weights is not None:
+        target = target * weights.detach()
     return mean_over_entries(-(target * log_softmax(student / temperature, dim=1)).sum(dim=1)) * temperature**2

@@ -144,7 +144,12 @@ def category_adjacency(item_ids: Tensor, category_ids: Tensor, nodes: int) -> Te
 
 
 def teacher_adjacency(
-    embeddings: Tensor, neighbours: int, temperature: float, nodes: Optional[int] = None, block: Optional[int] = None
+    embeddings: Tensor,
+    neighbours: int,
+    temperature: float,
+    nodes: Optional[int] = None,
+    block: Optional[int] = None,
+    known: Optional[Tensor] = None,
 ) -> Tensor:
     """Ã of the graph that ties each item to the items nearest to it in a teacher's embedding.
 
@@ -157,6 +162,7 @@ def teacher_adjacency(
         temperature: tau, above 0.
         nodes: rows of the student's item table; I where it is not given.
         block: items whose cosines are held at a time, (block, I) numbers; sized for 64 MiB where it is not given.
+        known: (I,) which items have a vector; the others have no neighbour. All have one where it is not given.
 
     Returns:
         (nodes, nodes) sparse CSR of the embeddings' dtype, on a CPU.
@@ -165,22 +171,22 @@ def teacher_adjacency(
         UserError: more neighbours than there are other items.
     """
     items = len(embeddings)
-    if neighbours > items - 2:
-        raise UserError(
-            f"--sevo.neighbours={neighbours} is more than the {max(items - 2, 0)} other items; choose fewer."
-        )
+    padding = torch.arange(items, device=embeddings.device) == 0
+    left_out = padding if known is None else padding | ~known.to(padding.device)
+    others = max(items - int(left_out.sum()) - 1, 0)
+    if neighbours > others:
+        raise UserError(f"--sevo.neighbours={neighbours} is more than the {others} other items; choose fewer.")
     directions = normalize(embeddings.detach(), dim=1)
     block = block or max(1, BLOCK_CELLS // items)
     chosen, cosines = [], []
-    for start in range(1, items, block):
-        similarity = directions[start : start + block] @ directions.T
-        similarity[:, 0] = -torch.inf
-        own = torch.arange(len(similarity), device=similarity.device)
-        similarity[own, own + start] = -torch.inf
+    for own in (~left_out).nonzero().squeeze(1).split(block):
+        similarity = directions[own] @ directions.T
+        similarity[:, left_out] = -torch.inf
+        similarity[torch.arange(len(own), device=own.device), own] = -torch.inf
         best = similarity.topk(neighbours, dim=1)
         chosen.append(best.indices.cpu())
         cosines.append(best.values.double().cpu())
-    rows = torch.arange(1, items).repeat_interleave(neighbours)
+    rows = (~left_out).nonzero().squeeze(1).cpu().repeat_interleave(neighbours)
     columns = torch.cat(chosen).flatten()
     weights = torch.exp((torch.cat(cosines).flatten() - 1) / temperature)
     kept = weights > 0
@@ -261,7 +267,12 @@ def item_categories(dataset: Any, feature: str) -> tuple[Tensor, Tensor]:
 
 
 def sevo_adjacency(
-    options: SEvoOptions, train: Any, observed: Observed, item_rows: int, teacher_items: Optional[Tensor] = None
+    options: SEvoOptions,
+    train: Any,
+    observed: Observed,
+    item_rows: int,
+    teacher_items: Optional[Tensor] = None,
+    known_items: Optional[Tensor] = None,
 ) -> Tensor:
     """Ã of the graph that the options name.
 
@@ -271,6 +282,7 @@ def sevo_adjacency(
         observed: its pairs.
         item_rows: rows of the item table that is smoothed, at least I.
         teacher_items: (I, d) the teacher's item embeddings, for graph teacher.
+        known_items: (I,) which of them the teacher has; None where all.
 
     Returns:
         (item_rows, item_rows) sparse CSR; of graph bipartite (U + I, U + I), users first.
@@ -288,7 +300,7 @@ def sevo_adjacency(
                 "--sevo.graph=teacher reads a teacher's item embeddings, and there is no teacher that has them; "
                 "set --teacher or choose another --sevo.graph."
             )
-        return teacher_adjacency(teacher_items, options.neighbours, options.temperature, item_rows)
+        return teacher_adjacency(teacher_items, options.neighbours, options.temperature, item_rows, known=known_items)
     return consecutive_adjacency(*training_sequences(train), item_rows, options.window, options.maxlen)
 
 
@@ -316,6 +328,7 @@ def cached_adjacency(
     observed: Observed,
     item_rows: int,
     teacher_items: Optional[Tensor] = None,
+    known_items: Optional[Tensor] = None,
 ) -> Tensor:
     """What :func:`sevo_adjacency` gives, kept in `folder` under a digest of all that it is made of.
 
@@ -331,6 +344,8 @@ def cached_adjacency(
         content = list(item_categories(train, options.category))
     else:
         content = [observed.users, observed.items, observed.keys if options.graph == "bipartite" else teacher_items]
+    if known_items is not None:
+        content.append(known_items)
     chosen = [getattr(options, name) for name in _GRAPH_OPTIONS[options.graph]]
     key = digest("item graph", options.graph, chosen, item_rows, content)
     path = os.path.join(folder, f"{options.graph}-{key[:32]}.pth")
@@ -344,7 +359,7 @@ def cached_adjacency(
         except (UserError, RuntimeError):
             pass
         logging.getLogger().warning(f"The graph in '{path}' is damaged or of an earlier version: made anew.")
-    adjacency = sevo_adjacency(options, train, observed, item_rows, teacher_items)
+    adjacency = sevo_adjacency(options, train, observed, item_rows, teacher_items, known_items)
     parts = adjacency.crow_indices(), adjacency.col_indices(), adjacency.values()
     told = {"key": key, "nodes": adjacency.shape[0], "content": digest(key, *parts)}
     save_checkpoint({**told, **dict(zip(("rows", "columns", "weights"), parts))}, path)

@@ -90,6 +90,9 @@ def _named_teacher(experiment: Experiment) -> _Named | None:
             members.append(_Named.of(source.settings))
         elif source.ranks and len(experiment.teachers) > 1:  # beside others its scores are not read
             members.append(_Named("a file of ranks", None, frozenset({"ranks"})))
+        elif source.vectors and len(experiment.teachers) > 1:  # whether users are in it is told when it is read
+            offered = frozenset({"representations", "pair_representations", "item_representations"})
+            members.append(_Named("a file of vectors", None, offered))
         else:
             return None
     if len(members) < 2:
@@ -113,7 +116,7 @@ def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher
     for role, view in (("student", student), ("teacher", teacher)):
         if view is None:
             continue
-        for need in sorted(getattr(needs, role) - view.capabilities):
+        for need in sorted(needs.lacking(role, view.capabilities)):
             able = _able(role, view.capabilities, sequential)
             advice = f"Use a distiller that does not ({', '.join(able)}) or" if able else "Use"
             if name in able:
@@ -121,9 +124,14 @@ def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher
             setting = getattr(student, "setting", "model") if role == "student" else "teacher"
             offering = [one for one in _EXAMPLES if need in capabilities(load_class(MODELS[one].path))]
             other = f"another {role} (--{setting}={'|'.join(offering) or 'NAME'})"
+            found = "none"
             if need == "listed_scores" and isinstance(view, RankFileTeacher):
                 other = "a file with a column 'score'"
-            raise UserError(f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has none. {advice} {other}.")
+            if need == "representations" and "item_representations" in view.capabilities:
+                found, other = "vectors of items alone", "a file with vectors of users too"
+            raise UserError(
+                f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has {found}. {advice} {other}."
+            )
 
 
 #: Models that a message names where one of them would do.
@@ -146,7 +154,7 @@ def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str
         except UserError:  # another package's, broken
             continue
         needs = _needs(name, distiller_class(name).options_class(), sequential)
-        if needs is not None and getattr(needs, role) <= capabilities:
+        if needs is not None and not needs.lacking(role, capabilities):
             able.append(name)
     return able
 

@@ -11,21 +11,25 @@ from recbole.utils import dataset_arguments, init_seed
 
 from recbole_kd.cluster.group import ALONE, Group
 from recbole_kd.data.ranked_lists import read_ranked_lists
+from recbole_kd.data.sequence_states import SequenceStates
 from recbole_kd.data.splits import Splits, token_map
+from recbole_kd.data.vectors import read_vectors
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment, TeacherSource, require_same_task
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_any
 from recbole_kd.model.build import build_model
+from recbole_kd.teacher.bare import FileTeacher
 from recbole_kd.teacher.cache import Trained, train_or_fetch
 from recbole_kd.teacher.ensemble import TeacherEnsemble
 from recbole_kd.teacher.frozen import FrozenTeacher
-from recbole_kd.teacher.ranked_file import RankFileTeacher
+from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
+from recbole_kd.teacher.vector_file import VectorFileTeacher
 from recbole_kd.trainer.state import load_weights
 
 __all__ = ["AnyTeacher", "obtain_teacher", "saved_teacher", "shared_teacher"]
 
-AnyTeacher = FrozenTeacher | RankFileTeacher | TeacherEnsemble
+AnyTeacher = FrozenTeacher | FileTeacher | TeacherEnsemble
 
 
 def shared_teacher(experiment: Experiment, splits: Splits, group: Group = ALONE) -> AnyTeacher:
@@ -61,16 +65,27 @@ def obtain_teacher(experiment: Experiment, splits: Splits) -> AnyTeacher:
     return TeacherEnsemble(teachers, splits.observed, device, shares, experiment.fusion, folder)
 
 
-def _obtain(experiment: Experiment, splits: Splits, source: TeacherSource) -> FrozenTeacher | RankFileTeacher:
+def _obtain(experiment: Experiment, splits: Splits, source: TeacherSource) -> FrozenTeacher | FileTeacher:
+    settings = experiment.settings
+    fields = (settings["USER_ID_FIELD"], settings["ITEM_ID_FIELD"])
+    tokens = (splits.user_tokens, splits.item_tokens)
     if source.ranks:
-        settings = experiment.settings
-        fields = (settings["USER_ID_FIELD"], settings["ITEM_ID_FIELD"])
-        tokens = (splits.user_tokens, splits.item_tokens)
-        lists = read_ranked_lists(source.ranks, *tokens, splits.observed, fields, f"{source.prefix}ranks")
+        states = SequenceStates.of(splits.train) if settings.sequential else None
+        lists = read_ranked_lists(source.ranks, *tokens, splits.observed, fields, f"{source.prefix}ranks", states)
         logging.getLogger().info(f"The teacher is the file {source.ranks}")
+        if states is not None:
+            return SequenceRankFileTeacher(source.ranks, lists, states)
         return RankFileTeacher(source.ranks, lists)
+    if source.vectors:
+        vectors = read_vectors(source.vectors, *tokens, fields, f"{source.prefix}vectors")
+        told = [table.told(kind) for kind, table in (("items", vectors.items), ("users", vectors.users)) if table]
+        logging.getLogger().info(
+            f"The teacher is the file {source.vectors}: vectors of {vectors.items.rows.shape[1]:,} numbers for "
+            f"{' and '.join(told)}; others are in no mean"
+        )
+        return VectorFileTeacher(source.vectors, vectors, settings["device"])
     if source.settings is None:
-        return saved_teacher(experiment.settings, splits, source)
+        return saved_teacher(settings, splits, source)
     return FrozenTeacher(train_or_fetch(source.settings, splits, "teacher"), splits, experiment.rank_folder)
 
 

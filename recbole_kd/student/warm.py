@@ -154,9 +154,14 @@ def teacher_vectors(teacher: Any) -> dict[str, Tensor]:
         UserError: it has none.
     """
     offered = frozenset() if teacher is None else teacher.capabilities
+    if offered and (teacher.known_users is not None or teacher.known_items is not None):
+        raise UserError(
+            f"--warm_start_new=teacher puts new users and items beside their neighbours, and {teacher.name} has no "
+            "vector of some of them; set --warm_start_new=mean, or give a file with all."
+        )
     if "representations" in offered:
         return {"users": teacher.user_embeddings(), "items": teacher.item_embeddings()}
-    if "sequence_vectors" in offered:
+    if not offered.isdisjoint({"sequence_vectors", "item_representations"}):
         return {"items": teacher.item_embeddings()}
     raise UserError(
         "--warm_start_new=teacher puts new users and items beside their neighbours by the teacher's vectors, and "

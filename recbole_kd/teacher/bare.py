@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NoReturn, Optional, Protocol
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from recbole_kd.contracts import CAPABILITIES, Sequences, TeacherView
 from recbole_kd.errors import UserError
 
-__all__ = ["BareTeacher", "Teacher"]
+__all__ = ["BareTeacher", "FileTeacher", "Teacher"]
 
 
 class Teacher(TeacherView, Protocol):
@@ -42,6 +43,8 @@ class BareTeacher:
     name: str
     capabilities: frozenset[str] = frozenset()
     dimension: Optional[int] = None
+    known_users: Optional[Tensor] = None
+    known_items: Optional[Tensor] = None
 
     def lacks(self, what: str) -> NoReturn:
         """Raises for one of :data:`recbole_kd.contracts.CAPABILITIES`."""
@@ -54,8 +57,16 @@ class BareTeacher:
         """Scores of users (n,) with every item."""
         self.lacks("scores")
 
+    @property
+    def ranks_key(self) -> str:
+        """Under which its ranked lists are kept."""
+        self.lacks("ranks")
+
     def ranked_items(self, k: int) -> Tensor:
         self.lacks("ranks")
+
+    def listed_weights(self, k: int) -> Optional[Tensor]:
+        return None
 
     def ranked_users(self, k: int) -> Tensor:
         self.lacks("scores")
@@ -77,3 +88,44 @@ class BareTeacher:
 
     def sequence_embeddings(self, sequences: Sequences) -> Tensor:
         self.lacks("sequence_vectors")
+
+    def ranked_after(self, users: Tensor, sequences: Sequences, k: int) -> tuple[Tensor, Optional[Tensor]]:
+        self.lacks("sequence_ranks")
+
+
+class FileTeacher(BareTeacher):
+    """A teacher that another system left in a file: it has no weights, no checkpoint, and is not evaluated."""
+
+    #: The setting that names it, in section ``teacher``.
+    setting: str
+
+    def __init__(self, path: str, digest: str) -> None:
+        """
+        Args:
+            path: where it was read, for results and messages.
+            digest: of its content.
+        """
+        self.path, self.digest = path, digest
+        self.name = f"the file {Path(path).name}"
+
+    def summary(self) -> dict[str, Any]:
+        """The part of a run's result that tells of the teacher."""
+        return {
+            "model": self.name,
+            self.setting: self.path,
+            "checkpoint": None,
+            "digest": self.digest,
+            "from_cache": False,
+            "test_result": {},
+            "train_seconds": 0.0,
+        }
+
+    @property
+    def files(self) -> list[str]:
+        """What the teacher was read from."""
+        return [self.path]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights: a file has none."""
+        return 0

@@ -17,25 +17,34 @@ from recbole_kd.teacher.bare import BareTeacher, Teacher
 __all__ = ["TeacherEnsemble", "joint_capabilities"]
 
 _PAIRS_FOR_MOMENTS = 1 << 22
+_WITH_ITEMS = frozenset({"representations", "item_representations"})
 
 
 def joint_capabilities(members: Sequence[frozenset[str]]) -> frozenset[str]:
-    """What teachers offer together: ranks and scores if all of them do, vectors if any does, layers never."""
-    shared, either = frozenset.intersection(*members), frozenset.union(*members)
+    """What teachers offer together: ranks and scores if all that rank do, vectors if any does, layers never.
+
+    Beside a file with vectors of items alone, the vectors of users are not read.
+    """
+    ranking = [member for member in members if "ranks" in member]
+    shared = frozenset.intersection(*ranking) if ranking else frozenset()
     scored = {"scores", "listed_scores"} if "scores" in shared else set()
-    return (shared & {"ranks"}) | scored | (either & {"representations", "pair_representations"})
+    vectors = frozenset.union(*members) & {"representations", "pair_representations", "item_representations"}
+    if any("item_representations" in member and "representations" not in member for member in members):
+        vectors -= {"representations"}
+    return (shared & {"ranks"}) | scored | vectors
 
 
 class TeacherEnsemble(BareTeacher):
     """Several teachers as one :class:`recbole_kd.contracts.TeacherView`.
 
-    - Scores, where every member has those of any pair: the mean of the members' scores, each standardised by its mean
-      and standard deviation over the catalogue for users spread evenly over all of them.
+    - Scores, where every member that ranks has those of any pair: the mean of the members' scores, each standardised
+      by its mean and standard deviation over the catalogue for users spread evenly over all of them.
     - Ranks: reciprocal rank fusion (Cormack et al., SIGIR'09) of the members' lists, all of the length asked for; or,
       with ``fusion="scores"``, the ranking by those mean scores. Kept on disk under a digest of what decides them.
     - Vectors, of users, items and pairs: the members' side by side, of those that have any. The squared error of a
       concatenation is the sum of its parts' errors, so that a linear regression (fitnet, freqd) is exactly one
-      distiller for each teacher; experts and groups (de, htd) are chosen in view of all teachers.
+      distiller for each teacher; experts and groups (de, htd) are chosen in view of all teachers. A node that one of
+      them has no vector of has none.
 
     Each member counts with its share, in ranks and in scores. The layers of graphs, of which teachers have different
     numbers, are not offered.
@@ -62,11 +71,19 @@ class TeacherEnsemble(BareTeacher):
         self.members = list(members)
         self.name = " + ".join(member.name for member in members)
         self.shares = [share / sum(shares) for share in shares]
+        self._rankers = self._with("ranks")
+        ranking = [share for member, share in zip(members, shares) if member in self._rankers]
+        self._ranking_shares = [share / sum(ranking) for share in ranking]
         self.digest = digest("ensemble", [member.digest for member in members], fusion, self.shares)
         self.observed, self.fusion = observed, fusion
         self._device, self._ranks = device, RankBankCache(rank_folder)
         self.capabilities = joint_capabilities([member.capabilities for member in members])
-        dimensions = [member.dimension for member in self._with("representations")]
+        self._with_items = [member for member in members if not _WITH_ITEMS.isdisjoint(member.capabilities)]
+        self.known_users, self.known_items = (
+            _marked_by_all([getattr(member, side) for member in self._with_items])
+            for side in ("known_users", "known_items")
+        )
+        dimensions = [member.dimension for member in self._with_items]
         self.dimension: Optional[int] = sum(size for size in dimensions if size) or None
         self._ranked: Optional[Tensor] = None
 
@@ -76,8 +93,8 @@ class TeacherEnsemble(BareTeacher):
     @cached_property
     def ranks_key(self) -> str:
         """Under which its ranked lists are kept: of the members' lists, how they are fused, and the training split."""
-        members = [member.ranks_key for member in self.members]
-        return digest("ensemble 3", members, self.fusion, self.shares, self.observed.keys)
+        members = [member.ranks_key for member in self._rankers]
+        return digest("ensemble 3", members, self.fusion, self._ranking_shares, self.observed.keys)
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0.
@@ -93,7 +110,7 @@ class TeacherEnsemble(BareTeacher):
     def _rank(self, k: int) -> Tensor:
         if self.fusion == "scores":
             return build_rank_bank(self.score_block, self.observed, k)
-        return fuse_ranks([member.ranked_items(k) for member in self.members], shares=self.shares)
+        return fuse_ranks([member.ranked_items(k) for member in self._rankers], shares=self._ranking_shares)
 
     def ranked_users(self, k: int) -> Tensor:
         """The k best users of every item by :meth:`scores` among those who did not observe it, (I, k) int32."""
@@ -102,7 +119,7 @@ class TeacherEnsemble(BareTeacher):
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """The members' mean standardised scores of users (n,) with items (n,) or (n, k), shaped like `items`."""
-        return self._mean(member.scores(users, items) for member in self.members)
+        return self._mean(member.scores(users, items) for member in self._rankers)
 
     def score_block(self, users: Tensor) -> Tensor:
         """Those of users (n,) with every item, (n, I)."""
@@ -113,7 +130,7 @@ class TeacherEnsemble(BareTeacher):
     def _mean(self, scores: Iterable[Tensor]) -> Tensor:
         parts = (
             ((one - mean) * (share / deviation)).to(self._device)
-            for one, share, (mean, deviation) in zip(scores, self.shares, self._moments)
+            for one, share, (mean, deviation) in zip(scores, self._ranking_shares, self._moments)
         )
         total = next(parts)
         for part in parts:
@@ -127,29 +144,30 @@ class TeacherEnsemble(BareTeacher):
         users = torch.linspace(1, self.observed.users - 1, count).round().long().to(self._device)
         items = torch.arange(1, self.observed.items, device=self._device).expand(count, -1)
         found = []
-        for member in self.members:
+        for member in self._rankers:
             scores = member.scores(users, items).double()
             found.append((float(scores.mean()), float(scores.std()) or 1.0))
         return found
 
     @cached_property
-    def _vectors(self) -> tuple[Tensor, Tensor]:
-        members = self._with("representations")
-        if not members:
+    def _users(self) -> Tensor:
+        if "representations" not in self.capabilities:
             self.lacks("representations")
-        users, items = (
-            torch.cat([getattr(member, side)() for member in members], dim=1)
-            for side in ("user_embeddings", "item_embeddings")
-        )
-        return users, items
+        return torch.cat([member.user_embeddings() for member in self._with_items], dim=1)
+
+    @cached_property
+    def _items(self) -> Tensor:
+        if not self._with_items:
+            self.lacks("item_representations")
+        return torch.cat([member.item_embeddings() for member in self._with_items], dim=1)
 
     def user_embeddings(self) -> Tensor:
         """The members' e_t of every user side by side, (U, sum of d_t)."""
-        return self._vectors[0]
+        return self._users
 
     def item_embeddings(self) -> Tensor:
         """The members' e_t of every item side by side, (I, sum of d_t)."""
-        return self._vectors[1]
+        return self._items
 
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
         """The members' vectors of the pairs of users (n,) and items (n,) side by side."""
@@ -180,3 +198,9 @@ class TeacherEnsemble(BareTeacher):
     def parameters(self) -> int:
         """Number of weights of all members."""
         return sum(member.parameters for member in self.members)
+
+
+def _marked_by_all(marks: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
+    """Which ids all of the marks have; None where all have all."""
+    given = [one for one in marks if one is not None]
+    return torch.stack(given).all(dim=0) if given else None

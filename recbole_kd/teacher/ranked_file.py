@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
+from recbole_kd.contracts import Sequences
 from recbole_kd.data.ranked_lists import RankedLists
+from recbole_kd.data.sequence_states import SequenceStates, state_keys
+from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
-from recbole_kd.teacher.bare import BareTeacher
+from recbole_kd.teacher.bare import FileTeacher
 
-__all__ = ["RankFileTeacher"]
+__all__ = ["RankFileTeacher", "SequenceRankFileTeacher"]
 
 
-class RankFileTeacher(BareTeacher):
+class RankFileTeacher(FileTeacher):
     """Ranked lists of a file. It has scores of the items that it lists, where the file gives them, and of no other."""
+
+    setting = "ranks"
 
     def __init__(self, path: str, lists: RankedLists) -> None:
         """
@@ -24,20 +28,27 @@ class RankFileTeacher(BareTeacher):
             path: where the lists were read, for results and messages.
             lists: in the student's ids.
         """
-        self.path = path
+        super().__init__(path, lists.digest)
         self.lists = lists
-        self.name = f"the file {Path(path).name}"
-        self.digest = lists.digest
         self.capabilities = frozenset({"ranks"} if lists.scores is None else {"ranks", "listed_scores"})
         if lists.observed_rows:
             logging.getLogger().warning(
                 f"{lists.observed_rows:,} rows of {path} are interactions of the training split and are left out: "
                 "rankings are of unobserved items."
             )
+        if lists.users_without:
+            logging.getLogger().info(
+                f"{path} has no list for {lists.users_without:,} users of the training split: the base loss alone "
+                "trains them."
+            )
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where there are fewer."""
         return self.lists.top(k)
+
+    def listed_weights(self, k: int) -> Tensor | None:
+        """How sure the file is of each of :meth:`ranked_items`, (U, k); None where it does not say."""
+        return self.lists.top_weights(k)
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """The file's scores of users (n,) with items (n,) or (n, k), shaped like `items`; NaN where it has none."""
@@ -50,24 +61,46 @@ class RankFileTeacher(BareTeacher):
         """Under which its ranked lists are kept: of the lists, in the student's ids."""
         return digest(self.digest, self.lists.offsets, self.lists.items)
 
-    def summary(self) -> dict[str, Any]:
-        """The part of a run's result that tells of the teacher; a file has no checkpoint and is not evaluated."""
-        return {
-            "model": self.name,
-            "ranks": self.path,
-            "checkpoint": None,
-            "digest": self.digest,
-            "from_cache": False,
-            "test_result": {},
-            "train_seconds": 0.0,
-        }
 
-    @property
-    def files(self) -> list[str]:
-        """What the teacher was read from."""
-        return [self.path]
+class SequenceRankFileTeacher(FileTeacher):
+    """Ranked lists of a file, for sequential students: of what follows some of the training sequences."""
 
-    @property
-    def parameters(self) -> int:
-        """Number of weights: a file has none."""
-        return 0
+    setting = "ranks"
+    capabilities = frozenset({"sequence_ranks"})
+
+    def __init__(self, path: str, lists: RankedLists, states: SequenceStates) -> None:
+        """
+        Args:
+            path: where the lists were read, for results and messages.
+            lists: in the student's ids; their rows are those of `states`.
+            states: the training sequences.
+        """
+        super().__init__(path, lists.digest)
+        self.lists = lists
+        self._keys, self._rows = states.keys[1:].sort()
+        lengths = lists.offsets[1:] - lists.offsets[:-1]
+        self._held: tuple[Tensor, Tensor | None] | None = None
+        self._shortest = int(lengths[lengths > 0].min())
+        logging.getLogger().info(
+            f"{path} has lists after {int((lengths > 0).sum()):,} of {len(states.users) - 1:,} training sequences; the "
+            f"base loss alone trains on the other {lists.users_without:,}."
+        )
+
+    def ranked_after(self, users: Tensor, sequences: Sequences, k: int) -> tuple[Tensor, Tensor | None]:
+        """The k best next items after n training sequences of users (n,), and how much each counts: (n, k).
+
+        Raises:
+            UserError: the file has a shorter list.
+        """
+        if k > self._shortest:
+            raise UserError(
+                f"{self.name} has a list of {self._shortest:,} items, and {k:,} are asked for; lower the pool "
+                "(--rrd.pool) or give longer lists."
+            )
+        keys = state_keys(users, sequences.items).cpu()
+        place = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
+        rows = torch.where(self._keys[place] == keys, self._rows[place] + 1, 0)
+        if self._held is None or self._held[0].shape[1] != k:
+            self._held = self.lists.top(k), self.lists.top_weights(k)
+        items, weights = self._held
+        return items[rows].long(), None if weights is None else weights[rows]

@@ -42,17 +42,18 @@ def optimizer_factory(
     if options is None:
         return None
     tables = _tables(options, splits, model)
-    teacher_items = None
+    teacher_items = known_items = None
     if options.graph == "teacher":
-        if teacher is None or not teacher.capabilities & {"representations", "sequence_vectors"}:
+        with_items = {"representations", "sequence_vectors", "item_representations"}
+        if teacher is None or with_items.isdisjoint(teacher.capabilities):
             raise UserError(
                 "--sevo.graph=teacher reads a teacher's item vectors, and there is none; "
                 "set --teacher=NAME of a model with vectors, such as BPR, or another --sevo.graph."
             )
-        teacher_items = teacher.item_embeddings()
+        teacher_items, known_items = teacher.item_embeddings(), teacher.known_items
     rows = len(tables[-1][-1])
     folder = os.path.join(config["checkpoint_dir"], "graphs")
-    adjacency = cached_adjacency(folder, options, splits.train, splits.observed, rows, teacher_items)
+    adjacency = cached_adjacency(folder, options, splits.train, splits.observed, rows, teacher_items, known_items)
     smoother = NeumannSmoother(adjacency.to(config["device"]), options.beta, options.layers, options.iterative)
 
     def build(parameters: Iterable[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:

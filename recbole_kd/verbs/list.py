@@ -80,7 +80,11 @@ def _teachers() -> dict[str, str]:
         + f" {_offers(entry)}"
         for name, entry in models().items()
     }
-    return {**rows, "--teacher.ranks=FILE": "a file of another system [ranks; listed_scores with a column score]"}
+    return {
+        **rows,
+        "--teacher.ranks=FILE": "a file of another system [ranks; listed_scores with a column score]",
+        "--teacher.vectors=FILE": "a file of another system [item_representations; representations with users]",
+    }
 
 
 def _offers(entry: ModelEntry) -> str:

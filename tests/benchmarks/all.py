@@ -71,7 +71,7 @@ class Teacher:
     """Random vectors, and ranked lists that are there."""
 
     name = "Teacher"
-    capabilities = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors"}
+    capabilities = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors", "item_representations"}
     dimension = TEACHER
 
     def __init__(self, observed: Observed) -> None:

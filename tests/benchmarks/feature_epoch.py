@@ -75,7 +75,7 @@ class Tables:
     """A student or teacher that is two embedding tables."""
 
     name = "Tables"
-    capabilities = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors"}
+    capabilities = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors", "item_representations"}
 
     def __init__(self, users: int, items: int, dimension: int, trained: bool) -> None:
         self.dimension: Optional[int] = dimension

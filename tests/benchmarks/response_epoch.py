@@ -78,7 +78,7 @@ class Teacher:
     """Random vectors, and ranked lists that cost nothing."""
 
     name = "Teacher"
-    capabilities = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors"}
+    capabilities = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors", "item_representations"}
     dimension = 300
 
     def __init__(self, observed: Observed) -> None:

@@ -95,6 +95,25 @@ def test_observed_items_are_left_out_and_counted(tmp_path: Path) -> None:
     assert lists.observed_rows == 2
 
 
+def test_weights_stand_beside_the_items(tmp_path: Path) -> None:
+    rows = [(*row, place / 8) for place, row in enumerate(ROWS)]
+    lists = read(written(tmp_path, "user_id,item_id,score,weight", rows, ","))
+    assert by_user(lists) == EXPECTED
+    weights = lists.top_weights(3)
+    assert weights is not None
+    assert weights.tolist() == [[0, 0, 0], [0.25, 0, 0.5], [0.125, 0.375, 0], [0, 0, 0]]
+    assert read(written(tmp_path, "user_id,item_id,score", ROWS, ",")).top_weights(3) is None
+
+
+def test_users_without_a_list_are_counted(tmp_path: Path) -> None:
+    """Who is not in the file, and whose listed items are all observed; not who is in no training pair."""
+    assert read(written(tmp_path, "user_id,item_id", [("ann", "z")], ",")).users_without == 1
+    lists = read(written(tmp_path, "user_id,item_id", [("ann", "z"), ("bob", "y")], ","))
+    assert by_user(lists) == {"ann": ["z"], "bob": [], "7": []}
+    assert lists.users_without == 1
+    assert read(written(tmp_path, "user_id,item_id,score", ROWS, ",")).users_without == 0
+
+
 def test_the_digest_is_of_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "user_id,item_id,score", ROWS, ",")
     assert read(path).digest == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -146,12 +165,18 @@ def test_many_small_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
             [("ann", "z"), ("bob", "z"), ("ann", "z")],
             "1 rows repeat a user and an item, such as 'ann' and 'z'",
         ),
-        ("user_id,item_id", [("ann", "z")], "no unobserved item for 1 of 2 users of the training split, such as 'bob'"),
-        ("user_id,item_id", [("ann", "z"), ("bob", "y")], "no unobserved item for 1 of 2 users"),
+        ("user_id,item_id", [("7", "z")], "lists no unobserved item for any of 2 users of the training split"),
+        ("user_id,item_id", [("ann", "x"), ("bob", "y")], "lists no unobserved item for any of 2 users"),
         ("user_id,item_id,score", [("ann", "z", 1), ("bob", "z", "nan")], "the score in row 2 is not a finite number"),
         ("user_id,item_id,score", [("ann", "z", "inf")], "the score in row 1 is not a finite number"),
         ("user_id,item_id,score", [("ann", "z", "")], "the score in row 1 is not a finite number"),
         ("user_id,item_id,score", [("ann", "z", "high")], "cannot be read: .*high"),
+        (
+            "user_id,item_id,weight",
+            [("ann", "z", 1), ("bob", "z", -0.5)],
+            "the weight in row 2 is -0.5; expected at least 0",
+        ),
+        ("user_id,item_id,weight", [("ann", "z", "nan")], "the weight in row 1 is not a finite number"),
         ("user_id,item_id,rank", [("ann", "z", "")], "the rank in row 1 is not a finite number"),
         ("user_id,item_id", [("ann", "z", "more")], "cannot be read: .*2 columns"),
         ("user,item_id", [("ann", "z")], "has no column 'user_id' .*names user, item_id"),

@@ -12,7 +12,7 @@ from recbole_kd.contracts import CAPABILITIES, Batch, DataView
 from recbole_kd.data.observed import Observed
 
 #: What tables can offer: everything but scores and vectors of sequences.
-ALL = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors"}
+ALL = frozenset(CAPABILITIES) - {"sequences", "sequence_vectors", "item_representations"}
 
 
 class FakeStudent:
@@ -70,6 +70,8 @@ class FakeTeacher:
     """Constant layers of embeddings; the representations are their sum, the scores its dot products."""
 
     name = "FakeTeacher"
+    known_users: Optional[Tensor] = None
+    known_items: Optional[Tensor] = None
 
     def __init__(
         self,
@@ -124,6 +126,9 @@ class FakeTeacher:
         ranked = ranked.masked_fill(best == -torch.inf, 0)[:, :k].int()
         ranked[0] = 0
         return nn.functional.pad(ranked, (0, k - ranked.shape[1]))
+
+    def listed_weights(self, k: int) -> Optional[Tensor]:
+        return None
 
     def ranked_users(self, k: int) -> Tensor:
         """(I, k) best users of each item who did not observe it, 0 where there are fewer."""

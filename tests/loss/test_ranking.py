@@ -231,6 +231,34 @@ def test_softmax_loss_is_a_cross_entropy_times_the_squared_temperature(
     assert softmax_loss(student, teacher, temperature).item() == pytest.approx(reference)
 
 
+# Weights of entries
+
+
+@given(n=sizes, k=sizes, seed=seeds)
+@settings(max_examples=30, deadline=None)
+def test_weights_are_factors_of_the_entries(n: int, k: int, seed: int) -> None:
+    """Of RRD's terms, of CD's items and of the items' parts of KD's cross-entropy; weights of 1 change nothing."""
+    student, teacher, below = drawn(n, k, seed=seed), drawn(n, k, seed=seed + 1), drawn(n, 3, seed=seed + 3)
+    weights, ones = drawn(n, k, seed=seed + 2).abs(), torch.ones(n, k, dtype=torch.float64)
+    listwise = soft = cross = 0.0
+    for u in range(n):
+        p = [math.exp(float(score)) for score in student[u]]
+        q = [math.exp(float(score)) for score in teacher[u]]
+        rest = sum(math.exp(float(score)) for score in below[u])
+        for j in range(k):
+            w = float(weights[u, j])
+            listwise -= w * math.log(p[j] / (sum(p[j:]) + rest)) / n
+            t, s = q[j] / (1 + q[j]), p[j] / (1 + p[j])
+            soft -= w * (t * math.log(s) + (1 - t) * math.log(1 - s)) / (n * k)
+            cross -= w * q[j] / sum(q) * math.log(p[j] / sum(p)) / n
+    assert listwise_loss(student, below, weights=weights).item() == pytest.approx(listwise)
+    assert soft_target_loss(student, teacher, weights=weights).item() == pytest.approx(soft)
+    assert softmax_loss(student, teacher, weights=weights).item() == pytest.approx(cross)
+    torch.testing.assert_close(listwise_loss(student, below, weights=ones), listwise_loss(student, below))
+    torch.testing.assert_close(soft_target_loss(student, teacher, weights=ones), soft_target_loss(student, teacher))
+    torch.testing.assert_close(softmax_loss(student, teacher, weights=ones), softmax_loss(student, teacher))
+
+
 # All of them
 
 LOSSES = {

@@ -132,6 +132,20 @@ def test_nearest_items_of_the_teacher_by_a_loop(neighbours: int, temperature: fl
     assert_is(teacher_adjacency(embeddings, neighbours, temperature, nodes=11, block=block), weights)
 
 
+def test_items_without_a_vector_are_nobodys_neighbours() -> None:
+    """As the graph of the others alone, whatever stands for those that a file of vectors does not know."""
+    embeddings = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    known = torch.tensor([False, True, True, False, True, True, False, True, True])
+    embeddings[~known] = torch.nan
+    found = teacher_adjacency(embeddings, 2, 0.5, nodes=10, known=known).to_dense()
+    alone = teacher_adjacency(torch.cat([embeddings[:1], embeddings[known]]), 2, 0.5).to_dense()
+    places = known.nonzero().squeeze(1)
+    torch.testing.assert_close(found[places][:, places], alone[1:, 1:])
+    assert int((found != 0).sum()) == int((alone != 0).sum())
+    with pytest.raises(UserError, match=r"neighbours=6 is more than the 5 other items"):
+        teacher_adjacency(embeddings, 6, 0.5, known=known)
+
+
 def test_the_most_similar_item_is_tied_most_strongly() -> None:
     """d is 1 - cosine; with the cosine itself for d, as the slides print it, the order would be reversed."""
     embeddings = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.1], [-1.0, 1.0]])

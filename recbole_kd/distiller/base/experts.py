@@ -306,8 +306,8 @@ class ExpertDistiller(NodeDistiller[AnnealedOptionsT]):
     def begin_epoch(self, epoch: int) -> None:
         """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
         temperature = self.options.temperature_at(epoch, self.data.epochs)
-        histories = self.user_history, self.item_history
-        for experts, history, table in zip(self.experts, histories, self.entries.tables()):
+        histories = {"user": self.user_history, "item": self.item_history}
+        for kind, experts, table in zip(self.entries.kinds, self.experts, self.entries.tables()):
             experts.selection.begin_epoch(temperature, table)
             if table is not None:
-                history.record(epoch, experts.selection.network, table)
+                histories[kind].record(epoch, experts.selection.network, table)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar, Union
+from typing import ClassVar, Optional, TypeVar, Union
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import DataView, Distiller, DistillerOptions, Needs, StudentView, TeacherView
+from recbole_kd.contracts import Batch, DataView, Distiller, DistillerOptions, Needs, StudentView, TeacherView
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank, require_listed, require_unobserved
 from recbole_kd.data.samplers import Complement, draw_without_replacement, exponential_log_weights, items_at
@@ -19,11 +19,13 @@ from recbole_kd.options import Options, option
 
 __all__ = [
     "GuidedOptions",
+    "ImportanceOptions",
     "ListDistiller",
     "ListOptions",
     "RelaxedLists",
     "RelaxedOptions",
     "catalogue_scores",
+    "importance",
     "list_scores",
     "require_drawable",
 ]
@@ -50,11 +52,47 @@ class GuidedOptions(ListOptions):
         return Needs.of("scores", teacher=("ranks", "listed_scores") if self.guide == "teacher" else ("scores",))
 
 
+@dataclass(frozen=True)
+class ImportanceOptions(Options):
+    """How much each item of the teacher's list counts, beside the confidence of a file (DLLM2Rec, RecSys'24)."""
+
+    decay: Optional[float] = option(
+        None, "T, in ranks: the teacher's k-th item counts exp(-k/T); ~: all alike", above=0
+    )
+    consistency: float = option(
+        1.0, "factor of those that the student's own list of that length holds too, found anew each epoch", above=0
+    )
+
+    @property
+    def unequal(self) -> bool:
+        """Whether either is asked for."""
+        return self.decay is not None or self.consistency != 1
+
+    def check(self, section: str) -> None:
+        """
+        Raises:
+            UserError: the list is the student's own.
+        """
+        super().check(section)
+        if self.unequal and getattr(self, "guide", "teacher") == "student":
+            name = "consistency" if self.decay is None else "decay"
+            raise UserError(
+                f"{section}.{name} says how the teacher's items count, and {section}.guide=student lists the student's;"
+                " leave one of them out."
+            )
+
+
 ListOptionsT = TypeVar("ListOptionsT", bound=ListOptions)
 
 
 class ListDistiller(Distiller[ListOptionsT]):
-    """Base of the distillers that read ranked lists of unobserved items and the student's scores of them."""
+    """Base of the distillers that read ranked lists of unobserved items and the student's scores of them.
+
+    A user without a list (a file need not have one for each) is in no mean: the base loss alone trains them.
+    """
+
+    #: (U,) bool: which users the teacher has a list of; None where all who are trained on have one.
+    listed: Optional[Tensor] = None
 
     #: Options that each ask for so many unobserved items of every user.
     list_lengths: ClassVar[tuple[str, ...]] = ("pool",)
@@ -79,13 +117,61 @@ class ListDistiller(Distiller[ListOptionsT]):
         """
         ranked = self.teacher.ranked_items(k).cpu()
         require_listed(self.data.observed, f"{self.name}.{setting}", ranked, self.teacher.name)
+        listed = ranked[:, 0] > 0
+        if bool((self.data.observed.counts[~listed] > 0).any()):
+            self.listed = listed.to(self.data.device)
         return ranked
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses by name, each multiplied by its weight, over the users who have a list."""
+        if self.listed is not None:
+            kept = self.listed[batch.users]
+            batch = Batch(batch.users[kept], batch.items[kept])
+            if not len(batch.users):
+                return {}
+        return super().forward(batch)
+
+    def importance(self, ranked: Tensor, confidence: Optional[Tensor]) -> Optional[Tensor]:
+        """:func:`importance` of the teacher's lists of users, beside the student's as it is now."""
+        assert isinstance(self.options, ImportanceOptions)
+        return importance(
+            self.options, ranked, confidence, lambda: student_ranking(self.student, self.data, ranked.shape[1])
+        )
 
     def ranked_by(self, guide: str, setting: str, k: int) -> Tensor:
         """:meth:`ranked_items` by the guide: ``teacher``, or ``student`` as it is now."""
         if guide == "teacher":
             return self.ranked_items(setting, k)
         return student_ranking(self.student, self.data, k)
+
+
+def importance(
+    options: ImportanceOptions, ranked: Tensor, confidence: Optional[Tensor], own: Callable[[], Tensor]
+) -> Optional[Tensor]:
+    """How much each listed item counts now: the product of confidence, decay and consistency, divided by its mean.
+
+    The mean is over all listed items of all rows, so that a weight of the loss means the same with and without them.
+
+    Args:
+        ranked: (rows, k) the teacher's lists, 0 where there is no item.
+        confidence: (rows, k) at least 0; None: 1.
+        own: gives the student's lists of the same rows and length.
+
+    Returns:
+        (rows, k) float32 on the CPU, 0 where there is no item; None where all items count alike.
+    """
+    if confidence is None and not options.unequal:
+        return None
+    listed = ranked > 0
+    weights = listed.float() if confidence is None else confidence.cpu() * listed
+    if options.decay is not None:
+        weights = weights * torch.exp(-torch.arange(1, ranked.shape[1] + 1) / options.decay)
+    if options.consistency != 1:
+        held = own().sort(dim=1).values
+        place = torch.searchsorted(held, ranked).clamp_(max=held.shape[1] - 1)
+        weights = torch.where(held.gather(1, place) == ranked, weights * options.consistency, weights)
+    mean = weights.sum(dtype=torch.float64) / listed.sum().clamp(min=1)
+    return weights / mean.clamp(min=torch.finfo(torch.float32).tiny).float()
 
 
 def student_ranking(student: StudentView, data: DataView, k: int) -> Tensor:
@@ -186,27 +272,35 @@ class RelaxedLists:
         self._complement = Complement(observed, ranked)
         self._device = device
         self._drawn = torch.empty(0)
+        self._drawn_weights: Optional[Tensor] = None
 
-    def draw(self, generator: torch.Generator) -> None:
-        """Draws the entries of every row anew."""
+    def draw(self, generator: torch.Generator, weights: Optional[Tensor] = None) -> None:
+        """Draws the entries of every row anew; weights (rows, K') say how much the ranked ones count."""
         options = self._options
         interesting = self._ranked[:, : options.interesting]
+        chosen = torch.arange(options.interesting).expand(len(self._ranked), -1)
         if options.sampling == "exponential":
-            weights = exponential_log_weights(options.pool, options.emphasis)
-            chosen = draw_without_replacement(weights, len(self._ranked), options.interesting, generator)
+            chances = exponential_log_weights(options.pool, options.emphasis)
+            chosen = draw_without_replacement(chances, len(self._ranked), options.interesting, generator)
             interesting = items_at(self._ranked, chosen)
         uninteresting = interesting[:, :0]
         if options.uninteresting:
             uninteresting = self._complement.draw(options.uninteresting, generator)
         self._drawn = torch.cat([interesting, uninteresting], dim=1).to(self._device)
+        self._drawn_weights = None if weights is None else items_at(weights, chosen).to(self._device)
 
     def of(self, rows: Tensor) -> Tensor:
         """(n, K + L) ids, the interesting ones first, best rank first."""
         return self._drawn[rows].long()
 
-    def loss(self, scores: Tensor) -> Tensor:
-        """Mean over rows for the student's scores (n, K + L) of what :meth:`of` gave (RRD, eq. 9)."""
+    def loss(self, scores: Tensor, rows: Optional[Tensor] = None) -> Tensor:
+        """Mean over rows for the student's scores (n, K + L) of what :meth:`of` gave of them (RRD, eq. 9).
+
+        Args:
+            rows: (n,) the rows; needed where their entries were drawn with weights.
+        """
         k = self._options.interesting
         if self._options.temperature != 1:
             scores = scores / self._options.temperature
-        return listwise_loss(scores[:, :k], scores[:, k:])
+        weights = None if self._drawn_weights is None or rows is None else self._drawn_weights[rows].to(scores)
+        return listwise_loss(scores[:, :k], scores[:, k:], weights=weights)

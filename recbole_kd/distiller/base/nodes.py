@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, StudentView, TeacherView
+from recbole_kd.errors import UserError
 from recbole_kd.loss.kernel.regression import linear_error
 
 __all__ = [
+    "ONE_SIDE",
     "NodeDistiller",
     "NodeOptions",
     "NodeOrPairOptions",
@@ -25,25 +27,30 @@ __all__ = [
     "Pairs",
     "SequenceNodes",
     "Side",
+    "known",
     "linear",
     "projection_error",
     "with_bias",
 ]
 
 
+#: What a teacher with vectors of items offers, whether or not it has vectors of users.
+ONE_SIDE = frozenset({"representations", "item_representations"})
+
+
 @dataclass(frozen=True)
 class NodeOptions(DistillerOptions):
     """Base of the options of distillers that read a vector of each user and each item, or of each sequence."""
 
-    needs = Needs.of("representations")
-    sequence_needs = Needs.of("sequence_vectors")
+    needs = Needs.of("representations", otherwise="item_representations")
+    sequence_needs = Needs.of("sequence_vectors", otherwise="item_representations")
 
 
 @dataclass(frozen=True)
 class NodeOrPairOptions(NodeOptions):
     """The same where each entry is regressed by itself, so that a pair of a user and an item can be one too."""
 
-    needs = Needs.of("pair_representations")
+    needs = Needs.of("pair_representations", otherwise="item_representations")
 
 
 class Side(NamedTuple):
@@ -64,17 +71,28 @@ class Side(NamedTuple):
         return self.teacher.index_select(0, self.nodes).to(self.student)
 
 
+def known(ids: Tensor, marks: Optional[Tensor]) -> Tensor:
+    """The ids (n,) that are marked (U,) or (I,) as having a vector; all of them where there are no marks."""
+    return ids if marks is None else ids[marks[ids]]
+
+
 class Nodes:
     """Reads the distinct users and the distinct items of a batch; a graph student is read once.
+
+    Users and items that the teacher has no vector of are left out, and so is the side of users where it has none.
 
     Attributes:
         kinds: what each side of a batch holds.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("user", "item")
+    kinds: tuple[str, ...] = ("user", "item")
+    #: What a teacher offers that has vectors of the first side too.
+    _both_sides: ClassVar[str] = "representations"
 
     def __init__(self, student: StudentView, teacher: TeacherView) -> None:
         self.student, self.teacher = student, teacher
+        if self._both_sides not in teacher.capabilities:
+            self.kinds = ("item",)
 
     def examples(self) -> tuple[Tensor, Tensor]:
         """Vectors of the student (n, d_s) and of the teacher (m, d_t), for their sizes and types."""
@@ -82,24 +100,30 @@ class Nodes:
 
     def tables(self) -> tuple[Optional[Tensor], ...]:
         """For each side the teacher's vectors (N, d_t); None where they are known only with a batch."""
-        return self.teacher.user_embeddings(), self.teacher.item_embeddings()
+        items = self.teacher.item_embeddings()
+        return (self._user_table(), items) if "user" in self.kinds else (items,)
 
     def sides(self, batch: Batch) -> tuple[Side, ...]:
         """The sides of a batch, in the order of `kinds`."""
-        items = batch.distinct_items
+        items = known(batch.distinct_items, self.teacher.known_items)
         of_items = Side(items, self.student.item_embeddings().index_select(0, items), self.teacher.item_embeddings())
-        return self._users(batch), of_items
+        return (self._users(batch), of_items) if "user" in self.kinds else (of_items,)
+
+    def _user_table(self) -> Optional[Tensor]:
+        return self.teacher.user_embeddings()
 
     def _users(self, batch: Batch) -> Side:
-        users = batch.distinct_users
+        users = known(batch.distinct_users, self.teacher.known_users)
         return Side(users, self.student.user_embeddings().index_select(0, users), self.teacher.user_embeddings())
 
 
 class SequenceNodes(Nodes):
     """Reads the sequences of a batch in the place of its users."""
 
-    def tables(self) -> tuple[Optional[Tensor], ...]:
-        return None, self.teacher.item_embeddings()
+    _both_sides = "sequence_vectors"
+
+    def _user_table(self) -> Optional[Tensor]:
+        return None
 
     def _users(self, batch: Batch) -> Side:
         assert batch.sequences is not None, "the student is a sequential model"
@@ -114,10 +138,17 @@ class Pairs(Nodes):
     A model with vectors of users and items gives their elementwise product.
     """
 
-    kinds = ("pair",)
+    _both_sides = "pair_representations"
 
     def __init__(self, student: StudentView, teacher: TeacherView, device: torch.device) -> None:
         super().__init__(student, teacher)
+        if self.kinds == ("item",):
+            raise UserError(
+                f"{student.name} has vectors of pairs of a user and an item, and {teacher.name} has vectors of items "
+                "alone; give a file with users' vectors too, or set --model to a student with vectors of items, such "
+                "as BPR."
+            )
+        self.kinds = ("pair",)
         self._device = device
 
     def examples(self) -> tuple[Tensor, Tensor]:
@@ -130,6 +161,10 @@ class Pairs(Nodes):
 
     def sides(self, batch: Batch) -> tuple[Side, ...]:
         pairs = batch.distinct_pairs
+        for side, marks in enumerate((self.teacher.known_users, self.teacher.known_items)):
+            if marks is not None:
+                kept = marks[pairs[side]]
+                pairs = pairs[0][kept], pairs[1][kept]
         student, teacher = (view.pair_representations(*pairs) for view in (self.student, self.teacher))
         return (Side(torch.arange(len(student), device=student.device), student, teacher),)
 
@@ -152,7 +187,7 @@ class NodeDistiller(Distiller[NodeOptionsT]):
         views = self.student, self.teacher
         if "sequence_vectors" in self.student.capabilities:
             self.entries = SequenceNodes(*views)
-        elif all("representations" in view.capabilities for view in views):
+        elif "representations" in self.student.capabilities and not ONE_SIDE.isdisjoint(self.teacher.capabilities):
             self.entries = Nodes(*views)
         else:
             self.entries = Pairs(*views, self.data.device)

@@ -18,13 +18,14 @@ def listwise_loss(
     uninteresting: Tensor,
     interesting_mask: Optional[Tensor] = None,
     uninteresting_mask: Optional[Tensor] = None,
+    weights: Optional[Tensor] = None,
 ) -> Tensor:
     """RRD eq. 9. Every normaliser comes from one cumulative sum. Differentiable once."""
     if interesting_mask is not None:
         interesting = interesting.masked_fill(~interesting_mask, -torch.inf)
     if uninteresting_mask is not None:
         uninteresting = uninteresting.masked_fill(~uninteresting_mask, -torch.inf)
-    per_user: Tensor = _Listwise.apply(interesting, uninteresting)
+    per_user: Tensor = _Listwise.apply(interesting, uninteresting, weights)
     return mean_over_entries(per_user, None if interesting_mask is None else interesting_mask.any(dim=1))
 
 
@@ -33,25 +34,29 @@ class _Listwise(torch.autograd.Function):
 
     With z_k = log(sum_{m>=k} exp r_m + sum_l exp r_l), the gradient is exp(r_j) sum_{k<=j} exp(-z_k) - 1 for an
     interesting item and exp(r_l) sum_{k<=K} exp(-z_k) for an uninteresting one. The sums are kept as logarithms:
-    r_j <= z_k for every k <= j, so that no exponential overflows.
+    r_j <= z_k for every k <= j, so that no exponential overflows. With factors w_k of the terms, exp(-z_k) and the 1
+    are multiplied by them.
     """
 
     @staticmethod
-    def forward(ctx: Any, interesting: Tensor, uninteresting: Tensor) -> Tensor:
+    def forward(ctx: Any, interesting: Tensor, uninteresting: Tensor, weights: Optional[Tensor]) -> Tensor:
         rest = uninteresting.logsumexp(dim=1, keepdim=True)
         normaliser = _log_cumsum_exp(torch.cat([rest, interesting.flip(1)], dim=1))[:, 1:].flip(1)
-        ctx.save_for_backward(interesting, uninteresting, normaliser)
-        return (normaliser - interesting).masked_fill(interesting == -torch.inf, 0).sum(dim=1)
+        ctx.save_for_backward(interesting, uninteresting, normaliser, weights)
+        terms = (normaliser - interesting).masked_fill(interesting == -torch.inf, 0)
+        return (terms if weights is None else terms * weights).sum(dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        interesting, uninteresting, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        interesting, uninteresting, normaliser, weights = ctx.saved_tensors
         missing = interesting == -torch.inf
-        shares = _log_cumsum_exp((-normaliser).masked_fill(missing, -torch.inf))
-        of_interesting = ((interesting + shares).exp() - 1).masked_fill(missing, 0)
+        of_terms = -normaliser if weights is None else weights.log() - normaliser
+        shares = _log_cumsum_exp(of_terms.masked_fill(missing, -torch.inf))
+        own = 1 if weights is None else weights
+        of_interesting = ((interesting + shares).exp() - own).masked_fill(missing, 0)
         of_uninteresting = (uninteresting + shares[:, -1:]).exp()
-        return of_interesting * gradient.unsqueeze(1), of_uninteresting * gradient.unsqueeze(1)
+        return of_interesting * gradient.unsqueeze(1), of_uninteresting * gradient.unsqueeze(1), None
 
 
 def _log_cumsum_exp(values: Tensor) -> Tensor:

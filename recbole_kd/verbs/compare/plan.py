@@ -51,7 +51,7 @@ class Row:
         dataset: the dataset's name.
         settings: nested, without the seed.
         seeds: one run for each.
-        teacher: name of the row of its teacher, of several that of the first; None where files of ranks teach.
+        teacher: name of the row of its teacher, of several that of the first; None where files of another system teach.
         reference: name of the row of the plain student of its size.
         space: a ``.hyper`` file to search instead of the model's own; "none" leaves the row as it is.
     """
@@ -111,10 +111,10 @@ class Row:
         config = experiment.settings
         parts: list[Any] = [_RUN_FORMAT, versions(), data, seed]
         for source in experiment.teachers:
-            file = source.checkpoint or source.ranks
-            # A file by its size and date: its content may be gigabytes.
-            stamp = None if not file or not os.path.isfile(file) else os.stat(file)
-            parts += [file, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
+            for file in source.files or ("",):
+                # A file by its size and date: its content may be gigabytes.
+                stamp = os.stat(file) if os.path.isfile(file) else None
+                parts += [file or None, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
             if source.section.get("model"):
                 teacher = source.settings or config.teacher_config(source.section, source.prefix)
                 parts += [_effective(teacher), teacher["seed"]]
@@ -346,15 +346,19 @@ def _with_companions(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
 
 
 def _teachers(row: Row, seeds: Sequence[int]) -> list[Row]:
-    """A row for each of the recipe's teachers that can be evaluated: a file of ranks has no scores of all items."""
+    """A row for each of the recipe's teachers that can be evaluated: another system's file has no scores of all."""
     alone = replace(row, role="teacher", seeds=(seeds[0],))
     sections = list(row.first_config.teacher_sections().values())
     if len(sections) == 1:
-        return [] if sections[0].get("ranks") else [alone]
-    sections = [section for section in sections if not section.get("ranks")]
+        return [] if _is_foreign(sections[0]) else [alone]
+    sections = [section for section in sections if not _is_foreign(section)]
     # A checkpoint says itself what it holds: a model that a preset names beside it is not asked for.
     own = [{**section, "model": None} if section.get("checkpoint") else section for section in sections]
     return [replace(alone, settings={**row.settings, "teacher": {"count": 1, **section}}) for section in own]
+
+
+def _is_foreign(section: Mapping[str, Any]) -> bool:
+    return bool(section.get("ranks") or section.get("vectors"))
 
 
 def _plain_student(row: Row, seeds: Sequence[int]) -> Row:

@@ -218,7 +218,7 @@ def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Ma
 
 def _teacher_files(experiment: Experiment) -> list[bytes]:
     """Contents of the files that teach: another teacher makes another search."""
-    files = [Path(source.checkpoint or source.ranks or "") for source in experiment.teachers]
+    files = [Path(file) for source in experiment.teachers for file in source.files]
     return [file.read_bytes() for file in files if file.is_file()]
 
 

@@ -43,6 +43,17 @@ def test_listwise_loss_where_entries_are_missing(
         assert mask is None or not gradient[~mask].any()
 
 
+@given(n=sizes, k=sizes, below=st.integers(0, 6), seed=seeds, masked=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_listwise_loss_whose_terms_have_weights(n: int, k: int, below: int, seed: int, masked: bool) -> None:
+    """Some of the weights are 0: such a term adds nothing, and its item stays among those below the better ones."""
+    scores = draw(seed, n, k), draw(seed + 1, n, below)
+    weights = torch.rand(n, k, dtype=torch.float64) * chosen(n, k, seed=seed + 2)
+    mask = chosen(n, k, seed=seed + 3) if masked else None
+    found = kernel.listwise_loss(*scores, mask, None, weights)
+    assert_same(found, formula.listwise_loss(*scores, mask, None, weights), scores)
+
+
 def test_float32_follows_the_formula_where_exponentials_overflow() -> None:
     scores = [draw(seed, 5, 4, scale=1e4) for seed in (0, 1)]
     single = [score.detach().float().requires_grad_() for score in scores]

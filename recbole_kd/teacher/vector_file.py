@@ -1,0 +1,57 @@
+"""A teacher that is a file: vectors of users and items, or of items alone, from any other system."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recbole_kd.data.vectors import Vectors, VectorTable, vector_files
+from recbole_kd.student.readers import pair_products
+from recbole_kd.teacher.bare import FileTeacher
+
+__all__ = ["VectorFileTeacher"]
+
+
+class VectorFileTeacher(FileTeacher):
+    """Vectors of a file (``--teacher.vectors=FILE``). Their products are no scores: a text encoder's mean nothing."""
+
+    setting = "vectors"
+
+    def __init__(self, path: str, vectors: Vectors, device: torch.device) -> None:
+        """
+        Args:
+            path: where they were read, for results and messages.
+            vectors: in the student's ids.
+            device: where they are kept.
+        """
+        super().__init__(path, vectors.digest)
+        self._items, self.known_items = _on(device, vectors.items)
+        self.dimension = self._items.shape[1]
+        self.capabilities = frozenset({"item_representations"})
+        self._users: Tensor | None = None
+        if vectors.users is not None:
+            self._users, self.known_users = _on(device, vectors.users)
+            self.capabilities |= {"representations", "pair_representations"}
+
+    def user_embeddings(self) -> Tensor:
+        """(U, d_t); zeros where the file has none, see `known_users`."""
+        if self._users is None:
+            self.lacks("representations")
+        return self._users
+
+    def item_embeddings(self) -> Tensor:
+        """(I, d_t); zeros where the file has none, see `known_items`."""
+        return self._items
+
+    def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
+        """The elementwise products of the vectors of users (n,) and items (n,), (n, d_t)."""
+        return pair_products((self.user_embeddings(), self._items), users, items)
+
+    @property
+    def files(self) -> list[str]:
+        """The file, and those of its ids."""
+        return vector_files(self.path)
+
+
+def _on(device: torch.device, table: VectorTable) -> tuple[Tensor, Tensor | None]:
+    return table.rows.to(device), None if table.known is None else table.known.to(device)

@@ -1,0 +1,110 @@
+"""``--teacher.ranks`` for sequential students: lists after the last training sequence of a user, or after any of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_kd.contracts import Batch, Sequences
+from recbole_kd.data.ranked_lists import read_ranked_lists
+from recbole_kd.data.sequence_states import SequenceStates, state_keys
+from recbole_kd.distiller.rrd import RRDOptions, RRDSequenceDistiller
+from recbole_kd.errors import UserError
+from recbole_kd.teacher.ranked_file import SequenceRankFileTeacher
+from recbole_kd.testing import known_sequences_settings, write_known_sequences
+from recbole_kd.verbs.train import run_recbole_kd
+from tests.sequential import SequentialBench
+
+LISTS = {"distill": "rrd", "rrd.pool": 6, "rrd.interesting": 3, "rrd.uninteresting": 4, "baseline": "none"}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> SequentialBench:
+    return SequentialBench(write_known_sequences(tmp_path_factory.mktemp("sequences")), "SASRec")
+
+
+def written(file: Path, rows: list[tuple[Any, ...]], header: str = "user_id,item_id") -> Path:
+    file.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return file
+
+
+def teacher_of(bench: SequentialBench, file: Path) -> SequenceRankFileTeacher:
+    splits, states = bench.splits, SequenceStates.of(bench.splits.train)
+    lists = read_ranked_lists(str(file), splits.user_tokens, splits.item_tokens, splits.observed, states=states)
+    return SequenceRankFileTeacher(str(file), lists, states)
+
+
+def test_a_sequence_is_the_same_with_less_padding_and_of_its_user_alone() -> None:
+    users, items = torch.tensor([1, 1, 2]), torch.tensor([[3, 4, 0], [3, 4, 5], [3, 4, 0]])
+    keys = state_keys(users, items)
+    assert len(set(keys.tolist())) == 3
+    assert keys[0] == state_keys(users[:1], items[:1, :2])[0]
+
+
+def test_lists_are_of_the_last_sequence_or_of_that_at_a_position(bench: SequentialBench, tmp_path: Path) -> None:
+    """User u5 has had i5, i6, ...: after one item comes position 1. What the training split holds may be listed."""
+    rows = bench.splits.train.timed
+    mine = rows["user_id"] == list(bench.splits.user_tokens).index("u5")
+    users, items, lengths = (rows[name][mine] for name in ("user_id", "item_id_list", "item_length"))
+    order = lengths.argsort()
+    users, items, lengths = users[order], items[order], lengths[order]
+    name = bench.splits.item_tokens
+    last = teacher_of(bench, written(tmp_path / "last.csv", [("u5", f"i{n}") for n in (9, 7, 5)]))
+    found, weights = last.ranked_after(users, Sequences(items, lengths), 2)
+    assert weights is None
+    assert not found[:-1].any()
+    assert [name[item] for item in found[-1]] == ["i9", "i7"]
+    places = [("u5", f"i{n}", position, n / 8) for position in (1, 2) for n in (position, 8)]
+    some = teacher_of(bench, written(tmp_path / "some.csv", places, "user_id,item_id,position,weight"))
+    found, weights = some.ranked_after(users, Sequences(items, lengths), 2)
+    assert [[name[item] for item in row] for row in found[:2]] == [["i1", "i8"], ["i2", "i8"]]
+    assert not found[2:].any()
+    assert weights is not None
+    assert weights[:3].tolist() == [[0.125, 1], [0.25, 1], [0, 0]]
+
+
+def test_only_sequences_with_a_list_are_in_the_mean(bench: SequentialBench, tmp_path: Path) -> None:
+    rows = [(f"u{user}", f"i{(user + n) % 24}") for user in range(0, 48, 2) for n in range(6)]
+    teacher = teacher_of(bench, written(tmp_path / "some.csv", rows))
+    options = RRDOptions(pool=6, interesting=3, uninteresting=0, sampling="top", decay=2.0, consistency=1.5)
+    timed = bench.splits.train.timed
+    batch = Batch(timed["user_id"], timed["item_id"], None, Sequences(timed["item_id_list"], timed["item_length"]))
+    found = RRDSequenceDistiller(options, bench.student, teacher, bench.data)(batch)["rrd"]
+    listed = teacher.ranked_after(batch.users, batch.sequences, 6)[0][:, 0] > 0
+    assert int(listed.sum()) == 24
+    alone = Batch(
+        batch.users[listed], batch.items[listed], None, Sequences(*(part[listed] for part in batch.sequences))
+    )
+    again = RRDSequenceDistiller(options, bench.student, teacher, bench.data)(alone)["rrd"]
+    torch.testing.assert_close(found, again)
+    nobody = Batch(
+        batch.users[~listed], batch.items[~listed], None, Sequences(*(part[~listed] for part in batch.sequences))
+    )
+    assert RRDSequenceDistiller(options, bench.student, teacher, bench.data)(nobody) == {}
+
+
+def test_a_sequential_student_learns_from_a_file(tmp_path: Path) -> None:
+    data = write_known_sequences(tmp_path)
+    rows = [(f"u{user}", f"i{(user + 3 + n) % 24}", n + 1) for user in range(48) for n in range(8)]
+    file = written(tmp_path / "lists.csv", rows, "user_id,item_id,rank")
+    given = known_sequences_settings(data, epochs=1, hidden_size=8, n_heads=2, n_layers=1, **LISTS)
+    result = run_recbole_kd("SASRec", "known-sequences", config_dict={**given, "teacher.ranks": str(file)})
+    assert set(result["loss_history"][0]) == {"rec", "rrd"}
+    assert result["teacher"]["ranks"] == str(file)
+    for settings, message in (
+        ({"rrd.pool": 9}, r"the file lists.csv has a list of 8 items, and 9 are asked for; lower the pool .--rrd.pool"),
+        ({"distill": "fitnet"}, r"fitnet reads a vector for each sequence .* the file lists.csv has none"),
+    ):
+        mine = {key: value for key, value in given.items() if "fitnet" not in settings.values() or "rrd" not in key}
+        with pytest.raises(UserError, match=message):
+            run_recbole_kd("SASRec", "known-sequences", config_dict={**mine, "teacher.ranks": str(file), **settings})
+
+
+def test_no_sequence_and_an_item_twice_are_refused(bench: SequentialBench, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lists no unobserved item for any of .* sequences of the training split"):
+        teacher_of(bench, written(tmp_path / "none.csv", [("u5", "i1", 99)], "user_id,item_id,position"))
+    with pytest.raises(UserError, match="1 rows repeat a user and an item, such as 'u5' and 'i1'"):
+        teacher_of(bench, written(tmp_path / "twice.csv", [("u5", "i1"), ("u5", "i1")]))
