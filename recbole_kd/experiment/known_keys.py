@@ -255,12 +255,7 @@ class Machine(Options):
     use_gpu: bool = option(True, "whether a GPU is used where there is one")
     gpu_id: int | str | tuple[int, ...] = option("0", "which GPUs", noun="a number or several between commas")
     worker: int = option(0, "processes that load batches", minimum=0, maximum=256)
-    nproc: int = option(
-        1,
-        "processes on this machine, or on the cluster at ray_address; the results are those of one",
-        minimum=1,
-        maximum=1024,
-    )
+    nproc: int = option(1, "processes, here or at ray_address; the results are those of one", minimum=1, maximum=1024)
     ray_address: str | None = option(
         None, "a Ray cluster that ranks in shards of users; local: this machine's cores", metavar="HOST:PORT"
     )
