@@ -51,7 +51,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a small filter that rises": (["--distill=freqd", "--freqd.filter=[1.0e-5,1.0e-5]"], r"freqd\.filter=.*increases near frequency"),
     "a number beyond all others": (["--distill=rrd", "--rrd.pool=1e400"], r"rrd\.pool=inf is not a whole number"),
     "a number beyond what tensors count": (["--distill=rd", f"--rd.dynamic_samples=1{'0' * 20}"], r"rd\.dynamic_samples=10+ is out of range"),
-    "a weight beyond floats": (["--distill=rrd", f"--rrd.weight=1{'0' * 400}"], r"rrd\.weight=10+ is out of range"),
+    "a weight beyond floats": (["--distill=rrd", f"--rrd.weight=1{'0' * 400}"], r"rrd\.weight=10+\.\.\.0+ is out of range"),
     "a pool that no memory holds": (["--distill=cd", "--cd.pool=100000000000"], r"cd\.pool=100,000,000,000 is more than the 40 items"),
     "groups that no memory holds": (["--distill=unkd", "--unkd.pool=30", "--unkd.groups=1000000000000", "--unkd.pairs=1000000000000"], r"unkd\.groups=1,000,000,000,000 is more than the 40 items"),
     "experts that no memory holds": (["--distill=de", "--de.experts=100000000000"], r"not enough memory.*; lower .*experts"),

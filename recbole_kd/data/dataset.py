@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import UserDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,19 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
+from recbole_kd.data.columns import (
+    Groups,
+    TokenIds,
+    Tokens,
+    as_recboles,
+    as_tensor,
+    cut,
+    numbered,
+    row_type,
+    some_rows,
+)
 from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, splits_by_time
-from recbole_kd.data.reader import Layout, by_first_appearance, fields_of
+from recbole_kd.data.reader import Layout, fields_of
 from recbole_kd.data.store import kept, load_atomic
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
@@ -61,56 +71,6 @@ def layout_of(config: Any) -> Layout:
     )
 
 
-class _Tokens(UserDict[str, Any]):
-    """Of each field the tokens by id, made a numpy array when first asked for: a million take 100 MB.
-
-    Attributes:
-        data: of each field the array, or what it is made of (Arrow).
-    """
-
-    def __getitem__(self, field: str) -> NDArray[np.str_]:
-        if isinstance(self.data[field], pa.Array):
-            self.data[field] = np.array(self.data[field].to_pylist())
-        return self.data[field]
-
-
-class _TokenIds(dict[str, Any]):
-    """Of each field a dict from tokens to ids, made when it is first asked for."""
-
-    def __init__(self, tokens: _Tokens) -> None:
-        super().__init__()
-        self._tokens = tokens
-
-    def __missing__(self, field: str) -> dict[str, int]:
-        self[field] = {token: index for index, token in enumerate(self._tokens[field].tolist())}
-        return dict.__getitem__(self, field)
-
-
-class _Groups:
-    """Rows by a key: the groups in the order in which their keys first appear, and in each the rows in order."""
-
-    def __init__(self, keys: NDArray[Any]) -> None:
-        kind = _kind(len(keys))
-        grouped, rows = torch.sort(torch.from_numpy(keys), stable=True)
-        self.rows: Tensor = torch.from_numpy(rows.numpy().astype(kind))
-        starts = np.append(0, 1 + np.flatnonzero((grouped[1:] != grouped[:-1]).numpy())).astype(kind)
-        order = np.argsort(self.rows.numpy()[starts])
-        self.starts: NDArray[Any] = starts[order]
-        self.sizes: NDArray[Any] = np.diff(starts, append=kind(len(keys)))[order]
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        rows = self.rows.numpy()
-        return (rows[start : start + size] for start, size in zip(self.starts, self.sizes))
-
-    def pieces(self, first: NDArray[Any], last: NDArray[Any]) -> Tensor:
-        """The rows ``first[g]`` to ``last[g] - 1`` of each group g, one group after the other."""
-        first, lengths = first.astype(self.sizes.dtype), (last - first).astype(self.sizes.dtype)
-        ends = np.cumsum(lengths, dtype=lengths.dtype)
-        places = np.repeat(self.starts + first - (ends - lengths), lengths)
-        places += np.arange(len(places), dtype=places.dtype)
-        return self.rows.index_select(0, torch.from_numpy(places))
-
-
 class _Fast(Dataset):
     """What both datasets do otherwise than RecBole's."""
 
@@ -121,7 +81,7 @@ class _Fast(Dataset):
     def inter_feat(self) -> Any:
         """The interactions: a pandas table, and tensors once the dataset is built."""
         if self._order is not None:
-            self.inter_feat = _taken(self._feat, self._order)
+            self.inter_feat = as_recboles(self._feat, self._order)
         return self._feat
 
     @inter_feat.setter
@@ -140,8 +100,8 @@ class _Fast(Dataset):
 
     def _get_preset(self) -> None:
         super()._get_preset()
-        self.field2id_token = _Tokens()
-        self.field2token_id = _TokenIds(self.field2id_token)
+        self.field2id_token = Tokens()
+        self.field2token_id = TokenIds(self.field2id_token)
         self._vocabulary: dict[str, pa.Array] = {}
         self._places: Tensor | None = None
         self._parts: Tensor | None = None
@@ -349,15 +309,15 @@ class _Fast(Dataset):
                 self.field2id_token[fields[0]] = pa.concat_arrays([_PAD, tokens])
                 return
             columns = [feat[field].to_numpy() for feat, field, _ in remap_list]
-            ids, tokens = _numbered(np.concatenate(columns), tokens)
+            ids, tokens = numbered(np.concatenate(columns), tokens)
         else:  # several fields, or sequences, share their ids
             columns = [self._text(feat[field], field, ftype) for feat, field, ftype in remap_list]
             numbers, found = pd.factorize(np.concatenate(columns))
             ids, tokens = numbers + 1, pa.array(found, pa.string())
         for field in fields:
             self.field2id_token[field] = pa.concat_arrays([_PAD, tokens])
-        for (feat, field, ftype), part in zip(remap_list, _cut(ids, columns)):
-            feat[field] = part if ftype == FeatureType.TOKEN else pd.Series(_cut(part, feat[field]), dtype=object)
+        for (feat, field, ftype), part in zip(remap_list, cut(ids, columns)):
+            feat[field] = part if ftype == FeatureType.TOKEN else pd.Series(cut(part, feat[field]), dtype=object)
 
     def _text(self, values: pd.Series, field: str, ftype: FeatureType) -> NDArray[np.object_]:
         """The tokens of a column, one row's after the other's; None for a missing one."""
@@ -377,7 +337,7 @@ class _Fast(Dataset):
         for field in data:
             ftype = self.field2type[field]
             if ftype == FeatureType.TOKEN:
-                ids = _tensor(data[field].to_numpy())
+                ids = as_tensor(data[field].to_numpy())
                 features[field] = ids if data is self.inter_feat else ids.long()
             elif ftype == FeatureType.FLOAT and field not in self.config["numerical_features"]:
                 features[field] = torch.from_numpy(data[field].to_numpy().astype(np.float32))
@@ -399,15 +359,15 @@ class _Fast(Dataset):
             exact = field == self.time_field and PLACE in self.inter_feat
             values = self.inter_feat[PLACE if exact else field]
             key = values if values.dim() == 1 else values[..., 0]
-            self.inter_feat = _rows(self.inter_feat, torch.argsort(key, stable=True))
+            self.inter_feat = some_rows(self.inter_feat, torch.argsort(key, stable=True))
 
     def shuffle(self) -> None:
         """RecBole's shuffle of the rows: the same draws, which take less time as int32."""
         # numpy's memory comes in huge pages, in which places at random are found in half the time.
-        order = torch.from_numpy(np.empty(len(self), dtype=_kind(len(self))))
+        order = torch.from_numpy(np.empty(len(self), dtype=row_type(len(self))))
         torch.randperm(len(order), out=order, dtype=order.dtype)
         numbered = self.inter_feat.interaction.pop(_ROW, None) is not None  # in the order of the file until now
-        self.inter_feat = _rows(self.inter_feat, order)
+        self.inter_feat = some_rows(self.inter_feat, order)
         if numbered:
             self.inter_feat[_ROW] = order
 
@@ -428,7 +388,7 @@ class _Fast(Dataset):
         order, *rows = self._split_rows()
         hidden = {name: self.inter_feat.interaction.pop(name, None) for name in (PLACE, PART)}
         self._drop_unused_col()
-        parts = [self.copy(_taken(self.inter_feat, index)) for index in rows]
+        parts = [self.copy(as_recboles(self.inter_feat, index)) for index in rows]
         for part, index in zip(parts, rows):
             part.timed = None
             if hidden[PLACE] is not None:
@@ -445,7 +405,7 @@ class _Fast(Dataset):
 
         def split() -> pa.Table:
             whole = self.copy(
-                Interaction({**deciding, _ROW: torch.from_numpy(np.arange(len(self), dtype=_kind(len(self))))})
+                Interaction({**deciding, _ROW: torch.from_numpy(np.arange(len(self), dtype=row_type(len(self))))})
             )
             parts = super(_Fast, whole).build()
             rows = [part.inter_feat[_ROW].numpy() for part in (whole, *parts)]
@@ -464,10 +424,10 @@ class _Fast(Dataset):
         if random is not None:
             torch.set_rng_state(torch.frombuffer(bytearray(table.schema.metadata[b"random"]), dtype=torch.uint8))
         sizes = json.loads(table.schema.metadata[b"sizes"])
-        return list(_tensor(table["row"].chunk(0)).split(sizes))
+        return list(as_tensor(table["row"].chunk(0)).split(sizes))
 
-    def _grouped_index(self, group_by_list: NDArray[np.int64]) -> _Groups:
-        return _Groups(group_by_list)
+    def _grouped_index(self, group_by_list: NDArray[np.int64]) -> Groups:
+        return Groups(group_by_list)
 
     def split_by_ratio(self, ratios: Sequence[float], group_by: str | None = None) -> list[Any]:
         """RecBole's split of all rows, or of each group's, by ratio."""
@@ -484,9 +444,9 @@ class _Fast(Dataset):
         features = self.inter_feat
         if _ROW in features:
             features = Interaction({_ROW: features[_ROW]})
-        return [self.copy(_rows(features, index)) for index in indices]
+        return [self.copy(some_rows(features, index)) for index in indices]
 
-    def _split_index_by_leave_one_out(self, grouped_index: _Groups, leave_one_num: int) -> list[tuple[Tensor]]:
+    def _split_index_by_leave_one_out(self, grouped_index: Groups, leave_one_num: int) -> list[tuple[Tensor]]:
         """The rows of each part. In a tuple, which RecBole hands on to the tensors instead of making it a list."""
         left_out = np.minimum(leave_one_num, grouped_index.sizes - 1)
         # The last part is the last row, the one before the row before it, and the first part is the rest.
@@ -542,46 +502,7 @@ class KDSequentialDataset(_Fast, SequentialDataset):
             for place in range(int(lengths.max()) if len(lengths) else 0):
                 longer = (lengths > place).nonzero().squeeze(1)
                 histories[name][longer, place] = values[targets[longer] - lengths[longer] + place]
-        features = _rows(self.inter_feat, targets)
+        features = some_rows(self.inter_feat, targets)
         features.update(Interaction(histories))
         features.update(Interaction({name: values[targets] for name, values in hidden.items()}))
         self.inter_feat = features
-
-
-def _rows(features: Interaction, index: Any) -> Interaction:
-    """Some rows, by a slice or by their numbers: twice as fast as Interaction's own indexing."""
-    if isinstance(index, Tensor):
-        return Interaction({field: values.index_select(0, index) for field, values in features.interaction.items()})
-    return Interaction({field: values[index] for field, values in features.interaction.items()})
-
-
-def _taken(features: Interaction, index: Any) -> Interaction:
-    """Some rows as RecBole has them: ids in int64."""
-    rows = _rows(features, index).interaction
-    return Interaction(
-        {field: values.long() if values.dtype == torch.int32 else values for field, values in rows.items()}
-    )
-
-
-def _tensor(values: Any) -> Tensor:
-    """The tensor of an array that may be read-only, on the same memory."""
-    return torch.utils.dlpack.from_dlpack(pa.array(values))
-
-
-def _kind(rows: int) -> type[np.signedinteger[Any]]:
-    """The type of row numbers: int32, half the memory, as long as it counts them."""
-    return np.int32 if rows < 2**31 else np.int64
-
-
-def _cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:
-    """`values` in pieces as long as `parts`."""
-    return np.split(values, np.cumsum([len(part) for part in parts])[:-1])
-
-
-def _numbered(codes: NDArray[np.int32], tokens: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
-    """(rows,) ids from 1 by first appearance, 0 for a missing token; and the tokens of the ids."""
-    missing = codes == 0
-    numbers, found = by_first_appearance(codes[~missing])
-    ids = np.zeros(len(codes), dtype=np.int32)
-    ids[~missing] = numbers + 1
-    return ids, tokens.take(pa.array(found - 1))

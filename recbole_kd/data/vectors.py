@@ -27,10 +27,10 @@ from torch import Tensor
 from recbole_kd.data.foreign import ForeignIds, find_columns
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest, file_digest
-from recbole_kd.files.reading import read_text
+from recbole_kd.files.reading import read_text, vector_files
 from recbole_kd.files.tables import read_batches, readable
 
-__all__ = ["VectorTable", "Vectors", "read_vectors", "vector_files"]
+__all__ = ["VectorTable", "Vectors", "read_vectors"]
 
 #: Vectors are kept in 32 bits.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -68,14 +68,6 @@ class Vectors:
     users: Optional[VectorTable]
     items: VectorTable
     digest: str
-
-
-def vector_files(path: str) -> list[str]:
-    """The files that are read for `path`: itself, and of safetensors those of its ids."""
-    if Path(path).suffix != ".safetensors":
-        return [path]
-    beside = (Path(path).parent / f"{kind}.jsonl" for kind in ("users", "items"))
-    return [path, *(str(file) for file in beside if file.is_file())]
 
 
 def read_vectors(

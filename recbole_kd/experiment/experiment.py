@@ -12,12 +12,12 @@ from types import MappingProxyType
 from typing import Any
 
 from recbole_kd.contracts import DistillerOptions
-from recbole_kd.data.vectors import vector_files
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment.checks import TEACHER_KEYS
 from recbole_kd.experiment.known_keys import TEACHER_FILES
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.experiment.values import merge, nest
+from recbole_kd.files.reading import vector_files
 from recbole_kd.sevo.graphs import SEvoOptions
 
 __all__ = ["Experiment", "Optimiser", "TeacherSource", "require_same_task"]

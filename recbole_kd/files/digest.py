@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -76,19 +74,26 @@ def _feed(hasher: hashlib._Hash, value: Any) -> None:
         for _, key in sorted((digest(key), key) for key in value):
             _feed(hasher, key)
             _feed(hasher, value[key])
-    elif isinstance(value, pa.StringArray):
-        _feed_bytes(hasher, f"list {len(value)}", b"")
-        for start in range(0, len(value), _TEXTS):
-            texts = value.slice(start, _TEXTS)
-            lengths = pc.binary_length(texts).cast(pa.string())
-            fed = pc.binary_join_element_wise("str", lengths, texts, ":")
-            hasher.update("".join(fed.to_pylist()).encode())
+    elif type(value).__module__.startswith("pyarrow") and type(value).__name__ == "StringArray":
+        _feed_texts(hasher, value)
     elif isinstance(value, (list, tuple)):
         _feed_bytes(hasher, f"list {len(value)}", b"")
         for element in value:
             _feed(hasher, element)
     else:
         raise TypeError(f"digest takes plain values, tensors and arrays, not a {type_name(value)}")
+
+
+def _feed_texts(hasher: Any, value: Any) -> None:
+    """An Arrow array of text, as a list of the same texts."""
+    import pyarrow.compute as pc  # a tenth of a second: only where there is such an array
+
+    _feed_bytes(hasher, f"list {len(value)}", b"")
+    for start in range(0, len(value), _TEXTS):
+        texts = value.slice(start, _TEXTS)
+        lengths = pc.binary_length(texts).cast("string")
+        fed = pc.binary_join_element_wise("str", lengths, texts, ":")
+        hasher.update("".join(fed.to_pylist()).encode())
 
 
 def _feed_bytes(hasher: hashlib._Hash, tag: str, content: Any) -> None:

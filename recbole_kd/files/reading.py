@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 from recbole_kd.files.atomic import PathLike
@@ -38,3 +39,11 @@ def read_text(path: PathLike, most: int = MOST_TEXT) -> str:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is longer than {most:,} bytes", str(path))
     return content.decode("utf-8-sig")
+
+
+def vector_files(path: str) -> list[str]:
+    """The files that are read for `path`: itself, and of safetensors those of its ids."""
+    if Path(path).suffix != ".safetensors":
+        return [path]
+    beside = (Path(path).parent / f"{kind}.jsonl" for kind in ("users", "items"))
+    return [path, *(str(file) for file in beside if file.is_file())]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_kd.data.vectors import Vectors, VectorTable, vector_files
+from recbole_kd.data.vectors import Vectors, VectorTable
+from recbole_kd.files.reading import vector_files
 from recbole_kd.student.readers import pair_products
 from recbole_kd.teacher.bare import FileTeacher
 

@@ -13,9 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from recbole_kd.data.vectors import Vectors, read_vectors, vector_files
+from recbole_kd.data.vectors import Vectors, read_vectors
 from recbole_kd.errors import UserError
 from recbole_kd.files import tables
+from recbole_kd.files.reading import vector_files
 
 USERS, ITEMS = ["[PAD]", "ann", "bob"], ["[PAD]", "x", "y", "12"]
 #: Nobody has a vector of y and of bob.
