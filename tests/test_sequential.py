@@ -223,6 +223,7 @@ def test_models_that_read_their_padding_keep_it(data_path: Path) -> None:
         ({"train_neg_sample_args": {"sample_num": 2}}, "--loss_type=CE compares with every item"),
         ({"loss_type": "BPR", "train_neg_sample_args": None}, "--train_neg_sample_args draws none"),
         ({"MAX_ITEM_LIST_LENGTH": 0}, "--MAX_ITEM_LIST_LENGTH=0"),
+        ({"model": "BERT4Rec", "MAX_ITEM_LIST_LENGTH": 2}, "hides no item of a sequence of --MAX_ITEM_LIST_LENGTH=2"),
         ({"distill": "cd", "teacher": "SASRec"}, "cd distils scores or vectors of users, and GRU4Rec predicts"),
         ({"distill": "kd", "teacher": "BPR"}, "the teacher BPR is no sequential model"),
         ({"distill": "kd", "teacher": "SASRec", "baseline": "BPR"}, "the baseline BPR is no sequential model"),

@@ -28,7 +28,7 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 from recbole_kd.contracts import Share
 from recbole_kd.errors import UserError
 
-__all__ = ["ALONE", "PATIENCE", "STORE", "Group", "joined", "processes_around"]
+__all__ = ["ALONE", "PATIENCE", "STORE", "Group", "joined", "processes_around", "take_own_gpu"]
 
 #: How long a process waits for the others within a step or an evaluation, which take seconds.
 PATIENCE = timedelta(hours=1)
@@ -189,6 +189,26 @@ def joined() -> Iterator[Group]:
     finally:
         if own:
             dist.destroy_process_group()
+
+
+def take_own_gpu(device: torch.device) -> None:
+    """Processes of one machine compute on different GPUs: this one on that of its number there (``LOCAL_RANK``).
+
+    Args:
+        device: of the configuration, which by now has left torch the GPUs of ``--gpu_id`` alone.
+
+    Raises:
+        UserError: there are more processes than GPUs.
+    """
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= there:
+        raise UserError(
+            f"Process {number + 1} of this machine has no GPU of its own, as torch sees {there}; start fewer "
+            "processes, name more GPUs with --gpu_id, or set --use_gpu=False."
+        )
+    torch.cuda.set_device(number)
 
 
 def _stamp() -> str:

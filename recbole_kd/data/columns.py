@@ -60,7 +60,7 @@ class Groups:
         kind = row_type(len(keys))
         grouped, rows = torch.sort(torch.from_numpy(keys), stable=True)
         self.rows: Tensor = torch.from_numpy(rows.numpy().astype(kind))
-        starts = np.append(0, 1 + np.flatnonzero((grouped[1:] != grouped[:-1]).numpy())).astype(kind)
+        starts = np.append(0, 1 + np.flatnonzero((grouped[1:] != grouped[:-1]).numpy()))[: len(keys)].astype(kind)
         order = np.argsort(self.rows.numpy()[starts])
         self.starts: NDArray[Any] = starts[order]
         self.sizes: NDArray[Any] = np.diff(starts, append=kind(len(keys)))[order]

@@ -66,6 +66,11 @@ def _check_sizes(config: Any, dataset: Any) -> None:
             f"and items a step, more than the {fewest - 1:,} of one kind; lower it to {max(1, largest):,}, or set "
             f"--{config.prefix}cor_weight=0."
         )
+    if config.resolved.backbone == "BERT4Rec" and config["mask_ratio"] * config["MAX_ITEM_LIST_LENGTH"] < 1:
+        raise UserError(
+            f"--{config.prefix}mask_ratio={config['mask_ratio']} hides no item of a sequence of "
+            f"--MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']}; raise one of them."
+        )
     if config.resolved.backbone == "ConvNCF":
         size = config["embedding_size"]
         for kernel, stride in zip(config["cnn_kernels"], config["cnn_strides"]):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from recbole_kd.cluster.group import ALONE, Group, joined, processes_around
+from recbole_kd.cluster.group import ALONE, Group, joined, processes_around, take_own_gpu
 from recbole_kd.cluster.launch import together
 from recbole_kd.errors import Interrupted, UserError
 from recbole_kd.experiment.description import describe
@@ -136,7 +136,9 @@ def _run_as_one_of_several(
 ) -> dict[str, Any]:
     """One process's part: process 0 alone shows progress and writes records."""
     silent = {} if group.is_first else {"show_progress": False, "log_wandb": False, "log_mlflow": False}
-    return _run(Experiment.of(model, dataset, files, {**given, **silent}), saved, group)
+    experiment = Experiment.of(model, dataset, files, {**given, **silent})
+    take_own_gpu(experiment.settings["device"])
+    return _run(experiment, saved, group)
 
 
 def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recbole_kd.cluster.group import ALONE, Group, processes_around
+from recbole_kd.cluster.group import ALONE, Group, processes_around, take_own_gpu
 from recbole_kd.cluster.launch import together
 from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
@@ -200,6 +200,23 @@ def test_parts_are_all_and_disjoint() -> None:
         assert max(len(own) for own, _ in parts) - min(len(own) for own, _ in parts) <= 1
     assert Share().of(entries)[0] is not None
     assert torch.equal(Share().sum(entries), entries)
+
+
+def test_processes_of_a_machine_take_different_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    take_own_gpu(torch.device("cuda"))  # one process: torch's usual device
+    for number in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", number)
+        take_own_gpu(torch.device("cpu"))
+        take_own_gpu(torch.device("cuda"))
+    assert taken == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(
+        UserError, match="Process 3 of this machine has no GPU of its own, as torch sees 2; start fewer"
+    ):
+        take_own_gpu(torch.device("cuda"))
 
 
 def test_torchruns_variables_and_nproc_agree(monkeypatch: pytest.MonkeyPatch) -> None:

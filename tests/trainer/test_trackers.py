@@ -203,7 +203,7 @@ def test_the_users_own_run_stays(wandb: Any, known_answer: Path, monkeypatch: py
     """In a notebook, say; and its group can be given by wandb's own variable."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv(GROUP, "thesis")
-    own = wandb.init(project="mine")
+    own = wandb.init(project="mine", dir=".")  # otherwise where its service was started
     settings = known_answer_settings(known_answer, epochs=1, log_wandb=True)
     run_recbole_kd("BPR", "known-answer", config_dict=settings)
     assert wandb.run is own
