@@ -11,7 +11,7 @@ from recbole_kd import compat
 if TYPE_CHECKING:
     from recbole_kd.stages.saved import load_data_and_model
     from recbole_kd.verbs.compare import compare
-    from recbole_kd.verbs.recommend import Recommender
+    from recbole_kd.verbs.recommender import Recommender
     from recbole_kd.verbs.train import run_recbole_kd
     from recbole_kd.verbs.tune import search
 
@@ -35,7 +35,7 @@ compat.install(_host)
 _OFFERED = {
     "compare": "recbole_kd.verbs.compare",
     "load_data_and_model": "recbole_kd.stages.saved",
-    "Recommender": "recbole_kd.verbs.recommend",
+    "Recommender": "recbole_kd.verbs.recommender",
     "run_recbole_kd": "recbole_kd.verbs.train",
     "search": "recbole_kd.verbs.tune",
 }

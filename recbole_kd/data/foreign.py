@@ -11,7 +11,10 @@ import pyarrow.compute as pc
 
 from recbole_kd.errors import UserError
 
-__all__ = ["ForeignIds", "find_columns"]
+__all__ = ["LARGEST", "ForeignIds", "find_columns"]
+
+#: The largest number that is taken: numbers are kept in 32 bits.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class ForeignIds:

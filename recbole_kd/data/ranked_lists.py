@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recbole_kd.data.foreign import ForeignIds, find_columns
+from recbole_kd.data.foreign import LARGEST, ForeignIds, find_columns
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.sequence_states import SequenceStates
 from recbole_kd.errors import UserError
@@ -152,8 +152,6 @@ def read_ranked_lists(
 
 #: Columns of numbers.
 _NUMBERS = ("rank", "score", "weight", "position")
-#: They are kept in 32 bits.
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class _Reader:
@@ -178,7 +176,7 @@ class _Reader:
                 if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
                     raise UserError(f"{self.source}: column '{name}' holds {column.type}; expected numbers.")
                 column = column.to_numpy(zero_copy_only=False).astype(np.float64)
-                wrong = np.flatnonzero(~(np.abs(column) <= _LARGEST))
+                wrong = np.flatnonzero(~(np.abs(column) <= LARGEST))
                 if len(wrong):
                     raise UserError(
                         f"{self.source}: the {name} in row {first + int(wrong[0]):,} is not a finite number of 32 bits;"

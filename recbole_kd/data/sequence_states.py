@@ -45,9 +45,8 @@ class SequenceStates:
     def of(cls, train: Any) -> SequenceStates:
         """The states of RecBole's dataset of the training split of a sequential model."""
         rows, config = train.timed, train.config
-        order = torch.argsort(rows[PLACE], stable=True)
         # Sequences of one time are in the order of their lengths.
-        order = order[torch.argsort(rows[config["ITEM_LIST_LENGTH_FIELD"]][order], stable=True)]
+        order = torch.argsort(rows[config["ITEM_LIST_LENGTH_FIELD"]], stable=True)
         order = order[torch.argsort(rows[PLACE][order], stable=True)]
         order = order[torch.argsort(rows[train.uid_field][order], stable=True)]
         users = rows[train.uid_field][order].long()

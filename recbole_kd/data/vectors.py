@@ -24,16 +24,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from recbole_kd.data.foreign import ForeignIds, find_columns
+from recbole_kd.data.foreign import LARGEST, ForeignIds, find_columns
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest, file_digest
 from recbole_kd.files.reading import read_text, vector_files
 from recbole_kd.files.tables import read_batches, readable
 
 __all__ = ["VectorTable", "Vectors", "read_vectors"]
-
-#: Vectors are kept in 32 bits.
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ class _Reader:
 
     def _checked(self, vectors: Any) -> Any:
         """(n, d) in 32 bits, all finite."""
-        wrong = ~(np.abs(vectors) <= _LARGEST)
+        wrong = ~(np.abs(vectors) <= LARGEST)
         for row in np.flatnonzero(wrong.any(axis=1))[:1]:
             raise UserError(
                 f"{self.source}: the vector in row {self.rows + row + 1:,} holds {vectors[row][wrong[row]][0]}, which "

@@ -74,8 +74,7 @@ class CDDistiller(ListDistiller[CDOptions]):
         self._targets = list_scores(self.teacher, self._items, self.data)
         self._counts = None
         if self._ranked is not None:
-            confidence = self.teacher.listed_weights(self.options.pool)
-            counts = self.importance(ranked, confidence)
+            counts = self.importance(ranked)
             self._counts = None if counts is None else items_at(counts, drawn).to(self._targets)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -86,8 +86,7 @@ class KDDistiller(ListDistiller[KDOptions]):
         if self.options.guide == "student":
             self._rank()
             return
-        confidence = self.teacher.listed_weights(self._items.shape[1])
-        weights = self.importance(self._items.cpu(), confidence)
+        weights = self.importance(self._items.cpu())
         self._weights = None if weights is None else weights.to(self._targets)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -68,13 +68,11 @@ class RRDDistiller(ListDistiller[RRDOptions]):
 
     def build(self) -> None:
         self._ranked = self.ranked_items("pool", self.options.pool)
-        self._confidence = self.teacher.listed_weights(self.options.pool)
         self._lists = RelaxedLists(self.options, self.data.observed, self._ranked, self.data.device)
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws every user's items anew."""
-        weights = self.importance(self._ranked, self._confidence)
-        self._lists.draw(self.generator, weights)
+        self._lists.draw(self.generator, self.importance(self._ranked))
 
     def loss(self, batch: Batch) -> Union[Part, dict[str, Tensor]]:
         """Eq. 9: the mean over this process's part of the batch's distinct users."""

@@ -89,10 +89,9 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     """
     logger = logging.getLogger()
     settings = {key: value for key, value in config.plain_values().items() if key not in NO_PART_OF_A_MODEL}
-    if settings["stop_after"] is None:
-        del settings["stop_after"]  # as before there was one
-    if not settings.get("fast_sampling"):
-        settings.pop("fast_sampling", None)  # with RecBole's loader a model is what it was before there was another
+    for later in ("stop_after", "fast_sampling"):  # without it a model is what it was before there was such a setting
+        if not settings.get(later):
+            settings.pop(later, None)
     versions = [FORMAT, recbole.__version__]
     key = digest(versions, config.resolved.backbone, settings, splits.content())
     folder = os.path.join("teachers", f"{config.resolved.backbone}-{config['dataset']}-{key[:16]}")

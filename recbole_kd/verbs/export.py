@@ -32,7 +32,7 @@ from recbole_kd.files.digest import file_digest
 from recbole_kd.files.plain import read_json, save_json
 from recbole_kd.stages.result import versions
 from recbole_kd.verbs.options import INDEXES, SEEN, ExportOptions
-from recbole_kd.verbs.recommend import Recommender
+from recbole_kd.verbs.recommender import Recommender
 
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMAT = "recbole-kd-export/1"
@@ -65,7 +65,7 @@ def run_export(
     """Writes the bundle of a saved model whose scores are inner products, whole or not at all.
 
     Args:
-        checkpoint, seen, config_dict: as in :class:`recbole_kd.verbs.recommend.Recommender`.
+        checkpoint, seen, config_dict: as in :class:`recbole_kd.verbs.recommender.Recommender`.
         output: the bundle's folder; its parent is made where it does not exist.
         index: a key of :data:`recbole_kd.verbs.options.INDEXES`, or None for exact search alone.
         overwrite: whether a bundle that is there is replaced.

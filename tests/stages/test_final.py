@@ -13,7 +13,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
-from recbole_kd.verbs.recommend import Recommender
+from recbole_kd.verbs.recommender import Recommender
 
 QUICK = {"rrd.pool": 8, "rrd.interesting": 4, "rrd.uninteresting": 4, "baseline": "none", "embedding_size": 8}
 

@@ -21,7 +21,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs import export
 from recbole_kd.verbs.export import FORMAT, measure_index, run_export, search_index
-from recbole_kd.verbs.recommend import Recommender
+from recbole_kd.verbs.recommender import Recommender
 from recbole_kd.verbs.train import run_recbole_kd
 
 

@@ -25,16 +25,9 @@ from recbole_kd.testing import (
     write_known_sequences,
 )
 from recbole_kd.trainer.kd_trainer import make_evaluator
-from recbole_kd.verbs import recommend
-from recbole_kd.verbs.recommend import (
-    FORMATS,
-    Recommendation,
-    Recommender,
-    folded_in,
-    rank_items,
-    read_users,
-    split_users,
-)
+from recbole_kd.verbs import recommender
+from recbole_kd.verbs.recommend import FORMATS, read_users, split_users
+from recbole_kd.verbs.recommender import Recommendation, Recommender, folded_in, rank_items
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -196,7 +189,7 @@ def test_blocks_of_users_give_what_one_sort_of_a_row_gives(rows: int, monkeypatc
     had = torch.rand(users, items, generator=generator) < 0.3
     had[5, 3:] = True  # all but two items
     seen = Observed(*had.nonzero().T, users, items)
-    monkeypatch.setattr(recommend, "sized_eval_batch", lambda columns: rows * columns)
+    monkeypatch.setattr(recommender, "sized_eval_batch", lambda columns: rows * columns)
     asked = torch.tensor([7, 5, 1, 2, 6])
     blocks = list(rank_items(lambda block: table[block], seen, asked, k))
     assert [len(part) for part, _ in blocks] == ([1] * 5 if rows == 1 else [3, 2] if rows == 3 else [5])
@@ -280,7 +273,7 @@ def test_a_file_is_whole_or_as_it_was(
 
     file = tmp_path / "lists.csv"
     file.write_text("what was there")
-    monkeypatch.setattr(recommend, "rank_items", interrupted)
+    monkeypatch.setattr(recommender, "rank_items", interrupted)
     assert main(_command(ease, data, users="all", output=file)) == 130
     assert file.read_text() == "what was there"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["lists.csv"]

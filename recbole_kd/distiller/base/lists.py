@@ -93,6 +93,8 @@ class ListDistiller(Distiller[ListOptionsT]):
 
     #: (U,) bool: which users the teacher has a list of; None where all who are trained on have one.
     listed: Optional[Tensor] = None
+    #: (U, k) how sure the teacher is of each of its :meth:`ranked_items`, where `importance` reads it; None: alike.
+    confidence: Optional[Tensor] = None
 
     #: Options that each ask for so many unobserved items of every user.
     list_lengths: ClassVar[tuple[str, ...]] = ("pool",)
@@ -120,6 +122,8 @@ class ListDistiller(Distiller[ListOptionsT]):
         listed = ranked[:, 0] > 0
         if bool((self.data.observed.counts[~listed] > 0).any()):
             self.listed = listed.to(self.data.device)
+        if isinstance(self.options, ImportanceOptions):
+            self.confidence = self.teacher.listed_weights(k)
         return ranked
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -131,11 +135,11 @@ class ListDistiller(Distiller[ListOptionsT]):
                 return {}
         return super().forward(batch)
 
-    def importance(self, ranked: Tensor, confidence: Optional[Tensor]) -> Optional[Tensor]:
+    def importance(self, ranked: Tensor) -> Optional[Tensor]:
         """:func:`importance` of the teacher's lists of users, beside the student's as it is now."""
         assert isinstance(self.options, ImportanceOptions)
         return importance(
-            self.options, ranked, confidence, lambda: student_ranking(self.student, self.data, ranked.shape[1])
+            self.options, ranked, self.confidence, lambda: student_ranking(self.student, self.data, ranked.shape[1])
         )
 
     def ranked_by(self, guide: str, setting: str, k: int) -> Tensor:
