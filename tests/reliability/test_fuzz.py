@@ -3,23 +3,18 @@
 A case is a command that works, with one to three of its settings changed: the verb's, the run's, the model's, the
 distiller's, the teacher's. The same cases are tried each time; for others, and as many as fit into so many seconds::
 
-    SECONDS=3600 pytest tests/reliability/test_fuzz.py
+    SECONDS=3600 pytest tests/reliability/test_fuzz.py tests/reliability/test_fuzz_files.py
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_kd.cli import main
@@ -28,76 +23,18 @@ from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.options import Described, as_text, described
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class
 from recbole_kd.verbs.options import VERBS
-from tests.reliability.test_formats import ends_in_a_line
+from tests.reliability.fuzzing import VALUES, Fuzzer, examples, within_bounds, within_time
 from tests.reliability.test_tiny import SHORT, SMALL, tiny_settings, write_tiny
 from tests.report.fabricated import fabricated
 from tests.test_cli import quick
 
-SECONDS = float(os.environ.get("SECONDS", 0))
-FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-FUZZ |= {"max_examples": 10**6, "database": None} if SECONDS else {"max_examples": 150, "derandomize": True}
-#: A command that computes for longer hangs.
-LIMIT_S = 60
-
-#: Values of every kind, right for some settings, and none of them a long run or a large model where it is right.
-VALUES = [
-    *("", "None", "null", "~", "true", "false", "-1", "0", "1", "2", "3", "7", "12", "13", "0.5", "-0.5", "1.5", "1e-300"),
-    *("1e18", "1e300", "1e400", ".nan", "nan", ".inf", "-.inf", "9" * 400, "0x10", "1_0", "١", "x", "user_id", "rating"),
-    *("timestamp", "BPR", "RRDStudent", "SASRec", "rrd", "de,rrd", "all", "u1", "u1,u2", "tiny", ".", "none.csv", "é\u202e"),
-    *("[]", "[0]", "[1]", "[-1]", "[1,2]", "[0.5,0.5]", "[x]", "[[]]", "[[1],[2]]", "[None]", "[.nan]", "['']", "[u1,u1]"),
-    *("{}", "{x: 1}", "{rating: 3}", "{rating: x}", "{inter: [user_id]}", "{'': ''}", "{1: 2}", "{x: {y: [1]}}", "[", "{"),
-    *("&x [*x]", "!!python/object:x {}", "<<: x", "2025-01-01", "2025-13-01", "\\t", "$x^{$", "%s%n{0}", "'", '"', "x" * 5000),
-    *("NDCG@5", "NDCG@", "ndcg@5", "@5", "AUC", "full", "uni5", "uni0", "pop3", "labeled", "TO", "RO", "LS", "[0,inf)", "(1,0]"),
-    *("{RS: [0.8,0.1,0.1]}", "{RS: [1,0,0]}", "{LS: valid_and_test}", "{LS: valid_only}", "{TS: [0.5,0.3,0.2]}", "inter"),
-]  # fmt: skip
 #: They start processes, reach other machines or write elsewhere; their tests are in test_bad_input.py and tests/cluster.
 LEFT_OUT = {"nproc", "worker", "ray_address", "log_wandb", "wandb_project", "data_path", "checkpoint_dir", "parallel"}
 #: Verbs that train in other processes.
 LONG = ("tune", "compare")
+#: Lists that are no longer than the catalogue.
+LISTS = {f"rrd.{key}": value for key, value in SHORT["rrd"].items()}
 SEQUENTIAL = [name for name, entry in MODELS.items() if entry.sequential]
-
-
-class Over(BaseException):
-    """A command's or a test's time is over; no handler of errors catches it."""
-
-
-def tried(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs one command, which must not hang."""
-
-    def stop(*_: Any) -> None:
-        raise Over
-
-    signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
-    try:
-        ends_in_a_line(words, capsys)
-    except Over:
-        raise AssertionError(f"it computes for more than {LIMIT_S} s") from None
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def within_time(test: Callable[..., None]) -> Callable[..., None]:
-    """A test of hypothesis that ends after SECONDS, where they are set."""
-
-    @wraps(test)
-    def timed(*arguments: Any, **given: Any) -> None:
-        with suppress(Over):
-            test(*arguments, **given)
-
-    return timed
-
-
-@pytest.fixture
-def clock() -> Callable[[], None]:
-    """To be called before each case."""
-    end = time.monotonic() + SECONDS
-
-    def ticks() -> None:
-        if SECONDS and time.monotonic() > end:
-            raise Over
-
-    return ticks
 
 
 Choices = dict[str, list[str]]
@@ -183,15 +120,16 @@ def commands(data: Path) -> dict[str, dict[str, Any]]:
     (data / "results.json").write_text(json.dumps(fabricated(seeds=1)))
     (data / "events.csv").write_text("who,what,when,stars\n" + "".join(f"a{n % 5},b{n},{n},3\n" for n in range(30)))
     columns = {"user": "who", "item": "what", "time": "when", "rating": "stars"}
+    ranked = {"data_path": data, "topk": "[5]"}
     one = {"checkpoint": made, "data_path": data}
     searched = {key: value for key, value in tiny_settings("BPR").items() if key != "benchmark_filename"}
     searched |= {"data_path": data, "epochs": 1, "checkpoint_dir": data / "searched"}
     return {
         "list": {},
-        "evaluate": one,
+        "evaluate": {"checkpoint": made, **ranked},
         "recommend": {**one, "users": "u1", "k": 3},
         "export": {**one, "output": data / "bundle", "overwrite": "true"},
-        "analyse": {"student": made, "teacher": made, "output": data / "parts", "data_path": data, "parts": "[gain]"},
+        "analyse": {"student": made, "teacher": made, "output": data / "parts", **ranked, "parts": "[gain]"},
         "report": {"results": data / "results.json", "output": data / "report"},
         "prepare": {"dataset": "own", "source": data / "events.csv", "data_path": data, **columns},
         "completion": {},
@@ -200,48 +138,108 @@ def commands(data: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-@within_time
-@settings(**FUZZ)
-@given(given=training())
-def test_training(
-    given: dict[str, Any], data: Path, clock: Callable[[], None], capsys: pytest.CaptureFixture[str]
+def test_the_commands_work_unchanged(
+    commands: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str], here: None
 ) -> None:
-    clock()
-    tried(quick(data, **given), capsys)
+    assert {*commands} == {*VERBS} - {"train"}
+    for verb, settings_of in commands.items():
+        within_bounds(as_words(verb, settings_of), capsys, code=0)
 
 
 @within_time
-@settings(**{**FUZZ, "max_examples": 10**6 if SECONDS else 100})
+@settings(**examples(100))
+@given(given=training())
+def test_training(given: dict[str, Any], data: Path, fuzzer: Fuzzer) -> None:
+    fuzzer.tries(quick(data, **given))
+
+
+@within_time
+@settings(**examples(80))
 @given(draw=st.data())
 def test_the_other_verbs(
-    draw: st.DataObject,
-    commands: dict[str, dict[str, Any]],
-    clock: Callable[[], None],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    draw: st.DataObject, commands: dict[str, dict[str, Any]], fuzzer: Fuzzer, undrawn: None
 ) -> None:
-    monkeypatch.setattr("recbole_kd.report.pictures", lambda comparison: {})  # drawn in test_formats.py
-    clock()
     verb = draw.draw(st.sampled_from([verb for verb in commands if verb not in LONG]))
-    tried(changed_words(draw, verb, commands), capsys)
+    fuzzer.tries(changed_words(draw, verb, commands))
 
 
-@pytest.mark.slow
+#: Settings of a line of a search space; some are refused there, some are no settings.
+SEARCHED = [
+    "learning_rate",
+    "embedding_size",
+    "weight_decay",
+    "rrd.weight",
+    "rrd.pool",
+    "epochs",
+    "learner",
+    "seed",
+    "x",
+]
+BOUNDS = [
+    "0,1",
+    "-8,-3",
+    "1,3,1",
+    "0.1,0.3,0.1",
+    "[1,2]",
+    "[1e-3,0.01]",
+    "['adam','x']",
+    "[None]",
+    "[[1],[2]]",
+    "[-1,9e99]",
+]
+LINES = st.tuples(
+    st.sampled_from(SEARCHED),
+    st.sampled_from(["choice", "uniform", "loguniform", "quniform", "x"]),
+    st.sampled_from(BOUNDS) | st.sampled_from(VALUES),
+).map(" ".join)
+
+
 @within_time
-@settings(**{**FUZZ, "max_examples": 10**6 if SECONDS else 20})
+@settings(**examples(15))
 @given(draw=st.data())
-@pytest.mark.parametrize("verb", LONG)
-def test_searches_and_comparisons(
-    verb: str,
-    draw: st.DataObject,
-    commands: dict[str, dict[str, Any]],
-    clock: Callable[[], None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    clock()
-    tried(changed_words(draw, verb, commands), capsys)
+def test_searches(draw: st.DataObject, commands: dict[str, dict[str, Any]], fuzzer: Fuzzer, here: None) -> None:
+    """Any model, recipe, distiller, split, budget and search space."""
+    model = draw.draw(st.sampled_from(["BPR", "RRDStudent", "SASRec", "ItemKNN", "FreqDStudent", *MODELS]))
+    given: dict[str, Any] = {**commands["tune"], "model": model, "trials": draw.draw(st.sampled_from([1, 2, 3]))}
+    given |= LISTS if model == "RRDStudent" else {}
+    text = None
+    if draw.draw(st.booleans()):
+        text = "\n".join(draw.draw(st.lists(LINES, max_size=3)))
+        Path("x.hyper").write_text(text, encoding="utf-8")
+        given["params_file"] = "x.hyper"
+    groups = [*of_a_verb("tune"), *of_a_run("BPR", "rrd")]
+    fuzzer.tries(as_words("tune", {**given, **draw.draw(changes(groups))}), f"x.hyper: {text!r}")
+
+
+@within_time
+@settings(**examples(15))
+@given(draw=st.data())
+def test_comparisons(draw: st.DataObject, commands: dict[str, dict[str, Any]], fuzzer: Fuzzer, here: None) -> None:
+    """Any models and recipes, by name or described in a file, with any seeds, splits and settings."""
+    names = ["BPR", "ItemKNN", "RRDStudent", "FreqDStudent", "SASRec", "LightGCN", "Pop", "x"]
+    given: dict[str, Any] = {**commands["compare"], **LISTS, "teacher.epochs": 1}
+    chosen = draw.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True))
+    given["models"] = ",".join(chosen)
+    text = None
+    if "RRDStudent" not in chosen:
+        given = {key: value for key, value in given.items() if not key.startswith(("rrd.", "teacher."))}
+    groups = [*of_a_verb("compare"), *of_a_run("BPR", "rrd")]
+    if draw.draw(st.booleans()):
+        own = ["model", "seeds", "space", "seed", "epochs", "embedding_size", "distill", "teacher", "rrd.pool", "x"]
+        section = st.dictionaries(st.sampled_from(own), st.sampled_from([*names, *VALUES]), max_size=2)
+        label = st.sampled_from([*chosen, "a", "", "<b>", "7"])
+        described = draw.draw(st.dictionaries(label, section, max_size=2))
+        lines = [f"  {name!r}: {{{', '.join(f'{key}: {value}' for key, value in one.items())}}}\n"
+                 for name, one in described.items()]  # fmt: skip
+        text = "models:\n" + "".join(lines)
+        Path("x.yaml").write_text(text, encoding="utf-8")
+        given |= {"config_files": "x.yaml", "models": ",".join({**dict.fromkeys(chosen), **described})}
+    fuzzer.tries(as_words("compare", {**given, **draw.draw(changes(groups))}), f"x.yaml: {text!r}")
 
 
 def changed_words(draw: st.DataObject, verb: str, commands: dict[str, dict[str, Any]]) -> list[str]:
-    given = {**commands[verb], **draw.draw(changes(of_a_verb(verb)))}
+    return as_words(verb, {**commands[verb], **draw.draw(changes(of_a_verb(verb)))})
+
+
+def as_words(verb: str, given: dict[str, Any]) -> list[str]:
     return [verb, *(f"--{key}={value}" for key, value in given.items())]

@@ -1,6 +1,6 @@
 """tune: the search space's reader, the search itself, and that it sees validation only.
 
-Most tests train their trials in this process, one after the other, by :func:`_in_this_process`, which tells the pruner
+Most tests train their trials in this process, one after the other, by :func:`one_after_the_other`, which tells the pruner
 and the journal what Ray Tune would tell them; one test holds a search by Ray against it.
 """
 
@@ -207,7 +207,7 @@ SPACE = "learning_rate loguniform -7,-2\nembedding_size choice [4,8,16]\n"
 DISTILLED = "learning_rate loguniform -6,-3\nfreqd.weight loguniform -6,0\n"
 
 
-def _in_this_process(task: Any, journal: Any, scheduler: Any, *_: Any) -> None:
+def one_after_the_other(task: Any, journal: Any, scheduler: Any, *_: Any) -> None:
     """What `_run` has Ray Tune do, one trial after the other."""
     for number in journal.pending:
         trial = SimpleNamespace(trial_id=str(number), config={"number": number})
@@ -225,7 +225,7 @@ def _in_this_process(task: Any, journal: Any, scheduler: Any, *_: Any) -> None:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "_run", _in_this_process)
+    monkeypatch.setattr(MODULE, "_run", one_after_the_other)
     monkeypatch.setattr(MODULE, "ray_session", lambda *_: nullcontext())
 
 
@@ -617,7 +617,7 @@ def test_ray_finds_what_this_process_finds(
     found = find(known_answer, DISTILLED, "FreqDStudent", **given)
     assert ray.is_initialized(), "a session that was there stays"
     assert found["counts"]["pruned"] > 0
-    monkeypatch.setattr(MODULE, "_run", _in_this_process)
+    monkeypatch.setattr(MODULE, "_run", one_after_the_other)
     expected = find(known_answer, DISTILLED, "FreqDStudent", folder=known_answer / "here", **given)
     for one, other in zip(expected["trials"], found["trials"]):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}

@@ -163,6 +163,8 @@ def evaluate_winner(
     settings.update(data_path=config.data_root, show_progress=False)
     if not config["eval_batch_size_given"]:
         del settings["eval_batch_size"]
+    if config["use_gpu"]:
+        del settings["use_gpu"]  # its default, which takes a GPU where there is one; given, it asks for one
     test_result: dict[str, float] = evaluate_checkpoint(result["best"]["checkpoint"], settings)["test_result"]
     return test_result
 
