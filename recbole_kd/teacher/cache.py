@@ -15,7 +15,7 @@ from recbole_kd.data.loaders import eval_batch_size, make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
-from recbole_kd.files.checkpoint import FORMAT, KeptState, load_checkpoint, save_checkpoint
+from recbole_kd.files.checkpoint import FORMAT, KeptState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
 from recbole_kd.model.build import build_model
 from recbole_kd.trainer.board import group_name
@@ -126,9 +126,10 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         optimizer_factory=optimizer_factory(config, splits, model),
     )
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    if os.path.isfile(trainer.last_file) and _kept(trainer.last_file, config, dict[str, Any]) is not None:
+    interrupted = _kept(trainer.last_file, config, ResumableState) if os.path.isfile(trainer.last_file) else None
+    if interrupted is not None:
         try:
-            trainer.resume_checkpoint(trainer.last_file)
+            trainer.resume(trainer.last_file, interrupted)
         except Unresumable as error:  # said before anything was loaded
             logger.warning(f"{error} It is trained anew.")
     trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -102,7 +101,7 @@ class KDMixin:
         self._bar: Optional[Bar] = None
         self._epoch, self._began = 0, 0.0
         self._train_data: Any = None
-        self._resumed: Optional[dict[str, Any]] = None
+        self._resumed: Optional[Mapping[str, Any]] = None
         self._attributes: Optional[Attributes] = None
         self.role = role
         self.trackers = Trackers()
@@ -370,10 +369,17 @@ class KDMixin:
         """Goes on from the state in `resume_file`: weights, optimiser, distillers, early stopping, random streams.
 
         Raises:
-            UserError: no checkpoint of ours, or one of another model or configuration.
+            UserError: no checkpoint of ours; or as :meth:`resume`.
+        """
+        self.resume(resume_file, load_checkpoint(str(resume_file), self.config["device"], ResumableState))
+
+    def resume(self, resume_file: Any, state: Mapping[str, Any]) -> None:
+        """Goes on from a state that was read from `resume_file`.
+
+        Raises:
+            UserError: it is of another model or configuration.
             Unresumable: the model keeps something that the checkpoint could not hold.
         """
-        state = load_checkpoint(str(resume_file), self.config["device"], ResumableState)
         if state["model"] != self.config["model"]:
             raise UserError(
                 f"'{resume_file}' is a checkpoint of {state['model']}, and --model={self.config['model']}; "
@@ -429,30 +435,22 @@ class KDTrainer(KDMixin, Trainer):
     """RecBole's Trainer with distillers."""
 
 
-class KDRecVAETrainer(KDMixin, RecVAETrainer):
-    """RecBole's trainer of RecVAE with distillers: it asks the model for losses and heeds no other loss function."""
+class _JointPasses(Trainer):
+    """RecBole's trainer, which adds the distillers to whatever loss function it is given."""
 
-    def _train_epoch(
-        self,
-        train_data: Any,
-        epoch_idx: int,
-        loss_func: Optional[Callable[[Any], Any]] = None,
-        show_progress: bool = False,
-    ) -> Any:
-        if not len(self.distillers):
-            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        model: Any = self.model
-        own = model.calculate_loss
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
+        if loss_func is not None and len(self.distillers):
+            joint = self._joint_loss(loss_func)
 
-        def joint(interaction: Any, encoder_flag: bool) -> Tensor:
-            losses = self._joint_loss(partial(own, encoder_flag=encoder_flag))(interaction)
-            return torch.stack([loss.reshape(()) for loss in losses]).sum()
+            def summed(interaction: Any) -> Tensor:
+                return torch.stack([loss.reshape(()) for loss in joint(interaction)]).sum()
 
-        model.calculate_loss = joint
-        try:
-            return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        finally:
-            del model.calculate_loss
+            return super()._train_epoch(train_data, epoch_idx, summed, show_progress)
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
+
+class KDRecVAETrainer(KDMixin, RecVAETrainer, _JointPasses):
+    """RecBole's trainer of RecVAE with distillers: each of its passes has a loss function of its own."""
 
 
 class SharedTrainer(SharedMixin, KDTrainer):

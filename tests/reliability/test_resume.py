@@ -151,6 +151,11 @@ def test_state_outside_of_parameters_goes_on(model: str, tmp_path: Path) -> None
     ends_alike(tmp_path, model, "plain", {"middle": MOMENTS["middle"]})
 
 
+def test_a_model_with_passes_of_its_own_goes_on_distilled(tmp_path: Path) -> None:
+    """RecVAE trains its encoder, then its decoder. What adds the distillers to both is no state of the model."""
+    ends_alike(tmp_path, "RecVAE", "distilled", {"middle": MOMENTS["middle"]})
+
+
 def test_an_interrupted_teacher_goes_on(tmp_path: Path) -> None:
     ends_alike(tmp_path, "MultiVAE", "teacher", {"middle": MOMENTS["middle"]})
 
