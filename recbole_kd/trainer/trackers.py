@@ -57,15 +57,16 @@ def check_trackers(config: Any) -> None:
         raise UserError(f"--log_wandb=true: {error}, or leave --log_wandb out.") from None
     import wandb
 
-    if wandb.setup().settings.mode not in ("online", "shared", None):
-        return  # offline or disabled
     try:
+        if wandb.setup().settings.mode not in ("online", "shared", None):
+            return  # offline or disabled
         try:
             known = wandb.login(prompt=False, verify=False)
         except TypeError:  # wandb before 0.30
             known = bool(wandb.api.api_key)
-    except wandb.Error as error:
-        raise UserError(f"--log_wandb=true: {str(error).rstrip('.')}; run: wandb login, {_OFFLINE}.") from None
+    except (wandb.Error, ValueError) as error:  # a ValueError is one of wandb's environment variables
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(f"--log_wandb=true: {reason}; run: wandb login, {_OFFLINE}.") from None
     if not known:
         raise UserError(f"--log_wandb=true needs a key, and there is none; run: wandb login, {_OFFLINE}.")
 

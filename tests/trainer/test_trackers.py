@@ -215,13 +215,19 @@ def test_the_users_own_run_stays(wandb: Any, known_answer: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("key", "message"), [(None, "needs a key, and there is none"), ("short", "WANDB_API_KEY invalid")], ids=str
+    ("given", "message"),
+    [
+        ({}, "needs a key, and there is none"),
+        ({"WANDB_API_KEY": "short"}, "WANDB_API_KEY invalid"),
+        ({"WANDB_MODE": ""}, "mode Input should be"),
+    ],
+    ids=str,
 )
 def test_without_a_key_the_offline_mode_is_offered(
-    key: str | None, message: str, wandb: Any, known_answer: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, str], message: str, wandb: Any, known_answer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if key is not None:
-        monkeypatch.setenv("WANDB_API_KEY", key)
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match=f"{message}.*WANDB_MODE=offline"):
         distil(known_answer, log_wandb=True)
     assert not list(known_answer.glob("saved/**/*.pth")), "before anything is trained"
