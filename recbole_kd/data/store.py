@@ -72,6 +72,8 @@ def _literal(name: str) -> str:
 
 def _content(path: Path) -> pa.Buffer:
     """The bytes of a file, mapped into memory; none where it cannot be read."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return pa.py_buffer(b"")
     try:
         return pa.memory_map(str(path)).read_buffer()
     except (OSError, pa.ArrowInvalid):  # an empty file cannot be mapped

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, Union
 from recbole_kd.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
+#: The path, the reason, the setting.
+_CANNOT_WRITE = "Cannot write '{}': {}; make room or permit it, or choose another place with --{}."
 
 
 def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: str = "checkpoint_dir") -> None:
@@ -32,9 +34,11 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: s
         setting: the one that an error says to change.
 
     Raises:
-        UserError: the file system refused (full disk, read-only folder, `path` is a folder).
+        UserError: the file system refused (full disk, read-only folder, `path` is a folder); or a pipe or a device that
+            the user named.
     """
     path = Path(path)
+    check_place(path, setting)
     temporary = path.parent / _temporary_name()
     raw: _RawFile | None = None
     try:
@@ -52,14 +56,37 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: s
         refused = error if isinstance(error, OSError) else raw.error if raw else None
         if refused is None:
             raise
-        raise UserError(
-            f"Cannot write '{path}': {refused.strerror or refused}; make room or permit it, or choose another place "
-            f"with --{setting}."
-        ) from refused
+        raise UserError(_CANNOT_WRITE.format(path, refused.strerror or refused, setting)) from refused
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
     _flush_folder(path.parent)
+
+
+def check_place(path: PathLike, setting: str) -> None:
+    """Refuses a place where :func:`write_atomic` can write no file, as far as it can be seen before there is one.
+
+    Args:
+        path: the file.
+        setting: the one that named it. What is in ``checkpoint_dir`` is the program's own, and replaced.
+
+    Raises:
+        UserError: a folder above it is a file or read-only, or it is a pipe or a device.
+    """
+    path = Path(path)
+    reason = ""
+    above = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    if not above.is_dir():
+        reason = f"File exists, '{above}' is no folder"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        reason = f"Permission denied in '{above}'"
+    elif setting != "checkpoint_dir" and (
+        (path.exists() and not path.is_file() and not path.is_dir())
+        or (path.is_symlink() and os.readlink(path).startswith("/proc/"))  # /dev/stdout
+    ):
+        reason = "it is a pipe or a device; expected a regular file"
+    if reason:
+        raise UserError(_CANNOT_WRITE.format(path, reason, setting))
 
 
 def write_content(path: PathLike, content: str | bytes, setting: str = "output") -> None:

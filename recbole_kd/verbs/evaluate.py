@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole_kd.errors import UserError
+from recbole_kd.files.atomic import check_place
 from recbole_kd.files.plain import save_json
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.testing import evaluated
@@ -18,6 +19,8 @@ __all__ = ["evaluate_checkpoint", "run"]
 
 def run(options: EvaluateOptions, settings: dict[str, Any]) -> None:
     """The verb: prints the metrics as JSON."""
+    if options.result_file:
+        check_place(options.result_file, "result_file")
     result = evaluate_checkpoint(options.checkpoint, {**settings, "config_files": options.config_files})
     if options.result_file:
         save_json(result, options.result_file, "result_file")

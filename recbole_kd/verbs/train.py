@@ -11,6 +11,7 @@ from recbole_kd.cluster.launch import together
 from recbole_kd.errors import Interrupted, UserError
 from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.files.atomic import check_place
 from recbole_kd.stages.data import fetch, load_splits
 from recbole_kd.stages.estimate import estimated
 from recbole_kd.stages.final import check_final, train_final
@@ -150,6 +151,10 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     if config["final"]:
         check_final(config)
     check_trackers(config)
+    if saved:
+        check_place(os.path.join(config["checkpoint_dir"], "file"), "checkpoint_dir")
+    if config["result_file"]:
+        check_place(config["result_file"], "result_file")
     if config["ray_address"]:
         from recbole_kd.cluster.ray import check_cluster  # brings Ray
 

@@ -215,7 +215,52 @@ def test_a_pipe_or_a_device_is_refused_at_once(
     assert "it is a pipe or a device; expected a regular file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate", "recommend"])
+def test_a_pipe_or_a_device_is_not_written_over(
+    verb: str, data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "output").symlink_to("/proc/self/fd/1")  # as /dev/stdout, which a file would take the place of
+    one = [f"--checkpoint={trained}", f"--data_path={data}"]
+    for path in (tmp_path / "pipe", tmp_path / "output"):
+        words = {
+            "train": quick(data, model="BPR", result_file=path),
+            "evaluate": ["evaluate", *one, f"--result_file={path}"],
+            "recommend": ["recommend", *one, "--users=all", f"--output={path}"],
+        }[verb]
+        assert main(words) == 2
+        assert "it is a pipe or a device; expected a regular file" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "output").is_symlink()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_trained(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for words in (
+        quick(data, model="BPR", checkpoint_dir=tmp_path / "file" / "saved"),
+        quick(data, model="BPR", result_file=tmp_path / "file" / "result.json"),
+        ["compare", f"--data_path={data}", "--dataset=known-answer", "--models=BPR", f"--output={tmp_path / 'file'}"],
+    ):
+        assert main(words) == 2
+        assert f"'{tmp_path / 'file'}' is no folder" in capsys.readouterr().err
+    assert "Training" not in caplog.text
+
+
 # Ranked lists and runs that are kept
+
+
+def test_a_pipe_in_the_place_of_compiled_data_is_replaced(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = quick(data, model="BPR", checkpoint_dir=data / "compiled")
+    assert main(words) == 0
+    compiled = sorted((data / "compiled" / "data").glob("*.arrow"))
+    for path in compiled:
+        path.unlink()
+        os.mkfifo(path)
+    assert main(words) == 0
+    assert caplog.text.count("is damaged; it is made anew") == len(compiled) > 0
+    assert all(path.is_file() for path in compiled)
 
 
 def test_a_kept_list_that_was_damaged_is_made_anew(data: Path, caplog: pytest.LogCaptureFixture) -> None:

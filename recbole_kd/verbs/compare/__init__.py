@@ -16,6 +16,7 @@ from typing import Any, Optional
 from recbole_kd.cluster.launch import in_own_process
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.values import merge, nest
+from recbole_kd.files.atomic import check_place
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import save_json
 from recbole_kd.stages.data import load_splits
@@ -46,6 +47,7 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
         KeyboardInterrupt: interrupted; its message says how to go on.
     """
     planned = plan(settings)
+    check_place(planned.output / "results.json", "output")
     check_trackers(planned.students[0].first_config)
     splits = load_splits(planned.students[0].first_config)
     splits.require("compare")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from recbole_kd.files.atomic import check_place
 from recbole_kd.files.plain import save_json
 from recbole_kd.verbs.options import TuneOptions
 from recbole_kd.verbs.tune.report import summary
@@ -20,6 +21,8 @@ __all__ = ["Domain", "default_space", "evaluate_winner", "parse_space", "read_sp
 def run(options: TuneOptions, settings: dict[str, Any]) -> None:
     """The verb: searches, evaluates the winner on the test split, and prints both."""
     files = options.config_files.split()
+    if options.result_file:
+        check_place(options.result_file, "result_file")
     result = search(
         config_file_list=files,
         config_dict=settings,
