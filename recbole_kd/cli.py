@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
-        return _told(f"{error.strerror or error}{where}; see --checkpoint_dir and --data_path.")
+        return _told(_one_line(f"{error.strerror or error}{where}; see --checkpoint_dir and --data_path."))
     except Exception as error:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             detail = re.search(r"\d+ bytes|[\d.]+ [GMT]iB", str(error))

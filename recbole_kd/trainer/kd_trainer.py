@@ -193,6 +193,13 @@ class KDMixin:
         start = time.perf_counter()
         try:
             losses = super()._train_epoch(batches, epoch_idx, loss_func, show_progress=False)  # type: ignore[misc]
+        except RuntimeError as error:
+            if self.config["enable_amp"] and "not implemented for" in str(error):
+                raise UserError(
+                    f"--enable_amp=true: on this device {self.config['model']} needs what torch has in full precision "
+                    f"only ({' '.join(str(error).split())[:100]}); leave it out."
+                ) from None
+            raise
         finally:
             self._bar = None
         self.epoch_seconds.append(time.perf_counter() - start)

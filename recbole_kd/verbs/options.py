@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from recbole_kd.errors import UserError, closest
 from recbole_kd.options import Options, option
 
-__all__ = ["INDEXES", "KINDS", "PARTS", "SEEN", "VERBS", "VerbOptions"]
+__all__ = ["INDEXES", "KINDS", "MOST", "PARTS", "SEEN", "VERBS", "VerbOptions"]
 
 VerbT = TypeVar("VerbT", bound="VerbOptions")
 
@@ -26,6 +26,8 @@ SEEN: dict[str, tuple[str, ...]] = {
 #: Name of an approximate index, and of the module that builds it -> the package that has it.
 INDEXES = {"faiss": "faiss-cpu"}
 KINDS = ("students", "teachers", "distillers", "recipes", "datasets")
+#: The largest number of seeds or trials: each is trained.
+MOST = 10_000
 PARTS = ("spectrum", "smoothing", "experts", "gain", "compression")
 
 
@@ -237,7 +239,9 @@ class TuneOptions(VerbOptions):
     params_file: str | None = option(
         None, "the search space; by default the model's and its distillers'", metavar="FILE.hyper"
     )
-    trials: int = option(50, "configurations in all; fewer where the space holds no more distinct ones", minimum=1)
+    trials: int = option(
+        50, "configurations in all; fewer where the space holds no more distinct ones", minimum=1, maximum=MOST
+    )
     prune: bool = option(True, "false: train every trial to its end; ASHA stops those that are behind")
     grace_epochs: int | None = option(
         None, "epochs that every trial is trained for; by default a ninth of --epochs", minimum=1
@@ -275,7 +279,10 @@ class CompareOptions(VerbOptions):
         1, "number of seeds, from --seed on, or a list of them; the split is --split_seed's", metavar="5"
     )
     tune_trials: int = option(
-        0, "first choose each model's settings on validation, with as many trials for every one", minimum=0
+        0,
+        "first choose each model's settings on validation, with as many trials for every one",
+        minimum=0,
+        maximum=MOST,
     )
     output: str = option("report", "the folder that gets results.json, per-user metrics and the report")
     parallel: int = option(1, "so many runs at a time, through Ray", minimum=1)

@@ -4,7 +4,8 @@ They try the same cases each time. For others, and as many as fit into so many s
 
     SECONDS=3600 pytest tests/reliability/test_fuzz.py tests/reliability/test_fuzz_files.py
 
-What goes wrong then does not end the trial: every kind of failure is told at the end, with its shortest command.
+What goes wrong then does not end the trial. Every kind of failure is written to fuzz-found.txt at once, and told at the
+end with its shortest command.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import re
 import resource
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +28,8 @@ from hypothesis import HealthCheck
 from tests.reliability.test_formats import ends_in_a_line
 
 SECONDS = float(os.environ.get("SECONDS", 0))
+#: What a long run found so far, and how many cases each test tried.
+FOUND = Path("fuzz-found.txt").absolute()
 #: A command that computes for longer hangs; one that takes more memory than that was misled.
 LIMIT_S, LIMIT_BYTES = 60, 2 << 30
 
@@ -94,13 +96,17 @@ class Fuzzer:
                 raise AssertionError(f"{error}\n{case}") from None
             # What differs is a number, a name or a place.
             kind = re.sub(r"'[^']*'|\d+", "_", str(error).strip().splitlines()[-1])
+            if kind not in self.found:
+                with FOUND.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.write(f"{case}\n{error}\n\n")
             if len(case) < len(self.found.get(kind, case + " ")):
                 self.found[kind] = f"{case}\n{error}"
 
     def ends(self, name: str) -> None:
         """Tells what was found."""
         if SECONDS:
-            print(f"\n{name}: {self.cases:,} cases, {len(self.found)} found", file=sys.__stderr__, flush=True)
+            with FOUND.open("a") as file:
+                file.write(f"{name}: {self.cases:,} cases, {len(self.found)} found\n\n")
         assert not self.found, "\n\n".join(self.found.values())
 
 
@@ -111,6 +117,10 @@ def within_bounds(words: list[str], capsys: pytest.CaptureFixture[str], code: in
         raise Over
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    # What asks for more gets an error in place of all memory of this machine.
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 2 * LIMIT_BYTES, limits[1]))
     signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
@@ -122,6 +132,7 @@ def within_bounds(words: list[str], capsys: pytest.CaptureFixture[str], code: in
         raise AssertionError(f"{traceback[-3000:]}\n{error}") from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
         for path in Path("log").glob("internal-error-*"):
             path.unlink()
     taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

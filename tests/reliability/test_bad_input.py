@@ -207,6 +207,13 @@ BAD: dict[str, Case] = {
     "a cutoff of 0": ([*BPR, "--topk=[0]"], "--topk=[0]"),
     "a cutoff in words": ([*BPR, "--topk=ten"], "--topk='ten'"),
     "a cutoff beyond the catalogue": (on_known_answer(topk="[50]", valid_metric="NDCG@50"), "--topk"),
+    "half precision": (
+        on_known_answer(model="SimRecTeacher", enable_amp="true"),
+        "--enable_amp=true: on this device SimRecTeacher needs what torch has in full precision only",
+    ),
+    "a name of thousands of letters": (["--model=BPR", f"--dataset={'x' * 5000}"], "File name too long"),
+    "seeds without end": (["compare", ML, "--models=BPR", "--seeds=999999999"], "at most 10,000"),
+    "trials without end": (["tune", "--model=BPR", ML, "--trials=999999999"], "at most 10,000"),
     "shuffling": ([*BPR, "--shuffle=perhaps"], "--shuffle='perhaps'"),
     "how to evaluate": ([*BPR, "--eval_args=3"], "Section 'eval_args' is 3; expected options by name"),
     "how to rank": ([*BPR, "--eval_args={mode: partial}"], "--eval_args.mode='partial'; expected full, labeled"),

@@ -21,7 +21,7 @@ from recbole_kd.files.properties import read_yaml
 from recbole_kd.options import checked
 from recbole_kd.stages.needs import check_models
 from recbole_kd.stages.result import versions
-from recbole_kd.verbs.options import CompareOptions
+from recbole_kd.verbs.options import MOST, CompareOptions
 
 #: What a model's section may hold beside its settings.
 _SECTION_KEYS = ("model", "seeds", "space")
@@ -244,7 +244,7 @@ def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:
 def _seeds(value: Any, first: int, name: str) -> tuple[int, ...]:
     """The seeds of a list, or as many as a number says."""
     if not isinstance(value, (list, tuple)):
-        return tuple(range(first, first + checked(f"--{name}", value, int, {"minimum": 1})))
+        return tuple(range(first, first + checked(f"--{name}", value, int, {"minimum": 1, "maximum": MOST})))
     seeds = tuple(checked(f"--{name}", seed, int, {"minimum": 0, "maximum": 2**32 - 1}) for seed in value)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(
