@@ -20,6 +20,7 @@ from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.model.build import build_model
 from recbole_kd.stages.data import load_splits
+from recbole_kd.student.matryoshka import average_over_prefixes
 from recbole_kd.text import duration
 
 __all__ = ["estimated"]
@@ -53,6 +54,8 @@ def _line(role: str, config: KDConfig, splits: Splits, experiment: Experiment) -
     init_seed(config["seed"], config["reproducibility"])
     train = make_loaders(config, splits)[0]
     model: Any = build_model(config, splits.train)
+    if role == "student" and experiment.prefixes:
+        average_over_prefixes(model, experiment.prefixes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-9)
     reset_peak_memory()
     spent = []

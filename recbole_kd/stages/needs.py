@@ -13,6 +13,7 @@ from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
 from recbole_kd.sevo.graphs import check_columns
 from recbole_kd.stages.teacher import AnyTeacher
+from recbole_kd.student.matryoshka import check_prefix_sizes
 from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher
@@ -79,7 +80,8 @@ def check_models(experiment: Experiment) -> None:
     student, teacher = _Named.of(experiment.settings), _named_teacher(experiment)
     for name, options in experiment.distillers.items():
         check_needs(name, options, student, teacher)
-        options.check_sizes(student.dimension, teacher.dimension if teacher else None)
+        size = teacher.dimension if teacher else None
+        check_prefix_sizes(name, options, experiment.prefixes, size, student.dimension)
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:
