@@ -32,10 +32,10 @@ def evaluate_checkpoint(
 
     Args and errors are those of :func:`recbole_kd.stages.saved.load_trained`.
     """
+    if dimensions is not None and (config_dict or {}).get("ray_address"):
+        raise UserError("--dimensions is evaluated in this process; leave --ray_address out.")
     trained, splits = load_trained(path, config_dict, dimensions)
     config = trained.config
-    if dimensions is not None and config["ray_address"]:
-        raise UserError("--dimensions is evaluated in this process; leave --ray_address out.")
     trainer, (_, valid, test) = make_evaluator(config, trained.model, splits)
     if valid is None and test is None:
         raise UserError(
