@@ -16,7 +16,7 @@ from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.student.matryoshka import check_prefix_sizes
 from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
 from recbole_kd.teacher.ensemble import joint_capabilities
-from recbole_kd.teacher.ranked_file import RankFileTeacher
+from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
 
 __all__ = ["check_data", "check_gpus", "check_models", "check_needs", "data_view"]
 
@@ -127,7 +127,8 @@ def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher
             offering = [one for one in _EXAMPLES if need in capabilities(load_class(MODELS[one].path))]
             other = f"another {role} (--{setting}={'|'.join(offering) or 'NAME'})"
             found = "none"
-            if need == "listed_scores" and isinstance(view, RankFileTeacher):
+            lists = isinstance(view, SequenceRankFileTeacher) and needs.otherwise == "sequence_listed_scores"
+            if lists or (need == "listed_scores" and isinstance(view, RankFileTeacher)):
                 other = "a file with a column 'score'"
             if need == "representations" and "item_representations" in view.capabilities:
                 found, other = "vectors of items alone", "a file with vectors of users too"
