@@ -170,6 +170,11 @@ class AnalyseOptions(VerbOptions):
         needed="a folder for its pictures and tables",
     )
     baseline: str | None = option(None, "a plain student to stand beside the distilled one", metavar="FILE")
+    alone: tuple[str, ...] | None = option(
+        None,
+        "students of other sizes, each trained alone, to stand beside the compression's curves",
+        metavar="FILE,FILE",
+    )
     parts: tuple[str, ...] | None = option(
         None, "only these; by default all that the models allow", choices=PARTS, metavar=",".join(PARTS[:2])
     )

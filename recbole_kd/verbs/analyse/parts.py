@@ -33,6 +33,7 @@ from recbole_kd.evaluation.spectrum import (
 from recbole_kd.files.checkpoint import ResumableState, load_checkpoint
 from recbole_kd.report.static import log_axis, new_figure, panels
 from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
+from recbole_kd.student.matryoshka import prefix
 from recbole_kd.teacher.cache import Trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_evaluator
@@ -80,6 +81,8 @@ class Subject:
     bands: int
     groups: int
     metric: str
+    #: Students of other sizes, each trained alone.
+    alone: tuple[FrozenTeacher, ...] = ()
 
     def models(self) -> dict[str, FrozenTeacher]:
         """Role -> model, of those that are given."""
@@ -401,13 +404,16 @@ class _VectorModel(nn.Module):
 
 
 def compression(subject: Subject) -> Part:
-    """The metric of the teacher in fewer dimensions."""
+    """The metric of the teacher in fewer dimensions, of the student's prefixes, and of students trained alone."""
     vectors = _vectors(subject)
     dimension, whole = (vectors[role][0].shape[1] for role in ("student", "teacher"))
-    if dimension >= whole:
+    prefixes = sorted({*(subject.trained.state["config"].get("matryoshka") or ()), dimension})
+    if prefixes[0] >= whole:
         raise Impossible(f"the student's {dimension} dimensions are no fewer than the teacher's {whole}.")
     doubled = (dimension << power for power in itertools.count())
-    sizes = [*itertools.takewhile(lambda size: size < whole, doubled), whole]
+    alone = _alone(subject)
+    fewer = [*itertools.takewhile(lambda size: size < whole, doubled), *prefixes, *alone]
+    sizes = sorted({*(size for size in fewer if size < whole), whole})
     config, tables = subject.trained.config, vectors["teacher"]
     curves: dict[str, list[float]] = {"vectors": [], "scores": []}
     for what, compress in (("vectors", principal_vectors), ("scores", principal_scores)):
@@ -422,25 +428,63 @@ def compression(subject: Subject) -> Part:
         for role, model in subject.models().items()
         if role != "teacher"
     }
+    nested = _nested(subject, prefixes) if len(prefixes) > 1 else {}
     label = metric_label(subject.metric)
     figure, (axes,) = panels(1, 1, 6.4, 4.0)
     for (what, curve), color in zip(curves.items(), (PALETTE[1], TEACHER_COLOR)):
         axes.plot(sizes, curve, color=color, marker="o", ms=4, lw=1.8, label=f"the teacher's {what}")
+    if nested:
+        axes.plot(
+            *zip(*nested.items()), color=_COLORS["student"], marker="o", ms=5, lw=1.8, label="the student's prefixes"
+        )
+    if alone:
+        style = {"color": REFERENCE_COLOR, "marker": "D", "ms": 6, "ls": ""}
+        axes.plot(*zip(*alone.items()), **style, label="students, each trained alone")
     for role, level in levels.items():
         axes.axhline(level, color=_COLORS[role], lw=1.4, ls="--", label=f"{role}, {subject.name(role)}, as trained")
-    log_axis(axes, sizes[0], sizes[-1], sizes)
+    shown = sorted({*sizes, *nested, *alone})
+    log_axis(axes, shown[0], shown[-1], shown)
     axes.set_title(f"{subject.name('teacher')} in fewer dimensions")
     axes.set_xlabel("dimensions that are kept")
     axes.set_ylabel(label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     finding = (
-        f"{label}: of the teacher's {curves['vectors'][-1]:.4f}, {dimension} dimensions keep "
+        f"{label}: of the teacher's {curves['vectors'][-1]:.4f}, {sizes[0]} dimensions keep "
         f"{curves['vectors'][0]:.4f} by its vectors and {curves['scores'][0]:.4f} by its scores; "
         + ", ".join(f"the {role} has {level:.4f}" for role, level in levels.items())
     )
-    rows = [[size, *map(_cell, values)] for size, *values in zip(sizes, *curves.values())]
-    heading = ["dimensions", "by the teacher's vectors", "by the teacher's scores", *levels]
+    for what, found in (("its prefixes have", nested), ("students trained alone have", alone)):
+        if found:
+            finding += f"; {what} " + ", ".join(f"{value:.4f} ({size})" for size, value in found.items())
+    further = {name: found for name, found in (("prefixes", nested), ("alone", alone)) if found}
+    of_teacher = dict(zip(sizes, zip(*curves.values())))
+    nothing = (float("nan"),) * len(curves)
+    rows = [
+        [size, *map(_cell, of_teacher.get(size, nothing))]
+        + [_cell(found.get(size, float("nan"))) for found in further.values()]
+        for size in shown
+    ]
+    heading = ["dimensions", "by the teacher's vectors", "by the teacher's scores", *further, *levels]
     return Part("compression", finding, [heading, *([*row, *map(_cell, levels.values())] for row in rows)], figure)
+
+
+def _nested(subject: Subject, sizes: Sequence[int]) -> dict[int, float]:
+    """The metric of each of the student's prefixes."""
+    found = {}
+    for size in sizes:
+        with prefix(subject.student.model, size):
+            found[size] = float(_per_user(subject, "student", subject.student)[1].mean())
+    return found
+
+
+def _alone(subject: Subject) -> dict[int, float]:
+    """The metric of the students that were trained alone, by their size."""
+    found = {}
+    for model in sorted(subject.alone, key=lambda model: model.dimension or 0):
+        if model.dimension is None:
+            raise Impossible(f"{model.name}, of --alone, has no vector for each user and each item.")
+        found[model.dimension] = float(_per_user(subject, "student that was trained alone", model)[1].mean())
+    return found
 
 
 def _per_user(subject: Subject, role: str, model: FrozenTeacher) -> tuple[NDArray[Any], NDArray[Any]]:
