@@ -29,6 +29,7 @@ from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.teacher import saved_teacher
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.verbs.analyse import parts
+from recbole_kd.verbs.analyse.compression import compression
 from recbole_kd.verbs.analyse.parts import Impossible, Part, Subject
 from recbole_kd.verbs.options import PARTS, AnalyseOptions
 
@@ -40,7 +41,7 @@ _PARTS: dict[str, Callable[[Subject], Part]] = {
     "smoothing": parts.smoothing,
     "experts": parts.experts,
     "gain": parts.gain,
-    "compression": parts.compression,
+    "compression": compression,
 }
 
 
