@@ -20,6 +20,7 @@ from tests.sequential import SequentialBench
 #: Distillers with a meaning for sequences, and options that fit 24 items.
 ABLE: dict[str, dict[str, Any]] = {
     "kd": {"items": 5},
+    "cd": {"weight": 1.0, "pool": 6, "samples": 3},
     "dkd": {},
     "rrd": {"weight": 1.0, "pool": 6, "interesting": 3, "uninteresting": 4},
     "fitnet": {},

@@ -210,6 +210,8 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
     def importance(self, batch: Batch, lists: SequenceLists) -> Optional[Tensor]:
         """:func:`importance` of the teacher's lists, beside the student's as it is now."""
         assert isinstance(self.options, ImportanceOptions)
+        if lists.confidence is None and not self.options.unequal:
+            return None
         assert batch.sequences is not None, "the student is a sequential model"
         sequences, k = batch.sequences, lists.items.shape[1]
 
