@@ -42,7 +42,7 @@ __all__ = ["RECBOLE", "adapted", "check", "install", "require"]
 #: The version of RecBole whose insides are used here.
 RECBOLE = "1.2.1"
 #: The lowest versions that were tested, of Python and of the packages whose age shows late and in riddles.
-LOWEST = {"python": "3.10", "torch": "2.0", "numpy": "1.22"}
+LOWEST = {"python": "3.10", "torch": "2.4", "numpy": "1.22"}
 
 #: numpy's names until version 1, and the same types today.
 _NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}

@@ -191,11 +191,11 @@ recbole_kd.compat.version = pretend
     ("package", "found", "message"),
     [
         ("recbole", None, "The package recbole is not installed; run: pip install --no-deps recbole==1.2.1"),
-        ("torch", None, "The package torch is not installed; run: pip install 'torch>=2.0'"),
+        ("torch", None, "The package torch is not installed; run: pip install 'torch>=2.4'"),
         (
             "torch",
-            "1.13.1+cpu",
-            "torch 1.13.1+cpu is installed; expected 2.0 or later: run: pip install -U 'torch>=2.0'",
+            "2.3.1+cpu",
+            "torch 2.3.1+cpu is installed; expected 2.4 or later: run: pip install -U 'torch>=2.4'",
         ),
         ("numpy", "1.9.3", "numpy 1.9.3 is installed; expected 1.22 or later: run: pip install -U 'numpy>=1.22'"),
     ],
