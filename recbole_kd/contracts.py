@@ -33,6 +33,7 @@ CAPABILITIES: dict[str, str] = {
     "sequences": "scores of the next item after a sequence",
     "sequence_vectors": "a vector for each sequence and each item",
     "sequence_ranks": "a ranking of the next items after some of the training sequences",
+    "sequence_listed_scores": "scores of the items in the lists after training sequences",
 }
 
 
@@ -128,6 +129,9 @@ class TeacherView(Protocol):
 
         Items are 0 after sequences without a list.
         """
+
+    def listed_scores_after(self, users: Tensor, sequences: Sequences, k: int) -> Tensor:
+        """y_t of the items of :meth:`ranked_after`, (n, k)."""
 
 
 @dataclass(frozen=True)

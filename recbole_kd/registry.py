@@ -120,7 +120,7 @@ def _ours(path: str, sequential: str = "") -> DistillerEntry:
 DISTILLERS: dict[str, DistillerEntry] = {
     "simrec": _ours("simrec:SimRecDistiller"),
     "rd": _ours("rd:RDDistiller"),
-    "cd": _ours("cd:CDDistiller"),
+    "cd": _ours("cd:CDDistiller", sequential="cd:CDSequenceDistiller"),
     "rrd": _ours("rrd:RRDDistiller", sequential="rrd:RRDSequenceDistiller"),
     "ir_rrd": _ours("ir_rrd:IRRRDDistiller"),
     "unkd": _ours("unkd:UnKDDistiller"),

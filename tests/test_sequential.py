@@ -224,7 +224,7 @@ def test_models_that_read_their_padding_keep_it(data_path: Path) -> None:
         ({"loss_type": "BPR", "train_neg_sample_args": None}, "--train_neg_sample_args draws none"),
         ({"MAX_ITEM_LIST_LENGTH": 0}, "--MAX_ITEM_LIST_LENGTH=0"),
         ({"model": "BERT4Rec", "MAX_ITEM_LIST_LENGTH": 2}, "hides no item of a sequence of --MAX_ITEM_LIST_LENGTH=2"),
-        ({"distill": "cd", "teacher": "SASRec"}, "cd distils scores or vectors of users, and GRU4Rec predicts"),
+        ({"distill": "unkd", "teacher": "SASRec"}, "unkd distils scores or vectors of users, and GRU4Rec predicts"),
         ({"distill": "kd", "teacher": "BPR"}, "the teacher BPR is no sequential model"),
         ({"distill": "kd", "teacher": "SASRec", "baseline": "BPR"}, "the baseline BPR is no sequential model"),
         ({"learner": "sevo_adam", "sevo.beta": 1.0}, "sevo.beta=1.0 is out of range"),

@@ -62,6 +62,10 @@ class RankedLists:
         """The weights of those, (U, k) float32; None where the file has none."""
         return None if self.weights is None else self._top(self.weights, k)
 
+    def top_scores(self, k: int) -> Optional[Tensor]:
+        """Their scores, (U, k) float32; None where the file has none."""
+        return None if self.scores is None else self._top(self.scores, k)
+
     def _top(self, values: Tensor, k: int) -> Tensor:
         users = len(self.offsets) - 1
         lengths = (self.offsets[1:] - self.offsets[:-1]).clamp(max=k)

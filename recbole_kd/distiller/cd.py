@@ -8,26 +8,33 @@ a distinct user of the batch.
 
 ``decay``, ``consistency`` and a file's confidence are factors of the entries (DLLM2Rec, RecSys'24).
 
+For next-item prediction the list is that of a sequence: the K' items that the guide, as it is now, ranks highest after
+it, or the first K' of a file's list. Items are drawn for each batch. Entry: a drawn item of a sequence of the batch.
+
 Where published code differs: it draws two ranks and keeps the better (``better_of_two``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch
+from recbole_kd.contracts import Batch, DataView, Needs
 from recbole_kd.data.samplers import better_of_two, draw_without_replacement, exponential_log_weights, items_at
 from recbole_kd.distiller.base.lists import (
     GuidedOptions,
     ImportanceOptions,
     ListDistiller,
+    SequenceListDistiller,
+    SequenceLists,
+    best_items,
     list_scores,
     require_drawable,
 )
+from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import soft_target_loss
 from recbole_kd.options import option
 
@@ -44,9 +51,18 @@ class CDOptions(ImportanceOptions, GuidedOptions):
     guide: str = option("teacher", "whose list items are drawn from", choices=("teacher", "student"))
     better_of_two: bool = option(False, "whether each draw keeps the better of two ranks")
 
+    @property
+    def sequence_needs(self) -> Needs:
+        return Needs.of("sequences", otherwise="sequence_listed_scores" if self.guide == "teacher" else "")
+
     def check(self, section: str) -> None:
         super().check(section)
         require_drawable(section, self, "samples")
+
+    def log_chances(self) -> Tensor:
+        """(K',) logarithms of what the ranks are drawn in proportion to."""
+        chances = exponential_log_weights(self.pool, self.emphasis * self.pool)
+        return better_of_two(chances) if self.better_of_two else chances
 
 
 class CDDistiller(ListDistiller[CDOptions]):
@@ -56,9 +72,7 @@ class CDDistiller(ListDistiller[CDOptions]):
 
     def build(self) -> None:
         options = self.options
-        self._weights = exponential_log_weights(options.pool, options.emphasis * options.pool)
-        if options.better_of_two:
-            self._weights = better_of_two(self._weights)
+        self._weights = options.log_chances()
         self._ranked = self._rank() if options.guide == "teacher" else None
         self._items = self._targets = torch.empty(0)
         self._counts: Optional[Tensor] = None
@@ -83,3 +97,46 @@ class CDDistiller(ListDistiller[CDOptions]):
         scores = self.student.scores(users, self._items[users].long())
         options, counts = self.options, None if self._counts is None else self._counts[users]
         return soft_target_loss(scores, self._targets[users], options.temperature, options.bias, weights=counts)
+
+
+class CDSequenceDistiller(SequenceListDistiller[CDOptions]):
+    """The same of the items after a sequence, for next-item prediction."""
+
+    name = "cd"
+
+    @classmethod
+    def check_data(cls, options: CDOptions, data: DataView) -> None:
+        """
+        Raises:
+            UserError: ``pool`` is more than the items there are.
+        """
+        if options.pool >= data.items:
+            raise UserError(f"{cls.name}.pool={options.pool:,} is more than the {data.items - 1:,} items; lower it.")
+
+    def build(self) -> None:
+        super().build()
+        self._weights = self.options.log_chances()
+
+    def list_length(self) -> int:
+        return self.options.pool
+
+    def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
+        """The mean over the items drawn for the batch's sequences, of a file those that have a list."""
+        options, device = self.options, self.data.device
+        lists = self.listed(batch, options.pool) if options.guide == "teacher" else self._own(batch)
+        if not len(lists.items):
+            return {}
+        assert lists.scores is not None, "checked before"
+        drawn = draw_without_replacement(self._weights, len(lists.items), options.samples, self.generator).long()
+        counts = self.importance(batch, lists) if options.guide == "teacher" else None
+        counts = None if counts is None else counts.gather(1, drawn).to(device)
+        place = drawn.to(device)
+        scores = self.student_scores(batch, lists.rows, lists.items.to(device).gather(1, place))
+        targets = lists.scores.gather(1, place)
+        return soft_target_loss(scores, targets, options.temperature, options.bias, weights=counts)
+
+    def _own(self, batch: Batch) -> SequenceLists:
+        """The student's best items after the batch's sequences, with the teacher's scores of them."""
+        assert batch.sequences is not None, "the student is a sequential model"
+        items = best_items(self.student.sequence_scores(batch.sequences).detach(), self.options.pool)
+        return SequenceLists(None, items, None, self.teacher.sequence_scores(batch.sequences, items))

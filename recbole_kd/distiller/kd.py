@@ -10,22 +10,25 @@ batch.
 RecSys'24).
 
 For next-item prediction the list is that of a sequence: the K items that the guide, as it is now, ranks highest after
-it, those that are in it not left out; or all items (``items: ~``). Entry: a sequence of the batch.
+it, those that are in it not left out; or all items (``items: ~``). Of a file they are the first K of its list. Entry: a
+sequence of the batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, Needs
+from recbole_kd.contracts import Batch, DataView, Needs
 from recbole_kd.distiller.base.lists import (
     GuidedOptions,
     ImportanceOptions,
     ListDistiller,
+    SequenceListDistiller,
+    best_items,
     list_scores,
 )
 from recbole_kd.errors import UserError
@@ -43,7 +46,10 @@ class KDOptions(ImportanceOptions, GuidedOptions):
         None, "tau, of the teacher's probabilities alone; ~: the same", above=0
     )
 
-    sequence_needs = Needs.of("sequences")
+    @property
+    def sequence_needs(self) -> Needs:
+        listed = self.guide == "teacher" and self.items is not None
+        return Needs.of("sequences", otherwise="sequence_listed_scores" if listed else "")
 
     def cross_entropy(self, student: Tensor, teacher: Tensor, weights: Optional[Tensor] = None) -> Tensor:
         """tau^2 times the mean over rows of scores (n, k) of the cross-entropy of their probabilities."""
@@ -97,7 +103,7 @@ class KDDistiller(ListDistiller[KDOptions]):
         return self.options.cross_entropy(scores, self._targets[users], weights)
 
 
-class KDSequenceDistiller(Distiller[KDOptions]):
+class KDSequenceDistiller(SequenceListDistiller[KDOptions]):
     """The same over the best items after a sequence, or over all, for next-item prediction."""
 
     name = "kd"
@@ -111,15 +117,24 @@ class KDSequenceDistiller(Distiller[KDOptions]):
         if options.items is not None and options.items >= data.items:
             raise UserError(f"{cls.name}.items={options.items:,} is more than the {data.items - 1:,} items; lower it.")
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The mean over the batch's sequences."""
+    def list_length(self) -> int:
+        assert self.options.items is not None, "a file has no scores of all items"
+        return self.options.items
+
+    def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
+        """The mean over the batch's sequences, of a file those that have a list."""
         sequences, options = batch.sequences, self.options
         assert sequences is not None, "the student is a sequential model"
-        teacher = self.teacher.sequence_scores(sequences)[:, 1:]
-        if options.items is None:
-            return options.cross_entropy(self.student.sequence_scores(sequences)[:, 1:], teacher)
-        guide = teacher
-        if options.guide == "student":
-            guide = self.student.sequence_scores(sequences).detach()[:, 1:]
-        best = guide.topk(options.items, dim=1).indices
-        return options.cross_entropy(self.student.sequence_scores(sequences, best + 1), teacher.gather(1, best))
+        if options.items is None or options.guide == "student":
+            student, teacher = (view.sequence_scores(sequences) for view in (self.student, self.teacher))
+            if options.items is None:
+                return options.cross_entropy(student[:, 1:], teacher[:, 1:])
+            best = best_items(student.detach(), options.items)
+            return options.cross_entropy(self.student.sequence_scores(sequences, best), teacher.gather(1, best))
+        lists = self.listed(batch, options.items)
+        if not len(lists.items):
+            return {}
+        assert lists.scores is not None, "checked before"
+        weights = self.importance(batch, lists)
+        scores = self.student_scores(batch, lists.rows, lists.items.to(self.data.device))
+        return options.cross_entropy(scores, lists.scores, None if weights is None else weights.to(scores))

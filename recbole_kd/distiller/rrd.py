@@ -34,14 +34,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_kd.contracts import Batch, DataView, Distiller, Needs, Part, Sequences
+from recbole_kd.contracts import Batch, DataView, Needs, Part
 from recbole_kd.data.observed import Observed
 from recbole_kd.distiller.base.lists import (
     ImportanceOptions,
     ListDistiller,
     RelaxedLists,
     RelaxedOptions,
-    importance,
+    SequenceListDistiller,
 )
 
 
@@ -82,7 +82,7 @@ class RRDDistiller(ListDistiller[RRDOptions]):
         return Part(self._lists.loss(self.student.scores(users, self._lists.of(users)), users), fraction)
 
 
-class RRDSequenceDistiller(Distiller[RRDOptions]):
+class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
     """The same of the items after a sequence, for next-item prediction."""
 
     name = "rrd"
@@ -95,50 +95,26 @@ class RRDSequenceDistiller(Distiller[RRDOptions]):
         """
         options.require_lists(cls.name, _nothing_observed(1, data.items), "sequences", "items")
 
-    def build(self) -> None:
-        if "sequences" not in self.teacher.capabilities:  # a file, whose lists may be too short
-            nothing = torch.empty(0, dtype=torch.long), torch.empty(0, 1, dtype=torch.long)
-            self.teacher.ranked_after(nothing[0], Sequences(nothing[1], nothing[0]), self.options.pool)
+    def list_length(self) -> int:
+        return self.options.pool
 
     def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
         """Eq. 9: the mean over the batch's sequences, of a file those that have a list."""
-        sequences, pool, confidence = batch.sequences, self.options.pool, None
-        assert sequences is not None, "the student is a sequential model"
-        if "sequences" in self.teacher.capabilities:
-            ranked = _best(self.teacher.sequence_scores(sequences), pool)
-            rows = torch.arange(len(ranked))
-        else:
-            ranked, confidence = self.teacher.ranked_after(batch.users, sequences, pool)
-            rows = ranked[:, 0].nonzero().squeeze(1)
-            if not len(rows):
-                return {}
+        listed = self.listed(batch, self.options.pool)
+        if not len(listed.items):
+            return {}
         # Row 0 is empty, as a padding user's, and row n is the n-th sequence that has a list.
-        lists, own = self._lists_of(ranked[rows]), torch.arange(1, len(rows) + 1, device=self.data.device)
-        weights = importance(
-            self.options,
-            ranked[rows],
-            None if confidence is None else confidence[rows],
-            lambda: _best(self.student.sequence_scores(sequences).detach(), pool)[rows],
-        )
+        lists = self._lists_of(listed.items.cpu())
+        own = torch.arange(1, len(listed.items) + 1, device=self.data.device)
+        weights = self.importance(batch, listed)
         lists.draw(self.generator, None if weights is None else functional.pad(weights, (0, 0, 1, 0)))
-        if len(rows) == len(batch.users):
-            return lists.loss(self.student.sequence_scores(sequences, lists.of(own)), own)
-        # All of the batch's sequences are scored, as the base loss's pass over them is shared.
-        rows = rows.to(self.data.device)
-        drawn = lists.of(own)
-        items = drawn.new_ones(len(batch.users), drawn.shape[1]).index_copy_(0, rows, drawn)
-        return lists.loss(self.student.sequence_scores(sequences, items).index_select(0, rows), own)
+        return lists.loss(self.student_scores(batch, listed.rows, lists.of(own)), own)
 
     def _lists_of(self, ranked: Tensor) -> RelaxedLists:
         """Lists of sequences, from the items (n, K') that are best after each."""
         ranked = functional.pad(ranked, (0, 0, 1, 0)).int()
         nothing = _nothing_observed(len(ranked) - 1, self.data.items)
         return RelaxedLists(self.options, nothing, ranked, self.data.device)
-
-
-def _best(scores: Tensor, k: int) -> Tensor:
-    """The k items with the largest scores (n, I), padding left out: (n, k) on the CPU."""
-    return (scores[:, 1:].topk(k, dim=1).indices + 1).cpu()
 
 
 def _nothing_observed(rows: int, items: int) -> Observed:

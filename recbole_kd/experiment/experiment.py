@@ -19,6 +19,7 @@ from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.reading import vector_files
 from recbole_kd.sevo.graphs import SEvoOptions
+from recbole_kd.student.matryoshka import prefix_sizes
 
 __all__ = ["Experiment", "Optimiser", "TeacherSource", "require_same_task"]
 
@@ -145,6 +146,7 @@ class Experiment:
         optimiser: the student's.
         fast_sampling: whether the student's batches are drawn fast, if its model can.
         baseline: settings of the plain model to stand beside the student, if any.
+        prefixes: sizes of the student's prefixes, the whole one last; empty where it is trained whole alone.
     """
 
     settings: KDConfig
@@ -154,6 +156,7 @@ class Experiment:
     optimiser: Optimiser
     fast_sampling: bool
     baseline: KDConfig | None
+    prefixes: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -173,6 +176,7 @@ class Experiment:
     @classmethod
     def from_settings(cls, settings: KDConfig) -> Experiment:
         """The experiment of a student's settings."""
+        prefixes = prefix_sizes(settings)
         distillers = settings.active_distillers()
         fused = bool(distillers) if settings["fused_adam"] is None else bool(settings["fused_adam"])
         fast = bool(distillers) if settings["fast_sampling"] is None else bool(settings["fast_sampling"])
@@ -186,7 +190,7 @@ class Experiment:
             baseline = settings.baseline_config()
             require_same_task(settings, baseline, "baseline")
         fusion = settings.teacher_fusion if len(teachers) > 1 else "ranks"
-        return cls(settings, teachers, fusion, MappingProxyType(distillers), optimiser, fast, baseline)
+        return cls(settings, teachers, fusion, MappingProxyType(distillers), optimiser, fast, baseline, prefixes)
 
     @property
     def rank_folder(self) -> str:

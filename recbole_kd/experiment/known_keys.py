@@ -292,6 +292,14 @@ class Training(Options):
     stopping_step: int = option(10, "evaluations without a better one before training stops", minimum=0)
     clip_grad_norm: _Clipping | None = option(None, "bound of the gradient's norm; --clip_grad_norm.max_norm=1")
     shuffle: bool = option(True, "whether pairs are shuffled before each epoch")
+    matryoshka: tuple[int, ...] | None = option(
+        None,
+        "sizes of prefixes: the first numbers of the student's vectors are students too; the whole is added",
+        minimum=1,
+        maximum=LARGEST_SIZE,
+        filled=True,
+        metavar="[8,16,32]",
+    )
     trim_padding: bool = option(False, "GRU4Rec, SASRec and STOSA skip padding: the same outputs, several times faster")
     require_pow: bool = option(False, "square norms in RecBole's embedding loss")
     enable_amp: bool = option(False, "mixed precision")

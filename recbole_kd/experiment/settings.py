@@ -335,6 +335,8 @@ class KDConfig(Config):
             raise UserError(f"--{prefix}distill is set, and a teacher is trained alone; leave it out.")
         if section.get("warm_start"):
             raise UserError(f"--{prefix}warm_start is set, and only the student begins from a file; leave it out.")
+        if section.get("matryoshka"):
+            raise UserError(f"--{prefix}matryoshka is set, and only the student has prefixes; leave it out.")
         own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
         # Adam takes most of the time that large tables need, and RecBole's loader most of what small ones do.
         return self._derived(

@@ -13,9 +13,10 @@ from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
 from recbole_kd.sevo.graphs import check_columns
 from recbole_kd.stages.teacher import AnyTeacher
+from recbole_kd.student.matryoshka import check_prefix_sizes
 from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
 from recbole_kd.teacher.ensemble import joint_capabilities
-from recbole_kd.teacher.ranked_file import RankFileTeacher
+from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
 
 __all__ = ["check_data", "check_gpus", "check_models", "check_needs", "data_view"]
 
@@ -79,7 +80,8 @@ def check_models(experiment: Experiment) -> None:
     student, teacher = _Named.of(experiment.settings), _named_teacher(experiment)
     for name, options in experiment.distillers.items():
         check_needs(name, options, student, teacher)
-        options.check_sizes(student.dimension, teacher.dimension if teacher else None)
+        size = teacher.dimension if teacher else None
+        check_prefix_sizes(name, options, experiment.prefixes, size, student.dimension)
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:
@@ -125,7 +127,8 @@ def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher
             offering = [one for one in _EXAMPLES if need in capabilities(load_class(MODELS[one].path))]
             other = f"another {role} (--{setting}={'|'.join(offering) or 'NAME'})"
             found = "none"
-            if need == "listed_scores" and isinstance(view, RankFileTeacher):
+            lists = isinstance(view, SequenceRankFileTeacher) and needs.otherwise == "sequence_listed_scores"
+            if lists or (need == "listed_scores" and isinstance(view, RankFileTeacher)):
                 other = "a file with a column 'score'"
             if need == "representations" and "item_representations" in view.capabilities:
                 found, other = "vectors of items alone", "a file with vectors of users too"

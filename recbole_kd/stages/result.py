@@ -129,6 +129,12 @@ def table(result: Mapping[str, Any], asked: bool = False) -> str:
     for role, row in _members(result):
         values = [f"{row['test_result'][key]:.4f}" if key in row["test_result"] else "-" for key in shown]
         lines.append([role, row["model"], *values, f"{row['parameters']:,}", f"{row['train_seconds']:.1f}"])
+        if role == "student":
+            for size, one in list(result.get("prefixes", {}).items())[:-1]:
+                values = [
+                    f"{one['test_result'][key]:.4f}" if key in one.get("test_result", {}) else "-" for key in shown
+                ]
+                lines.append(["", f"its first {size}", *values, "", ""])
     if baseline:
         gains = [_gain(result["test_result"].get(key), baseline["test_result"].get(key)) for key in shown]
         lines.append(["gain", "student over baseline", *gains, "", ""])

@@ -22,6 +22,7 @@ from recbole_kd.model.build import build_model
 from recbole_kd.registry import distillers
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
+from recbole_kd.student.matryoshka import keep_prefix
 from recbole_kd.teacher.cache import Trained
 from recbole_kd.trainer.state import load_weights
 
@@ -31,7 +32,9 @@ __all__ = ["load_data_and_model", "load_trained"]
 _ELSEWHERE = WITHOUT_EFFECT | {"MODEL_TYPE", "dataset", "sevo"}
 
 
-def load_trained(path: str, config_dict: Mapping[str, Any] | None = None) -> tuple[Trained, Splits]:
+def load_trained(
+    path: str, config_dict: Mapping[str, Any] | None = None, dimensions: int | None = None
+) -> tuple[Trained, Splits]:
     """A saved student, teacher or baseline, and its dataset, read again and compared with what it was trained on.
 
     Args:
@@ -39,11 +42,14 @@ def load_trained(path: str, config_dict: Mapping[str, Any] | None = None) -> tup
         config_dict: settings over the stored ones (``data_path``, ``metrics``, ``topk``, ...). ``config_files`` names
             YAML files below them. Of a file, the settings of data, evaluation and machine count: those of the model and
             its training are the checkpoint's own.
+        dimensions: of a student of ``--matryoshka``: the prefix that answers in its place.
 
     Raises:
-        UserError: no checkpoint of ours, or one of another dataset or split.
+        UserError: no checkpoint of ours, one of another dataset or split, or without that prefix.
     """
     state = load_checkpoint(path, schema=ModelState)
+    if dimensions is not None:
+        _check_dimensions(path, state["config"].get("matryoshka"), dimensions)
     backbone = state["backbone"]
     given = dict(config_dict or {})
     given = merge(_of_files(str(given.pop("config_files", "")).split(), state["config"]), nest(given))
@@ -72,7 +78,22 @@ def load_trained(path: str, config_dict: Mapping[str, Any] | None = None) -> tup
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
     load_weights(model, state, path)
+    if dimensions is not None:
+        keep_prefix(model, dimensions)
     return Trained(config, model, path, False, state), splits
+
+
+def _check_dimensions(path: str, trained: list[int] | None, dimensions: int) -> None:
+    if not trained:
+        raise UserError(
+            f"--dimensions={dimensions}: the student in '{path}' was not trained with --matryoshka, so that only its "
+            "whole vectors rank; leave --dimensions out."
+        )
+    if dimensions not in trained:
+        raise UserError(
+            f"--dimensions={dimensions}: the student in '{path}' was trained for {', '.join(map(str, trained))} "
+            "numbers; set --dimensions to one of them, or leave it out for the whole."
+        )
 
 
 def _data_settings(state: Mapping[str, Any]) -> set[str]:

@@ -10,7 +10,6 @@ from recbole.utils import init_seed
 from torch import nn
 
 from recbole_kd.cluster.group import ALONE, Group
-from recbole_kd.contracts import Distiller
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
@@ -20,6 +19,7 @@ from recbole_kd.model.build import build_model
 from recbole_kd.registry import distiller_class, models
 from recbole_kd.stages.needs import check_needs, data_view
 from recbole_kd.stages.teacher import AnyTeacher
+from recbole_kd.student.matryoshka import OverPrefixes, PrefixStudent, average_over_prefixes, check_prefix_sizes
 from recbole_kd.student.readers import ModelStudent
 from recbole_kd.student.warm import begin_from, teacher_vectors
 from recbole_kd.teacher.cache import facts
@@ -64,7 +64,11 @@ def build_student(
     if config["warm_start"]:
         _warm_start(config, splits, model, teacher)
     view = ModelStudent(model)
-    distillers: dict[str, Distiller[Any]] = {}
+    views = {size: PrefixStudent(view, size) for size in experiment.prefixes}
+    if views:
+        average_over_prefixes(model, experiment.prefixes)
+        logging.getLogger().info(f"The first {', '.join(map(str, views))} numbers of its vectors are students")
+    distillers: dict[str, nn.Module] = {}
     if teacher is not None:
         data = data_view(experiment, splits, share_of_steps(model, group))
         # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
@@ -73,7 +77,13 @@ def build_student(
             torch.manual_seed(config["seed"])
             for name, options in experiment.distillers.items():
                 check_needs(name, options, view, teacher)
-                distillers[name] = distiller_class(name, config.sequential)(options, view, teacher, data)
+                kind = distiller_class(name, config.sequential)
+                if views:
+                    check_prefix_sizes(name, options, experiment.prefixes, teacher.dimension, view.dimension)
+                    built = {size: kind(options, one, teacher, data) for size, one in views.items()}
+                    distillers[name] = OverPrefixes(built)
+                else:
+                    distillers[name] = kind(options, view, teacher, data)
     trainer = make_trainer(
         config,
         model,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_kd.evaluation.costs import peak_memory
+from recbole_kd.student.matryoshka import prefix
 
-__all__ = ["evaluate", "evaluated"]
+__all__ = ["evaluate", "evaluate_prefixes", "evaluated"]
 
 
 def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
@@ -36,3 +37,17 @@ def evaluated(trainer: Any, data: Any, split: str, checkpoint: str, given: Mappi
     else:
         result = trainer.evaluate(data, load_best_model=False, show_progress=trainer.config["show_progress"])
     return {name: float(value) for name, value in result.items()}
+
+
+def evaluate_prefixes(trainer: Any, loaders: Any, sizes: Sequence[int]) -> dict[str, dict[str, dict[str, float]]]:
+    """``valid_result`` and ``test_result`` of each prefix of a trained student, by its size; the whole is the last."""
+    found = {}
+    for size in sizes:
+        with prefix(trainer.model, size):
+            results = {
+                f"{name}_result": trainer.evaluate(data, load_best_model=False)
+                for name, data in zip(("valid", "test"), loaders[1:])
+                if data is not None
+            }
+        found[str(size)] = {name: {key: float(one) for key, one in row.items()} for name, row in results.items()}
+    return found

@@ -162,7 +162,18 @@ def _of(table: Mapping[str, Any], names: Iterable[str]) -> Optional[Any]:
 def representations(model: nn.Module) -> Optional[Pair]:
     """(users (U, d), items (I, d)) whose dot product is the model's score, or None where it has none."""
     reader = _reader(_REPRESENTATIONS, model)
-    return None if reader is None else reader(model)
+    if reader is None:
+        return None
+    size: Optional[int] = vars(model).get("prefix_size")  # of a student that is cut (`student/matryoshka.py`)
+    return reader(model) if size is None else first_numbers(model, reader(model), size)
+
+
+def first_numbers(model: nn.Module, vectors: Pair, size: int) -> Pair:
+    """(users (U, size), items (I, size)): the first numbers of a model's vectors, of length 1 where these are."""
+    users, items = (part[:, :size] for part in vectors)
+    if _reader({"SimpleX": True}, model):
+        return nn.functional.normalize(users, dim=1), nn.functional.normalize(items, dim=1)
+    return users, items
 
 
 def layers(model: nn.Module) -> Optional[list[Pair]]:
@@ -220,12 +231,12 @@ def next_item_scores(model: Any, vectors: Tensor, items: Optional[Tensor] = None
     """Scores of items after sequences: (n, k) for items (n, k), (n, I) for every item.
 
     Args:
-        vectors: (n, d) of :func:`sequence_vectors`.
+        vectors: (n, d) of :func:`sequence_vectors`, or their first numbers.
     """
     if hasattr(model, "item_vectors"):
         distances: Tensor = model.scores(vectors, items)
         return distances
-    table, bias = item_vectors(model), getattr(model, "output_bias", None)
+    table, bias = item_vectors(model)[:, : vectors.shape[1]], getattr(model, "output_bias", None)
     if items is None:
         scores = vectors @ table.t()
         return scores if bias is None else scores + bias
@@ -354,7 +365,7 @@ def shared_propagation(model: nn.Module) -> Iterator[None]:
     A graph recommender propagates in `forward()`; its own loss and every distiller of a step share that one pass. So
     they do with a sequential model's pass over the batch's sequences: over the same tensors, not over equal ones.
     """
-    forward = model.forward
+    forward, around = model.forward, vars(model).get("forward")
     outputs: list[Any] = []
     passes: list[tuple[tuple[Any, ...], Any]] = []
     sequential = is_sequential(model)
@@ -379,6 +390,8 @@ def shared_propagation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del model.forward
+        if around is not None:  # within a block of this kind
+            model.forward = around
 
 
 class ModelStudent:

@@ -92,6 +92,9 @@ class BareTeacher:
     def ranked_after(self, users: Tensor, sequences: Sequences, k: int) -> tuple[Tensor, Optional[Tensor]]:
         self.lacks("sequence_ranks")
 
+    def listed_scores_after(self, users: Tensor, sequences: Sequences, k: int) -> Tensor:
+        self.lacks("sequence_listed_scores")
+
 
 class FileTeacher(BareTeacher):
     """A teacher that another system left in a file: it has no weights, no checkpoint, and is not evaluated."""

@@ -29,7 +29,7 @@ __all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch
 #: Settings that change nothing in what a plain model learns, so that a cached one serves whatever they are.
 NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
     *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
-    *("nproc", "ray_address", "warm_start", "warm_start_new", "precision"),
+    *("nproc", "ray_address", "warm_start", "warm_start_new", "precision", "matryoshka"),
     *("split_seed", "split_time"),  # the split itself is part of the key
 }
 

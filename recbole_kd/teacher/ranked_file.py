@@ -66,7 +66,6 @@ class SequenceRankFileTeacher(FileTeacher):
     """Ranked lists of a file, for sequential students: of what follows some of the training sequences."""
 
     setting = "ranks"
-    capabilities = frozenset({"sequence_ranks"})
 
     def __init__(self, path: str, lists: RankedLists, states: SequenceStates) -> None:
         """
@@ -77,9 +76,11 @@ class SequenceRankFileTeacher(FileTeacher):
         """
         super().__init__(path, lists.digest)
         self.lists = lists
+        scored = () if lists.scores is None else ("sequence_listed_scores",)
+        self.capabilities = frozenset({"sequence_ranks", *scored})
         self._keys, self._rows = states.keys[1:].sort()
         lengths = lists.offsets[1:] - lists.offsets[:-1]
-        self._held: tuple[Tensor, Tensor | None] | None = None
+        self._held: tuple[Tensor, Tensor | None, Tensor | None] | None = None
         self._shortest = int(lengths[lengths > 0].min())
         logging.getLogger().info(
             f"{path} has lists after {int((lengths > 0).sum()):,} of {len(states.users) - 1:,} training sequences; the "
@@ -92,15 +93,29 @@ class SequenceRankFileTeacher(FileTeacher):
         Raises:
             UserError: the file has a shorter list.
         """
+        rows, (items, weights, _) = self._rows_of(users, sequences), self._best(k)
+        return items[rows].long(), None if weights is None else weights[rows]
+
+    def listed_scores_after(self, users: Tensor, sequences: Sequences, k: int) -> Tensor:
+        """The file's scores of :meth:`ranked_after`, (n, k)."""
+        scores = self._best(k)[2]
+        if scores is None:
+            self.lacks("sequence_listed_scores")
+        return scores[self._rows_of(users, sequences)]
+
+    def _rows_of(self, users: Tensor, sequences: Sequences) -> Tensor:
+        """(n,) the rows of the file's lists after sequences of users (n,); 0, an empty one, where there is none."""
+        keys = state_keys(users, sequences.items).cpu()
+        place = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
+        return torch.where(self._keys[place] == keys, self._rows[place] + 1, 0)
+
+    def _best(self, k: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The first k of every list, their weights and scores: (R + 1, k)."""
         if k > self._shortest:
             raise UserError(
                 f"{self.name} has a list of {self._shortest:,} items, and {k:,} are asked for; lower the pool "
-                "(--rrd.pool) or give longer lists."
+                "(--rrd.pool, --cd.pool, --kd.items) or give longer lists."
             )
-        keys = state_keys(users, sequences.items).cpu()
-        place = torch.searchsorted(self._keys, keys).clamp_(max=len(self._keys) - 1)
-        rows = torch.where(self._keys[place] == keys, self._rows[place] + 1, 0)
         if self._held is None or self._held[0].shape[1] != k:
-            self._held = self.lists.top(k), self.lists.top_weights(k)
-        items, weights = self._held
-        return items[rows].long(), None if weights is None else weights[rows]
+            self._held = self.lists.top(k), self.lists.top_weights(k), self.lists.top_scores(k)
+        return self._held

@@ -20,7 +20,7 @@ from recbole.utils import get_trainer, set_color
 from torch import Tensor, nn
 
 from recbole_kd.cluster.group import ALONE, Group
-from recbole_kd.contracts import Batch, Distiller, Sequences
+from recbole_kd.contracts import Batch, Sequences
 from recbole_kd.data.fast_sampling import go_on_drawing
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.observed import Observed
@@ -75,7 +75,7 @@ class KDMixin:
         self,
         config: Any,
         model: nn.Module,
-        distillers: Optional[Mapping[str, Distiller[Any]]] = None,
+        distillers: Optional[Mapping[str, nn.Module]] = None,
         observed: Optional[Observed] = None,
         step_context: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Optional[Mapping[str, Any]] = None,

@@ -28,7 +28,7 @@ from recbole.evaluator import DataStruct
 from torch import Tensor, nn
 
 from recbole_kd.cluster.group import Group
-from recbole_kd.contracts import Distiller, Share
+from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.evaluation.collector import FullSortCollector, PartOfBatches
 
@@ -110,7 +110,7 @@ class SharedMixin:
         turn = 0 if self._base_is_shared() else 1
         owners = {}
         for name, distiller in self.distillers.items():
-            if not isinstance(distiller, Distiller) or not distiller.shares:
+            if not getattr(distiller, "shares", False):
                 owners[name] = turn % self.group.count
                 turn += 1
         return owners

@@ -21,18 +21,23 @@ def run(options: EvaluateOptions, settings: dict[str, Any]) -> None:
     """The verb: prints the metrics as JSON."""
     if options.result_file:
         check_place(options.result_file, "result_file")
-    result = evaluate_checkpoint(options.checkpoint, {**settings, "config_files": options.config_files})
+    given = {**settings, "config_files": options.config_files}
+    result = evaluate_checkpoint(options.checkpoint, given, options.dimensions)
     if options.result_file:
         save_json(result, options.result_file, "result_file")
     print(json.dumps(result, indent=2))
 
 
-def evaluate_checkpoint(path: str, config_dict: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def evaluate_checkpoint(
+    path: str, config_dict: Mapping[str, Any] | None = None, dimensions: int | None = None
+) -> dict[str, Any]:
     """Full ranking of a saved student, teacher or baseline on its dataset's validation and test split.
 
     Args and errors are those of :func:`recbole_kd.stages.saved.load_trained`.
     """
-    trained, splits = load_trained(path, config_dict)
+    if dimensions is not None and (config_dict or {}).get("ray_address"):
+        raise UserError("--dimensions is evaluated in this process; leave --ray_address out.")
+    trained, splits = load_trained(path, config_dict, dimensions)
     config = trained.config
     trainer, (_, valid, test) = make_evaluator(config, trained.model, splits)
     if valid is None and test is None:
@@ -44,4 +49,5 @@ def evaluate_checkpoint(path: str, config_dict: Mapping[str, Any] | None = None)
     for name, data in (("valid_result", valid), ("test_result", test)):
         if data is not None:
             results[name] = evaluated(trainer, data, name.split("_")[0], path, dict(config_dict or {}))
-    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **results}
+    cut = {} if dimensions is None else {"dimensions": dimensions}
+    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **cut, **results}

@@ -61,11 +61,12 @@ def run_export(
     seen: str = "train",
     overwrite: bool = False,
     config_dict: Optional[Mapping[str, Any]] = None,
+    dimensions: Optional[int] = None,
 ) -> dict[str, Any]:
     """Writes the bundle of a saved model whose scores are inner products, whole or not at all.
 
     Args:
-        checkpoint, seen, config_dict: as in :class:`recbole_kd.verbs.recommender.Recommender`.
+        checkpoint, seen, config_dict, dimensions: as in :class:`recbole_kd.verbs.recommender.Recommender`.
         output: the bundle's folder; its parent is made where it does not exist.
         index: a key of :data:`recbole_kd.verbs.options.INDEXES`, or None for exact search alone.
         overwrite: whether a bundle that is there is replaced.
@@ -90,7 +91,7 @@ def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) ->
     _check_target(target, options.overwrite)
     faiss = None if options.index is None else _index_module(options.index)
     given = {**(config_dict or {}), **({"config_files": options.config_files} if options.config_files else {})}
-    recommender = Recommender(options.checkpoint, options.seen, given)
+    recommender = Recommender(options.checkpoint, options.seen, given, options.dimensions)
     users, items = _vectors(recommender)
     tokens = {"users": recommender.splits.user_tokens[1:], "items": recommender.items[1:]}
     manifest: dict[str, Any] = {

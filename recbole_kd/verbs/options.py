@@ -80,6 +80,9 @@ _CHECKPOINT = option(
     example="saved/BPR-ml-100k-....pth",
 )
 _CONFIG_FILES = option("", 'YAML files with settings, such as "a.yaml b.yaml"; later ones win', metavar="FILES")
+_DIMENSIONS = option(
+    None, "of a student of --matryoshka: score by so many first numbers of its vectors", minimum=1, metavar="N"
+)
 _READ_FILES = option("", "YAML files; what they say of data, evaluation and machine counts", metavar="FILES")
 
 
@@ -118,6 +121,7 @@ class EvaluateOptions(VerbOptions):
 
     checkpoint: str = _CHECKPOINT
     config_files: str = _READ_FILES
+    dimensions: int | None = _DIMENSIONS
     result_file: str | None = option(None, "also write the metrics (JSON) there", metavar="FILE")
 
 
@@ -168,6 +172,11 @@ class AnalyseOptions(VerbOptions):
         needed="a folder for its pictures and tables",
     )
     baseline: str | None = option(None, "a plain student to stand beside the distilled one", metavar="FILE")
+    alone: tuple[str, ...] | None = option(
+        None,
+        "students of other sizes, each trained alone, to stand beside the compression's curves",
+        metavar="FILE,FILE",
+    )
     parts: tuple[str, ...] | None = option(
         None, "only these; by default all that the models allow", choices=PARTS, metavar=",".join(PARTS[:2])
     )
@@ -212,6 +221,7 @@ class RecommendOptions(VerbOptions):
         metavar="ITEM,ITEM,...",
     )
     config_files: str = _READ_FILES
+    dimensions: int | None = _DIMENSIONS
     k: int = option(20, "items per user; a user who has fewer left gets fewer", minimum=1)
     format: str = option("csv", "csv has a line for each item, jsonl a line for each user", choices=("csv", "jsonl"))
     output: str | None = option(None, "a file instead of the standard output", metavar="FILE")
@@ -303,6 +313,7 @@ class ExportOptions(VerbOptions):
     )
     output: str = option(None, "the folder that is made", metavar="DIR", needed="a folder")
     config_files: str = _READ_FILES
+    dimensions: int | None = _DIMENSIONS
     index: str | None = option(
         None, "also an approximate index, with its measured recall and latency", choices=tuple(INDEXES), metavar="faiss"
     )

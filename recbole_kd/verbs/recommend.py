@@ -112,11 +112,12 @@ def run_recommend(
     exclude_seen: bool = True,
     config_dict: Optional[Mapping[str, Any]] = None,
     history: Optional[str] = None,
+    dimensions: Optional[int] = None,
 ) -> None:
     """The verb: recommendations to the standard output, or atomically to a file. Unknown users are named on stderr.
 
     Args:
-        checkpoint, seen, config_dict: as in :class:`Recommender`.
+        checkpoint, seen, config_dict, dimensions: as in :class:`Recommender`.
         users: as in :func:`read_users`.
         k: items per user, at least 1.
         format: a key of :data:`FORMATS`.
@@ -136,7 +137,7 @@ def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
     given = {**settings, **({"config_files": options.config_files} if options.config_files else {})}
     if options.history:
         history = read_ids("history", options.history, "item")
-        recommender = Recommender(options.checkpoint, options.seen, given)
+        recommender = Recommender(options.checkpoint, options.seen, given, options.dimensions)
         known = [item for item in history if item in recommender.item_ids]
         _skipped("item", history, recommender.item_ids, recommender.trained.config["dataset"])
         if not known:
@@ -148,7 +149,7 @@ def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
         return
     asked = str(options.users)
     named = read_users(asked)
-    recommender = Recommender(options.checkpoint, options.seen, given)
+    recommender = Recommender(options.checkpoint, options.seen, given, options.dimensions)
     dataset = recommender.trained.config["dataset"]
     if named is not None and not asked.startswith("@"):
         named = split_users(asked, recommender.users)

@@ -51,19 +51,26 @@ class Recommender:
         score_block: users (n,) -> their scores of every item (n, I), as the evaluator ranks them.
     """
 
-    def __init__(self, checkpoint: str, seen: str = "train", config_dict: Optional[Mapping[str, Any]] = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        seen: str = "train",
+        config_dict: Optional[Mapping[str, Any]] = None,
+        dimensions: Optional[int] = None,
+    ) -> None:
         """
         Args:
             checkpoint: a student, teacher or baseline that recbole-kd saved.
             seen: a key of :data:`recbole_kd.verbs.options.SEEN`. The items of these splits are those that a user has
                 seen; a sequential model continues their sequence.
             config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
+            dimensions: of a student of ``--matryoshka``: so many first numbers of its vectors rank.
 
         Raises:
             UserError: no such choice; or as :func:`recbole_kd.stages.saved.load_trained`.
         """
         RecommendOptions.checked("--", "seen", seen)
-        self.trained, self.splits = load_trained(checkpoint, config_dict)
+        self.trained, self.splits = load_trained(checkpoint, config_dict, dimensions)
         self.model = FrozenTeacher(
             self.trained, self.splits, os.path.join(self.trained.config["checkpoint_dir"], "ranks")
         )

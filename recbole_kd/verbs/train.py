@@ -20,7 +20,7 @@ from recbole_kd.stages.needs import check_data, check_gpus, check_models
 from recbole_kd.stages.result import Framed, rows, summarise, table, write_result
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
-from recbole_kd.stages.testing import evaluate
+from recbole_kd.stages.testing import evaluate, evaluate_prefixes
 from recbole_kd.stages.training import resumable, train_baseline, train_student
 from recbole_kd.trainer.board import new_stamp
 from recbole_kd.trainer.trackers import check_trackers
@@ -172,12 +172,15 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     with resumable(trainer):
         train_student(trainer, loaders, saved)
         test_result, evaluate_seconds = evaluate(trainer, loaders[2])
+        prefixes = evaluate_prefixes(trainer, loaders, experiment.prefixes)
         baseline = train_baseline(experiment, splits) if group.is_first else None
     final = train_final(experiment, trainer, teacher, group) if config["final"] and saved else None
     if not group.is_first:
         return {}
     result = summarise(config, splits, teacher, trainer, test_result, evaluate_seconds, baseline)
     result["final"] = final
+    if prefixes:
+        result["prefixes"] = prefixes
     if saved:
         write_result(config, trainer, result)
     log_to_file(f"Result:\n{table(result)}")

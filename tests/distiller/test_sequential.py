@@ -20,6 +20,7 @@ from tests.sequential import SequentialBench
 #: Distillers with a meaning for sequences, and options that fit 24 items.
 ABLE: dict[str, dict[str, Any]] = {
     "kd": {"items": 5},
+    "cd": {"weight": 1.0, "pool": 6, "samples": 3},
     "dkd": {},
     "rrd": {"weight": 1.0, "pool": 6, "interesting": 3, "uninteresting": 4},
     "fitnet": {},
@@ -155,7 +156,7 @@ def test_rrds_items_are_the_teachers_best_and_others_below(data_path: Path) -> N
 def test_others_are_refused_with_what_would_do(data_path: Path) -> None:
     bench = SequentialBench(data_path, "SASRec")
     refused = [name for name, entry in DISTILLERS.items() if not entry.sequential]
-    assert {"simrec", "cd", "rd", "unkd", "dcd", "ir_rrd", "freqd"} <= set(refused)
+    assert {"simrec", "rd", "unkd", "dcd", "ir_rrd", "freqd"} <= set(refused)
     for name in refused:
         with pytest.raises(UserError, match=f"{name} distils scores or vectors of users.*set --distill to one of"):
             build(bench, name)
@@ -170,7 +171,7 @@ def test_a_student_that_offers_nothing_is_named_with_the_setting_that_changes_it
         build(bench, "dkd")
     bench.student.capabilities = frozenset({"sequences"})
     with pytest.raises(
-        UserError, match=r"of the student; .* Use a distiller that does not \(rrd, kd, dkd\) or another"
+        UserError, match=r"of the student; .* Use a distiller that does not \(cd, rrd, kd, dkd\) or another"
     ):
         build(bench, "ftd")
 

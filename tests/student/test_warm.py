@@ -145,6 +145,23 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, model: str, settings: dict
         run(tmp_path, model, **{"warm_start": first["checkpoint"], **settings})
 
 
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_a_file_of_vectors_that_lacks_some_says_beside_whom_no_one_begins(model: str, tmp_path: Path) -> None:
+    shop(tmp_path, pairs_of_shop())
+    first, _ = run(tmp_path, model)
+    shop(tmp_path, grown())
+    items = sorted({item for _, item in grown()} - {"fresh"})
+    vectors = [f"{item},{number}.0 1.5" for number, item in enumerate(items)]
+    file = tmp_path / "items.csv"
+    given = {"distill": "fitnet", "teacher.vectors": str(file), "warm_start": first["checkpoint"], "epochs": 0}
+    file.write_text("\n".join(["item_id,vector", *vectors]) + "\n")
+    with pytest.raises(UserError, match=r"items.csv has no vector of some of them; set --warm_start_new=mean, or give"):
+        run(tmp_path, model, warm_start_new="teacher", **given)
+    run(tmp_path, model, **given)
+    file.write_text("\n".join(["item_id,vector", *vectors, "fresh,0.5 2.0"]) + "\n")
+    run(tmp_path, model, warm_start_new="teacher", **given)
+
+
 def test_items_that_nobody_knows_are_refused(tmp_path: Path) -> None:
     shop(tmp_path, pairs_of_shop())
     first, _ = run(tmp_path, "BPR")

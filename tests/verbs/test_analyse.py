@@ -151,6 +151,27 @@ def test_compression_ends_at_the_teacher_itself(runs: Runs, tmp_path: Path) -> N
         analyse(teacher, teacher, tmp_path, parts=["compression"], config_dict=runs.quiet)
 
 
+def test_prefixes_stand_beside_students_trained_alone(runs: Runs, tmp_path: Path) -> None:
+    given = {**runs.settings, "baseline": "none", "epochs": 2}
+    nested, alone = (
+        run_recbole_kd("BPR", "known-answer", config_dict={**given, **own})
+        for own in ({"embedding_size": 8, "matryoshka": [2, 4]}, {"embedding_size": 3})
+    )
+    pair = {**runs.pair, "student": nested["checkpoint"]}
+    (part,), _ = analyse(**pair, output=tmp_path, parts=["compression"], alone=[alone["checkpoint"]])
+    rows = {row["dimensions"]: row for row in table(tmp_path / "compression.csv")}
+    assert list(rows) == ["2", "3", "4", "8", "16"]
+    for size, row in rows.items():
+        assert bool(row["prefixes"]) == (size in ("2", "4", "8"))
+        if row["prefixes"]:
+            expected = nested["prefixes"][size]["test_result"]["ndcg@10"]
+            assert float(row["prefixes"]) == pytest.approx(expected, abs=1e-4)
+    assert float(rows["3"]["alone"]) == pytest.approx(alone["test_result"]["ndcg@10"], abs=1e-4)
+    assert "its prefixes have" in part.finding
+    with pytest.raises(UserError, match="NeuMF, of --alone, has no vector for each user and each item"):
+        analyse(**pair, output=tmp_path, parts=["compression"], alone=[runs.neural])
+
+
 def test_experts_are_those_of_every_epoch(runs: Runs, tmp_path: Path) -> None:
     analyse(**runs.pair, output=tmp_path, parts=["experts"])
     rows = table(tmp_path / "experts.csv")

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Optional, TypeVar, Union
+from typing import ClassVar, NamedTuple, Optional, TypeVar, Union
 
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Distiller, DistillerOptions, Needs, StudentView, TeacherView
+from recbole_kd.contracts import (
+    Batch,
+    DataView,
+    Distiller,
+    DistillerOptions,
+    Needs,
+    Sequences,
+    StudentView,
+    TeacherView,
+)
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank, require_listed, require_unobserved
 from recbole_kd.data.samplers import Complement, draw_without_replacement, exponential_log_weights, items_at
@@ -24,6 +33,9 @@ __all__ = [
     "ListOptions",
     "RelaxedLists",
     "RelaxedOptions",
+    "SequenceListDistiller",
+    "SequenceLists",
+    "best_items",
     "catalogue_scores",
     "importance",
     "list_scores",
@@ -147,6 +159,82 @@ class ListDistiller(Distiller[ListOptionsT]):
         if guide == "teacher":
             return self.ranked_items(setting, k)
         return student_ranking(self.student, self.data, k)
+
+
+class SequenceLists(NamedTuple):
+    """Lists of the next items after n of a batch's sequences, best first.
+
+    Attributes:
+        rows: (n,) which sequences of the batch have a list; None: all.
+        items: (n, k)
+        confidence: (n, k) how sure the teacher is of each; None: all count alike.
+        scores: (n, k) the teacher's; None where it has none.
+    """
+
+    rows: Optional[Tensor]
+    items: Tensor
+    confidence: Optional[Tensor]
+    scores: Optional[Tensor]
+
+
+class SequenceListDistiller(Distiller[ListOptionsT]):
+    """Base of the same for next-item prediction: lists of what comes next, by a sequential teacher or in a file.
+
+    After sequences without a list (a file need not have one for each) the base loss alone trains the student.
+    """
+
+    def build(self) -> None:
+        if "sequences" not in self.teacher.capabilities:  # a file, whose lists may be too short
+            nothing = torch.empty(0, dtype=torch.long), torch.empty(0, 1, dtype=torch.long)
+            self.teacher.ranked_after(nothing[0], Sequences(nothing[1], nothing[0]), self.list_length())
+
+    def list_length(self) -> int:
+        """How long the lists of a file must be."""
+        raise NotImplementedError
+
+    def listed(self, batch: Batch, k: int) -> SequenceLists:
+        """The teacher's k best items after the batch's sequences."""
+        assert batch.sequences is not None, "the student is a sequential model"
+        if "sequences" in self.teacher.capabilities:
+            scores = self.teacher.sequence_scores(batch.sequences)
+            items = best_items(scores, k)
+            return SequenceLists(None, items, None, scores.gather(1, items))
+        ranked, confidence = self.teacher.ranked_after(batch.users, batch.sequences, k)
+        rows = ranked[:, 0].nonzero().squeeze(1)
+        found = None
+        if "sequence_listed_scores" in self.teacher.capabilities:
+            found = self.teacher.listed_scores_after(batch.users, batch.sequences, k)[rows].to(self.data.device)
+        confidence = None if confidence is None else confidence[rows]
+        return SequenceLists(rows, ranked[rows], confidence, found)
+
+    def importance(self, batch: Batch, lists: SequenceLists) -> Optional[Tensor]:
+        """:func:`importance` of the teacher's lists, beside the student's as it is now."""
+        assert isinstance(self.options, ImportanceOptions)
+        if lists.confidence is None and not self.options.unequal:
+            return None
+        assert batch.sequences is not None, "the student is a sequential model"
+        sequences, k = batch.sequences, lists.items.shape[1]
+
+        def own() -> Tensor:
+            best = best_items(self.student.sequence_scores(sequences).detach(), k).cpu()
+            return best if lists.rows is None else best[lists.rows]
+
+        return importance(self.options, lists.items.cpu(), lists.confidence, own)
+
+    def student_scores(self, batch: Batch, rows: Optional[Tensor], items: Tensor) -> Tensor:
+        """y_s of items (n, k) after the n sequences of the batch at `rows`; None: all."""
+        assert batch.sequences is not None, "the student is a sequential model"
+        if rows is None or len(rows) == len(batch.users):
+            return self.student.sequence_scores(batch.sequences, items)
+        # All of the batch's sequences are scored, as the base loss's pass over them is shared.
+        rows = rows.to(items.device)
+        every = items.new_ones(len(batch.users), items.shape[1]).index_copy_(0, rows, items)
+        return self.student.sequence_scores(batch.sequences, every).index_select(0, rows)
+
+
+def best_items(scores: Tensor, k: int) -> Tensor:
+    """The k items with the largest scores (n, I), padding left out, best first: (n, k)."""
+    return scores[:, 1:].topk(k, dim=1).indices + 1
 
 
 def importance(

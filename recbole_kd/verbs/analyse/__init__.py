@@ -6,7 +6,8 @@ Diagnostics for any two checkpoints on one dataset and split, four of them those
 - ``smoothing``: mean average distance of the vectors of the most popular users and items (SimRec, table 6);
 - ``experts``: which expert the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
 - ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5);
-- ``compression``: what the teacher would rank in fewer dimensions, down to the student's.
+- ``compression``: what the teacher would rank in fewer dimensions, down to the student's; and the prefixes of a student
+  of ``--matryoshka``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.teacher import saved_teacher
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.verbs.analyse import parts
+from recbole_kd.verbs.analyse.compression import compression
 from recbole_kd.verbs.analyse.parts import Impossible, Part, Subject
 from recbole_kd.verbs.options import PARTS, AnalyseOptions
 
@@ -39,7 +41,7 @@ _PARTS: dict[str, Callable[[Subject], Part]] = {
     "smoothing": parts.smoothing,
     "experts": parts.experts,
     "gain": parts.gain,
-    "compression": parts.compression,
+    "compression": compression,
 }
 
 
@@ -53,6 +55,7 @@ def analyse(
     groups: int = 20,
     metric: Optional[str] = None,
     config_dict: Optional[Mapping[str, Any]] = None,
+    alone: Optional[Sequence[str]] = None,
 ) -> tuple[list[Part], dict[str, str]]:
     """Computes the diagnostics and writes ``NAME.csv`` and ``NAME.png`` of each into a folder.
 
@@ -61,6 +64,7 @@ def analyse(
         teacher: a checkpoint of recbole-kd or of RecBole, on the same dataset and split.
         output: the folder; nothing is written before everything is computed.
         baseline: a checkpoint of a plain student to stand beside the distilled one.
+        alone: checkpoints of students of other sizes, each trained alone.
         parts: names in :data:`recbole_kd.verbs.options.PARTS`; by default those that these models allow.
         bands: bands of frequency, an odd number of at least 3.
         groups: groups of users by taste, at least 2.
@@ -106,13 +110,13 @@ def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) 
 
 def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> Subject:
     student = options.student
-    given = {"teacher": options.teacher, **({} if options.baseline is None else {"baseline": options.baseline})}
-    states = {setting: load_any(path) for setting, path in given.items()}  # missing files are told before data is read
+    given = [("teacher", options.teacher), *(("alone", path) for path in options.alone or ())]
+    given += [] if options.baseline is None else [("baseline", options.baseline)]
+    states = [load_any(path) for _, path in given]  # missing files are told before data is read
     trained, splits = load_trained(student, config_dict)
     splits.require("analyse")
-    views: dict[str, FrozenTeacher] = {}
-    for setting, path in given.items():
-        kind, state = states[setting]
+    views: dict[str, list[FrozenTeacher]] = {"baseline": [], "alone": [], "teacher": []}
+    for (setting, path), (kind, state) in zip(given, states):
         if kind == "recbole-kd" and state["dataset"] != trained.config["dataset"]:
             raise UserError(
                 f"'{path}' was trained on {state['dataset']} and '{student}' on {trained.config['dataset']}; "
@@ -123,10 +127,10 @@ def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> 
                 f"'{path}' and '{student}' were trained on different splits of {trained.config['dataset']}; "
                 f"give --{setting} a checkpoint of the same split."
             )
-        views[setting] = saved_teacher(trained.config, splits, TeacherSource.of_checkpoint(path))
+        views[setting].append(saved_teacher(trained.config, splits, TeacherSource.of_checkpoint(path)))
     folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
     learner = FrozenTeacher(trained, splits, folder)
     name = str(options.metric or trained.config["valid_metric"]).lower()
-    return Subject(
-        learner, views["teacher"], views.get("baseline"), trained, splits, options.bands, options.groups, name
-    )
+    (teacher,), baseline = views["teacher"], next(iter(views["baseline"]), None)
+    numbers = options.bands, options.groups
+    return Subject(learner, teacher, baseline, trained, splits, *numbers, name, tuple(views["alone"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
-from torch import Tensor, nn
+from torch import nn
 
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
-from recbole_kd.evaluation.compression import principal_scores, principal_vectors
 from recbole_kd.evaluation.groups import GroupMeans, activity_groups, group_means, taste_groups
 from recbole_kd.evaluation.smoothing import popular_distances
 from recbole_kd.evaluation.spectrum import (
@@ -37,14 +35,27 @@ from recbole_kd.teacher.cache import Trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_evaluator
 
-__all__ = ["Impossible", "Part", "Subject", "compression", "experts", "gain", "smoothing", "spectrum"]
+__all__ = [
+    "COLORS",
+    "Impossible",
+    "Part",
+    "Subject",
+    "cell",
+    "evaluated",
+    "experts",
+    "gain",
+    "per_user",
+    "smoothing",
+    "spectrum",
+    "vectors_of",
+]
 
 #: Nodes up to which the spectrum is decomposed exactly: half a minute and a quarter of a GB at the bound.
 EXACT_NODES = 4000
 #: Users that the map of tastes shows.
 MAP_USERS = 1500
 
-_COLORS = {"student": PALETTE[0], "teacher": TEACHER_COLOR, "baseline": REFERENCE_COLOR}
+COLORS = {"student": PALETTE[0], "teacher": TEACHER_COLOR, "baseline": REFERENCE_COLOR}
 
 
 class Impossible(Exception):
@@ -80,6 +91,8 @@ class Subject:
     bands: int
     groups: int
     metric: str
+    #: Students of other sizes, each trained alone.
+    alone: tuple[FrozenTeacher, ...] = ()
 
     def models(self) -> dict[str, FrozenTeacher]:
         """Role -> model, of those that are given."""
@@ -92,7 +105,7 @@ class Subject:
         return str(model.trained.state.get("model") or model.name)
 
 
-def _vectors(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def vectors_of(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Role -> (users (U, d), items (I, d)).
 
     Raises:
@@ -108,7 +121,7 @@ def _vectors(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 def spectrum(subject: Subject) -> Part:
     """The distance to the teacher by frequency."""
-    vectors = _vectors(subject)
+    vectors = vectors_of(subject)
     nodes, adjacency = connected_graph(subject.splits.observed)
     signals = {role: torch.cat(pair)[nodes] for role, pair in vectors.items()}
     teacher = signals.pop("teacher")
@@ -132,7 +145,7 @@ def spectrum(subject: Subject) -> Part:
         row = [edges[band], edges[band + 1], counts[band], whole[band]]
         for role in learners:
             row += [losses[role][band], losses[role][band] / losses[role].sum(), unexplained[role][band]]
-        rows.append([_cell(value) for value in row])
+        rows.append([cell(value) for value in row])
 
     figure, (left, right) = panels(2, 2, 4.6, 3.6)
     centres = np.linspace(0, 2, len(counts))
@@ -140,12 +153,12 @@ def spectrum(subject: Subject) -> Part:
     for place, (role, heights) in enumerate([("teacher", whole), *losses.items()]):
         label = "the teacher's own energy" if role == "teacher" else f"loss of the {role}, {subject.name(role)}"
         offset = (place - len(learners) / 2) * width
-        left.bar(centres + offset, heights, width, color=_COLORS[role], label=label)
+        left.bar(centres + offset, heights, width, color=COLORS[role], label=label)
     left.set_yscale("log")
     left.set_title("Squared distance to the teacher")
     left.set_ylabel("mean over nodes, by band")
     for role in learners:
-        right.plot(centres, unexplained[role], color=_COLORS[role], marker="o", ms=5, lw=1.8, label=role)
+        right.plot(centres, unexplained[role], color=COLORS[role], marker="o", ms=5, lw=1.8, label=role)
     right.set_ylim(0, max(1.0, 1.05 * np.nanmax([np.nanmax(values) for values in unexplained.values()])))
     right.set_title("Share of the teacher not explained")
     right.set_ylabel("loss / energy, by band")
@@ -164,7 +177,7 @@ def spectrum(subject: Subject) -> Part:
 
 def smoothing(subject: Subject) -> Part:
     """Mean average distance among the most popular."""
-    vectors = _vectors(subject)
+    vectors = vectors_of(subject)
     observed = subject.splits.observed
     rows, figure_lines, largest = [], {}, {}
     sides = ("users", observed.counts[1:]), ("items", observed.popularity[1:])
@@ -173,14 +186,14 @@ def smoothing(subject: Subject) -> Part:
         sizes = sorted({max(2, round(count * share)) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)})
         for role, pair in vectors.items():
             distances = popular_distances(pair[place][1:], popularity, sizes)
-            rows += [[role, subject.name(role), side, n, _cell(d)] for n, d in zip(sizes, distances)]
+            rows += [[role, subject.name(role), side, n, cell(d)] for n, d in zip(sizes, distances)]
             figure_lines[side, role] = (sizes, distances)
             largest[side, role] = distances[min(3, len(distances) - 1)]
     figure, grid = panels(2, 2, 4.4, 3.4)
     for axes, side in zip(grid, ("users", "items")):
         for role in vectors:
             label = f"{role}, {subject.name(role)}"
-            axes.plot(*figure_lines[side, role], color=_COLORS[role], marker="o", ms=4, lw=1.8, label=label)
+            axes.plot(*figure_lines[side, role], color=COLORS[role], marker="o", ms=4, lw=1.8, label=label)
         sizes = [size for role in vectors for size in figure_lines[side, role][0]]
         log_axis(axes, min(sizes), max(sizes))
         axes.set_title(f"The most popular {side}")
@@ -282,7 +295,7 @@ def gain(subject: Subject) -> Part:
     values: dict[str, NDArray[Any]] = {}
     users: Optional[NDArray[Any]] = None
     for role, model in subject.models().items():
-        users, values[role] = _per_user(subject, role, model)
+        users, values[role] = per_user(subject, role, model)
     assert users is not None
     against = "baseline" if subject.baseline is not None else "teacher"
     activity = observed.counts.numpy()[users]
@@ -301,10 +314,10 @@ def gain(subject: Subject) -> Part:
         means[grouping] = compared[against]
         for group, count in enumerate(compared[against].users):
             mine = activity[labels == group]
-            row = [grouping, group, int(count), int(mine.min()), int(mine.max()), _cell(compared[against].first[group])]
+            row = [grouping, group, int(count), int(mine.min()), int(mine.max()), cell(compared[against].first[group])]
             for role in others:
                 found = compared[role]
-                row += [_cell(table[group]) for table in (found.second, found.difference, found.standard_error)]
+                row += [cell(table[group]) for table in (found.second, found.difference, found.standard_error)]
             rows.append(row)
     label = metric_label(subject.metric)
     figure = _gain_picture(means, groupings, activity, vectors, f"{label}, student less {against}")
@@ -382,76 +395,15 @@ def _draw_map(axes: Any, vectors: NDArray[Any], labels: NDArray[np.int64], color
     axes.set_title("Users (t-SNE of the teacher's vectors)", fontsize=10)
 
 
-class _VectorModel(nn.Module):
-    """Scores that are dot products of vectors (U, d) and (I, d), as RecBole's evaluation asks for them."""
-
-    def __init__(self, config: Any, users: Tensor, items: Tensor) -> None:
-        super().__init__()
-        self._names = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-        self.users, self.items = (nn.Parameter(table, requires_grad=False) for table in (users, items))
-
-    def predict(self, interaction: Any) -> Tensor:
-        """Scores of single pairs."""
-        users, items = (interaction[name] for name in self._names)
-        return (self.users[users] * self.items[items]).sum(1)
-
-    def full_sort_predict(self, interaction: Any) -> Tensor:
-        """Scores of all items."""
-        return self.users[interaction[self._names[0]]] @ self.items.t()
-
-
-def compression(subject: Subject) -> Part:
-    """The metric of the teacher in fewer dimensions."""
-    vectors = _vectors(subject)
-    dimension, whole = (vectors[role][0].shape[1] for role in ("student", "teacher"))
-    if dimension >= whole:
-        raise Impossible(f"the student's {dimension} dimensions are no fewer than the teacher's {whole}.")
-    doubled = (dimension << power for power in itertools.count())
-    sizes = [*itertools.takewhile(lambda size: size < whole, doubled), whole]
-    config, tables = subject.trained.config, vectors["teacher"]
-    curves: dict[str, list[float]] = {"vectors": [], "scores": []}
-    for what, compress in (("vectors", principal_vectors), ("scores", principal_scores)):
-        # Row 0 is padding, which no direction is fitted to.
-        rotated = [table.to(tables[0]) for table in compress(*(table[1:] for table in tables))]
-        users, items = (nn.functional.pad(table, (0, 0, 1, 0)) for table in rotated)
-        for size in sizes:
-            model = _VectorModel(config, users[:, :size].contiguous(), items[:, :size].contiguous())
-            curves[what].append(float(_evaluated(subject, config, model.to(config["device"]))[1].mean()))
-    levels = {
-        role: float(_per_user(subject, role, model)[1].mean())
-        for role, model in subject.models().items()
-        if role != "teacher"
-    }
-    label = metric_label(subject.metric)
-    figure, (axes,) = panels(1, 1, 6.4, 4.0)
-    for (what, curve), color in zip(curves.items(), (PALETTE[1], TEACHER_COLOR)):
-        axes.plot(sizes, curve, color=color, marker="o", ms=4, lw=1.8, label=f"the teacher's {what}")
-    for role, level in levels.items():
-        axes.axhline(level, color=_COLORS[role], lw=1.4, ls="--", label=f"{role}, {subject.name(role)}, as trained")
-    log_axis(axes, sizes[0], sizes[-1], sizes)
-    axes.set_title(f"{subject.name('teacher')} in fewer dimensions")
-    axes.set_xlabel("dimensions that are kept")
-    axes.set_ylabel(label)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
-    finding = (
-        f"{label}: of the teacher's {curves['vectors'][-1]:.4f}, {dimension} dimensions keep "
-        f"{curves['vectors'][0]:.4f} by its vectors and {curves['scores'][0]:.4f} by its scores; "
-        + ", ".join(f"the {role} has {level:.4f}" for role, level in levels.items())
-    )
-    rows = [[size, *map(_cell, values)] for size, *values in zip(sizes, *curves.values())]
-    heading = ["dimensions", "by the teacher's vectors", "by the teacher's scores", *levels]
-    return Part("compression", finding, [heading, *([*row, *map(_cell, levels.values())] for row in rows)], figure)
-
-
-def _per_user(subject: Subject, role: str, model: FrozenTeacher) -> tuple[NDArray[Any], NDArray[Any]]:
+def per_user(subject: Subject, role: str, model: FrozenTeacher) -> tuple[NDArray[Any], NDArray[Any]]:
     """(user ids (n,), the metric's values (n,)) on the test split, users ascending."""
     if model.reordered:
         raise Impossible(f"the {role} numbers users and items in another order than the student.")
-    return _evaluated(subject, model.trained.config, model.model)
+    return evaluated(subject, model.trained.config, model.model)
 
 
-def _evaluated(subject: Subject, config: Any, model: nn.Module) -> tuple[NDArray[Any], NDArray[Any]]:
-    """:func:`_per_user` of any model that RecBole's evaluation can ask."""
+def evaluated(subject: Subject, config: Any, model: nn.Module) -> tuple[NDArray[Any], NDArray[Any]]:
+    """:func:`per_user` of any model that RecBole's evaluation can ask."""
     trainer, (_, _, test) = make_evaluator(config, model, subject.splits)
     trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
     users, values = trainer.eval_collector.per_user()
@@ -464,6 +416,6 @@ def _evaluated(subject: Subject, config: Any, model: nn.Module) -> tuple[NDArray
     return users[order], values[subject.metric][order].astype(np.float64)
 
 
-def _cell(value: float) -> Any:
+def cell(value: float) -> Any:
     """A number for a CSV: six digits, empty where there is none."""
     return "" if not np.isfinite(value) else float(f"{value:.6g}")
