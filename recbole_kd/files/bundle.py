@@ -41,6 +41,8 @@ __all__ = ["DISTANCE", "FORMAT", "FORMATS", "Bundle", "is_bundle", "read_bundle"
 #: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
 FORMATS = ("recbole-kd-export/1", "recbole-kd-export/2")
 FORMAT = FORMATS[-1]
+#: The file that is for people: whoever fills in its licence line changes no answer.
+CARD = "README.md"
 #: What a manifest's ``score`` begins with where it is a distance.
 DISTANCE = "negative squared distance"
 
@@ -218,7 +220,8 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Reads a bundle and checks that each of its files is the one that its manifest names, by size and sha256.
+    """Reads a bundle and checks that its files are those that its manifest names, by size and sha256; its README may be
+    edited.
 
     A bundle that is exchanged for another while it is read is refused as changed; read it again then.
 
@@ -256,6 +259,8 @@ def _check_files(folder: Path, files: Mapping[str, _Facts], kind: str) -> None:
         if name not in files or Path(name).name != name:
             raise UserError(f"'{folder}': its manifest names {name[:50]!a} wrongly, or not at all; export it again.")
     for name, facts in files.items():
+        if name == CARD:
+            continue
         try:
             found, size = file_digest(folder / name)
         except OSError as error:
