@@ -157,3 +157,28 @@ def test_a_folder_without_a_manifest_holds_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no bundle .*; give a folder that recbole-kd export wrote"):
         read_bundle(tmp_path)
     assert is_bundle(write(tmp_path / "bundle", {"users": USERS, "items": ITEMS}))
+
+
+@pytest.mark.parametrize("name", ["users.jsonl", "items.jsonl", "seen.safetensors", "vectors.safetensors"])
+def test_a_damaged_file_with_the_right_digest_is_read_or_refused_in_a_line(name: str, tmp_path: Path) -> None:
+    """Who writes a bundle by hand writes its digests too: bytes are changed, left out and added at random."""
+    folder = write(tmp_path / "bundle", {"users": USERS, "items": ITEMS})
+    whole, manifest = (folder / name).read_bytes(), json.loads((folder / "manifest.json").read_text())
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(generator.integers(1, 4)):
+            place = int(generator.integers(len(content)))
+            change = int(generator.integers(3))
+            content[place : place + (change > 0)] = b"" if change == 1 else bytes([int(generator.integers(256))])
+        (folder / name).write_bytes(content)
+        sha256, size = file_digest(folder / name)
+        manifest["files"][name] = {"bytes": size, "sha256": sha256}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        try:
+            read_bundle(folder)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 20
