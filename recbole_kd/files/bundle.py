@@ -48,6 +48,8 @@ DISTANCE = "negative squared distance"
 
 #: The tensors that a bundle may hold, by safetensors' names of their types.
 _KINDS = {"F32": "<f4", "F16": "<f2", "I8": "|i1", "I64": "<i8"}
+#: Rows of narrow vectors that are widened at once.
+_BLOCK = 4096
 _LONGEST_HEADER = 1 << 20
 _ADVICE = "give a folder that recbole-kd export wrote"
 #: Kind -> the files that are read of it.
@@ -171,7 +173,10 @@ class Bundle:
 
     def scores(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores (I,) of all items for a vector (d,) of :meth:`vector`."""
-        scores: NDArray[np.float32] = self.vectors["items"].astype(np.float32, copy=False) @ vector
+        table = self.vectors["items"]
+        # Narrow numbers are widened a block at a time, which stays in the processor's cache.
+        parts = [table] if table.dtype == np.float32 else np.split(table, range(_BLOCK, len(table), _BLOCK))
+        scores: NDArray[np.float32] = np.concatenate([part.astype(np.float32, copy=False) @ vector for part in parts])
         if "items_scale" in self.vectors:
             scores *= self.vectors["items_scale"]
         if "bias" in self.vectors:
