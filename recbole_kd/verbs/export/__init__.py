@@ -13,6 +13,7 @@ recommendations; nothing in it is a pickle. :mod:`recbole_kd.files.bundle` says 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import date
@@ -32,7 +33,7 @@ from recbole_kd.files.plain import save_json
 from recbole_kd.stages.result import versions
 from recbole_kd.stages.testing import evaluated
 from recbole_kd.trainer.kd_trainer import make_evaluator
-from recbole_kd.verbs.export.explore import choices_table, explore, take
+from recbole_kd.verbs.export.explore import Choice, choices_table, explore, take
 from recbole_kd.verbs.export.measure import (
     MEASURED_K,
     build_index,
@@ -147,7 +148,6 @@ def _explored(options: ExportOptions, whole: Bundle, recommender: Recommender) -
     )
     choices = explore(whole, training, valid, _faiss_or_none())
     chosen, _ = take(choices, loss)
-    print(choices_table(choices, loss))
     index = None if chosen.index is None else "faiss"
     kept: dict[str, Any] = {
         "dimensions": chosen.dimensions,
@@ -162,7 +162,7 @@ def _faiss_or_none() -> Any:
     try:
         return index_module("faiss")
     except UserError as error:
-        print(f"Without indexes: {error}")
+        logging.getLogger().warning(f"Indexes are not compared. {error}")
         return None
 
 
@@ -269,4 +269,6 @@ def summary(manifest: Mapping[str, Any], output: str) -> str:
         f"{output}: {manifest['model']} on {manifest['dataset']}, {manifest['users']:,} users and "
         f"{manifest['items']:,} items {what}, {size:.1f} MB"
     )
-    return "\n".join([head, "", figures(manifest)])
+    explored = manifest["explored"]
+    compared = [choices_table([Choice(**one) for one in explored["choices"]], explored["loss"]), ""] if explored else []
+    return "\n".join([*compared, head, "", figures(manifest)])

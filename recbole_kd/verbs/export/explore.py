@@ -168,14 +168,16 @@ def _better(one: Choice, other: Choice) -> bool:
 
 
 def take(choices: Sequence[Choice], loss: float) -> tuple[Choice, Choice]:
-    """The smallest combination that loses at most so much of NDCG, and the fastest, where that is not noise.
+    """The smallest combination that loses at most so much of NDCG, and the smallest of the fastest.
 
     Returns:
-        both; they are the same where none is clearly faster than the smallest.
+        both; they are the same where none is faster than the smallest by more than noise.
     """
     allowed = [choice for choice in choices if choice.loss <= loss]
     smallest = min(allowed, key=lambda choice: (choice.bytes, choice.p50))
-    fastest = min(allowed, key=lambda choice: (choice.p50, choice.bytes))
+    least = min(choice.p50 for choice in allowed)
+    quick = [choice for choice in allowed if _FASTER * choice.p50 <= least]
+    fastest = min(quick, key=lambda choice: (choice.bytes, choice.p50))
     return smallest, fastest if fastest.p50 < _FASTER * smallest.p50 else smallest
 
 

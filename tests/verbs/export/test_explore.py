@@ -89,6 +89,7 @@ def test_the_smallest_is_taken_and_the_fastest_named_where_it_is_faster_by_more_
     assert take(choices, 0.01) == (HALF, INDEXED)
     assert take(choices, 0.0) == (WHOLE, WHOLE)
     assert take(choices, 0.5) == (INT8, INDEXED)
+    assert take([*choices, replace(INDEXED, p50=0.18, bytes=2000)], 0.01) == (HALF, INDEXED)
     assert take([WHOLE, replace(HALF, p50=0.85, bytes=2000)], 0.01) == (WHOLE, WHOLE)
 
 
