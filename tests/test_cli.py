@@ -64,7 +64,9 @@ def test_text_is_text_whatever_it_looks_like() -> None:
 
 def test_a_switch_needs_no_value() -> None:
     assert parse(["--quiet", "--dry_run", "--epochs=2"])[1] == {"quiet": True, "dry_run": True, "epochs": 2}
-    assert parse(["export", "--overwrite", "--seen", "all"])[1] == parse(["export", "--overwrite=true", "--seen=all"])[1]
+    assert (
+        parse(["export", "--overwrite", "--seen", "all"])[1] == parse(["export", "--overwrite=true", "--seen=all"])[1]
+    )
 
 
 @pytest.mark.parametrize(

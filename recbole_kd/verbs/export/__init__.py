@@ -190,6 +190,8 @@ def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> 
     kept = config.plain_values()
     keys = [key for key in sorted(config.model_keys()) if not key.endswith("_path")]
     settings = {key: kept[key] for key in keys if isinstance(kept.get(key), (int, float, str))}
+    sections = {name: state["config"].get(name) or {} for name in distillers}
+    told = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return {
         "format": FORMAT,
         "kind": bundle.kind,
@@ -208,7 +210,7 @@ def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> 
         "test_result": _test_result(recommender),
         "teacher": teacher.get("model") if isinstance(teacher, Mapping) else str(teacher),
         "distillers": distillers,
-        "settings": {**settings, **{name: state["config"][name] for name in distillers if name in state["config"]}},
+        "settings": {**settings, **told},
         "date": date.today().isoformat(),
         "digests": {"model": recommender.model.digest, "training_split": state["split"]},
         "versions": versions(),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_kd.compat import require
 from recbole_kd.contracts import Sequences
 from recbole_kd.errors import UserError
 from recbole_kd.student.readers import pair_scores, sequence_vectors
@@ -29,6 +30,7 @@ def require_onnx() -> None:
     Raises:
         UserError: it says what to install.
     """
+    require("torch", "2.5")
     for name in ("onnxscript", "onnxruntime"):
         try:
             importlib.import_module(name)

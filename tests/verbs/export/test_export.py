@@ -172,6 +172,19 @@ def test_the_card_says_what_the_model_is_and_leaves_the_licence_to_its_user(bund
     assert read_bundle(bundle).users[0] == "u0"
 
 
+def test_the_card_of_a_distilled_student_names_teacher_distillers_and_their_settings(
+    data: Path, tmp_path: Path
+) -> None:
+    settings = {"teacher.epochs": 1, "rrd.pool": 10, "rrd.interesting": 4, "rrd.uninteresting": 4, "epochs": 1}
+    checkpoint = _trained("RRDStudent", data, **settings)
+    manifest = run_export(checkpoint, str(tmp_path / "bundle"), config_dict={"data_path": str(data)})
+    assert (manifest["model"], manifest["backbone"]) == ("RRDStudent", "BPR")
+    assert (manifest["teacher"], manifest["distillers"], manifest["settings"]["rrd.pool"]) == ("BPR", ["rrd"], 10)
+    text = (tmp_path / "bundle" / "README.md").read_text()
+    assert "| teacher | BPR |" in text
+    assert "rrd.pool 10" in text
+
+
 # Other types
 
 
