@@ -69,9 +69,11 @@ class Choice:
         return " ".join([*given, *((f"--index=faiss --index_type={self.index}",) if self.index else ())])
 
 
-def fewer_dimensions(most: int) -> list[int]:
-    """The numbers of dimensions that are tried: all, a half, a quarter, ..."""
+def fewer_dimensions(most: int, prefixes: Sequence[int] | None = None) -> list[int]:
+    """The numbers of dimensions that are tried: all, and the prefixes of a student, or else a half, a quarter, ..."""
     tried = [most]
+    if prefixes:
+        return [*tried, *sorted((size for size in prefixes if size < most), reverse=True)]
     while tried[-1] // 2 >= _FEWEST:
         tried.append(tried[-1] // 2)
     return tried
@@ -142,7 +144,7 @@ def explore(bundle: Bundle, training: Observed, valid: Observed, faiss: Any) -> 
 
 def _measured(bundle: Bundle, rows: Sequence[int], wanted: Lists, k: int, faiss: Any) -> Iterator[Any]:
     """(dimensions, dtype, index, lists, facts) of each combination."""
-    for dimensions in fewer_dimensions(bundle.vectors["items"].shape[1]):
+    for dimensions in fewer_dimensions(bundle.vectors["items"].shape[1], bundle.manifest.get("prefixes")):
         for dtype in DTYPES:
             kept = with_vectors(bundle, dimensions, dtype)
             lists = exact_lists(kept, rows, k)

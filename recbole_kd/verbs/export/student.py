@@ -86,7 +86,9 @@ def _parts(recommender: Recommender, kind: str) -> tuple[dict[str, Any], Tensors
     if kind == "vectors":
         users, items = recommender.vectors()
         tensors = {"users": np.ascontiguousarray(users[1:]), "items": np.ascontiguousarray(items[1:])}
-        return {"score": "inner product of a user's and an item's vector"}, tensors, None
+        # The sizes of a Matryoshka student.
+        prefixes = recommender.trained.state["config"].get("matryoshka")
+        return {"score": "inner product of a user's and an item's vector", "prefixes": prefixes}, tensors, None
     require_onnx()
     if kind == "pairs":
         return {"score": "the graph's, of a user and an item"}, {}, pair_graph(model, device)
@@ -149,20 +151,37 @@ def _check_scores(bundle: Bundle, recommender: Recommender) -> None:
         )
 
 
-def narrowed(tensors: Tensors, dimensions: int) -> Tensors:
-    """Vectors of users and items with fewer numbers, whose products are the closest to the given ones.
+def narrowed(bundle: Bundle, dimensions: int) -> Tensors:
+    """Vectors of users and items with fewer numbers. It is the only place that says what fewer dimensions are.
 
-    The scores' best approximation of that rank (:func:`recbole_kd.evaluation.compression.principal_scores`). It is the
-    only place that says what fewer dimensions are.
+    Of a student of ``--matryoshka`` the first numbers, of length 1 again where the vectors are. Of another the numbers
+    whose products are the closest to the scores: their best approximation of that rank
+    (:func:`recbole_kd.evaluation.compression.principal_scores`).
 
     Args:
-        tensors: ``users`` (U, d), ``items`` (I, d) in float32.
+        bundle: two towers in float32. Its manifest's ``prefixes`` are the sizes that a student was trained for.
         dimensions: at most d.
+
+    Raises:
+        UserError: a prefix that it was not trained for.
     """
-    if dimensions == tensors["users"].shape[1]:
-        return tensors
-    rotated = principal_scores(*(torch.from_numpy(tensors[name]) for name in ("users", "items")))
-    return {name: part[:, :dimensions].float().contiguous().numpy() for name, part in zip(("users", "items"), rotated)}
+    names, prefixes = ("users", "items"), bundle.manifest.get("prefixes")
+    if dimensions == bundle.vectors["users"].shape[1]:
+        return bundle.vectors
+    if not prefixes:
+        rotated = principal_scores(*(torch.from_numpy(bundle.vectors[name]) for name in names))
+        return {name: part[:, :dimensions].float().contiguous().numpy() for name, part in zip(names, rotated)}
+    if dimensions not in prefixes:
+        raise UserError(
+            f"--dimensions={dimensions}: the student was trained for {', '.join(map(str, prefixes))} numbers; set "
+            "--dimensions to one of them, or leave it out for the whole."
+        )
+    first = {name: np.ascontiguousarray(bundle.vectors[name][:, :dimensions]) for name in names}
+    if all(np.allclose(np.linalg.norm(bundle.vectors[name], axis=1), 1, atol=1e-4) for name in names):
+        return {
+            name: part / np.linalg.norm(part, axis=1, keepdims=True).clip(min=1e-12) for name, part in first.items()
+        }
+    return first
 
 
 def with_vectors(bundle: Bundle, dimensions: int | None = None, dtype: str = "float32") -> Bundle:
@@ -178,7 +197,7 @@ def with_vectors(bundle: Bundle, dimensions: int | None = None, dtype: str = "fl
     """
     if dtype == "float32" and dimensions in (None, bundle.vectors.get("items", np.empty((0, 0))).shape[1]):
         return bundle
-    tensors = bundle.vectors if dimensions is None else narrowed(bundle.vectors, dimensions)
+    tensors = bundle.vectors if dimensions is None else narrowed(bundle, dimensions)
     packed: Tensors = {}
     for name, table in tensors.items():
         if name == "bias" or dtype == "float32":

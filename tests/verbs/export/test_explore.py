@@ -76,6 +76,7 @@ def test_halves_of_the_dimensions_are_tried() -> None:
     assert fewer_dimensions(64) == [64, 32, 16, 8, 4]
     assert fewer_dimensions(20) == [20, 10, 5]
     assert fewer_dimensions(3) == [3]
+    assert fewer_dimensions(20, prefixes=[5, 16, 20]) == [20, 16, 5]
 
 
 WHOLE = Choice(64, "float32", None, ndcg=0.2, loss=0.0, recall=1.0, bytes=1000, p50=1.0, p95=2.0, front=True)

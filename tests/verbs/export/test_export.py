@@ -209,15 +209,23 @@ def test_narrow_vectors_rank_as_the_reader_ranks_them_and_nearly_as_the_model(
     assert re.search(rf"exact, {dtype} +{exact['recall']:.4f}", (tmp_path / "bundle" / "README.md").read_text())
 
 
-def test_a_row_of_int8_is_within_half_a_step_of_its_scale() -> None:
+def _towers(unit: bool = False, **manifest: Any) -> Bundle:
+    """A bundle of five users and seven items in six dimensions; item 3 is zeros where rows are not of length 1."""
     generator = np.random.default_rng(0)
     tables = {name: generator.normal(size=(rows, 6)).astype(np.float32) for name, rows in (("users", 5), ("items", 7))}
-    tables["items"][3] = 0
+    if unit:
+        tables = {name: table / np.linalg.norm(table, axis=1, keepdims=True) for name, table in tables.items()}
+    else:
+        tables["items"][3] = 0
     ids = [[str(row) for row in range(count)] for count in (5, 7)]
-    nothing = np.array([], dtype=np.int64)
-    whole = Bundle(Path(), {"score": "inner product"}, "vectors", *ids, tables, np.zeros(6, np.int64), nothing, {})
+    seen = {"seen_offsets": np.zeros(6, np.int64), "seen_items": np.array([], dtype=np.int64)}
+    return Bundle(Path(), {"score": "inner product", **manifest}, "vectors", *ids, tables, **seen, histories={})
+
+
+def test_a_row_of_int8_is_within_half_a_step_of_its_scale() -> None:
+    whole = _towers()
     kept = with_vectors(whole, dtype="int8").vectors
-    for name, table in tables.items():
+    for name, table in whole.vectors.items():
         scale = np.abs(table).max(axis=1)
         scale[scale == 0] = 127
         np.testing.assert_allclose(kept[f"{name}_scale"], scale / 127, rtol=1e-6)
@@ -225,17 +233,32 @@ def test_a_row_of_int8_is_within_half_a_step_of_its_scale() -> None:
         assert (error <= scale / 127 * 0.5001).all()
 
 
+def test_a_number_that_float16_does_not_hold_is_refused() -> None:
+    whole = _towers()
+    whole.vectors["users"][1, 2] = 1e6
+    with pytest.raises(UserError, match="--dtype=float16 does not hold 1e\\+06 of a vector; use float32 or int8"):
+        with_vectors(whole, dtype="float16")
+
+
 def test_fewer_dimensions_keep_the_scores_as_well_as_that_rank_can() -> None:
     """Eckart and Young: what is lost is the singular values that were left out."""
-    generator = np.random.default_rng(0)
-    tables = {name: generator.normal(size=(rows, 6)).astype(np.float32) for name, rows in (("users", 9), ("items", 7))}
-    scores = tables["users"] @ tables["items"].T
+    whole = _towers()
+    scores = whole.vectors["users"] @ whole.vectors["items"].T
     values = np.linalg.svd(scores, compute_uv=False)
     for dimensions in (2, 5, 6):
-        kept = narrowed(tables, dimensions)
-        assert kept["users"].shape == (9, dimensions)
+        kept = narrowed(whole, dimensions)
+        assert kept["users"].shape == (5, dimensions)
         lost = np.linalg.norm(scores - kept["users"] @ kept["items"].T)
         assert lost == pytest.approx(np.sqrt((values[dimensions:] ** 2).sum()), rel=1e-4, abs=1e-4)
+
+
+def test_fewer_dimensions_of_a_matryoshka_student_are_its_first_numbers() -> None:
+    whole = _towers(prefixes=[2, 4])
+    np.testing.assert_array_equal(narrowed(whole, 4)["items"], whole.vectors["items"][:, :4])
+    with pytest.raises(UserError, match="--dimensions=3: the student was trained for 2, 4 numbers"):
+        narrowed(whole, 3)
+    cosine = narrowed(_towers(unit=True, prefixes=[2, 4]), 2)
+    np.testing.assert_allclose(np.linalg.norm(cosine["users"], axis=1), 1, rtol=1e-6)
 
 
 # The index
