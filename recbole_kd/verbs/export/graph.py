@@ -44,13 +44,13 @@ def require_onnx() -> None:
 class _Encoder(nn.Module):
     """History (n, L), item rows, oldest first, -1 where there is none -> vectors (n, d)."""
 
-    def __init__(self, model: Any, factor: float) -> None:
+    def __init__(self, model: Any, size: int, factor: float) -> None:
         super().__init__()
-        self.model, self.factor = model, factor
+        self.model, self.size, self.factor = model, size, factor
 
     def forward(self, history: Tensor) -> Tensor:
         lengths = (history >= 0).sum(dim=1)
-        return sequence_vectors(self.model, Sequences(history + 1, lengths)) * self.factor
+        return sequence_vectors(self.model, Sequences(history + 1, lengths))[:, : self.size] * self.factor
 
 
 class _Pairs(nn.Module):
@@ -64,15 +64,15 @@ class _Pairs(nn.Module):
         return pair_scores(self.model, users + 1, items + 1)
 
 
-def encoder_graph(model: Any, length: int, factor: float, device: Any) -> bytes:
-    """The graph `history` (n, `length`) -> `vectors` (n, d), which are the model's times a factor.
+def encoder_graph(model: Any, length: int, size: int, factor: float, device: Any) -> bytes:
+    """The graph `history` (n, `length`) -> `vectors` (n, `size`), the model's first numbers times a factor.
 
     Raises:
         Unexportable: torch cannot trace the model.
     """
     history = torch.full((2, length), -1, device=device)
     history[:, 0] = 0
-    return _graph(_Encoder(model, factor), {"history": history}, "vectors")
+    return _graph(_Encoder(model, size, factor), {"history": history}, "vectors")
 
 
 def pair_graph(model: Any, device: Any) -> bytes:

@@ -94,7 +94,8 @@ def _parts(recommender: Recommender, kind: str) -> tuple[dict[str, Any], Tensors
         return {"score": "the graph's, of a user and an item"}, {}, pair_graph(model, device)
     length = recommender.sequences[0].shape[1]
     tensors, score, factor = _item_side(model)
-    return {"score": score, "history_length": length}, tensors, encoder_graph(model, length, factor, device)
+    graph = encoder_graph(model, length, tensors["items"].shape[1], factor, device)
+    return {"score": score, "history_length": length}, tensors, graph
 
 
 def _no_exporter(recommender: Recommender, reason: str) -> UserError:
@@ -123,7 +124,8 @@ def _item_side(model: Any) -> tuple[Tensors, str, float]:
 
     A negative squared distance is -||v - i||^2 = (2 v) . i - ||i||^2 - ||2 v||^2 / 4.
     """
-    items = item_vectors(model)[1:].float().cpu().contiguous()
+    size = vars(model).get("prefix_size")  # of a Matryoshka student that is cut
+    items = item_vectors(model)[1:, :size].float().cpu().contiguous()
     if hasattr(model, "item_vectors"):
         bias = -items.double().square().sum(dim=1).float()
         score = f"{DISTANCE}: item . vector + bias - vector . vector / 4, of the vector of a user's history"
