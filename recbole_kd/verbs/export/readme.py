@@ -131,7 +131,7 @@ def recommend_fast(user, k=20):
     question = $question
     scores, found = index.search(question[None], k + len(own))
     ranked = zip(found[0].tolist(), scores[0].tolist())
-    return [(items[item], score) for item, score in ranked if item >= 0 and item not in own][:k]
+    return [(items[item], score$rest) for item, score in ranked if item >= 0 and item not in own][:k]
 
 print(recommend_fast($example))
 ```
@@ -178,6 +178,7 @@ def readme(manifest: Mapping[str, Any], example: str) -> str:
             kind=index["kind"],
             seen=_OWN.format("seen"),
             question=question,
+            rest=" - float(question[:-1] @ question[:-1]) / 4" if distance else "",
             example=values["example"],
             width=f"\nThe index is set to search width {index['search_width']} (`{width}`).\n" if width else "",
         )

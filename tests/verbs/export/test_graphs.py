@@ -114,6 +114,19 @@ def test_every_pairs_score_is_the_networks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_index_of_distances_gives_the_scores_of_exact_search(sequences: Path, tmp_path: Path) -> None:
+    """STOSA's: a product, a bias and a constant of the history; the flat index finds what all scores say."""
+    pytest.importorskip("faiss")
+    given = {"index": "faiss", "index_type": "flat", "config_dict": {"data_path": str(sequences)}}
+    run_export(_trained("STOSA", sequences), str(tmp_path / "bundle"), **given)
+    scores = "[(str(score), score) for item, score in {}(user, k=3)]"
+    exact = _as_written(tmp_path / "bundle", 1, scores.format("recommend"))
+    found = _as_written(tmp_path / "bundle", 2, scores.format("recommend_fast"))
+    for user, values in exact.items():
+        np.testing.assert_allclose(list(map(float, found[user])), list(map(float, values)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_the_lines_run_where_numpy_and_onnxruntime_alone_are_installed(
     bundle: Path, gru: str, sequences: Path, tmp_path: Path
 ) -> None:
