@@ -249,6 +249,11 @@ def capabilities(model: Union[nn.Module, type[Any]]) -> frozenset[str]:
     return _offered(_names(model), is_sequential(model))
 
 
+def names_with_vectors() -> list[str]:
+    """The architectures that have a vector for each user and item."""
+    return list(_REPRESENTATIONS)
+
+
 def capabilities_of(name: str, sequential: bool) -> frozenset[str]:
     """:func:`capabilities` of the class of that name, which need not be imported for it."""
     return _offered([name], sequential)

@@ -301,24 +301,53 @@ class CompareOptions(VerbOptions):
 @dataclass(frozen=True)
 class ExportOptions(VerbOptions):
     verb = "export"
-    summary = "a student alone, for serving with numpy: vectors, ids, an index"
+    summary = "a student alone, for serving with numpy: vectors or a graph, ids, an index"
     settings = ("data_path",)
 
     checkpoint: str = option(
         None,
-        "a model whose scores are inner products (BPR, LightGCN, SimRecStudent, ...)",
+        "a model whose scores are inner products (BPR, LightGCN, ...), SASRec, GRU4Rec, BERT4Rec, STOSA or NeuMF",
         metavar="FILE",
         needed="a checkpoint",
         example="saved/BPR-ml-100k-....pth",
     )
     output: str = option(None, "the folder that is made", metavar="DIR", needed="a folder")
     config_files: str = _READ_FILES
-    dimensions: int | None = _DIMENSIONS
+    dtype: str = option(
+        "float32", "of the vectors; int8 has a scale for each row", choices=("float32", "float16", "int8")
+    )
+    dimensions: int | None = option(
+        None, "numbers of each vector that are kept, of models whose scores are inner products", minimum=1
+    )
     index: str | None = option(
         None, "also an approximate index, with its measured recall and latency", choices=tuple(INDEXES), metavar="faiss"
     )
+    index_type: str | None = option(
+        None, "of the index; by default hnsw", choices=("flat", "hnsw", "ivfpq"), metavar="hnsw"
+    )
+    explore: bool = option(
+        False, "compare dimensions, types and indexes on validation, and export the smallest within --loss"
+    )
+    loss: float | None = option(
+        None, "the share of NDCG@20 that --explore may lose; by default 0.01", minimum=0, below=1
+    )
     seen: str = option("train", "the splits whose items are not recommended again", choices=tuple(SEEN))
     overwrite: bool = option(False, "replace an export that is there")
+
+    def check(self, section: str) -> None:
+        if self.index_type is not None and self.index is None:
+            raise UserError(f"--index_type={self.index_type} is of an index; set --index=faiss, or leave it out.")
+        if self.dtype == "int8" and self.index_type == "ivfpq":
+            raise UserError(
+                "--index_type=ivfpq keeps product codes and no int8 vectors; set --index_type to flat or hnsw, or "
+                "--dtype to float32 or float16."
+            )
+        if self.loss is not None and not self.explore:
+            raise UserError(f"--loss={self.loss:g} is what --explore may lose; set --explore=true, or leave it out.")
+        for name in ("dtype", "dimensions", "index") if self.explore else ():
+            value = getattr(self, name)
+            if value not in (None, "float32"):
+                raise UserError(f"--explore=true tries every {name}, and --{name}={value}; keep one.")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Recommender:
         items: (I,) original ids by internal id; index 0 is padding.
         item_ids: original id -> internal id of the items, as `users` is.
         seen: the pairs of the splits that count as seen.
+        sequences: of a sequential model: what each user had, (U, L) and how many items (U,).
         score_block: users (n,) -> their scores of every item (n, I), as the evaluator ranks them.
     """
 
@@ -82,7 +83,7 @@ class Recommender:
         self.seen = Observed(users, items, len(self.splits.user_tokens), len(self.items))
         self.score_block: Callable[[Tensor], Tensor] = self.model.score_block
         if self.splits.sequential:
-            self._sequences = self.splits.sequences_after(parts)
+            self.sequences = self.splits.sequences_after(parts)
             self.score_block = self._score_next
 
     def recommend_after(self, history: Sequence[str], k: int = 20, exclude_seen: bool = True) -> Recommendation:
@@ -115,7 +116,7 @@ class Recommender:
     def _scores_after(self, had: Tensor) -> Callable[[Tensor], Tensor]:
         """What scores every item for somebody who had these items (n,), oldest first."""
         if self.splits.sequential:
-            longest = self._sequences[0].shape[1]
+            longest = self.sequences[0].shape[1]
             items = torch.zeros(1, longest, dtype=torch.long)
             latest = had[-longest:]
             items[0, : len(latest)] = latest
@@ -234,7 +235,7 @@ class Recommender:
     @torch.no_grad()
     def _score_next(self, users: Tensor) -> Tensor:
         """Scores (n, I) of what comes next for users (n,), by the model itself; -inf for a user without a sequence."""
-        return self._score_sequences(*(part[users] for part in self._sequences))
+        return self._score_sequences(*(part[users] for part in self.sequences))
 
     @torch.no_grad()
     def _score_sequences(self, items: Tensor, lengths: Tensor) -> Tensor:
@@ -276,6 +277,7 @@ def rank_items(
     """The k best items of users that are not seen, a block of users at a time; at most a block of scores is held.
 
     Args:
+        sequences: of a sequential model: what each user had, (U, L) and how many items (U,).
         score_block: users (n,) -> their scores of every item (n, I), padding included. The block is overwritten.
         seen: the pairs that are left out.
         users: (n,) internal ids, in the order of the answer.

@@ -151,7 +151,7 @@ def test_a_sequential_model_reads_the_history_as_a_users_sequence(tmp_path: Path
     result = run_recbole_kd("GRU4Rec", "known-sequences", config_dict=settings)
     recommender = Recommender(str(result["checkpoint"]), "all", {"data_path": str(data)})
     user = next(iter(recommender.users))
-    items, lengths = (part[recommender.users[user]] for part in recommender._sequences)
+    items, lengths = (part[recommender.users[user]] for part in recommender.sequences)
     history = [recommender.items[item] for item in items[:lengths]]
     (theirs,) = recommender.recommend([user], k=5, exclude_seen=False)
     found = recommender.recommend_after(history, k=5, exclude_seen=False)

@@ -16,11 +16,13 @@ import safetensors.numpy
 import torch
 
 from recbole_kd.cli import main
-from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
+from recbole_kd.files.bundle import Bundle, read_bundle
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs import export
-from recbole_kd.verbs.export import FORMAT, measure_index, run_export, search_index
+from recbole_kd.verbs.export import FORMAT, measure, run_export
+from recbole_kd.verbs.export.measure import exact_lists, measure_index, search_index
+from recbole_kd.verbs.export.student import narrowed, student_bundle, with_vectors
 from recbole_kd.verbs.recommender import Recommender
 from recbole_kd.verbs.train import run_recbole_kd
 
@@ -156,7 +158,128 @@ def test_rows_are_the_models_without_padding(bundle: Path, bpr: str, data: Path)
     assert pairs == {tuple(line.split("\t")) for line in file.read_text().splitlines()[1:]}
 
 
+def test_the_card_says_what_the_model_is_and_leaves_the_licence_to_its_user(bundle: Path, bpr: str) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    text = (bundle / "README.md").read_text()
+    card = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", text.partition("## Model card")[2], re.M))
+    assert card["model"].startswith("BPR (BPR), digest `")
+    assert card["teacher"] == card["distillers"] == "none"
+    assert manifest["digests"]["training_split"][:16] in card["data"]
+    assert f"ndcg@10 {manifest['test_result']['ndcg@10']:.4f}" in card["metrics on test"]
+    assert "embedding_size 64" in card["settings"]
+    assert manifest["date"] in card["exported"]
+    (bundle / "README.md").write_text(text.replace("*to be filled in by who exports it*", "CC BY 4.0"))
+    assert read_bundle(bundle).users[0] == "u0"
+
+
+def test_the_card_of_a_distilled_student_names_teacher_distillers_and_their_settings(
+    data: Path, tmp_path: Path
+) -> None:
+    settings = {"teacher.epochs": 1, "rrd.pool": 10, "rrd.interesting": 4, "rrd.uninteresting": 4, "epochs": 1}
+    checkpoint = _trained("RRDStudent", data, **settings)
+    manifest = run_export(checkpoint, str(tmp_path / "bundle"), config_dict={"data_path": str(data)})
+    assert (manifest["model"], manifest["backbone"]) == ("RRDStudent", "BPR")
+    assert (manifest["teacher"], manifest["distillers"], manifest["settings"]["rrd.pool"]) == ("BPR", ["rrd"], 10)
+    text = (tmp_path / "bundle" / "README.md").read_text()
+    assert "| teacher | BPR |" in text
+    assert "rrd.pool 10" in text
+
+
+# Other types
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_narrow_vectors_rank_as_the_reader_ranks_them_and_nearly_as_the_model(
+    dtype: str, bpr: str, data: Path, tmp_path: Path
+) -> None:
+    given = {"data_path": str(data)}
+    manifest = run_export(bpr, str(tmp_path / "bundle"), dtype=dtype, config_dict=given)
+    answers = _as_written(tmp_path / "bundle", 1, "recommend(user, k=20)")
+    bundle = read_bundle(tmp_path / "bundle")
+    for user, items in answers.items():
+        assert items == [bundle.items[row] for row, _ in bundle.recommend(bundle.user_rows[user], k=20)]
+    whole = Recommender(bpr, config_dict=given)
+    wanted = {user: items for user, items, _ in whole.recommend(k=20)}
+    shares = [len(set(wanted[user]) & set(items)) / 20 for user, items in answers.items()]
+    exact = manifest["measured"]["exact"]
+    assert exact["recall"] == pytest.approx(np.mean(shares))
+    assert exact["recall"] > 0.98
+    size = {"float16": (48 + 40) * 64 * 2, "int8": (48 + 40) * (64 + 4)}[dtype]
+    assert exact["bytes"] == size
+    assert re.search(rf"exact, {dtype} +{exact['recall']:.4f}", (tmp_path / "bundle" / "README.md").read_text())
+
+
+def _towers(unit: bool = False, **manifest: Any) -> Bundle:
+    """A bundle of five users and seven items in six dimensions; item 3 is zeros where rows are not of length 1."""
+    generator = np.random.default_rng(0)
+    tables = {name: generator.normal(size=(rows, 6)).astype(np.float32) for name, rows in (("users", 5), ("items", 7))}
+    if unit:
+        tables = {name: table / np.linalg.norm(table, axis=1, keepdims=True) for name, table in tables.items()}
+    else:
+        tables["items"][3] = 0
+    ids = [[str(row) for row in range(count)] for count in (5, 7)]
+    seen = {"seen_offsets": np.zeros(6, np.int64), "seen_items": np.array([], dtype=np.int64)}
+    return Bundle(Path(), {"score": "inner product", **manifest}, "vectors", *ids, tables, **seen, histories={})
+
+
+def test_a_row_of_int8_is_within_half_a_step_of_its_scale() -> None:
+    whole = _towers()
+    kept = with_vectors(whole, dtype="int8").vectors
+    for name, table in whole.vectors.items():
+        scale = np.abs(table).max(axis=1)
+        scale[scale == 0] = 127
+        np.testing.assert_allclose(kept[f"{name}_scale"], scale / 127, rtol=1e-6)
+        error = np.abs(kept[name] * kept[f"{name}_scale"][:, None] - table).max(axis=1)
+        assert (error <= scale / 127 * 0.5001).all()
+
+
+def test_a_number_that_float16_does_not_hold_is_refused() -> None:
+    whole = _towers()
+    whole.vectors["users"][1, 2] = 1e6
+    with pytest.raises(UserError, match="--dtype=float16 does not hold 1e\\+06 of a vector; use float32 or int8"):
+        with_vectors(whole, dtype="float16")
+
+
+def test_fewer_dimensions_keep_the_scores_as_well_as_that_rank_can() -> None:
+    """Eckart and Young: what is lost is the singular values that were left out."""
+    whole = _towers()
+    scores = whole.vectors["users"] @ whole.vectors["items"].T
+    values = np.linalg.svd(scores, compute_uv=False)
+    for dimensions in (2, 5, 6):
+        kept = narrowed(whole, dimensions)
+        assert kept["users"].shape == (5, dimensions)
+        lost = np.linalg.norm(scores - kept["users"] @ kept["items"].T)
+        assert lost == pytest.approx(np.sqrt((values[dimensions:] ** 2).sum()), rel=1e-4, abs=1e-4)
+
+
+def test_fewer_dimensions_of_a_matryoshka_student_are_its_first_numbers() -> None:
+    whole = _towers(prefixes=[2, 4])
+    np.testing.assert_array_equal(narrowed(whole, 4)["items"], whole.vectors["items"][:, :4])
+    with pytest.raises(UserError, match="--dimensions=3: the student was trained for 2, 4 numbers"):
+        narrowed(whole, 3)
+    cosine = narrowed(_towers(unit=True, prefixes=[2, 4]), 2)
+    np.testing.assert_allclose(np.linalg.norm(cosine["users"], axis=1), 1, rtol=1e-6)
+
+
 # The index
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivfpq"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_every_index_answers_as_written(kind: str, dtype: str, bpr: str, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    given = {"index": "faiss", "index_type": kind, "dtype": dtype, "config_dict": {"data_path": str(data)}}
+    if (kind, dtype) == ("ivfpq", "int8"):
+        with pytest.raises(UserError, match="--index_type=ivfpq keeps product codes and no int8 vectors"):
+            run_export(bpr, str(tmp_path / "bundle"), **given)
+        return
+    manifest = run_export(bpr, str(tmp_path / "bundle"), **given)
+    found = _as_written(tmp_path / "bundle", 2, "recommend_fast(user, k=5)")
+    exact = {user: items[:5] for user, items in _as_written(tmp_path / "bundle", 1, "recommend(user, k=5)").items()}
+    shares = [len(set(found[user]) & set(exact[user])) / 5 for user in exact]
+    assert np.mean(shares) > (0.6 if kind == "ivfpq" else 0.97)
+    assert manifest["index"]["type"] == kind
+    assert (tmp_path / "bundle" / "index.faiss").stat().st_size == manifest["index"]["bytes"]
 
 
 def test_the_index_is_searched_as_written(bpr: str, data: Path, tmp_path: Path) -> None:
@@ -201,15 +324,19 @@ def test_recall_is_the_share_of_the_exact_list_that_is_found(monkeypatch: pytest
     """Items score 1, 2, ... 300 for everyone: a search that reaches the first half finds none of the best."""
     items = np.arange(1, 301, dtype=np.float32)[:, None]
     users = np.ones((3, 1), dtype=np.float32)
-    seen = Observed(torch.tensor([1, 1]), torch.tensor([300, 299]), 4, 301)
-    monkeypatch.setattr(export, "_SEARCH_WIDTHS", (150, 297, 300, 400))
-    index = FakeIndex(items)
-    facts = measure_index(FakeFaiss, index, users, items, seen, k=4)
+    seen = {"seen_offsets": np.array([0, 2, 2, 2]), "seen_items": np.array([298, 299])}
+    towers = {"users": users, "items": items}
+    ids = [[str(row) for row in range(count)] for count in (3, 300)]
+    bundle = Bundle(Path(), {"score": "inner product"}, "vectors", *ids, towers, **seen, histories={})
+    monkeypatch.setitem(measure.WIDTHS, "hnsw", (150, 297, 300, 400))
+    index, rows = FakeIndex(items), [0, 1, 2]
+    facts, found = measure_index(FakeFaiss, index, "hnsw", bundle, rows, exact_lists(bundle, rows, 4), 1.0, k=4)
     # User 1 has seen the two best: the four best of the others are 300, 299, 298, 297, of which one is reached by 297.
     first = (4 * 0.0 + (3 / 4 + 1 / 4 + 1 / 4)) / 3
     assert [row["search_width"] for row in facts["search"]] == [150, 297, 300]
     assert [row["recall"] for row in facts["search"]] == pytest.approx([0, first, 1])
     assert facts["search_width"] == index.efSearch == 300
+    assert found == [[297, 296, 295, 294], [299, 298, 297, 296], [299, 298, 297, 296]]
 
 
 def test_seen_items_are_asked_for_and_left_out() -> None:
@@ -224,25 +351,26 @@ def test_seen_items_are_asked_for_and_left_out() -> None:
 # What cannot be exported, and where it cannot be written
 
 
-def test_a_model_without_vectors_is_refused_with_what_would_do(
+def test_a_model_without_an_exporter_is_refused_with_those_that_have_one(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"--data_path={data}", f"--output={tmp_path / 'bundle'}"]
-    assert main(["export", f"--checkpoint={_trained('NeuMF', data, epochs=1)}", *words]) == 2
+    assert main(["export", f"--checkpoint={_trained('EASE', data, epochs=1)}", *words]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "NeuMF has no vector for each user and item whose inner product is its score" in line
+    assert "EASE has no exporter. Models with one are" in line
+    assert all(name in line for name in ("BPR", "LightGCN", "SASRec", "GRU4Rec", "BERT4Rec", "STOSA", "NeuMF"))
     assert "recbole-kd recommend --users=all" in line
-    assert "--teacher=NeuMF" in line
+    assert "--teacher=EASE" in line
     assert not list(tmp_path.glob("*bundle*"))
 
 
 def test_vectors_that_are_not_the_scores_are_refused(bpr: str, data: Path, tmp_path: Path) -> None:
     """A model that calls itself a BPR and adds an item's popularity, say."""
     recommender = Recommender(bpr, config_dict={"data_path": str(data)})
-    score_block = recommender.model.score_block
-    recommender.model.score_block = lambda users: score_block(users) + torch.arange(41)  # type: ignore[method-assign]
+    score_block = recommender.score_block
+    recommender.score_block = lambda users: score_block(users) + torch.arange(41)
     with pytest.raises(UserError, match="inner products of BPR's vectors differ from its scores by 40"):
-        export._vectors(recommender)
+        student_bundle(recommender)
 
 
 def test_what_is_there_stays_unless_it_may_be_replaced(bundle: Path, bpr: str, data: Path) -> None:
@@ -272,7 +400,7 @@ def test_nothing_half_written_is_left(
         raise failure
 
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
-    monkeypatch.setattr(export, "_readme", fail)
+    monkeypatch.setattr(export, "readme", fail)
     for folder in (bundle, bundle.parent / "new"):
         with pytest.raises((KeyboardInterrupt, UserError)):
             run_export(bpr, str(folder), overwrite=True, config_dict={"data_path": str(data)})
@@ -289,6 +417,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "overwrite": ({"overwrite": "yes"}, "--overwrite='yes' is not true or false"),
     "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, and --dataset=ml-100k"),
     "a file": ({"output": "taken"}, "is a file; set --output to a folder"),
+    "dtype": ({"dtype": "int4"}, "--dtype='int4' is not one of float32, float16, int8"),
+    "type without an index": ({"index_type": "flat"}, "--index_type=flat is of an index; set --index=faiss"),
+    "more dimensions": ({"dimensions": 65}, "--dimensions=65 exceeds the 64 of BPR's vectors"),
+    "loss of nothing": ({"loss": 0.1}, "--loss=0.1 is what --explore may lose; set --explore=true"),
+    "explore and one of them": ({"explore": "true", "dtype": "int8"}, "--explore=true tries every dtype, and --dtype"),
     "under a file": ({"output": "taken/bundle"}, "choose another --output"),
     "key": ({"indx": "faiss"}, "Unknown setting 'indx'"),
 }
