@@ -171,7 +171,7 @@ def _value(verb: str, key: str, text: str) -> Any:
     hint = typing.get_type_hints(VERBS[verb]).get(key) or hint_of(key)
     if is_text(hint):
         return None if hint is not str and text in ("None", "null", "~") else text
-    from recbole_kd.experiment.values import parse_value  # brings torch and RecBole, for which help need not wait
+    from recbole_kd.files.properties import parse_value  # help need not wait for YAML
 
     return parse_value(text)
 

@@ -28,8 +28,8 @@ from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.evaluation.costs import inference_costs
 from recbole_kd.files.atomic import whole_folder, write_content
-from recbole_kd.files.digest import file_digest
-from recbole_kd.files.plain import read_json, save_json
+from recbole_kd.files.plain import save_json
+from recbole_kd.files.reading import file_digest, read_json
 from recbole_kd.stages.result import versions
 from recbole_kd.verbs.options import INDEXES, SEEN, ExportOptions
 from recbole_kd.verbs.recommender import Recommender
