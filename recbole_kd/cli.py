@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if help_wanted:
             print(usage(verb) if words[0] == verb else overview())
             return 0
-        check()
+        if not VERBS[verb].alone:
+            check()
         options, settings = VERBS[verb].split(given)
         try:
             importlib.import_module(f"recbole_kd.verbs.{verb}").run(options, settings)

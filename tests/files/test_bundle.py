@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.bundle import FORMATS, best, is_bundle, read_bundle, read_tensors
-from recbole_kd.files.digest import file_digest
+from recbole_kd.files.reading import file_digest
 
 #: Two users and three items: what u1 has seen is x and z, what u2 has seen is nothing.
 USERS = np.array([[1, 0], [0.5, 2]], dtype=np.float32)
