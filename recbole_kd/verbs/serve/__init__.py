@@ -53,9 +53,10 @@ def _listening(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno and error.errno > 0 else error
         raise UserError(f"Cannot listen on {host}:{port} ({reason}); choose another --port or --host.") from None
-    listener.set_inheritable(True)
+    # Connections inherit it. Without it the second part of an answer waits 40 ms for the first one to be acknowledged.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not ipaddress.ip_address(address[0]).is_loopback:
         print(
             f"recbole-kd: other machines reach {host}; there is no password, so that a proxy has to ask for one.",
