@@ -154,10 +154,12 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
         if not word.startswith("--") or word == "--":
             raise UserError(f"'{word}' is no setting; expected --key=value, such as --dataset=ml-100k.")
         key, equals, text = word[2:].partition("=")
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise UserError(f"--{key} has no value; expected --{key}=VALUE.")
+        if not equals and words and not words[0].startswith("--"):
             text = words.pop(0)
+        elif not equals and key and _hint(verb, key) is bool:
+            text = "true"
+        elif not equals:
+            raise UserError(f"--{key} has no value; expected --{key}=VALUE.")
         if not key:
             raise UserError(f"'{word}' has no name before the '='; expected --key=value.")
         value = _value(verb, key, text)
@@ -169,12 +171,16 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
 
 def _value(verb: str, key: str, text: str) -> Any:
     """A value as its option's type says: text as it stands (a dataset may be called 2020), or a literal."""
-    hint = typing.get_type_hints(VERBS[verb]).get(key) or hint_of(key)
+    hint = _hint(verb, key)
     if is_text(hint):
         return None if hint is not str and text in ("None", "null", "~") else text
     from recbole_kd.files.properties import parse_value  # help need not wait for YAML
 
     return parse_value(text)
+
+
+def _hint(verb: str, key: str) -> Any:
+    return typing.get_type_hints(VERBS[verb]).get(key) or hint_of(key)
 
 
 if __name__ == "__main__":

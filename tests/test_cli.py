@@ -62,6 +62,13 @@ def test_text_is_text_whatever_it_looks_like() -> None:
     assert parse(["recommend", "--users=7", "--k=7"])[1] == {"users": "7", "k": 7}
 
 
+def test_a_switch_needs_no_value() -> None:
+    assert parse(["--quiet", "--dry_run", "--epochs=2"])[1] == {"quiet": True, "dry_run": True, "epochs": 2}
+    assert (
+        parse(["export", "--overwrite", "--seen", "all"])[1] == parse(["export", "--overwrite=true", "--seen=all"])[1]
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

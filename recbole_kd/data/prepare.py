@@ -313,7 +313,7 @@ def _found_layout(path: Path, chosen: Columns) -> Layout:
     """The separator that is given, or that the first line holds most of."""
     if chosen.separator is not None:
         return Layout(separator=chosen.separator, encoding=chosen.encoding)
-    line = "\0".join(first_line(path, Layout(separator="\0", encoding=chosen.encoding)))
+    line = "\x1f".join(first_line(path, Layout(separator="\x1f", encoding=chosen.encoding)))
     return Layout(separator=max(_SEPARATORS, key=line.count), encoding=chosen.encoding)
 
 

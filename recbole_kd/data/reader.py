@@ -58,6 +58,7 @@ _MISSING = frozenset(pa_csv.ConvertOptions().null_values)  # how a missing numbe
 _ROWS = 1 << 18  # keys that are numbered at once
 _MANY = 1 << 20  # keys so small are numbered by a table of all that could be
 _SHOWN = 40  # letters of a value in a message
+_NUL = "\udc00"  # stands for a NUL byte where Python 3.10's csv would stop at it; no byte is read as this
 _LONGEST = 4096  # bytes of a token: RecBole keeps all tokens of a column as wide as the longest
 
 
@@ -321,11 +322,11 @@ def _lines(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     separator = layout.separator if len(layout.separator) == 1 else "\x1f"
     encoding = "utf-8-sig" if layout.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else layout.encoding
     with path.open(newline="", encoding=encoding, errors="surrogateescape") as file:
-        lines = file if separator == layout.separator else (line.replace(layout.separator, separator) for line in file)
+        lines = (line.replace(layout.separator, separator).replace("\0", _NUL) for line in file)
         rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE)
         for row in rows:
             if row:
-                yield rows.line_num, row
+                yield rows.line_num, [field.replace(_NUL, "\0") for field in row]
 
 
 def first_line(path: Path, layout: Layout) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,14 @@ from recbole_kd.evaluation.costs import peak_memory, reset_peak_memory
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.model.build import build_model
+from recbole_kd.registry import models
 from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.student import build_student
+from recbole_kd.stages.teacher import obtain_teacher
+from recbole_kd.teacher.cache import Trained
 from recbole_kd.text import duration
+from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.trainer.learner import optimizer_factory
 
 __all__ = ["estimated"]
 
@@ -31,7 +39,8 @@ STEPS = 4
 def estimated(experiment: Experiment) -> list[str]:
     """A line for each model that would be trained: seconds an epoch, at most how long in all, and peak memory.
 
-    Real steps of an untrained model are made, on the run's data. A teacher from the cache or a file would cost nothing.
+    Real steps are made on the run's data: of each teacher, and of the student with its distillers, taught by untrained
+    teachers. A teacher from the cache would cost nothing. What is made for it is kept in no folder.
     """
     config = experiment.settings
     if not Path(config["data_path"]).is_dir():
@@ -40,38 +49,80 @@ def estimated(experiment: Experiment) -> list[str]:
     logging.disable(logging.INFO)
     try:
         splits = load_splits(config)
-        models = [("teacher", source.settings) for source in experiment.teachers if source.settings is not None]
-        return [_line(role, own, splits, experiment) for role, own in [*models, ("student", config)]]
+        with tempfile.TemporaryDirectory() as folder:
+            experiment = experiment.variant(checkpoint_dir=folder)
+            trained = [source.settings for source in experiment.teachers if source.settings is not None]
+            return [*(_alone(own, splits) for own in trained), _student(experiment, splits)]
     finally:
         logging.disable(level)
 
 
-def _line(role: str, config: KDConfig, splits: Splits, experiment: Experiment) -> str:
-    name = f"{role} {config['model']}"
-    if get_trainer(config["MODEL_TYPE"], config["student"]) is not Trainer:
-        return f"{name}: no estimate, as it has a training loop of its own"
+def _without_steps(config: KDConfig) -> str:
+    """Why there is nothing to measure of a model, if so."""
+    if not models()[config.resolved.backbone].gradient:
+        return "a closed form, solved in one step"
+    own_loop = get_trainer(config["MODEL_TYPE"], config["student"]) is not Trainer
+    return "no estimate, as it has a training loop of its own" if own_loop else ""
+
+
+def _alone(config: KDConfig, splits: Splits) -> str:
+    """The line of a teacher."""
+    name = f"teacher {config['model']}"
+    if reason := _without_steps(config):
+        return f"{name}: {reason}"
     init_seed(config["seed"], config["reproducibility"])
     train = make_loaders(config, splits)[0]
-    model: Any = build_model(config, splits.train)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-9)
+    model = build_model(config, splits.train)
+    own = optimizer_factory(config, splits, model)
+    return _line(name, make_trainer(config, model, role=None, optimizer_factory=own), train)
+
+
+def _student(experiment: Experiment, splits: Splits) -> str:
+    """The line of the student."""
+    config = experiment.settings
+    name = f"student {config['model']}"
+    if reason := _without_steps(config):
+        return f"{name}: {reason}"
+    teacher = obtain_teacher(experiment, splits, _untrained) if experiment.teachers else None
+    _, trainer, loaders = build_student(experiment, splits, teacher, role=None)
+    return _line(name, trainer, loaders[0])
+
+
+def _untrained(config: KDConfig, splits: Splits, role: str) -> Trained:
+    """What stands for a teacher: its steps cost what those of a trained one do."""
+    init_seed(config["seed"], config["reproducibility"])
+    return Trained(config, build_model(config, splits.train), "", False, {"test_result": {}})
+
+
+class _FirstSteps:
+    """The first batches of a loader, and the seconds between them."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.seconds = loader, [0.0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.seconds = []
+        for batch in itertools.islice(self.loader, STEPS):
+            start = time.perf_counter()
+            yield batch
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - start)
+
+
+def _line(name: str, trainer: Any, train: Any) -> str:
+    config, steps = trainer.config, _FirstSteps(train)
     reset_peak_memory()
-    spent = []
-    for batch in itertools.islice(train, STEPS):
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        losses = model.calculate_loss(batch.to(config["device"]))
-        loss: Any = sum(losses) if isinstance(losses, tuple) else losses
-        if not loss.requires_grad:
-            return f"{name}: a closed form, solved in one step"
-        loss.backward()
-        optimizer.step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        spent.append(time.perf_counter() - start)
-    epoch = statistics.median(spent[1:] or spent) * len(train)
-    left_out = " without its distillers' terms" if role == "student" and experiment.distillers else ""
+    trainer._train_epoch(steps, trainer.start_epoch)
+    epoch = statistics.median(steps.seconds[1:] or steps.seconds) * len(train)
     return (
-        f"{name}{left_out}: about {epoch:.2g} s an epoch of {len(train):,} steps, at most "
+        f"{name}: about {epoch:.2g} s an epoch of {len(train):,} steps, at most "
         f"{duration(epoch * config['epochs'])} for {config['epochs']} epochs without evaluation; "
         f"peak memory {peak_memory() / 1e6:,.0f} MB"
     )

@@ -49,9 +49,13 @@ def _warm_start(config: KDConfig, splits: Splits, model: nn.Module, teacher: Any
 
 
 def build_student(
-    experiment: Experiment, splits: Splits, teacher: AnyTeacher | None, group: Group = ALONE
+    experiment: Experiment,
+    splits: Splits,
+    teacher: AnyTeacher | None,
+    group: Group = ALONE,
+    role: str | None = "student",
 ) -> tuple[nn.Module, Any, Any]:
-    """The student, its trainer with the distillers, and its loaders."""
+    """The student, its trainer with the distillers, and its loaders; with the role None the trainer logs nowhere."""
     config = experiment.settings
     init_seed(config["seed"], config["reproducibility"])
     loaders = make_loaders(config, splits, experiment.fast_sampling)
@@ -80,6 +84,7 @@ def build_student(
         optimizer_factory=optimizer_factory(config, splits, model, teacher),
         fused=experiment.optimiser.fused,
         group=group,
+        role=role,
     )
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recbole.utils import dataset_arguments, init_seed
@@ -51,13 +51,20 @@ def shared_teacher(experiment: Experiment, splits: Splits, group: Group = ALONE)
     return obtain_teacher(experiment, splits)
 
 
-def obtain_teacher(experiment: Experiment, splits: Splits) -> AnyTeacher:
+def obtain_teacher(
+    experiment: Experiment, splits: Splits, obtain: Callable[[KDConfig, Splits, str], Trained] = train_or_fetch
+) -> AnyTeacher:
     """The teacher of an experiment, or all of them as one: from a file, the cache, or trained now.
+
+    Args:
+        experiment: says what teaches.
+        splits: the student's data.
+        obtain: gives the model of a teacher that is in no file.
 
     Raises:
         UserError: a file cannot teach on this dataset.
     """
-    teachers = [_obtain(experiment, splits, source) for source in experiment.teachers]
+    teachers = [_obtain(experiment, splits, source, obtain) for source in experiment.teachers]
     if len(teachers) == 1:
         return teachers[0]
     shares = [source.share for source in experiment.teachers]
@@ -65,7 +72,12 @@ def obtain_teacher(experiment: Experiment, splits: Splits) -> AnyTeacher:
     return TeacherEnsemble(teachers, splits.observed, device, shares, experiment.fusion, folder)
 
 
-def _obtain(experiment: Experiment, splits: Splits, source: TeacherSource) -> FrozenTeacher | FileTeacher:
+def _obtain(
+    experiment: Experiment,
+    splits: Splits,
+    source: TeacherSource,
+    obtain: Callable[[KDConfig, Splits, str], Trained],
+) -> FrozenTeacher | FileTeacher:
     settings = experiment.settings
     fields = (settings["USER_ID_FIELD"], settings["ITEM_ID_FIELD"])
     tokens = (splits.user_tokens, splits.item_tokens)
@@ -86,7 +98,7 @@ def _obtain(experiment: Experiment, splits: Splits, source: TeacherSource) -> Fr
         return VectorFileTeacher(source.vectors, vectors, settings["device"])
     if source.settings is None:
         return saved_teacher(settings, splits, source)
-    return FrozenTeacher(train_or_fetch(source.settings, splits, "teacher"), splits, experiment.rank_folder)
+    return FrozenTeacher(obtain(source.settings, splits, "teacher"), splits, experiment.rank_folder)
 
 
 def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource) -> FrozenTeacher:
