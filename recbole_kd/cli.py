@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if help_wanted:
             print(usage(verb) if words[0] == verb else overview())
             return 0
-        check()
+        if not VERBS[verb].alone:
+            check()
         options, settings = VERBS[verb].split(given)
         try:
             importlib.import_module(f"recbole_kd.verbs.{verb}").run(options, settings)
@@ -173,7 +174,7 @@ def _value(verb: str, key: str, text: str) -> Any:
     hint = _hint(verb, key)
     if is_text(hint):
         return None if hint is not str and text in ("None", "null", "~") else text
-    from recbole_kd.experiment.values import parse_value  # brings torch and RecBole, for which help need not wait
+    from recbole_kd.files.properties import parse_value  # help need not wait for YAML
 
     return parse_value(text)
 

@@ -29,8 +29,8 @@ from recbole_kd.data.preparable import PREPARABLE, Preparable
 from recbole_kd.data.reader import Field, Layout, first_line, read_columns, seconds_of
 from recbole_kd.errors import UserError, closest
 from recbole_kd.files.atomic import write_content
-from recbole_kd.files.digest import file_digest
 from recbole_kd.files.plain import save_json
+from recbole_kd.files.reading import file_digest
 from recbole_kd.text import columns, unit_of
 
 __all__ = ["PREPARABLE", "Columns", "can_prepare", "described", "k_core", "prepare"]

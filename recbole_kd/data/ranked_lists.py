@@ -25,7 +25,7 @@ from recbole_kd.data.foreign import LARGEST, ForeignIds, find_columns
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.sequence_states import SequenceStates
 from recbole_kd.errors import UserError
-from recbole_kd.files.digest import file_digest
+from recbole_kd.files.reading import file_digest
 from recbole_kd.files.tables import read_batches, readable
 
 _HELP = "expected columns {user} and {item}, and score or rank where the order of the rows is not the ranking"

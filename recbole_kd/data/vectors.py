@@ -26,8 +26,8 @@ from torch import Tensor
 
 from recbole_kd.data.foreign import LARGEST, ForeignIds, find_columns
 from recbole_kd.errors import UserError
-from recbole_kd.files.digest import digest, file_digest
-from recbole_kd.files.reading import read_text, vector_files
+from recbole_kd.files.digest import digest
+from recbole_kd.files.reading import file_digest, read_text, vector_files
 from recbole_kd.files.tables import read_batches, readable
 
 __all__ = ["VectorTable", "Vectors", "read_vectors"]

@@ -1,21 +1,18 @@
-"""Values of settings: read from text, nested by their dotted names, merged, compared and written out."""
+"""Values of settings: nested by their dotted names, merged, compared and written out."""
 
 from __future__ import annotations
 
-import ast
 import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import recbole
-import yaml
 
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.known_keys import TEACHER_FILES
-from recbole_kd.files.properties import Repeated, load_yaml
 
-__all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "parse_value", "plain"]
+__all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "plain"]
 
 _LISTS = Path(recbole.__file__).parent / "utils" / "argument_list.py"
 #: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists. They
@@ -26,37 +23,6 @@ DATASET_KEYS: tuple[str, ...] = tuple(runpy.run_path(str(_LISTS))["dataset_argum
 _WHOLE = frozenset({*DATASET_KEYS, "clip_grad_norm", "split"})
 #: Whole numbers below this are the same as floats.
 _EXACT = 2**53
-
-
-def parse_value(text: str) -> Any:
-    """A value from the command line, read as a Python or YAML literal; nothing is evaluated.
-
-    >>> parse_value("1e-3"), parse_value("[10,20]"), parse_value("None"), parse_value("BPR")
-    (0.001, [10, 20], None, 'BPR')
-
-    Raises:
-        UserError: a mapping that names something twice.
-    """
-    try:
-        tree = ast.parse(text.lstrip(" \t"), mode="eval")
-        value = ast.literal_eval(tree)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        pass
-    else:
-        mappings = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
-        if any(len(ast.literal_eval(node)) < len(node.keys) for node in mappings):
-            raise UserError(f"{text} names something twice; keep one.")
-        return list(value) if isinstance(value, tuple) else value  # --topk=10,20
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text.startswith(("[", "{")) or text in ("~", "null"):
-        try:
-            return load_yaml(text)
-        except Repeated as error:
-            raise UserError(f"{text}: {error.problem}.") from None
-        except yaml.YAMLError:
-            return text
-    return text
 
 
 def nest(settings: Mapping[str, Any]) -> dict[str, Any]:

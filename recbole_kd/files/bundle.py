@@ -32,9 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_kd.errors import UserError
-from recbole_kd.files.digest import file_digest
-from recbole_kd.files.plain import read_json
-from recbole_kd.files.reading import open_regular
+from recbole_kd.files.reading import file_digest, open_regular, read_json
 
 __all__ = ["DISTANCE", "FORMAT", "FORMATS", "Bundle", "is_bundle", "read_bundle"]
 

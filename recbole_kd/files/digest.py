@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_kd.files.atomic import PathLike
 from recbole_kd.files.plain import type_name
-from recbole_kd.files.reading import open_regular
 
 _TEXTS = 1 << 17  # texts that are hashed at once
 
@@ -31,20 +29,6 @@ def digest(*parts: Any) -> str:
     hasher = hashlib.sha256()
     _feed(hasher, list(parts))
     return hasher.hexdigest()
-
-
-def file_digest(path: PathLike) -> tuple[str, int]:
-    """The sha256, in hexadecimal, and the size in bytes of a file.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file.
-    """
-    hasher, size = hashlib.sha256(), 0
-    with open_regular(path) as file:
-        while block := file.read(1 << 20):
-            hasher.update(block)
-            size += len(block)
-    return hasher.hexdigest(), size
 
 
 def _feed(hasher: hashlib._Hash, value: Any) -> None:

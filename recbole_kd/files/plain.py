@@ -13,8 +13,6 @@ from torch import Tensor
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike, write_content
-from recbole_kd.files.reading import MOST_TEXT, read_text
-from recbole_kd.files.schema import Unbounded, check, require_bounded
 
 #: The storages that are read, and so the types of tensors that are saved.
 DTYPES = {
@@ -41,23 +39,6 @@ def save_json(value: Any, path: PathLike, setting: str = "checkpoint_dir") -> No
     """
     text = json.dumps(_finite(plain(value, "value")), indent=2, allow_nan=False) + "\n"
     write_content(path, text, setting)
-
-
-def read_json(path: PathLike, schema: Any = dict[str, Any], advice: str = "give a file that recbole-kd wrote") -> Any:
-    """What a JSON file holds, once it has been found to be of a schema (:mod:`recbole_kd.files.schema`).
-
-    Raises:
-        OSError: it cannot be read, is no regular file, or is longer than any that we write.
-        UserError: it is no JSON, is nested too deeply, or is not of the schema; it names the field.
-    """
-    try:
-        value = json.loads(read_text(path))
-        require_bounded(value, MOST_TEXT)
-    except (ValueError, RecursionError, Unbounded) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
-        raise UserError(f"'{path}' is no JSON of ours ({reason}); {advice}.") from None
-    check(value, schema, f"'{path}'", advice)
-    return value
 
 
 def plain(value: Any, where: str) -> Any:

@@ -1,7 +1,8 @@
-"""The YAML files under properties/: where they are, and how they are read."""
+"""The YAML files under properties/: where they are, and how they and values on the command line are read."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -77,6 +78,37 @@ def load_yaml(text: str) -> Any:
 
 class _Refused(yaml.YAMLError):
     """YAML that is well-formed and is not read."""
+
+
+def parse_value(text: str) -> Any:
+    """A value from the command line, read as a Python or YAML literal; nothing is evaluated.
+
+    >>> parse_value("1e-3"), parse_value("[10,20]"), parse_value("None"), parse_value("BPR")
+    (0.001, [10, 20], None, 'BPR')
+
+    Raises:
+        UserError: a mapping that names something twice.
+    """
+    try:
+        tree = ast.parse(text.lstrip(" \t"), mode="eval")
+        value = ast.literal_eval(tree)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        pass
+    else:
+        mappings = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+        if any(len(ast.literal_eval(node)) < len(node.keys) for node in mappings):
+            raise UserError(f"{text} names something twice; keep one.")
+        return list(value) if isinstance(value, tuple) else value  # --topk=10,20
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.startswith(("[", "{")) or text in ("~", "null"):
+        try:
+            return load_yaml(text)
+        except Repeated as error:
+            raise UserError(f"{text}: {error.problem}.") from None
+        except yaml.YAMLError:
+            return text
+    return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,14 +1,18 @@
-"""Files that are read: regular ones, and text of a bounded length."""
+"""Files that are read: regular ones, text of a bounded length, JSON of a known form. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike
+from recbole_kd.files.schema import Unbounded, check, require_bounded
 
 #: Bytes of the longest text that is read into memory as a whole.
 MOST_TEXT = 1 << 26
@@ -39,6 +43,37 @@ def read_text(path: PathLike, most: int = MOST_TEXT) -> str:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is longer than {most:,} bytes", str(path))
     return content.decode("utf-8-sig")
+
+
+def read_json(path: PathLike, schema: Any = dict[str, Any], advice: str = "give a file that recbole-kd wrote") -> Any:
+    """What a JSON file holds, once it has been found to be of a schema (:mod:`recbole_kd.files.schema`).
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is longer than any that we write.
+        UserError: it is no JSON, is nested too deeply, or is not of the schema; it names the field.
+    """
+    try:
+        value = json.loads(read_text(path))
+        require_bounded(value, MOST_TEXT)
+    except (ValueError, RecursionError, Unbounded) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise UserError(f"'{path}' is no JSON of ours ({reason}); {advice}.") from None
+    check(value, schema, f"'{path}'", advice)
+    return value
+
+
+def file_digest(path: PathLike) -> tuple[str, int]:
+    """The sha256, in hexadecimal, and the size in bytes of a file.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    hasher, size = hashlib.sha256(), 0
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+            size += len(block)
+    return hasher.hexdigest(), size
 
 
 def vector_files(path: str) -> list[str]:

@@ -12,8 +12,6 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from torch import Tensor
-
 from recbole_kd.errors import UserError
 
 #: Levels of the deepest value that any file needs.
@@ -158,7 +156,6 @@ _NAMES = {
     list: "a list",
     tuple: "a list of that length",
     dict: "values by name",
-    Tensor: "a tensor",
 }
 
 
@@ -166,4 +163,5 @@ def _named(schema: Any) -> str:
     if get_origin(schema) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_named, get_args(schema))))
     kind = dict if is_typeddict(schema) else get_origin(schema) or schema
-    return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+    name = getattr(kind, "__name__", str(kind))
+    return _NAMES.get(kind, "a tensor" if name == "Tensor" else name)

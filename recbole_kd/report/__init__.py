@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike, write_content
-from recbole_kd.files.plain import read_json, save_json
+from recbole_kd.files.plain import save_json
+from recbole_kd.files.reading import read_json
 from recbole_kd.report.headline import findings, recommendation, warnings
 from recbole_kd.report.page import html_page
 from recbole_kd.report.static import STYLE, pictures

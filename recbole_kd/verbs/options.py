@@ -41,6 +41,7 @@ class VerbOptions(Options):
         note: what help says after the options.
         settings: settings of a run that help shows beside the options; None where the verb takes none.
         in_files: whether files of settings may hold the options too. They stay among the settings then.
+        alone: whether the verb does without torch and RecBole.
     """
 
     verb: ClassVar[str]
@@ -48,6 +49,7 @@ class VerbOptions(Options):
     note: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...] | None] = None
     in_files: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     @classmethod
     def split(cls: type[VerbT], given: Mapping[str, Any]) -> tuple[VerbT, dict[str, Any]]:
@@ -351,9 +353,23 @@ class ExportOptions(VerbOptions):
 
 
 @dataclass(frozen=True)
+class ServeOptions(VerbOptions):
+    verb = "serve"
+    summary = "answer over HTTP from what export wrote"
+    note = "A bundle that takes the place of this one (export --overwrite=true) answers within about a second."
+    alone = True
+
+    bundle: str = option(None, "the folder that export wrote", metavar="DIR", needed="a bundle", example="served")
+    host: str = option("127.0.0.1", "the address that answers; by default only this machine reaches it")
+    port: int = option(8000, "its port; 0 takes a free one", minimum=0, maximum=65535)
+    workers: int = option(1, "processes that answer; they share the vectors' memory", minimum=1)
+
+
+@dataclass(frozen=True)
 class CompletionOptions(VerbOptions):
     verb = "completion"
     summary = "a script that completes verbs and settings in bash or zsh"
+    alone = True
     note = 'For this shell: eval "$(recbole-kd completion)"'
 
     shell: str = option("bash", "which shell", choices=("bash", "zsh"))
@@ -373,6 +389,7 @@ VERBS: dict[str, type[VerbOptions]] = {
         TuneOptions,
         CompareOptions,
         ExportOptions,
+        ServeOptions,
         CompletionOptions,
     )
 }

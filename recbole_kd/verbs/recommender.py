@@ -19,15 +19,14 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.stages.saved import load_trained
+from recbole_kd.student.folding import Folding
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.verbs.options import SEEN, RecommendOptions
 
-__all__ = ["Recommendation", "Recommender", "folded_in", "rank_items"]
+__all__ = ["Recommendation", "Recommender", "rank_items"]
 
 #: What a list is called whose user is not in the data.
 NEW_USER = "new"
-#: Weight of the penalty on a user's vector that is made of items, for each item.
-_RIDGE = 3.0
 
 
 class Recommendation(NamedTuple):
@@ -90,7 +89,7 @@ class Recommender:
         """The k best items for somebody who is not in the data, by what they had.
 
         A sequential model's encoder reads the items. Of a model whose score is a product of two vectors, the items'
-        vectors give the user's: see :func:`folded_in`.
+        vectors give the user's: see :class:`recbole_kd.student.folding.Folding`.
 
         Args:
             history: original ids of items, oldest first.
@@ -128,7 +127,8 @@ class Recommender:
                 f"--teacher={self.model.name} --distill=rrd)."
             )
         vectors = self.model.item_embeddings()
-        scores = vectors @ folded_in(vectors, had.to(vectors.device))
+        user = Folding(vectors[1:].float().cpu().numpy()).vector((had - 1).tolist())
+        scores = vectors @ torch.from_numpy(user).to(vectors)
         return lambda _: scores.unsqueeze(0).clone()
 
     def _check_k(self, k: int) -> None:
@@ -244,30 +244,6 @@ class Recommender:
         given = Interaction({model.ITEM_SEQ: items, model.ITEM_SEQ_LEN: lengths.clamp(min=1)})
         scores: Tensor = model.full_sort_predict(given).view(len(items), -1)
         return scores.masked_fill_((lengths == 0).unsqueeze(1), -torch.inf)
-
-
-def folded_in(items: Tensor, had: Tensor) -> Tensor:
-    """The vector of a user by the items that they had, by regularised least squares over the items' vectors.
-
-    It is the u that minimises, with n items had of I, the others counting as much as these together, and s the mean of
-    ||v_i||^2 / d,
-
-        sum over the items had of (1 - u . v_i)^2  +  n / I  sum over the others of (u . v_i)^2  +  3 n s ||u||^2.
-
-    Args:
-        items: (I + 1, d) vectors, the padding's first.
-        had: (n,) the items had; one that was had twice counts twice.
-
-    Returns:
-        (d,) the vector.
-    """
-    every, own, n = items[1:].double(), items[had].double(), len(had)
-    # The sum over the others is the one over all, less the items had.
-    weight = n / len(every)
-    distinct = items[had.unique()].double()
-    system = own.t() @ own + weight * (every.t() @ every - distinct.t() @ distinct)
-    system += _RIDGE * n * every.square().mean() * torch.eye(every.shape[1], dtype=every.dtype, device=every.device)
-    return torch.linalg.solve(system, own.sum(dim=0)).to(items.dtype)
 
 
 @torch.no_grad()

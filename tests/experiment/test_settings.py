@@ -13,8 +13,8 @@ from recbole_kd import registry
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.experiment.values import nest, parse_value
-from recbole_kd.files.properties import load_yaml
+from recbole_kd.experiment.values import nest
+from recbole_kd.files.properties import load_yaml, parse_value
 from recbole_kd.testing import known_answer_settings
 
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.bundle import FORMATS, best, is_bundle, read_bundle, read_tensors
-from recbole_kd.files.digest import file_digest
+from recbole_kd.files.reading import file_digest
 
 #: Two users and three items: what u1 has seen is x and z, what u2 has seen is nothing.
 USERS = np.array([[1, 0], [0.5, 2]], dtype=np.float32)
@@ -20,11 +20,11 @@ ITEMS = np.array([[3, 0], [2, 1], [1, 4]], dtype=np.float32)
 SEEN = {"offsets": np.array([0, 2, 2]), "items": np.array([0, 2])}
 
 
-def write(folder: Path, tensors: dict[str, Any], seen: dict[str, Any] = SEEN, **manifest: Any) -> Path:
+def write(folder: Path, tensors: dict[str, Any], seen: dict[str, Any] = SEEN, ids: Any = None, **manifest: Any) -> Path:
     """A bundle of two towers, with the digests of what is in it."""
     folder.mkdir(exist_ok=True)
-    (folder / "users.jsonl").write_text('"u1"\n"u2"\n')
-    (folder / "items.jsonl").write_text('"x"\n"y"\n"z"\n')
+    for name, tokens in (ids or {"users": ["u1", "u2"], "items": ["x", "y", "z"]}).items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(token) + "\n" for token in tokens))
     safetensors.numpy.save_file(tensors, folder / "vectors.safetensors")
     safetensors.numpy.save_file(seen, folder / "seen.safetensors")
     files = {}

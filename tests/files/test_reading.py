@@ -9,10 +9,9 @@ import pytest
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_any
-from recbole_kd.files.digest import file_digest
-from recbole_kd.files.plain import read_json, save_json
+from recbole_kd.files.plain import save_json
 from recbole_kd.files.properties import read_yaml
-from recbole_kd.files.reading import open_regular, read_text
+from recbole_kd.files.reading import file_digest, open_regular, read_json, read_text
 
 
 def test_a_pipe_and_a_device_are_refused_at_once(tmp_path: Path) -> None:

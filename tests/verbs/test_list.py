@@ -8,7 +8,8 @@ import pytest
 
 from recbole_kd.cli import main
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.experiment.values import nest, parse_value
+from recbole_kd.experiment.values import nest
+from recbole_kd.files.properties import parse_value
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, recipes
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,7 +25,7 @@ from recbole_kd.testing import (
 from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs import recommender
 from recbole_kd.verbs.recommend import FORMATS, read_users, split_users
-from recbole_kd.verbs.recommender import Recommendation, Recommender, folded_in, rank_items
+from recbole_kd.verbs.recommender import Recommendation, Recommender, rank_items
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -115,21 +113,6 @@ def test_what_was_seen_is_left_out_and_nothing_else(seen: str, splits: list[str]
 
 
 # For somebody who is not in the data
-
-
-def test_a_user_is_the_vector_that_fits_what_they_had_best() -> None:
-    """Each square of the sum is a row of an ordinary least squares problem."""
-    generator = np.random.default_rng(3)
-    items, had, size = generator.normal(size=(9, 3)), [2, 5, 5], 3
-    ridge = 3 * len(had) * (items[1:] ** 2).sum(axis=1).mean() / size
-    rows = [(items[item], 1.0) for item in had]
-    rows += [(items[item] * math.sqrt(len(had) / 8), 0.0) for item in range(1, 9) if item not in had]
-    rows += [(row, 0.0) for row in np.eye(size) * math.sqrt(ridge)]
-    expected = np.linalg.lstsq(np.array([row for row, _ in rows]), np.array([value for _, value in rows]), rcond=None)[
-        0
-    ]
-    found = folded_in(torch.from_numpy(items), torch.tensor(had))
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
 
 
 def test_a_history_is_answered_by_what_those_like_whose_history_it_is(data: Path) -> None:

@@ -20,7 +20,8 @@ from recbole_kd.evaluation.costs import CUTOFF, inference_costs, peak_memory, re
 from recbole_kd.evaluation.per_user import save_per_user
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.plain import read_json, save_json
+from recbole_kd.files.plain import save_json
+from recbole_kd.files.reading import read_json
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
 from recbole_kd.stages.student import build_student

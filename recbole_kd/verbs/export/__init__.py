@@ -28,8 +28,8 @@ from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.atomic import whole_folder, write_content
 from recbole_kd.files.bundle import FORMAT, Bundle, Tensors, is_bundle
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
-from recbole_kd.files.digest import file_digest
 from recbole_kd.files.plain import save_json
+from recbole_kd.files.reading import file_digest
 from recbole_kd.stages.result import versions
 from recbole_kd.stages.testing import evaluated
 from recbole_kd.trainer.kd_trainer import make_evaluator

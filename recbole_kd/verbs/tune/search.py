@@ -30,8 +30,9 @@ from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.atomic import write_atomic
 from recbole_kd.files.digest import digest
-from recbole_kd.files.plain import read_json, save_json
+from recbole_kd.files.plain import save_json
 from recbole_kd.files.properties import overall_properties
+from recbole_kd.files.reading import read_json
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
 from recbole_kd.stages.needs import check_models
