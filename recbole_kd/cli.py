@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if help_wanted:
             print(usage(verb) if words[0] == verb else overview())
             return 0
-        if not VERBS[verb].alone:
+        if not VERBS[verb].torchless:
             check()
         options, settings = VERBS[verb].split(given)
         try:

@@ -41,7 +41,7 @@ class VerbOptions(Options):
         note: what help says after the options.
         settings: settings of a run that help shows beside the options; None where the verb takes none.
         in_files: whether files of settings may hold the options too. They stay among the settings then.
-        alone: whether the verb does without torch and RecBole.
+        torchless: whether the verb does without torch and RecBole.
     """
 
     verb: ClassVar[str]
@@ -49,7 +49,7 @@ class VerbOptions(Options):
     note: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...] | None] = None
     in_files: ClassVar[bool] = False
-    alone: ClassVar[bool] = False
+    torchless: ClassVar[bool] = False
 
     @classmethod
     def split(cls: type[VerbT], given: Mapping[str, Any]) -> tuple[VerbT, dict[str, Any]]:
@@ -357,7 +357,7 @@ class ServeOptions(VerbOptions):
     verb = "serve"
     summary = "answer over HTTP from what export wrote"
     note = "A bundle that takes the place of this one (export --overwrite=true) answers within about a second."
-    alone = True
+    torchless = True
 
     bundle: str = option(None, "the folder that export wrote", metavar="DIR", needed="a bundle", example="served")
     host: str = option("127.0.0.1", "the address that answers; by default only this machine reaches it")
@@ -369,7 +369,7 @@ class ServeOptions(VerbOptions):
 class CompletionOptions(VerbOptions):
     verb = "completion"
     summary = "a script that completes verbs and settings in bash or zsh"
-    alone = True
+    torchless = True
     note = 'For this shell: eval "$(recbole-kd completion)"'
 
     shell: str = option("bash", "which shell", choices=("bash", "zsh"))
