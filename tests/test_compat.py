@@ -202,8 +202,10 @@ recbole_kd.compat.version = pretend
 )
 def test_what_is_missing_or_old_is_told_in_a_line(package: str, found: str | None, message: str) -> None:
     without = WITHOUT.format(package=package, found=found)
-    program = "from recbole_kd.cli import VERBS, main\nfor verb in VERBS: print(main([verb]), file=sys.stderr)"
-    assert run(f"{without}\n{program}", both=True).splitlines() == [f"recbole-kd: {message}", "2"] * len(VERBS)
+    program = "from recbole_kd.cli import VERBS, main\nCHECKED = [verb for verb, one in VERBS.items() if not one.torchless]\nfor verb in CHECKED: print(main([verb]), file=sys.stderr)"
+    assert run(f"{without}\n{program}", both=True).splitlines() == [f"recbole-kd: {message}", "2"] * sum(
+        not one.torchless for one in VERBS.values()
+    )
     assert run(f"{without}\nrecbole_kd.run_recbole_kd") == f"recbole_kd.errors.UserError: {message}"
 
 

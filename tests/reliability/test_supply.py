@@ -17,8 +17,9 @@ OF_RECBOLE = ("config", "data", "evaluator", "model", "quick_start", "sampler", 
 #: What RecBole imports only in models, or for settings, that need a package more; its error or ours names it.
 OPTIONAL = {"community", "dgl", "faiss", "hyperopt", "kmeans_pytorch", "lightgbm", "networkx", "torch_geometric"}
 OPTIONAL |= {"torch_scatter", "wandb", "xgboost"}
-#: What is imported only where a setting asks for it (--log_wandb, --log_mlflow), and named in a line where it is missing.
-ASKED_FOR = {"mlflow", "wandb"}
+#: What is imported only where a setting or verb asks for it (--log_wandb, --log_mlflow, serve), and named in a line where
+#: it is missing; pydantic comes with fastapi.
+ASKED_FOR = {"fastapi", "fastapi_offline", "mlflow", "pydantic", "uvicorn", "wandb"}
 
 
 def _declared() -> dict[str, set[str]]:

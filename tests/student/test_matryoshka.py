@@ -29,7 +29,7 @@ from recbole_kd.verbs.export import run_export
 from recbole_kd.verbs.recommender import Recommender
 from recbole_kd.verbs.train import run_recbole_kd
 from tests.sequential import SequentialBench
-from tests.verbs.test_export import _as_written, _assert_ranked_as_by
+from tests.verbs.export.test_export import _as_written, _assert_ranked_as_by
 
 GENERAL = ("BPR", "LightGCN", "SimRecStudent", "SimpleX")
 SIZES = (2, 3, 8)
