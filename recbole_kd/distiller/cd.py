@@ -22,7 +22,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from recbole_kd.contracts import Batch, DataView, Needs
+from recbole_kd.contracts import Batch, Needs
 from recbole_kd.data.samplers import better_of_two, draw_without_replacement, exponential_log_weights, items_at
 from recbole_kd.distiller.base.lists import (
     GuidedOptions,
@@ -34,7 +34,6 @@ from recbole_kd.distiller.base.lists import (
     list_scores,
     require_drawable,
 )
-from recbole_kd.errors import UserError
 from recbole_kd.loss.ranking import soft_target_loss
 from recbole_kd.options import option
 
@@ -104,21 +103,9 @@ class CDSequenceDistiller(SequenceListDistiller[CDOptions]):
 
     name = "cd"
 
-    @classmethod
-    def check_data(cls, options: CDOptions, data: DataView) -> None:
-        """
-        Raises:
-            UserError: ``pool`` is more than the items there are.
-        """
-        if options.pool >= data.items:
-            raise UserError(f"{cls.name}.pool={options.pool:,} is more than the {data.items - 1:,} items; lower it.")
-
     def build(self) -> None:
         super().build()
         self._weights = self.options.log_chances()
-
-    def list_length(self) -> int:
-        return self.options.pool
 
     def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
         """The mean over the items drawn for the batch's sequences, of a file those that have a list."""

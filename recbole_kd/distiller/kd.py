@@ -107,19 +107,7 @@ class KDSequenceDistiller(SequenceListDistiller[KDOptions]):
     """The same over the best items after a sequence, or over all, for next-item prediction."""
 
     name = "kd"
-
-    @classmethod
-    def check_data(cls, options: KDOptions, data: DataView) -> None:
-        """
-        Raises:
-            UserError: ``items`` is more than the items there are.
-        """
-        if options.items is not None and options.items >= data.items:
-            raise UserError(f"{cls.name}.items={options.items:,} is more than the {data.items - 1:,} items; lower it.")
-
-    def list_length(self) -> int:
-        assert self.options.items is not None, "a file has no scores of all items"
-        return self.options.items
+    list_length = "items"
 
     def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
         """The mean over the batch's sequences, of a file those that have a list."""

@@ -95,9 +95,6 @@ class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
         """
         options.require_lists(cls.name, _nothing_observed(1, data.items), "sequences", "items")
 
-    def list_length(self) -> int:
-        return self.options.pool
-
     def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
         """Eq. 9: the mean over the batch's sequences, of a file those that have a list."""
         listed = self.listed(batch, self.options.pool)

@@ -183,14 +183,27 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
     After sequences without a list (a file need not have one for each) the base loss alone trains the student.
     """
 
+    #: The option that asks for so many items after every sequence.
+    list_length: ClassVar[str] = "pool"
+
+    @classmethod
+    def check_data(cls, options: ListOptionsT, data: DataView) -> None:
+        """
+        Raises:
+            UserError: `list_length` is more than the items there are.
+        """
+        length = getattr(options, cls.list_length)
+        if length is not None and length >= data.items:
+            raise UserError(
+                f"{cls.name}.{cls.list_length}={length:,} is more than the {data.items - 1:,} items; lower it."
+            )
+
     def build(self) -> None:
         if "sequences" not in self.teacher.capabilities:  # a file, whose lists may be too short
+            length = getattr(self.options, self.list_length)
+            assert length is not None, "a file has no scores of all items"
             nothing = torch.empty(0, dtype=torch.long), torch.empty(0, 1, dtype=torch.long)
-            self.teacher.ranked_after(nothing[0], Sequences(nothing[1], nothing[0]), self.list_length())
-
-    def list_length(self) -> int:
-        """How long the lists of a file must be."""
-        raise NotImplementedError
+            self.teacher.ranked_after(nothing[0], Sequences(nothing[1], nothing[0]), length)
 
     def listed(self, batch: Batch, k: int) -> SequenceLists:
         """The teacher's k best items after the batch's sequences."""

@@ -96,11 +96,11 @@ def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) ->
     target = Path(options.output).absolute()
     _check_target(target, options.overwrite)
     faiss = None if options.index is None else index_module(options.index)
-    recommender = Recommender(options.checkpoint, options.seen, _settings(options, config_dict))
-    if options.dimensions is not None and recommender.trained.state["config"].get("matryoshka"):
-        given = _settings(options, config_dict)  # its first numbers are a student, and are cut before they are turned
-        recommender = Recommender(options.checkpoint, options.seen, given, options.dimensions)
-        options = replace(options, dimensions=None)
+    stored = load_checkpoint(options.checkpoint, schema=ModelState)["config"]
+    # The first numbers of a Matryoshka student are a student: they are cut in the model, not turned here.
+    cut = options.dimensions if stored.get("matryoshka") else None
+    recommender = Recommender(options.checkpoint, options.seen, _settings(options, stored, config_dict), cut)
+    options = options if cut is None else replace(options, dimensions=None)
     _check_fits(options, kind_of(recommender), recommender)
     whole = student_bundle(recommender)
     explored = None
@@ -135,11 +135,12 @@ def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) ->
     return manifest
 
 
-def _settings(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+def _settings(
+    options: ExportOptions, stored: Mapping[str, Any], config_dict: Optional[Mapping[str, Any]]
+) -> dict[str, Any]:
     """The settings over the stored ones. The card's metrics are those that the run asked for."""
     if options.config_files:
         return {**(config_dict or {}), "config_files": options.config_files}
-    stored = load_checkpoint(options.checkpoint, schema=ModelState)["config"]
     return {**{name: stored[name] for name in ("metrics", "topk") if name in stored}, **(config_dict or {})}
 
 
