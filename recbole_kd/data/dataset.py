@@ -41,7 +41,7 @@ from recbole_kd.data.columns import (
     row_type,
     some_rows,
 )
-from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, splits_by_time
+from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, reads_time
 from recbole_kd.data.reader import Layout, fields_of
 from recbole_kd.data.store import kept, load_atomic
 from recbole_kd.errors import UserError
@@ -136,9 +136,9 @@ class _Fast(Dataset):
         return pd.DataFrame(frame, copy=False)
 
     def _get_load_and_unload_col(self, source: Any) -> Any:
-        """RecBole's, and the column of time where rows are ordered by it."""
+        """RecBole's, and the column of time where it is read unasked."""
         load, unload = super()._get_load_and_unload_col(source)
-        if load and source == FeatureSource.INTERACTION and splits_by_time(self.config):
+        if load and source == FeatureSource.INTERACTION and reads_time(self.config):
             load = {*load, self.time_field}
         return load, unload
 
