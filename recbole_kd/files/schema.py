@@ -98,9 +98,10 @@ def _mismatch(value: Any, schema: Any, where: str) -> tuple[str, str, str] | Non
         deeper = [problem for problem in choices if problem is not None and problem[0] != where]
         return deeper[0] if deeper else (where, _found(value), _named(schema))
     if origin is list and isinstance(value, list):
-        return next(
-            filter(None, (_mismatch(part, arguments[0], f"{where}[{i}]") for i, part in enumerate(value))), None
-        )
+        (kind,) = arguments
+        # Of the tokens of a catalogue only those that do not fit are looked at closely.
+        parts = ((i, part) for i, part in enumerate(value) if kind not in (str, int, float) or not _is(part, kind))
+        return next(filter(None, (_mismatch(part, kind, f"{where}[{i}]") for i, part in parts)), None)
     if origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
         problems = (_mismatch(part, kind, f"{where}[{i}]") for i, (part, kind) in enumerate(zip(value, arguments)))
         return next(filter(None, problems), None)
