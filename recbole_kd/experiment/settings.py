@@ -371,7 +371,8 @@ class KDConfig(Config):
     def baseline_config(self) -> KDConfig:
         """The plain model to stand beside the student, of its size.
 
-        ``baseline: student`` is the student's own backbone with all of its settings, less teacher and distillers.
+        ``baseline: student``, the default, is the student's own backbone with all of its settings, less teacher and
+        distillers.
         Another model trains as it would alone, with RecBole's defaults; of the run's settings it takes those that were
         given for the length of training.
         """
