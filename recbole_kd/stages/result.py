@@ -123,7 +123,7 @@ def table(result: Mapping[str, Any], asked: bool = False) -> str:
     names = list(result["test_result"])
     usual = {name.partition("@")[0] for name in names} == _USUAL and not asked
     shown = [name for name in names if name.startswith(_FIRST)] if usual else names
-    teacher, baseline = result["teacher"], result["baseline"]
+    baseline = result["baseline"]
     lines = [["", "model", *shown, "parameters", "train seconds"]]
     for role, row in _members(result):
         values = [f"{row['test_result'][key]:.4f}" if key in row["test_result"] else "-" for key in shown]
