@@ -377,8 +377,8 @@ class KDConfig(Config):
     def baseline_config(self) -> KDConfig:
         """The plain model to stand beside the student, of its size.
 
-        ``baseline: student``, the default, is the student's own backbone with all of its settings, less teacher and
-        distillers.
+        ``baseline: student``, the default, is the student's own backbone with all of its settings, less teacher,
+        distillers, and SEvo where its graph is the teacher's.
         Another model trains as it would alone, with RecBole's defaults; of the run's settings it takes those that were
         given for the length of training.
         """
@@ -387,9 +387,11 @@ class KDConfig(Config):
         model = backbone if name == "student" else name
         if model == backbone:
             keys = {*training_arguments, "learning_rate_schedule", "fused_adam", "fast_sampling", *self.model_keys()}
-            if self["sevo"] is not None:
-                keys.add("sevo")
-            settings = {key: self[key] for key in keys if key in self}
+            settings = {key: self[key] for key in keys - {"sevo"} if key in self}
+            if self.sevo is not None and self.sevo.graph == "teacher":
+                settings["learner"] = str(settings["learner"]).lower().removeprefix("sevo_")
+            elif self.sevo is not None:
+                settings["sevo"] = self["sevo"]
             if settings["fused_adam"] is None:
                 settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
             if settings["fast_sampling"] is None:
