@@ -220,8 +220,8 @@ class KDConfig(Config):
     def _check_gpu(self, given: Mapping[str, Any]) -> None:
         """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence.
 
-        Where a file says ``use_gpu: true``, another machine may have written it. It is dropped, so that nobody who takes
-        these settings further asks for a GPU.
+        Where a file says ``use_gpu: true``, another machine may have written it. It is dropped, so that nobody who
+        takes these settings further asks for a GPU.
         """
         if self.final_config_dict["device"].type != "cpu":
             return
