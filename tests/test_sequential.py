@@ -64,6 +64,13 @@ def test_a_plain_run_is_recboles_own_bit_for_bit(model: str, loss: str, data_pat
     assert ours["test_result"] == dict(trainer.evaluate(test, load_best_model=False))
 
 
+def test_the_column_of_time_is_read_unasked(data_path: Path) -> None:
+    """RecBole's default `load_col` names users and items alone."""
+    asked, unasked = (run(data_path, load_col={"inter": ["user_id", "item_id", *time]}) for time in (["timestamp"], []))
+    assert all(torch.equal(value, weights(unasked)[name]) for name, value in weights(asked).items())
+    assert unasked["test_result"] == asked["test_result"]
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_every_sequential_model_learns_what_comes_next(model: str, data_path: Path) -> None:
     epochs = {"BERT4Rec": 15, "STOSA": 30}.get(model, 20)
@@ -218,7 +225,8 @@ def test_models_that_read_their_padding_keep_it(data_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"load_col": {"inter": ["user_id", "item_id"]}}, "without 'timestamp'; add it to --load_col"),
+        ({"load_col": {"inter": ["user_id", "item_id"]}, "TIME_FIELD": "when"}, "has no column 'when'; it has user_id"),
+        ({"load_col": None, "unload_col": {"inter": ["timestamp"]}}, "--unload_col leaves out 'timestamp'"),
         ({"TIME_FIELD": "time", "load_col": None}, "has no column 'time'; it has user_id, item_id, timestamp"),
         ({"eval_args": {"order": "RO"}}, "--eval_args says order RO"),
         ({"benchmark_filename": ["train", "valid", "test"]}, "known-sequences.train.inter'; expected RecBole's atomic"),

@@ -97,9 +97,10 @@ def _are_times(value: Any) -> bool:
 
 
 def _are_columns(value: Mapping[str, Any] | None) -> bool:
-    """Whether each file has a list of columns, or "*" for all of them; that of interactions is not empty."""
-    named = all(one == "*" or _are_words(one) for one in (value or {}).values())
-    return named and bool((value or {}).get("inter", "*"))
+    """Whether each file has a list of columns, or "*" for all of them; that of interactions is there and not empty."""
+    if value is None:
+        return True
+    return bool(value.get("inter")) and all(one == "*" or _are_words(one) for one in value.values())
 
 
 def _are_words(value: Any) -> bool:

@@ -119,7 +119,8 @@ class ListOptions(VerbOptions):
 class EvaluateOptions(VerbOptions):
     verb = "evaluate"
     summary = "a checkpoint on its dataset, full ranking"
-    settings = ("data_path", "topk", "metrics", "ray_address")
+    note = "--topk and --metrics are by default those that the model was trained with."
+    settings = ("data_path", "ray_address")
 
     checkpoint: str = _CHECKPOINT
     config_files: str = _READ_FILES
