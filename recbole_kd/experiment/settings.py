@@ -136,6 +136,8 @@ class KDConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
         super()._load_internal_config_dict(self.resolved.backbone, model_class, dataset)
+        if self.sequential:
+            self.internal_config_dict["repeatable"] = None  # as the data says, once it is read
         layers = precedence(self.internal_config_dict, self.resolved, dataset, self._given)
         self.internal_config_dict = merged(layer for layer in layers if not layer.given)[0]
         self.sources = merged(layers)[1]
@@ -200,7 +202,11 @@ class KDConfig(Config):
         return bounding is not None and bounding not in self.active_distillers()
 
     def _set_default_parameters(self) -> None:
+        repeatable = self.final_config_dict["repeatable"]
+        # RecBole refuses sequential models that leave out what was seen; the loaders do it here.
+        self.final_config_dict["repeatable"] = repeatable or self.sequential
         super()._set_default_parameters()
+        self.final_config_dict["repeatable"] = repeatable
         negatives = self.final_config_dict["train_neg_sample_args"]
         drawn = isinstance(negatives, Mapping) and negatives.get("distribution") not in (None, "none")
         if hasattr(self.resolved.model_class, "bounded_by") and drawn:
@@ -417,8 +423,6 @@ class KDConfig(Config):
             del inherited["eval_batch_size"]
         own = nest(settings)
         preset = resolve_model(model, setting=f"{prefix}model")
-        if (preset.model_class.type == ModelType.SEQUENTIAL) != self.sequential:
-            inherited.pop("repeatable", None)  # RecBole refuses the other kind's; that one of them is, is said later
         if preset.recipe or any(key in read_properties("model", model) for key in ("distill", "teacher")):
             own = {"distill": [], **own}
         return KDConfig(model, self.dataset, config_dict=merge(inherited, own), prefix=prefix)

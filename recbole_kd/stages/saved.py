@@ -56,7 +56,8 @@ def load_trained(
     dataset = given.pop("dataset", state["dataset"])
     if dataset != state["dataset"]:
         raise UserError(f"'{path}' was trained on {state['dataset']}, and --dataset={dataset}; leave --dataset out.")
-    stored = {key: state["config"][key] for key in _data_settings(state) if key in state["config"]}
+    # What is ranked is as it was in training. Older programs let sequential models rank everything, and say so there.
+    stored = {key: state["config"][key] for key in {*_data_settings(state), "repeatable"} if key in state["config"]}
     if "valid_metric" not in given and ("topk" in given or "metrics" in given):
         # Nothing is chosen here: any metric that is computed will do.
         probe = {key: given.get(key, state["config"].get(key)) for key in ("metrics", "topk")}

@@ -49,5 +49,6 @@ def evaluate_checkpoint(
     for name, data in (("valid_result", valid), ("test_result", test)):
         if data is not None:
             results[name] = evaluated(trainer, data, name.split("_")[0], path, dict(config_dict or {}))
-    cut = {} if dimensions is None else {"dimensions": dimensions}
-    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **cut, **results}
+    how = {} if dimensions is None else {"dimensions": dimensions}
+    how |= {"repeatable": splits.repeatable} if splits.sequential else {}
+    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **how, **results}
