@@ -390,15 +390,14 @@ class _Fast(Dataset):
         """
         self._change_feat_format()
         order, *rows = self._split_rows()
-        hidden = {name: self.inter_feat.interaction.pop(name, None) for name in (PART, PLACE, BEFORE)}
-        del hidden[PART]
+        columns = self.inter_feat.interaction
+        hidden = {name: columns.pop(name) for name in (PART, PLACE, BEFORE) if name in columns}
         self._drop_unused_col()
         parts = [self.copy(as_recboles(self.inter_feat, index)) for index in rows]
         for part, index in zip(parts, rows):
             part.timed = None
-            if hidden[PLACE] is not None:
-                known = {name: values[index] for name, values in hidden.items() if values is not None}
-                part.timed = Interaction({**part.inter_feat.interaction, **known})
+            if PLACE in hidden:
+                part.timed = Interaction(part.inter_feat.interaction | {name: hidden[name][index] for name in hidden})
         self._order = order
         return parts
 
