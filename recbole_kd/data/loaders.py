@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import RepeatableSampler
@@ -25,7 +25,13 @@ from recbole_kd.data.sequence_states import Past
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 
-__all__ = ["FastFullSortEvalDataLoader", "eval_batch_size", "make_loaders", "sized_eval_batch"]
+__all__ = [
+    "FastFullSortEvalDataLoader",
+    "WholeSequenceDataLoader",
+    "eval_batch_size",
+    "make_loaders",
+    "sized_eval_batch",
+]
 
 #: Size of a block of float32 scores at which an evaluation is fastest: it stays in the cache and well below the sizes
 #: (16-32 MiB) from which the C allocator returns freed memory to the system, to be faulted in again by the next batch.
@@ -90,6 +96,8 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
         loader = get_dataloader(chosen_by, phase)
         if loader is FullSortEvalDataLoader:
             loader = FastFullSortEvalDataLoader
+        elif phase == "train" and splits.sequential and config["loss_type"] == "BCE":
+            loader = WholeSequenceDataLoader
         elif phase == "train" and fast and can:
             loader = FastTrainDataLoader
         made = loader(sized, part, sampler, shuffle=config["shuffle"] if phase == "train" else False)
@@ -226,3 +234,21 @@ def _difference(used_ids: Observed | NDArray[Any], positive: Observed) -> Observ
         users = torch.repeat_interleave(torch.from_numpy(counts))
     kept = ~positive.contains(users, items)
     return Observed(users[kept], items[kept], positive.users, positive.items)
+
+
+class WholeSequenceDataLoader(TrainDataLoader):
+    """RecBole's training loader of one row a user, the longest training sequence, for losses at every position."""
+
+    def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
+        self.logger = getLogger()
+        self._set_neg_sample_args(config, dataset, config["MODEL_INPUT_TYPE"], config["train_neg_sample_args"])
+        users, before = dataset.inter_feat[dataset.uid_field], dataset.timed[BEFORE]
+        longest = torch.zeros(dataset.user_num, dtype=before.dtype).scatter_reduce(0, users, before, "amax")
+        self._rows = (before == longest[users]).nonzero().squeeze(1).numpy()
+        self.sample_size = len(self._rows)
+        # Past TrainDataLoader's own constructor, which takes all rows.
+        super(TrainDataLoader, self).__init__(config, dataset, sampler, shuffle=shuffle)
+
+    def collate_fn(self, index: Any) -> Any:
+        """The batch of the users at `index`."""
+        return super().collate_fn(self._rows[np.asarray(index)])

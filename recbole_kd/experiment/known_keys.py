@@ -472,7 +472,7 @@ _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "hidden_act": (("gelu", "relu", "swish", "tanh", "sigmoid"),),
     "inter_matrix_type": (("01", "rating"),),
     "knn_method": (("item", "user"),),
-    "loss_type": (("CE", "BPR"), ("BCE", "MSE")),
+    "loss_type": (("BCE", "MSE"), ("CE", "BPR", "BCE")),
     "mean_type": (("x0", "eps"),),
     "mlp_act_func": (_ACTIVATIONS,),
     "neigh_info_method": (("random", "knn", "louvain"),),
