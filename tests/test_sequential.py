@@ -96,6 +96,8 @@ def test_the_teachers_graph_alone_and_with_dkd(data_path: Path) -> None:
     both = run(data_path, "SASRec", teacher="GRU4Rec", distill="dkd", **settings)
     assert both["distillers"] == ["dkd"]
     assert both["teacher"]["from_cache"]
+    plain = load_checkpoint(both["baseline"]["checkpoint"])["config"]
+    assert plain["learner"] == "adamw", "the baseline has no teacher to take a graph from"
 
 
 def test_a_recipe_and_its_baseline(data_path: Path) -> None:

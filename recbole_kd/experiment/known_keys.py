@@ -214,7 +214,9 @@ class Who(Options):
     teacher: Teacher | None = option(None, "the teacher, and any setting of its own: --teacher.epochs=50")
     distill: tuple[str, ...] | None = option(None, "distillers by name", metavar="de,rrd")
     baseline: str | None = option(
-        None, "a plain model of the student's size to print beside it; student: its own backbone", metavar="NAME"
+        "student",
+        "beside a distilled student: student, the same backbone without its teacher; another model; none",
+        metavar="NAME",
     )
 
 
@@ -484,15 +486,18 @@ _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def of_a_model(key: str, default: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Type and bounds of a model's own setting, where its name and default tell them."""
+def of_a_model(key: str, defaults: Mapping[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Type and bounds of a model's own setting, where its name and the model's defaults tell them."""
+    default = defaults.get(key)
     for choices in _WORDS.get(key, ()):
         if default in choices:
             return str, {"choices": choices, "any_case": choices is _ACTIVATIONS}
     if key in _SIZES:
         return int | None, {"minimum": 1, "maximum": LARGEST_SIZE}
     if key in _COUNTS:
-        return int | None, {"minimum": 0, "maximum": LARGEST_SIZE}
+        # A transformer gives its last layer's output; other models may have no layer.
+        transformer = key == "n_layers" and "n_heads" in defaults
+        return int | None, {"minimum": int(transformer), "maximum": LARGEST_SIZE}
     if key in _SHARES or "dropout" in key:
         return float | None, {"minimum": 0, "maximum": 1}
     if key in _WEIGHTS:
@@ -543,7 +548,7 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
     for key, value in settings.items():
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
         section, name = f"--{prefix}", f"--{prefix}{key}"
-        own = of_a_model(key, defaults.get(key))
+        own = of_a_model(key, defaults)
         if key == "teacher":
             _check_teacher(value)
         elif key in _table():

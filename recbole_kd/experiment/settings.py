@@ -243,7 +243,11 @@ class KDConfig(Config):
         self._check_gpu(self._given[-1].settings)  # in a file, use_gpu may have been written by another machine
 
     def _check_gpu(self, given: Mapping[str, Any]) -> None:
-        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence."""
+        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence.
+
+        Where a file says ``use_gpu: true``, another machine may have written it. It is dropped, so that nobody who takes
+        these settings further asks for a GPU.
+        """
         if self.final_config_dict["device"].type != "cpu":
             return
         number, device = str(given.get("gpu_id") or "0"), str(given.get("device") or "")
@@ -258,6 +262,8 @@ class KDConfig(Config):
                     f"{setting} asks for a GPU, and torch sees none there; set --use_gpu=false for the CPU, or leave "
                     "all of these out, which takes a GPU where there is one."
                 )
+        if self.external_config_dict.get("use_gpu"):
+            del self.external_config_dict["use_gpu"]
 
     def __getitem__(self, key: str) -> Any:
         for noted in self._noting:
@@ -396,7 +402,8 @@ class KDConfig(Config):
     def baseline_config(self) -> KDConfig:
         """The plain model to stand beside the student, of its size.
 
-        ``baseline: student`` is the student's own backbone with all of its settings, less teacher and distillers.
+        ``baseline: student``, the default, is the student's own backbone with all of its settings, less teacher,
+        distillers, and SEvo where its graph is the teacher's.
         Another model trains as it would alone, with RecBole's defaults; of the run's settings it takes those that were
         given for the length of training.
         """
@@ -405,9 +412,11 @@ class KDConfig(Config):
         model = backbone if name == "student" else name
         if model == backbone:
             keys = {*training_arguments, "learning_rate_schedule", "fused_adam", "fast_sampling", *self.model_keys()}
-            if self["sevo"] is not None:
-                keys.add("sevo")
-            settings = {key: self[key] for key in keys if key in self}
+            settings = {key: self[key] for key in keys - {"sevo"} if key in self}
+            if self.sevo is not None and self.sevo.graph == "teacher":
+                settings["learner"] = str(settings["learner"]).lower().removeprefix("sevo_")
+            elif self.sevo is not None:
+                settings["sevo"] = self["sevo"]
             if settings["fused_adam"] is None:
                 settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
             if settings["fast_sampling"] is None:
