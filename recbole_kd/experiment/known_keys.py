@@ -333,7 +333,11 @@ class Evaluation(Options):
         test=_are_times,
         metavar="[2025-01-01,2025-02-01]",
     )
-    repeatable: bool = option(False, "whether items that a user had can be recommended again")
+    repeatable: bool | None = option(
+        False,
+        "whether what a user has seen is ranked too; by default of sequential models where the data has an item of a "
+        "user twice",
+    )
     eval_batch_size: int | None = option(
         None,
         "user-item cells of a block of scores; by default sized from the catalogue",
@@ -471,7 +475,7 @@ _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "hidden_act": (("gelu", "relu", "swish", "tanh", "sigmoid"),),
     "inter_matrix_type": (("01", "rating"),),
     "knn_method": (("item", "user"),),
-    "loss_type": (("CE", "BPR"), ("BCE", "MSE")),
+    "loss_type": (("BCE", "MSE"), ("CE", "BPR", "BCE")),
     "mean_type": (("x0", "eps"),),
     "mlp_act_func": (_ACTIVATIONS,),
     "neigh_info_method": (("random", "knn", "louvain"),),

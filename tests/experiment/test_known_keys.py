@@ -94,7 +94,7 @@ def test_every_word_of_a_model_is_one_of_several() -> None:
 
 @pytest.mark.parametrize(
     ("key", "default", "value"),
-    [("loss_type", "CE", "BCE"), ("loss_type", "BCE", "CE"), ("type", "ED", "x"), ("mlp_act_func", "tanh", 7)],
+    [("loss_type", "CE", "MSE"), ("loss_type", "BCE", "CE"), ("type", "ED", "x"), ("mlp_act_func", "tanh", 7)],
 )
 def test_a_word_that_is_none_of_them_is_refused(key: str, default: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--{key}={value!r} is not one of"):

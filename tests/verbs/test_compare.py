@@ -280,7 +280,10 @@ def test_what_a_run_depends_on() -> None:
         ({"tune_trials": -1}, "--tune_trials=-1; expected a whole number of at least 0"),
         ({"parallel": 0}, "--parallel=0; expected a whole number of at least 1"),
         ({"models": "Pop", "tune_trials": 2}, "no search space of Pop"),
-        ({"models": "BPR,SASRec"}, "SASRec predicts the next item of a sequence and BPR ranks items for a user"),
+        (
+            {"models": "BPR,SASRec", "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO"}},
+            "SASRec predicts the next item of a sequence and BPR ranks items for a user",
+        ),
         ({"dataset": None}, "No dataset is given"),
     ],
 )
