@@ -214,7 +214,9 @@ class Who(Options):
     teacher: Teacher | None = option(None, "the teacher, and any setting of its own: --teacher.epochs=50")
     distill: tuple[str, ...] | None = option(None, "distillers by name", metavar="de,rrd")
     baseline: str | None = option(
-        None, "a plain model of the student's size to print beside it; student: its own backbone", metavar="NAME"
+        "student",
+        "beside a distilled student: student, the same backbone without its teacher; another model; none",
+        metavar="NAME",
     )
 
 

@@ -218,7 +218,11 @@ class KDConfig(Config):
         self._check_gpu(self._given[-1].settings)  # in a file, use_gpu may have been written by another machine
 
     def _check_gpu(self, given: Mapping[str, Any]) -> None:
-        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence."""
+        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence.
+
+        Where a file says ``use_gpu: true``, another machine may have written it. It is dropped, so that nobody who takes
+        these settings further asks for a GPU.
+        """
         if self.final_config_dict["device"].type != "cpu":
             return
         number, device = str(given.get("gpu_id") or "0"), str(given.get("device") or "")
@@ -233,6 +237,8 @@ class KDConfig(Config):
                     f"{setting} asks for a GPU, and torch sees none there; set --use_gpu=false for the CPU, or leave "
                     "all of these out, which takes a GPU where there is one."
                 )
+        if self.external_config_dict.get("use_gpu"):
+            del self.external_config_dict["use_gpu"]
 
     def __getitem__(self, key: str) -> Any:
         for noted in self._noting:
@@ -371,7 +377,8 @@ class KDConfig(Config):
     def baseline_config(self) -> KDConfig:
         """The plain model to stand beside the student, of its size.
 
-        ``baseline: student`` is the student's own backbone with all of its settings, less teacher and distillers.
+        ``baseline: student``, the default, is the student's own backbone with all of its settings, less teacher and
+        distillers.
         Another model trains as it would alone, with RecBole's defaults; of the run's settings it takes those that were
         given for the length of training.
         """

@@ -206,6 +206,16 @@ def test_a_setting_goes_to_the_models_that_read_it(tmp_path: Path) -> None:
     assert all(row.config(1)["topk"] == [5] for row in rows.values())
 
 
+def test_a_gpu_in_a_file_may_be_another_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    file = tmp_path / "other.yaml"
+    file.write_text("use_gpu: true\n")
+    planned = plan({"dataset": "ml-100k", "config_files": str(file), "models": "BPR"})
+    assert planned.rows[0].first_config["device"].type == "cpu"
+    with pytest.raises(UserError, match="--use_gpu=true asks for a GPU"):
+        plan({"dataset": "ml-100k", "use_gpu": True, "models": "BPR"})
+
+
 def test_one_model_under_two_labels(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     sections = {"light": {"model": "RRDStudent", "rrd.weight": 0.01}, "heavy": {"model": "RRDStudent", "rrd.weight": 1}}

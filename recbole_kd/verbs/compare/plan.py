@@ -177,6 +177,8 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     common: dict[str, Any] = {}
     for file in str(given.pop("config_files", "") or "").split():
         common = merge(common, nest(read_yaml(Path(file))))
+    if common.get("use_gpu") is True:
+        del common["use_gpu"]  # its default; another machine may have written the file
     in_files = common.get("models")
     common = merge(common, nest(given))
     for key, instead in _REFUSED.items():
