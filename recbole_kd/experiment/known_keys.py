@@ -273,7 +273,9 @@ class Training(Options):
     epochs: int = option(300, "at most", minimum=0)
     stop_after: int | None = option(None, "end after so many of the epochs, whatever validation says", minimum=1)
     train_batch_size: int = option(2048, "pairs of a step", minimum=1, maximum=LARGEST_SIZE)
-    learner: str = option("adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, sevo_adam, sevo_adamw")
+    learner: str = option(
+        "adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, lazy_adam, sevo_adam, sevo_adamw"
+    )
     learning_rate: float = option(0.001, "of the optimiser", minimum=1e-12, maximum=_LARGEST)
     learning_rate_schedule: str = option(
         "constant", "cosine: from learning_rate down to 0 over the epochs", choices=("constant", "cosine")
