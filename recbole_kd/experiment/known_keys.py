@@ -481,6 +481,7 @@ _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "mean_type": (("x0", "eps"),),
     "mlp_act_func": (_ACTIVATIONS,),
     "neigh_info_method": (("random", "knn", "louvain"),),
+    "norm": (("L2", "L", "R", "L1", "L1-L", "L1-R"),),
     "noise_schedule": (("linear", "linear-var", "cosine", "binomial"),),
     "out_activation": (("sigmoid", "relu"),),
     "train_method": (("no_pretrain", "after_pretrain"),),

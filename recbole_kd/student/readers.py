@@ -52,8 +52,7 @@ _REPRESENTATIONS: dict[str, Callable[[Any], Pair]] = {
     "SimRecTeacher": _forward,
     "BPR": _tables("user_embedding", "item_embedding"),
     "LINE": _tables("user_embedding", "item_embedding"),
-    "LightGCN": _forward,
-    "NGCF": _forward,
+    **dict.fromkeys(("LightGCN", "LightGCNVariant", "NGCF", "NGCFVariant"), _forward),
     "DGCF": _forward,
     "NCL": _forward,
     "SpectralCF": _forward,
@@ -81,7 +80,7 @@ def _propagated(model: Any, adjacency: Tensor) -> list[Pair]:
 #: Architecture -> output of each layer of its graph, the tables first.
 _LAYERS: dict[str, Callable[[Any], list[Pair]]] = {
     "SimRecTeacher": lambda model: model.layers(),
-    "LightGCN": lambda model: _propagated(model, model.norm_adj_matrix),
+    **dict.fromkeys(("LightGCN", "LightGCNVariant"), lambda model: _propagated(model, model.norm_adj_matrix)),
     "NCL": lambda model: _propagated(model, model.norm_adj_mat),
 }
 
