@@ -49,7 +49,7 @@ def test_an_eigenspace_in_two_groups_belongs_to_both_in_equal_shares() -> None:
     shares = equal_shares(np.array([0.0, 0.5, 1.0, 1.0, 1.0, 1.5, 1.8, 2.0]), 2)
     assert shares[:2].tolist() == [[1, 0], [1, 0]]
     np.testing.assert_allclose(shares[2:5], [[2 / 3, 1 / 3]] * 3)
-    assert shares.sum(axis=0).tolist() == [4, 4]
+    assert shares.sum(axis=0) == pytest.approx([4, 4])
 
 
 def test_the_filter_weighs_the_square_in_each_group() -> None:

@@ -77,7 +77,7 @@ def test_theorem_2_the_loss_over_all_nodes_weighs_each_frequency_by_its_filter(t
 def test_band_weights_weigh_groups_of_equally_many_frequencies(weights: tuple[float, ...]) -> None:
     """Eq. 3 with a weight for each group; eigenvectors of one frequency share the weights of their groups."""
     distiller, student, teacher = build(band_weights=weights, monotone=False)
-    error = difference(distiller, student, teacher)
+    error = difference(distiller, student, teacher).detach()
     connected = laplacian(DATA).diagonal().new_tensor(
         [float(row.abs().sum() > 1) for row in laplacian(DATA)]
     ).nonzero().squeeze(1)  # fmt: skip

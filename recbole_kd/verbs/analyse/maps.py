@@ -125,10 +125,6 @@ def _categories(subject: Subject, tokens: Sequence[str]) -> list[tuple[str, ...]
         )
     table = read_atomic(path, layout, [ids, str(subject.category)])
     values = dict(zip(table[ids].to_pylist(), table[str(subject.category)].to_pylist()))
-
-    def of(token: str) -> tuple[str, ...]:
-        own = values.get(token)
-        names = [own] if isinstance(own, str) else own or ()
-        return tuple(str(name) for name in names if name not in (None, ""))
-
-    return [of(token) for token in tokens]
+    several = layout.sequence_separator if kinds[str(subject.category)] == "token_seq" else None
+    texts = [values.get(token) or "" for token in tokens]
+    return [tuple(filter(None, text.split(several) if several else [text])) for text in texts]
