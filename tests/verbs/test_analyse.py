@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs.analyse import analyse
-from recbole_kd.verbs.analyse import spectrum as module
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.options import PARTS
 from recbole_kd.verbs.train import run_recbole_kd
+
+#: The function of this name stands before its module in the package.
+MODULE = sys.modules["recbole_kd.verbs.analyse.spectrum"]
 
 
 class Runs:
@@ -180,7 +183,7 @@ def test_a_map_has_a_place_for_each_item_of_each_model(runs: Runs, tmp_path: Pat
 
 def test_a_large_graph_is_estimated(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (exact,), _ = analyse(**runs.pair, output=tmp_path / "exact", parts=["spectrum"], bands=5)
-    monkeypatch.setattr(module, "EXACT_NODES", 10)
+    monkeypatch.setattr(MODULE, "EXACT_NODES", 10)
     (estimated,), _ = analyse(**runs.pair, output=tmp_path / "estimated", parts=["spectrum"], bands=5)
     assert "exact" in exact.finding
     assert "estimated" in estimated.finding

@@ -401,7 +401,7 @@ def _with_companions(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
 
 def _teachers(row: Row, seeds: Sequence[int]) -> list[Row]:
     """A row for each of the recipe's teachers that can be evaluated: another system's file has no scores of all."""
-    alone = replace(row, role="teacher", seeds=(seeds[0],))
+    alone = replace(row, role="teacher", seeds=(seeds[0],), swept={})
     sections = list(row.first_config.teacher_sections().values())
     if len(sections) == 1:
         return [] if _is_foreign(sections[0]) else [alone]

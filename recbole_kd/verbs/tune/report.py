@@ -164,7 +164,9 @@ def _mean_line(axes: Any, name: str, distinct: Sequence[Any], finished: Sequence
     places = [distinct[place] if numeric else place for place, _ in known]
     means = [sum(one) / len(one) for _, one in known]
     deviations = [sample_deviation(one) for _, one in known]
-    axes.errorbar(places, means, yerr=deviations, color=PALETTE[0], lw=1.4, capsize=3, alpha=0.6, zorder=1)
+    axes.plot(places, means, color=PALETTE[0], lw=1.4, alpha=0.6, zorder=1)
+    for place, mean, deviation in zip(places, means, deviations):
+        axes.plot([place, place], [mean - deviation, mean + deviation], color=PALETTE[0], lw=1.4, alpha=0.6, zorder=1)
 
 
 def _map(axes: Any, names: Sequence[str], finished: Sequence[Mapping[str, Any]]) -> None:
