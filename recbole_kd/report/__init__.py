@@ -105,9 +105,9 @@ def _markdown_report(comparison: Comparison, drawn: Iterable[str]) -> str:
     parts = [
         f"# {markdown(comparison.title)}",
         markdown(recommendation(comparison)),
-        "\n".join(f"- {markdown(warning)}" for warning in warnings(comparison)),
-        "\n".join(f"- {question}: **{value}** ({text})" for question, value, text in found),
         *charts[:1],
+        "\n".join(f"- {question}: **{value}** ({text})" for question, value, text in found),
+        "\n".join(f"- {markdown(warning)}" for warning in warnings(comparison)),
         markdown(budget or ""),
         "## Accuracy",
         markdown(comparison.marks_say()),

@@ -23,7 +23,7 @@ from recbole_kd.report.looks import (
     wrapped,
 )
 from recbole_kd.report.tables import figure, memory
-from recbole_kd.report.view import Comparison, Curve, Model, Point, Sweep, mean_curve
+from recbole_kd.report.view import Comparison, Curve, Model, Point, Sweep, mean_curve, side_by_side
 
 Chart = dict[str, Any]
 
@@ -156,16 +156,23 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
                     "hoverinfo": "skip",
                 }
             )
-    for point in points:
+    prices = [point.price for point in points]
+    places = side_by_side(points, front) if cost == ("parameters",) else prices
+    for point, place in zip(points, places):
         model, value = point.model, point.value
+        named = point in front and point.prefix is None
         low, high = (point.prefix is None and model.confidence(metric)) or (value, value)
         on_front = point in front
         traces.append(
             {
                 "type": "scatter",
-                "mode": "markers",
+                "mode": "markers+text" if named else "markers",
+                "text": [_escaped(wrapped(model.name, 20, lines=1)[0])] if named else [""],
+                "textposition": "top right" if point.price == min(prices) else "top left",
+                "textfont": {"size": 11, "color": INK},
+                "cliponaxis": False,
                 "meta": model.name,
-                "x": [point.price],
+                "x": [place],
                 "y": [_rounded(value)],
                 "marker": {
                     "color": model.style.color,
@@ -188,7 +195,6 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
             }
         )
     layout = _layout(height=400)
-    prices = [point.price for point in points]
     low, high = min(prices) / 1.35, max(prices) * 1.35
     ticks = log_ticks(low, high)
     layout["xaxis"].update(

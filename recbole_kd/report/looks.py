@@ -30,7 +30,7 @@ SYMBOLS = (
 DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
 
 #: Where a model's name may be broken without a space.
-BREAKS = re.compile(r"(?<=[a-z0-9)])(?=[A-Z(])|(?<=[-_.,+/])(?=\S)")
+BREAKS = re.compile(r"(?<=[a-z0-9)])(?=[A-Z(])|(?<=[A-Z])(?=[A-Z][a-z]{3})|(?<=[-_.,+/])(?=\S)")
 
 
 @dataclass(frozen=True)

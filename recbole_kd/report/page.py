@@ -90,10 +90,12 @@ def _headline(comparison: Comparison, figures: Mapping[str, Any]) -> str:
         figures,
         "size",
         "Accuracy against size. Up and to the left is better. The dashed line joins the models that no other beats in "
-        "both (the Pareto front); they have a ring. Vertical lines are 95 % intervals."
+        "both (the Pareto front); they have a ring. Vertical lines are 95 % intervals. Models "
+        "of one size that would hide each other stand side by side."
         + (" Small points on a line are a student's prefixes." if any(m.prefixes for m in comparison.models) else ""),
     )
-    return f'<section>{lead}{listed}<div class="cards">{cards}</div>{picture}{sentence}</section>'
+    head = f'<div class="head">{picture}<div class="cards">{cards}</div></div>'
+    return f"<section>{lead}{head}{listed}{sentence}</section>"
 
 
 def _subtitle(comparison: Comparison) -> str:

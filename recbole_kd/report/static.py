@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from recbole_kd.errors import UserError
 from recbole_kd.report.interactive import HEAT_COLORS, INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix
 from recbole_kd.report.looks import ink_on, is_numeric, log_ticks, metric_label, short, spans_decades, wrapped
-from recbole_kd.report.view import LEVEL, Comparison, Curve, Model, mean_curve
+from recbole_kd.report.view import LEVEL, Comparison, Curve, Model, mean_curve, side_by_side
 
 #: Settings of every picture of this package: light, and readable at half its size.
 STYLE = {
@@ -132,18 +132,24 @@ def _trade_off(comparison: Comparison, cost: tuple[str, ...], title: str) -> Opt
     for model in models:
         own = [point for point in points if point.model is model]
         axes.plot([p.price for p in own], [p.value for p in own], color=model.style.color, lw=1, zorder=2)
-    for point in points:
-        x, y, style = point.price, point.value, point.model.style
+    prices = [point.price for point in points]
+    by_size = cost == ("parameters",)
+    for point, x in zip(points, side_by_side(points, front) if by_size else prices):
+        y, style = point.value, point.model.style
+        if point in front and point.prefix is None:
+            name = wrapped(point.model.name, 20, lines=1)[0]
+            side = ("left", 5) if point.price == min(prices) else ("right", -5)
+            axes.annotate(name, (x, y), (side[1], 6), textcoords="offset points", ha=side[0], fontsize=8, zorder=4)
         low, high = (point.prefix is None and point.model.confidence(metric)) or (y, y)
         axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=style.color, lw=1, zorder=2)
         edge, width = (INK, 1.6) if point in front else ("white", 0.8)
         area = 95 if point.prefix is None else 45
         axes.scatter(x, y, s=area, color=style.color, marker=style.symbol[1], edgecolors=edge, lw=width, zorder=3)
-    prices = [point.price for point in points]
     log_axis(axes, min(prices), max(prices))
     axes.set_xlabel(title)
     axes.set_ylabel(metric_label(metric))
-    axes.set_title("Dashed and ringed: the Pareto front", fontsize=9, color=MUTED, fontweight="normal")
+    said = "Dashed and ringed: the Pareto front" + (". Models of one size stand side by side" if by_size else "")
+    axes.set_title(said, fontsize=9, color=MUTED, fontweight="normal")
     _legend(figure, models, lines=False)
     return figure
 
@@ -307,7 +313,7 @@ def _legend(figure: Figure, models: Sequence[Model], lines: bool = True) -> None
 
 def _put_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Names under the picture, which grows by their rows, in as many columns as the longest of them allows."""
-    names = [wrapped(label, 40, lines=1)[0] for label in labels]
+    names = [wrapped(label, 24, lines=1)[0] for label in labels]
     width, height = figure.get_size_inches()
     columns = max(1, min(len(names), int(width / (0.7 + 0.085 * max(map(len, names))))))
     figure.set_size_inches(width, height + 0.2 * math.ceil(len(names) / columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,11 @@ LEVEL = 0.05
 #: Latencies closer than this share are called equal, however exactly each was measured: one process differs from the
 #: next by as much.
 NOISE = 0.1
+#: Shares of a picture's width and height within which a point would hide another.
+BESIDE, OVER = 0.02, 0.04
 
 Curve = tuple[list[int], list[float]]
+_NONE = object()
 
 
 @dataclass(frozen=True)
@@ -364,19 +368,29 @@ class Comparison:
         )
 
     def differing_settings(self) -> dict[str, dict[str, Any]]:
-        """Row -> its settings by dotted name, without those in which all students, or all teachers, agree."""
-        nested = {model.name: model.row.get("settings") or {} for model in self.models}
-        settings = {name: {key: at(own, key) for key in leaves(own)} for name, own in nested.items()}
-        shared: dict[bool, set[str]] = {}
-        for teachers in (True, False):
-            first, *others = [settings[model.name] for model in self.models if model.is_teacher is teachers] or [{}]
-            shared[teachers] = {
-                key for key, value in first.items() if others and all(key in o and o[key] == value for o in others)
-            }
-        return {
-            model.name: {k: v for k, v in settings[model.name].items() if k not in shared[model.is_teacher]}
-            for model in self.models
-        }
+        """Row -> its settings by dotted name, without those in which all students, or all teachers, agree.
+
+        Options of a distiller are compared among the rows that have it. What a row is, and a teacher that is a row of
+        its own, are told elsewhere.
+        """
+        settings = {}
+        for model in self.models:
+            own = model.row.get("settings") or {}
+            left_out = {"student", "distill"} | (
+                {"teacher"} if str(model.row.get("teacher")) in self.by_name else set()
+            )
+            given = {key: at(own, key) for key in leaves(own) if key.partition(".")[0] not in left_out}
+            settings[model.name] = {key: value for key, value in given.items() if value is not None}
+        found: dict[str, dict[str, Any]] = {}
+        for model in self.models:
+            peers = [settings[other.name] for other in self.models if other.is_teacher is model.is_teacher]
+            found[model.name] = {}
+            for key, value in settings[model.name].items():
+                section = key.partition(".")[0] + "." if "." in key else ""
+                comparable = [other for other in peers if any(name.startswith(section) for name in other)]
+                if len(comparable) < 2 or any(other.get(key, _NONE) != value for other in comparable):
+                    found[model.name][key] = value
+        return found
 
     def loss_panels(self) -> dict[str, list[tuple[Model, list[Curve]]]]:
         """Title -> the models that have the loss, with a curve for each seed.
@@ -432,6 +446,30 @@ class Comparison:
             ranges = [point.model.latency_range() or exact for point, exact in zip(points, ranges)]
         chosen = pareto_front([point.price for point in points], [sign * point.value for point in points], ranges)
         return [points[index] for index in chosen]
+
+
+def side_by_side(points: Sequence[Point], front: Sequence[Point]) -> list[float]:
+    """Where each point is drawn on a logarithmic axis: at its price, or beside a point that it would hide.
+
+    Points of the front stand at their price.
+    """
+    tall = max((point.value for point in points), default=0) - min((point.value for point in points), default=0)
+    prices = [math.log(point.price) for point in points]
+    step = max(max(prices, default=0) - min(prices, default=0), 1.0) * BESIDE
+    drawn: list[tuple[float, float]] = []
+    found = dict.fromkeys(range(len(points)), 0.0)
+    for index in sorted(found, key=lambda index: (points[index] not in front, -points[index].value)):
+        slots = (prices[index] + (-1) ** turn * ((turn + 1) // 2) * step for turn in itertools.count())
+        value = points[index].value
+        place = next(
+            slot
+            for slot in slots
+            if points[index] in front
+            or all(abs(slot - x) > step * 0.9 or abs(value - y) > OVER * tall for x, y in drawn)
+        )
+        drawn.append((place, value))
+        found[index] = math.exp(place)
+    return list(found.values())
 
 
 def pareto_front(
