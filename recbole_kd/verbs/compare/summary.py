@@ -73,6 +73,8 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, r
                     for metric in metrics
                 },
                 "costs": _costs(records[row.name], records.get(own_reference or "")),
+                **_prefixes(records[row.name]),
+                **({"sweep": {"of": row.swept_from, "settings": dict(row.swept)}} if row.swept else {}),
             }
         )
     return {
@@ -180,6 +182,20 @@ def _measured(
     return per_user, means
 
 
+def _prefixes(records: Sequence[Record]) -> dict[str, Any]:
+    """Of a student of ``--matryoshka`` the means over seeds of each prefix but the whole; nothing of others."""
+    found = {}
+    known = records[0].get("prefixes") or {} if all(record.get("prefixes") for record in records) else {}
+    for size, first in known.items():
+        runs = [record["prefixes"][size]["test_result"] for record in records]
+        found[size] = {
+            "mean": {metric: float(np.mean([run[metric] for run in runs])) for metric in runs[0]},
+            "deviation": {metric: sample_deviation([run[metric] for run in runs]) for metric in runs[0]},
+            "parameters": first["parameters"],
+        }
+    return {"prefixes": found} if found else {}
+
+
 def _of(average: Mapping[str, Mapping[str, float]], name: Optional[str], metric: str) -> Optional[float]:
     return None if name is None else average[name][metric]
 
@@ -277,7 +293,7 @@ def table(results: Mapping[str, Any]) -> str:
     head = ["", "dimensions"]
     for metric in shown:
         head += [metric + (" ± deviation" if several else ""), "gain", "gap closed"]
-    head += ["over", "stored numbers", "s/epoch", "x plain", "peak MB", "ms/user", "users/s"]
+    head += ["of teacher", "over", "stored numbers", "s/epoch", "x plain", "peak MB", "ms/user", "users/s"]
     lines = [head]
     for row in results["rows"]:
         size, base = view.by_name[row["name"]].dimensions, view.reference_of(view.by_name[row["name"]])
@@ -291,8 +307,9 @@ def table(results: Mapping[str, Any]) -> str:
                 "" if gain is None or base is None else f"{marks[0] or ' '} {gain:+.1%} {marks[1]}".rstrip(),
                 "" if closed is None or base is None or row["role"] == "teacher" else f"{closed:.0%}",
             ]
-        costs = row["costs"]
+        costs, share = row["costs"], view.teacher_share(shown[0], view.by_name[row["name"]])
         cells += [
+            "" if share is None else f"{share:.0%}",
             "" if base is None else base.name,
             f"{costs['parameters']:,}",
             _number(costs["seconds_per_epoch"], "{:.2f}"),
@@ -309,6 +326,8 @@ def table(results: Mapping[str, Any]) -> str:
             f"▼ worse, where p < {LEVEL} after Holm: * for other users with these trained models, ** also for models "
             "trained anew (other seeds)."
         ]
+    if results["teacher"]:
+        notes += [f"of teacher: {shown[0]} divided by the teacher's."]
     notes += ["ms/user: median of one user at a time; users/s: 1,024 at a time; both with one thread."]
     return "\n".join([*columns(lines), "", *filter(None, notes)])
 
