@@ -47,12 +47,14 @@ from recbole_kd.data.store import PAD, kept, load_atomic
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
 
-__all__ = ["PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
+__all__ = ["BEFORE", "PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
 #: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test.
 PART = "\0part"
 #: While a dataset is split, and in `timed` from then on, the column of each row's place in time.
 PLACE = "\0place"
+#: The same of how many items the user of a sequence had before its next one, however many of them are read.
+BEFORE = "\0before"
 #: While a dataset is split, the column of each row's number.
 _ROW = "\0row"
 _MANY = 1 << 17  # rows from which on the split is kept
@@ -377,19 +379,22 @@ class _Fast(Dataset):
             super()._drop_unused_col()
 
     def build(self) -> list[Any]:
-        """The splits. `timed` of each are its rows as they are now, with a column PLACE; None where no time is loaded.
+        """The splits. `timed` of each are its rows as they are now, with a column PLACE, and of sequences BEFORE.
+
+        It is None where no time is loaded.
 
         Loaders sort the rows themselves, `inter_feat`. That of the whole is put in order when it is asked for.
         """
         self._change_feat_format()
         order, *rows = self._split_rows()
-        hidden = {name: self.inter_feat.interaction.pop(name, None) for name in (PLACE, PART)}
+        columns = self.inter_feat.interaction
+        hidden = {name: columns.pop(name) for name in (PART, PLACE, BEFORE) if name in columns}
         self._drop_unused_col()
         parts = [self.copy(as_recboles(self.inter_feat, index)) for index in rows]
         for part, index in zip(parts, rows):
             part.timed = None
-            if hidden[PLACE] is not None:
-                part.timed = Interaction({**part.inter_feat.interaction, PLACE: hidden[PLACE][index]})
+            if PLACE in hidden:
+                part.timed = Interaction(part.inter_feat.interaction | {name: hidden[name][index] for name in hidden})
         self._order = order
         return parts
 
@@ -501,5 +506,5 @@ class KDSequentialDataset(_Fast, SequentialDataset):
                 histories[name][longer, place] = values[targets[longer] - lengths[longer] + place]
         features = some_rows(self.inter_feat, targets)
         features.update(Interaction(histories))
-        features.update(Interaction({name: values[targets] for name, values in hidden.items()}))
+        features.update(Interaction({BEFORE: before, **{name: values[targets] for name, values in hidden.items()}}))
         self.inter_feat = features

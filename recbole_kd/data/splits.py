@@ -19,6 +19,7 @@ from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.parts import parts_asked_for, reads_time
 from recbole_kd.data.reader import fields_of
+from recbole_kd.data.sequence_states import Past
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
 
@@ -112,6 +113,24 @@ class Splits:
         """Rows of the training split that repeat a pair, and rows of the other splits whose pair is in it."""
         across = sum(int(self.observed.contains(*self.pairs(split)).sum()) for split in (self.valid, self.test))
         return len(self.train) - len(self.observed), across
+
+    @cached_property
+    def repeated(self) -> int:
+        """Interactions of an item that its user had before."""
+        parts = map(interactions_of, (self.train, self.valid, self.test))
+        users, items = (torch.cat(side) for side in zip(*parts))
+        return len(users) - len(Observed(users, items, self.train.user_num, self.train.item_num))
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether rankings hold what a user has seen before: as the settings say, else where the data repeats items."""
+        asked = self.dataset.config["repeatable"]
+        return self.repeated > 0 if asked is None else bool(asked)
+
+    @cached_property
+    def past(self) -> Past:
+        """What each user had, in time; of sequential models."""
+        return Past.of([self.train, self.valid, self.test])
 
     @property
     def sequential(self) -> bool:
@@ -218,17 +237,17 @@ class Splits:
         return dataset
 
 
-def interactions_of(train: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(users (n,), items (n,)) of a training split.
+def interactions_of(split: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(users (n,), items (n,)) of a split, such as the training split.
 
     A sequence's rows name each of its items as the next one but the first: that is the history of the row whose
-    history has one item, and it is an interaction of the training split if that row is.
+    history has one item, and it is an interaction of the split if that row is.
     """
-    rows = train.inter_feat
-    users, items = rows[train.uid_field], rows[train.iid_field]
-    histories = train.iid_field + train.config["LIST_SUFFIX"]
+    rows = split.inter_feat
+    users, items = rows[split.uid_field], rows[split.iid_field]
+    histories = split.iid_field + split.config["LIST_SUFFIX"]
     if histories in rows:
-        first = rows[train.config["ITEM_LIST_LENGTH_FIELD"]] == 1
+        first = rows[split.config["ITEM_LIST_LENGTH_FIELD"]] == 1
         users = torch.cat([users[first], users])
         items = torch.cat([rows[histories][first, 0], items])
     return users, items

@@ -59,7 +59,8 @@ def load_trained(
     dataset = given.pop("dataset", state["dataset"])
     if dataset != state["dataset"]:
         raise UserError(f"'{path}' was trained on {state['dataset']}, and --dataset={dataset}; leave --dataset out.")
-    keys = _data_settings(state).union(EVALUATION_KEYS)
+    # What is ranked is as it was in training. Older programs let sequential models rank everything, and say so there.
+    keys = _data_settings(state).union(EVALUATION_KEYS, {"repeatable"})
     stored = {key: state["config"][key] for key in keys if key in state["config"]}
     if "valid_metric" not in given and ("topk" in given or "metrics" in given):
         # Nothing is chosen here: any metric that is computed will do.

@@ -59,5 +59,6 @@ def _evaluated(path: str, settings: Mapping[str, Any], dimensions: int | None) -
     for name, data in (("valid_result", valid), ("test_result", test)):
         if data is not None:
             results[name] = evaluated(trainer, data, name.split("_")[0], path, settings)
-    cut = {} if dimensions is None else {"dimensions": dimensions}
-    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **cut, **results}
+    how = {} if dimensions is None else {"dimensions": dimensions}
+    how |= {"repeatable": splits.repeatable} if splits.sequential else {}
+    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **how, **results}
