@@ -187,13 +187,14 @@ RUNS: dict[str, Run] = {
     "sequential": Run(
         {**SEQUENCES, **BY_SASREC, "repeatable": True},
         (
-            train("scores", model="SASRec", **lists("kd", "dkd", "rrd"), **SMALL, kd__guide="student"),
+            train("scores", model="SASRec", **lists("kd", "dkd", "rrd"), **SMALL, kd__guide="student", baseline="none"),
             train(
                 "vectors",
                 model="SASRec",
                 **lists("rkd", "ftd", "htd", "fitnet", "de", "phr"),
                 **SMALL,
                 trim_padding=True,
+                baseline="none",
             ),
             train("recurrent", model="DKDStudent", student="GRU4Rec", epochs=2),
             step("listed", "recommend", checkpoint="$scores", users="u1,u2", k=4, exclude_seen=True, data_path="data"),
@@ -203,7 +204,7 @@ RUNS: dict[str, Run] = {
     "unseen": Run(
         {**SEQUENCES, **BY_SASREC},
         (
-            train("scores", model="SASRec", **lists("kd", "dkd", "rrd"), **SMALL, kd__guide="student"),
+            train("scores", model="SASRec", **lists("kd", "dkd", "rrd"), **SMALL, kd__guide="student", baseline="none"),
             step("listed", "recommend", checkpoint="$scores", users="u1,u2", k=4, data_path="data"),
             step(
                 "metrics",
