@@ -93,6 +93,18 @@ MODELS: dict[str, ModelEntry] = {
     "NGCFVariant": ModelEntry(
         "recbole_kd.model.graph_variants:NGCFVariant", "NGCF without feature transformation, activation, or both"
     ),
+    "MultiVAEVariant": ModelEntry(
+        "recbole_kd.model.autoencoders:MultiVAEVariant",
+        "MultiVAE with other likelihoods, unit noise, annealing that stops",
+    ),
+    "MultiDAEVariant": ModelEntry(
+        "recbole_kd.model.autoencoders:MultiDAEVariant", "MultiDAE with gaussian and logistic likelihoods"
+    ),
+    "NeuMFVariant": ModelEntry(
+        "recbole_kd.model.neumf_variant:NeuMFVariant", "NeuMF with squared loss, weighted or frozen towers"
+    ),
+    "WMF": ModelEntry("recbole_kd.model.factorisation:WMF", "matrix factorisation, squared loss on all items"),
+    "BiasMF": ModelEntry("recbole_kd.model.factorisation:BiasMF", "matrix factorisation with biases, squared loss"),
     "STOSA": ModelEntry(
         "recbole_kd.model.stosa:STOSA", "next item: stochastic self-attention, items as Gaussians", sequential=True
     ),

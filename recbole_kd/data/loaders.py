@@ -15,7 +15,7 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import InputType, ModelType
 
-from recbole_kd.data.fast_sampling import FastTrainDataLoader, samples_fast
+from recbole_kd.data.fast_sampling import FastTrainDataLoader, loaded_as, samples_fast
 from recbole_kd.data.negatives import ObservedSampler
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
@@ -78,7 +78,8 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
     loaders: list[Any] = []
     sized = _Sized(config, eval_batch_size(config, splits))
     # RecBole knows an autoencoder's loader by the model's name, which a recipe's is not.
-    chosen_by = {"model": config["student"], "MODEL_TYPE": config["MODEL_TYPE"], "eval_args": config["eval_args"]}
+    model = loaded_as(config["student"])
+    chosen_by = {"model": model, "MODEL_TYPE": config["MODEL_TYPE"], "eval_args": config["eval_args"]}
     for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers):
         if not asked_for.get(phase, True):
             loaders.append(None)

@@ -57,6 +57,7 @@ _REPRESENTATIONS: dict[str, Callable[[Any], Pair]] = {
     "SpectralCF": _forward,
     "SGL": _sgl,
     "ENMF": _enmf,
+    **dict.fromkeys(("WMF", "BiasMF"), _forward),
     "SimpleX": _simplex,
 }
 
@@ -112,7 +113,11 @@ _ROW_SCORES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 _CELLS_AT_ONCE = 1 << 25
 
 #: Architecture -> its last layer, a linear map of a pair's vector to the pair's score.
-_LAST_LAYERS: dict[str, str] = {"NeuMF": "predict_layer", "NNCF": "out_layer", "ConvNCF": "predict_layers"}
+_LAST_LAYERS: dict[str, str] = {
+    **dict.fromkeys(("NeuMF", "NeuMFVariant"), "predict_layer"),
+    "NNCF": "out_layer",
+    "ConvNCF": "predict_layers",
+}
 
 
 def _sequence_output(model: Any, sequences: Sequences) -> Tensor:
@@ -274,9 +279,9 @@ def _offered(names: list[str], sequential: bool) -> frozenset[str]:
 def dimension_from_settings(model: type[Any], config: Any) -> Optional[int]:
     """How long the vectors of users and items will be, by the settings of a model that is not built yet.
 
-    None for a model without such vectors, and for one that puts those of its layers side by side.
+    None for a model without such vectors, and for one that puts several side by side.
     """
-    concatenated = _reader(dict.fromkeys(("NGCF", "SpectralCF"), True), model)
+    concatenated = _reader(dict.fromkeys(("NGCF", "SpectralCF", "BiasMF"), True), model)
     if "representations" not in capabilities(model) or concatenated:
         return None
     size: Optional[int] = config["embedding_size"]
