@@ -73,6 +73,7 @@ def test_frozen_towers_stay_and_the_last_layer_learns(towers: dict[str, str], kn
     assert found["test_result"].items() >= result["test_result"].items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOWERS)
 @pytest.mark.parametrize("loss", ["BCE", "MSE"])
 def test_mlp_0_to_mlp_4_learn(name: str, loss: str, known_answer: Path) -> None:
