@@ -307,8 +307,9 @@ class KDMixin:
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, self._epoch)
         self.trackers.log("valid", result, self._epoch)
-        if hasattr(self.model, "validated"):  # a model whose loss depends on validation
-            self.model.validated(score if self.valid_metric_bigger else -score)
+        validated = getattr(self.model, "validated", None)  # of a model whose loss depends on validation
+        if callable(validated):
+            validated(score if self.config["valid_metric_bigger"] else -score)
         return score, result
 
     # Checkpoints
