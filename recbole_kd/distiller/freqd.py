@@ -8,7 +8,8 @@ Entry: a node. proj is linear, one for users and items alike, as both are nodes 
 mean of ``projectors`` perceptrons d_s -> hidden -> d_t with ReLU, as in the authors' code. Over all nodes this is the
 feature loss whose part at frequency x is weighted by h(x)^2 (eq. 3; theorem 2): a decreasing filter distils low
 frequencies more. A filter whose weight increases anywhere on [0, 2] is refused (``monotone: false`` admits it, for
-table 1, where bands are removed).
+table 1, where bands are removed). ``band_weights: [1,1,1,0]`` weighs groups of equally many frequencies: exactly on
+small graphs, on large ones by Chebyshev polynomials of degree 64, which take as many products with the graph a step.
 
 H E_t is computed once. A step takes only the batch's rows of the filter, on the student's own dimension, because a
 linear projector commutes with it: H proj(E_s) = (H E_s) W + (H 1) b. Of a perceptron the last layer commutes: its
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_kd.contracts import Batch, Share
+from recbole_kd.data.bands import BandFilter, band_filter
 from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_decreasing, neighbour_adjacency
 from recbole_kd.distiller.base.nodes import NodeOptions, known, with_bias
 from recbole_kd.distiller.base.projectors import ProjectedDistiller, ProjectorOptions
@@ -55,6 +57,11 @@ class FreqDOptions(ProjectorOptions, NodeOptions):
     alpha: float = option(0.4, "of the linear filter h(x) = 1 - alpha x", minimum=0, maximum=0.5)
     filter: Optional[tuple[float, ...]] = option(
         None, "theta of any polynomial h(x) = theta_0 + theta_1 x + ..., instead of alpha: a list, lowest power first"
+    )
+    band_weights: Optional[tuple[float, ...]] = option(
+        None,
+        "instead of alpha: weights of the loss in groups of equally many frequencies, the lowest first, as [1,1,1,0]",
+        minimum=0,
     )
     monotone: bool = option(True, "refuse a filter whose weight h(x)^2 increases somewhere on [0, 2]")
     graph: str = option(
@@ -82,7 +89,9 @@ class FreqDOptions(ProjectorOptions, NodeOptions):
                 [0, 2].
         """
         super().check(section)
-        if self.edge_dropout and (self.graph != "knn" or len(self.coefficients) > 2):
+        if self.band_weights is not None:
+            self._check_bands(section)
+        if self.edge_dropout and (self.graph != "knn" or self.band_weights or len(self.coefficients) > 2):
             raise UserError(
                 f"{section}.edge_dropout={self.edge_dropout} is for neighbour graphs and a linear filter; set "
                 f"--{section}.graph=knn and --{section}.alpha, or leave it out."
@@ -99,6 +108,21 @@ class FreqDOptions(ProjectorOptions, NodeOptions):
             )
         if self.monotone:
             check_decreasing(self.coefficients, f"{section}.filter")
+
+    def _check_bands(self, section: str) -> None:
+        given = list(self.band_weights or ())
+        name = f"{section}.band_weights={given}"
+        if len(given) < 2 or not any(given):
+            raise UserError(f"{name}; expected at least two weights, not all 0: --{section}.band_weights=[1,1,1,0].")
+        if self.filter is not None:
+            raise UserError(f"{name} and {section}.filter={list(self.filter)} both say what is filtered; keep one.")
+        if max(given) > _LARGEST:
+            raise UserError(f"{name} has a weight beyond {_LARGEST:g}; divide by the largest.")
+        if self.monotone and given != sorted(given, reverse=True):
+            raise UserError(
+                f"{name} increases with the frequency; expected weights that decrease, such as [1,1,1,0], or set "
+                f"--{section}.monotone=false."
+            )
 
 
 class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
@@ -120,11 +144,11 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
         if self.graph != options.graph:
             logging.getLogger().info("freqd: the teacher has no users, so the items' neighbour graph alone is filtered")
         if self.graph == "bipartite":
-            graphs = [_FilteredGraph(bipartite_adjacency(observed.among(*marks)), options.coefficients, tables)]
+            graphs = [_FilteredGraph(bipartite_adjacency(observed.among(*marks)), options, tables)]
         else:
             sides = [observed.among(marks[0], None), observed.among(None, marks[1]).transposed()]
             graphs = [
-                _FilteredGraph(neighbour_adjacency(side, options.neighbours), options.coefficients, [table])
+                _FilteredGraph(neighbour_adjacency(side, options.neighbours), options, [table])
                 for side, table in zip(sides[-len(tables) :], tables)
             ]
         self.graphs = nn.ModuleList(graphs)
@@ -170,12 +194,17 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
 class _FilteredGraph(nn.Module):
     """A graph's filter and what it makes of the constants: H E_t, (N, d_t), and H 1, (N, 1)."""
 
+    smooth: PolynomialFilter | BandFilter
     targets: Tensor
     ones: Tensor
 
-    def __init__(self, adjacency: Tensor, coefficients: tuple[float, ...], vectors: list[Tensor]) -> None:
+    def __init__(self, adjacency: Tensor, options: FreqDOptions, vectors: list[Tensor]) -> None:
         super().__init__()
-        self.smooth = PolynomialFilter(adjacency.to(vectors[0]), coefficients)
+        self.smooth = (
+            band_filter(adjacency, options.band_weights).to(vectors[0])
+            if options.band_weights
+            else PolynomialFilter(adjacency.to(vectors[0]), options.coefficients)
+        )
         # Only now: of millions of nodes, this copy and what the filter is made of are both gigabytes.
         teacher = torch.cat(vectors)
         self.register_buffer("targets", self.smooth.constant(teacher), persistent=False)

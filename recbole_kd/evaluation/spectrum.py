@@ -27,13 +27,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recbole_kd.data.bands import band_coefficients, chebyshev_moments, equal_edges, equal_shares, multiplicity_of_one
 from recbole_kd.data.graphs import symmetric_normalized
 from recbole_kd.data.observed import Observed
 
 __all__ = [
     "band_edges",
     "connected_graph",
+    "equal_band_energies",
     "estimated_band_energies",
+    "estimated_equal_band_energies",
     "exact_band_energies",
     "projection_difference",
 ]
@@ -106,6 +109,32 @@ def exact_band_energies(adjacency: Any, signals: Sequence[Array], edges: Array) 
     return counts, np.array(energies)
 
 
+def equal_band_energies(adjacency: Any, signals: Sequence[Array], groups: int) -> tuple[Array, Array, int]:
+    """Energy of each signal in groups of equally many frequencies, by all eigenvectors (FreqD, table 1).
+
+    Args:
+        adjacency: Ã, (N, N), symmetric, sparse.
+        signals: each (N, d).
+        groups: G.
+
+    Returns:
+        edges (G + 1,), frequencies at which the groups part; energies (signals, G), which add up to each signal's
+        ||.||^2; and how often frequency 1 occurs. Groups that part within one eigenspace share its energy.
+    """
+    eigenvalues, vectors = np.linalg.eigh(adjacency.toarray())
+    frequencies, vectors = np.clip(1 - eigenvalues[::-1], 0, 2), vectors[:, ::-1]
+    shares = equal_shares(frequencies, groups)
+    energies = np.array([((vectors.T @ signal) ** 2).sum(1) @ shares for signal in signals])
+    starts = -(-np.arange(1, groups) * len(frequencies) // groups)
+    return np.concatenate([[0.0], frequencies[starts], [2.0]]), energies, multiplicity_of_one(frequencies)
+
+
+def estimated_equal_band_energies(adjacency: Any, signals: Sequence[Array], groups: int) -> tuple[Array, Array]:
+    """Edges (G + 1,) and energies (signals, G) of :func:`equal_band_energies`, both estimated."""
+    edges = equal_edges(adjacency, groups)
+    return edges, estimated_band_energies(adjacency, signals, edges)[1]
+
+
 def estimated_band_energies(
     adjacency: Any, signals: Sequence[Array], edges: Array, degree: int = 512, probes: int = 32, seed: int = 0
 ) -> tuple[Array, Array]:
@@ -117,9 +146,9 @@ def estimated_band_energies(
     random = np.random.default_rng(seed)
     nodes = adjacency.shape[0]
     signs: Any = random.integers(0, 2, (nodes, probes)) * 2.0 - 1
-    weights = _band_weights(edges, degree)
-    counts = weights @ _moments(adjacency, signs, degree) / probes
-    energies = [weights @ _moments(adjacency, _narrow(signal, probes, random), degree) for signal in signals]
+    weights = band_coefficients(edges, degree)
+    counts = weights @ chebyshev_moments(adjacency, signs, degree) / probes
+    energies = [weights @ chebyshev_moments(adjacency, _narrow(signal, probes, random), degree) for signal in signals]
     return counts, np.array(energies)
 
 
@@ -138,28 +167,3 @@ def _narrow(signal: Array, probes: int, random: np.random.Generator) -> Array:
     mixed *= float(np.linalg.norm(rest)) / max(float(np.linalg.norm(mixed)), 1e-300)
     narrow: Array = np.concatenate([strong, mixed], axis=1)
     return narrow
-
-
-def _moments(adjacency: Any, signal: Array, degree: int) -> Array:
-    """(degree + 1,) trace(D^T T_k(Ã) D), two for each product: T_2k = 2 T_k^2 - 1 and T_2k+1 = 2 T_k+1 T_k - T_1."""
-    before, current = signal, adjacency @ signal
-    moments = np.zeros(degree + 2)
-    moments[0], moments[1] = np.vdot(signal, signal), np.vdot(current, signal)
-    for order in range(1, degree // 2 + 1):
-        moments[2 * order] = 2 * np.vdot(current, current) - moments[0]
-        before, current = current, 2 * (adjacency @ current) - before
-        moments[2 * order + 1] = 2 * np.vdot(current, before) - moments[1]
-    return moments[: degree + 1]
-
-
-def _band_weights(edges: Array, degree: int) -> Any:
-    """(B, degree + 1) damped Chebyshev coefficients of the bands' indicator functions of 1 - x."""
-    orders = np.arange(1, degree + 1)
-    angles = np.arccos(np.clip(1 - edges, -1, 1))  # rising with the frequency
-    constant = np.diff(angles) / np.pi
-    rest = 2 / np.pi * np.diff(np.sin(orders[:, None] * angles), axis=1).T / orders
-    # Jackson's damping keeps the expansion of a step between 0 and 1.
-    turn = np.pi / (degree + 2)
-    damping = ((degree + 2 - orders) * np.cos(orders * turn) + np.sin(orders * turn) / np.tan(turn)) / (degree + 2)
-    weights: Array = np.concatenate([constant[:, None], rest * damping], axis=1)
-    return weights

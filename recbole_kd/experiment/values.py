@@ -12,7 +12,7 @@ import recbole
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.known_keys import TEACHER_FILES
 
-__all__ = ["DATASET_KEYS", "is_section", "leaves", "like", "merge", "nest", "plain"]
+__all__ = ["DATASET_KEYS", "at", "is_section", "leaves", "like", "merge", "nest", "plain"]
 
 _LISTS = Path(recbole.__file__).parent / "utils" / "argument_list.py"
 #: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists. They
@@ -102,6 +102,14 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key
+
+
+def at(settings: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted name in nested settings, whose own names may have dots too."""
+    if key in settings:
+        return settings[key]
+    name = next(name for name in settings if key.startswith(f"{name}."))
+    return at(settings[name], key[len(name) + 1 :])
 
 
 def plain(value: Any) -> Any:

@@ -19,10 +19,11 @@ from recbole_kd.files.atomic import PathLike, write_content
 from recbole_kd.files.plain import save_json
 from recbole_kd.files.reading import read_json
 from recbole_kd.report.headline import findings, recommendation, warnings
+from recbole_kd.report.looks import metric_label
 from recbole_kd.report.page import html_page
 from recbole_kd.report.static import STYLE, pictures
 from recbole_kd.report.tables import csv_table, latex_table, markdown, markdown_accuracy, markdown_costs
-from recbole_kd.report.view import Comparison, metric_label
+from recbole_kd.report.view import Comparison
 
 __all__ = ["read_results", "write_report"]
 
@@ -88,6 +89,7 @@ def _markdown_report(comparison: Comparison, drawn: Iterable[str]) -> str:
         "accuracy-latency": f"{metric_label(comparison.primary)} against latency",
         "bars": "Accuracy with 95 % intervals",
         "significance": "Significance of differences",
+        "sweep": "What a setting does",
         "validation": "Learning curves on validation",
         "losses": "Losses",
     }
@@ -103,9 +105,9 @@ def _markdown_report(comparison: Comparison, drawn: Iterable[str]) -> str:
     parts = [
         f"# {markdown(comparison.title)}",
         markdown(recommendation(comparison)),
-        "\n".join(f"- {markdown(warning)}" for warning in warnings(comparison)),
-        "\n".join(f"- {question}: **{value}** ({text})" for question, value, text in found),
         *charts[:1],
+        "\n".join(f"- {question}: **{value}** ({text})" for question, value, text in found),
+        "\n".join(f"- {markdown(warning)}" for warning in warnings(comparison)),
         markdown(budget or ""),
         "## Accuracy",
         markdown(comparison.marks_say()),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Optional
 
-from recbole_kd.report.view import Comparison, Model, metric_label, p_text, percent, smaller_is_better
+from recbole_kd.report.looks import metric_label, p_text, percent
+from recbole_kd.report.schema import number
+from recbole_kd.report.view import Comparison, Model, smaller_is_better
 from recbole_kd.text import duration
 
 #: A teacher that is below the best undistilled row by this share is a bad teacher, not an unlucky one.
 FAR = 0.02
+#: The share of the metric that a smaller prefix may lose.
+LITTLE = 0.01
 
 #: (question, figure, explanation).
 Finding = tuple[str, str, str]
@@ -137,6 +141,7 @@ def recommendation(comparison: Comparison) -> str:
     else:
         sentences.append(f"Take {best.name}: {', '.join(_reasons(comparison, best, base))}.")
         chosen = best
+    sentences += _smaller_prefix(chosen, metric)
     larger = [
         model
         for model in comparison.ranked(metric)
@@ -146,6 +151,20 @@ def recommendation(comparison: Comparison) -> str:
         times = (larger[0].cost("parameters") or 0.0) / (chosen.cost("parameters") or 1.0)
         sentences.append(f"With {times:.1f}× the stored numbers, {larger[0].name} reaches {_value(larger[0], metric)}.")
     return " ".join(sentences)
+
+
+def _smaller_prefix(model: Model, metric: str) -> list[str]:
+    """A sentence on the smallest prefix that keeps all but :data:`LITTLE` of a Matryoshka student's metric."""
+    whole = model.mean(metric)
+    for size, found in model.prefixes.items():
+        value = number((found.get("mean") or {}).get(metric))
+        if not whole or value is None:
+            continue
+        share = value / whole
+        if (share - 1 if smaller_is_better(metric) else 1 - share) <= LITTLE:
+            said = f"{metric_label(metric)} {value:.4f}, {100 * share:.1f} % of the whole"
+            return [f"Its first {size} of {model.size} alone reach {said}."]
+    return []
 
 
 def _reasons(comparison: Comparison, best: Model, base: Optional[Model]) -> list[str]:

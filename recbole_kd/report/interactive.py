@@ -10,21 +10,20 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
-from recbole_kd.report.tables import figure, memory
-from recbole_kd.report.view import (
+from recbole_kd.report.looks import (
     DEPTHS,
-    Comparison,
-    Curve,
-    Model,
     ink_on,
+    is_numeric,
     log_ticks,
-    mean_curve,
     metric_label,
     p_text,
     percent,
     short,
+    spans_decades,
     wrapped,
 )
+from recbole_kd.report.tables import figure, memory
+from recbole_kd.report.view import Comparison, Curve, Model, Point, Sweep, mean_curve, side_by_side
 
 Chart = dict[str, Any]
 
@@ -45,6 +44,7 @@ def charts(comparison: Comparison) -> dict[str, dict[str, Chart]]:
         "bars": bars,
         "latency": latency,
         "significance": significance,
+        "sweep": sweep,
         "validation": validation,
     }
     for metric in comparison.metrics:
@@ -122,9 +122,12 @@ def size(comparison: Comparison, metric: str) -> Optional[Chart]:
 
 
 def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title: str) -> Optional[Chart]:
-    """A point for each model, its 95 % interval, and the Pareto front as steps; a ring marks the points on it."""
-    models = [model for model in comparison.models if model.cost(*cost) and model.mean(metric) is not None]
-    if not models:
+    """A point for each model, its 95 % interval, and the Pareto front as steps; a ring marks the points on it.
+
+    Prefixes of a Matryoshka student are smaller points on a line.
+    """
+    points = comparison.points(metric, *cost)
+    if not points:
         return None
     front = comparison.front(metric, *cost)
     traces: list[Chart] = []
@@ -133,28 +136,48 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
             {
                 "type": "scatter",
                 "mode": "lines",
-                "x": [model.cost(*cost) for model in front],
-                "y": [_rounded(model.mean(metric)) for model in front],
+                "x": [point.price for point in front],
+                "y": [_rounded(point.value) for point in front],
                 "line": {"shape": "hv", "color": "#98A2B3", "width": 1.5, "dash": "dash"},
                 "hoverinfo": "skip",
             }
         )
-    for model in models:
-        value = model.mean(metric) or 0.0
-        low, high = model.confidence(metric) or (value, value)
-        on_front = model in front
-        price = model.cost(*cost) or 0.0
+    for model in comparison.models:
+        own = [point for point in points if point.model is model]
+        if len(own) > 1:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "meta": model.name,
+                    "x": [point.price for point in own],
+                    "y": [_rounded(point.value) for point in own],
+                    "line": {"color": model.style.color, "width": 1.2},
+                    "hoverinfo": "skip",
+                }
+            )
+    prices = [point.price for point in points]
+    places = side_by_side(points, front) if cost == ("parameters",) else prices
+    for point, place in zip(points, places):
+        model, value = point.model, point.value
+        named = point in front and point.prefix is None
+        low, high = (point.prefix is None and model.confidence(metric)) or (value, value)
+        on_front = point in front
         traces.append(
             {
                 "type": "scatter",
-                "mode": "markers",
+                "mode": "markers+text" if named else "markers",
+                "text": [_escaped(wrapped(model.name, 20, lines=1)[0])] if named else [""],
+                "textposition": "top right" if point.price == min(prices) else "top left",
+                "textfont": {"size": 11, "color": INK},
+                "cliponaxis": False,
                 "meta": model.name,
-                "x": [price],
+                "x": [place],
                 "y": [_rounded(value)],
                 "marker": {
                     "color": model.style.color,
                     "symbol": model.style.symbol[0],
-                    "size": 13,
+                    "size": 13 if point.prefix is None else 9,
                     "line": {"color": INK if on_front else "white", "width": 2 if on_front else 1},
                 },
                 "error_y": {
@@ -166,15 +189,12 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
                     "thickness": 1,
                     "width": 0,
                 },
-                "hovertemplate": f"<b>{_escaped(model.name)}</b>{' (on the front)' if on_front else ''}"
-                f"<br>{metric_label(metric)} {value:.4f} ({low:.4f} to {high:.4f})"
-                f"<br>{figure(model.cost('latency_ms', 'batch_1', 'p50'), '.3g')} ms a user, "
-                f"{figure(model.cost('parameters'), ',.0f')} stored numbers, {model.size}"
-                f"<br>{memory(model.cost('peak_memory_bytes'))} peak memory in training<extra></extra>",
+                "hovertemplate": f"<b>{_escaped(point.name)}</b>{' (on the front)' if on_front else ''}"
+                f"<br>{metric_label(metric)} {value:.4f} {f'({low:.4f} to {high:.4f})' if high > low else ''}"
+                f"<br>{_costs(point)}<extra></extra>",
             }
         )
     layout = _layout(height=400)
-    prices = [model.cost(*cost) or 0.0 for model in models]
     low, high = min(prices) / 1.35, max(prices) * 1.35
     ticks = log_ticks(low, high)
     layout["xaxis"].update(
@@ -186,6 +206,18 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
     )
     layout["yaxis"].update(title=_title(metric_label(metric)), automargin=True)
     return {"data": traces, "layout": layout}
+
+
+def _costs(point: Point) -> str:
+    """What hovering says of a point's costs."""
+    model = point.model
+    if point.prefix is not None:
+        return f"{figure(point.price, ',.0f')} stored numbers"
+    return (
+        f"{figure(model.cost('latency_ms', 'batch_1', 'p50'), '.3g')} ms a user, "
+        f"{figure(model.cost('parameters'), ',.0f')} stored numbers, {model.size}"
+        f"<br>{memory(model.cost('peak_memory_bytes'))} peak memory in training"
+    )
 
 
 def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
@@ -277,6 +309,117 @@ def _pair_text(comparison: Comparison, metric: str, row: Model, column: Model) -
         f"<b>{_escaped(row.name)}</b> less <b>{_escaped(column.name)}</b><br>"
         f"{metric_label(metric)} {figure(difference, '+.4f')}<br>over users: {users}; over seeds: {seeds} (Holm)"
     )
+
+
+#: Colours of a heat map from the lowest to the highest value.
+HEAT_COLORS = ("#F7F4F9", "#D4B9DA", "#8073AC", "#3F007D")
+
+
+def sweep(comparison: Comparison, metric: str) -> Optional[Chart]:
+    """The metric over the values of one setting, a line with deviations for each model; or of two, a heat map."""
+    sweeps = comparison.sweeps()
+    if not sweeps or not any(model.mean(metric) is not None for _, model in sweeps[0].rows):
+        return None
+    return _lines(comparison, sweeps, metric) if len(sweeps[0].settings) == 1 else _heat_map(sweeps[0], metric)
+
+
+def _lines(comparison: Comparison, sweeps: Sequence[Sweep], metric: str) -> Chart:
+    (setting,), values = sweeps[0].settings, sweeps[0].values(0)
+    traces = []
+    for each in sweeps:
+        rows = each.along(metric)
+        style = rows[0][1].style
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": [value if is_numeric(value) else str(value) for value, _ in rows],
+                "y": [_rounded(model.mean(metric)) for _, model in rows],
+                "text": [_escaped(model.name) for _, model in rows],
+                "line": {"color": style.color, "width": 2},
+                "marker": {"color": style.color, "size": 9, "symbol": style.symbol[0]},
+                "error_y": {
+                    "type": "data",
+                    "array": [_rounded(model.deviation(metric) or 0.0) for _, model in rows],
+                    "color": style.color,
+                    "thickness": 1.2,
+                },
+                "hovertemplate": f"<b>%{{text}}</b><br>{metric_label(metric)} %{{y:.4f}}<extra></extra>",
+            }
+        )
+    layout = _layout(height=360)
+    layout["xaxis"].update(title=_title(setting))
+    if spans_decades(values):
+        layout["xaxis"].update(type="log", tickvals=values, ticktext=[f"{value:g}" for value in values])
+    elif not all(map(is_numeric, values)):
+        layout["xaxis"].update(type="category")
+    layout["yaxis"].update(title=_title(metric_label(metric)), automargin=True)
+    levels = comparison.levels_of(sweeps[0].rows[0][1], metric)
+    layout["shapes"] = [
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": model.mean(metric),
+            "y1": model.mean(metric),
+            "line": {"color": model.style.color, "width": 1.2, "dash": "dot"},
+        }
+        for model in levels
+    ]
+    layout["annotations"] = [
+        {
+            "text": _escaped(model.name),
+            "xref": "paper",
+            "x": 1,
+            "xanchor": "right",
+            "y": model.mean(metric),
+            "yanchor": "bottom",
+            "showarrow": False,
+            "font": {"size": 11, "color": model.style.color},
+        }
+        for model in levels
+    ]
+    return {"data": traces, "layout": layout}
+
+
+def _heat_map(each: Sweep, metric: str) -> Chart:
+    down, across = (list(map(str, each.values(place))) for place in (0, 1))
+    cells = each.cells(metric)
+    low, high = min(cells.values()), max(cells.values())
+    table = [[cells.get((one, other)) for other in across] for one in down]
+    layout = _layout(height=120 + 44 * len(down))
+    layout["xaxis"].update(title=_title(each.settings[1]), type="category", showgrid=False)
+    layout["yaxis"].update(title=_title(each.settings[0]), type="category", showgrid=False, automargin=True)
+    layout["annotations"] = [
+        {
+            "x": column,
+            "y": row,
+            "text": f"{value:.4f}",
+            "showarrow": False,
+            "font": {
+                "size": 12,
+                "color": "#FFFFFF" if high > low and (value - low) / (high - low) > 0.5 else "#111111",
+            },
+        }
+        for row, line in enumerate(table)
+        for column, value in enumerate(line)
+        if value is not None
+    ]
+    steps = len(HEAT_COLORS) - 1
+    trace = {
+        "type": "heatmap",
+        "x": across,
+        "y": down,
+        "z": [[_rounded(value) for value in line] for line in table],
+        "colorscale": [[index / steps, color] for index, color in enumerate(HEAT_COLORS)],
+        "showscale": False,
+        "xgap": 2,
+        "ygap": 2,
+        "hovertemplate": f"{each.settings[0]} %{{y}}, {each.settings[1]} %{{x}}<br>{metric_label(metric)} %{{z:.4f}}"
+        "<extra></extra>",
+    }
+    return {"data": [trace], "layout": layout}
 
 
 def validation(comparison: Comparison, metric: str) -> Optional[Chart]:

@@ -13,8 +13,9 @@ from plotly.offline import get_plotlyjs
 
 from recbole_kd.report.headline import findings, recommendation, warnings
 from recbole_kd.report.interactive import MATRIX_COLORS, MOST_NUMBERED, charts
+from recbole_kd.report.looks import DEPTHS, metric_label
 from recbole_kd.report.tables import breakable, html_accuracy, html_costs
-from recbole_kd.report.view import DEPTHS, LEVEL, Comparison, metric_label
+from recbole_kd.report.view import LEVEL, Comparison
 
 
 def html_page(comparison: Comparison) -> str:
@@ -45,6 +46,12 @@ def html_page(comparison: Comparison) -> str:
         )
         if "significance" in figures
         else "",
+        _section(
+            "What a setting does",
+            "Means over seeds, with deviations; dotted: the plain student and the teacher. Choose on validation, "
+            "not here.",
+            _chart(figures, "sweep", ""),
+        ),
         _section(
             "Learning curves",
             "Thick: mean over seeds, as far as every seed was trained; thin: each seed.",
@@ -83,9 +90,12 @@ def _headline(comparison: Comparison, figures: Mapping[str, Any]) -> str:
         figures,
         "size",
         "Accuracy against size. Up and to the left is better. The dashed line joins the models that no other beats in "
-        "both (the Pareto front); they have a ring. Vertical lines are 95 % intervals.",
+        "both (the Pareto front); they have a ring. Vertical lines are 95 % intervals. Models "
+        "of one size that would hide each other stand side by side."
+        + (" Small points on a line are a student's prefixes." if any(m.prefixes for m in comparison.models) else ""),
     )
-    return f'<section>{lead}{listed}<div class="cards">{cards}</div>{picture}{sentence}</section>'
+    head = f'<div class="head">{picture}<div class="cards">{cards}</div></div>'
+    return f"<section>{lead}{head}{listed}{sentence}</section>"
 
 
 def _subtitle(comparison: Comparison) -> str:

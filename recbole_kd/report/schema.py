@@ -31,6 +31,17 @@ class _Run(TypedDict, total=False):
     valid_history: Optional[list[_Epoch]]
 
 
+class _Prefix(TypedDict, total=False):
+    mean: _Metrics
+    deviation: _Metrics
+    parameters: _Number
+
+
+class _Sweep(TypedDict):
+    of: str
+    settings: dict[str, Any]
+
+
 class _Row(TypedDict, total=False):
     role: Optional[str]
     backbone: Optional[str]
@@ -45,6 +56,8 @@ class _Row(TypedDict, total=False):
     costs: Optional[dict[str, Union[_Number, dict[str, Union[_Number, dict[str, _Number], list[_Number]]]]]]
     reference: Optional[str]
     dimensions: Optional[int]
+    prefixes: Optional[dict[int, _Prefix]]
+    sweep: Optional[_Sweep]
 
 
 class _NamedRow(_Row):
@@ -113,7 +126,9 @@ def check_results(results: Any) -> None:
     for row in rows:
         tables = (row.get(key) for key in ("mean", "deviation", "confidence", "relative_gain", "gap_closed"))
         values = [value for table in tables for value in _numbers(table)]
-        costs = _numbers(row.get("costs"))
+        prefixes = [prefix for prefix in (row.get("prefixes") or {}).values() if prefix]
+        values += _numbers([prefix.get("mean") for prefix in prefixes])
+        costs = _numbers([row.get("costs"), *(prefix.get("parameters") for prefix in prefixes)])
         if any(abs(value) > _MOST for value in (*values, *costs)) or any(cost < 0 for cost in costs):
             refuse(f"row {row['name']!r} has a cost below 0, or a number above {_MOST:g}")
     for metric, table in (results.get("significance") or {}).items():

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from recbole_kd.errors import UserError
-from recbole_kd.report.interactive import INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix
-from recbole_kd.report.view import (
-    LEVEL,
-    Comparison,
-    Curve,
-    Model,
-    ink_on,
-    log_ticks,
-    mean_curve,
-    metric_label,
-    short,
-    wrapped,
-)
+from recbole_kd.report.interactive import HEAT_COLORS, INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix
+from recbole_kd.report.looks import ink_on, is_numeric, log_ticks, metric_label, short, spans_decades, wrapped
+from recbole_kd.report.view import LEVEL, Comparison, Curve, Model, mean_curve, side_by_side
 
 #: Settings of every picture of this package: light, and readable at half its size.
 STYLE = {
@@ -63,6 +53,7 @@ def pictures(comparison: Comparison) -> dict[str, Figure]:
             view, ("latency_ms", "batch_1", "p50"), "latency of one user, ms (median)"
         ),
         "significance": _significance,
+        "sweep": _sweep,
         "validation": _validation,
         "losses": _losses,
     }
@@ -128,29 +119,37 @@ def _bars(comparison: Comparison) -> Optional[Figure]:
 
 def _trade_off(comparison: Comparison, cost: tuple[str, ...], title: str) -> Optional[Figure]:
     metric = comparison.primary
-    models = [model for model in comparison.models if model.cost(*cost) and model.mean(metric) is not None]
-    if not models:
+    points = comparison.points(metric, *cost)
+    if not points:
         return None
     figure = new_figure(6.5, 4.2)
     axes = figure.subplots()
     front = comparison.front(metric, *cost)
-    prices = {model.name: model.cost(*cost) or 0.0 for model in models}
-    values = {model.name: model.mean(metric) or 0.0 for model in models}
     if len(front) > 1:
-        steps = [[table[model.name] for model in front] for table in (prices, values)]
+        steps = [point.price for point in front], [point.value for point in front]
         axes.step(*steps, where="post", color="#98A2B3", ls="--", lw=1.3, zorder=1)
+    models = [model for model in comparison.models if any(point.model is model for point in points)]
     for model in models:
-        x, y = prices[model.name], values[model.name]
-        low, high = model.confidence(metric) or (y, y)
-        axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=model.style.color, lw=1, zorder=2)
-        edge, width = (INK, 1.6) if model in front else ("white", 0.8)
-        axes.scatter(
-            x, y, s=95, color=model.style.color, marker=model.style.symbol[1], edgecolors=edge, lw=width, zorder=3
-        )
-    log_axis(axes, min(prices.values()), max(prices.values()))
+        own = [point for point in points if point.model is model]
+        axes.plot([p.price for p in own], [p.value for p in own], color=model.style.color, lw=1, zorder=2)
+    prices = [point.price for point in points]
+    by_size = cost == ("parameters",)
+    for point, x in zip(points, side_by_side(points, front) if by_size else prices):
+        y, style = point.value, point.model.style
+        if point in front and point.prefix is None:
+            name = wrapped(point.model.name, 20, lines=1)[0]
+            side = ("left", 5) if point.price == min(prices) else ("right", -5)
+            axes.annotate(name, (x, y), (side[1], 6), textcoords="offset points", ha=side[0], fontsize=8, zorder=4)
+        low, high = (point.prefix is None and point.model.confidence(metric)) or (y, y)
+        axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=style.color, lw=1, zorder=2)
+        edge, width = (INK, 1.6) if point in front else ("white", 0.8)
+        area = 95 if point.prefix is None else 45
+        axes.scatter(x, y, s=area, color=style.color, marker=style.symbol[1], edgecolors=edge, lw=width, zorder=3)
+    log_axis(axes, min(prices), max(prices))
     axes.set_xlabel(title)
     axes.set_ylabel(metric_label(metric))
-    axes.set_title("Dashed and ringed: the Pareto front", fontsize=9, color=MUTED, fontweight="normal")
+    said = "Dashed and ringed: the Pareto front" + (". Models of one size stand side by side" if by_size else "")
+    axes.set_title(said, fontsize=9, color=MUTED, fontweight="normal")
     _legend(figure, models, lines=False)
     return figure
 
@@ -205,6 +204,61 @@ def _significance(comparison: Comparison) -> Optional[Figure]:
     return figure
 
 
+def _sweep(comparison: Comparison) -> Optional[Figure]:
+    metric, sweeps = comparison.primary, comparison.sweeps()
+    if not sweeps or not sweeps[0].cells(metric):
+        return None
+    figure, grid = panels(1 if len(sweeps[0].settings) == 1 else len(sweeps), 2, 6.4, 3.8)
+    if len(sweeps[0].settings) == 1:
+        (axes,) = grid
+        for each in sweeps:
+            rows = each.along(metric)
+            means = [model.mean(metric) or 0.0 for _, model in rows]
+            deviations = [model.deviation(metric) or 0.0 for _, model in rows]
+            draw_line(axes, [value for value, _ in rows], means, deviations, rows[0][1].style.color, each.base)
+        for model in comparison.levels_of(sweeps[0].rows[0][1], metric):
+            axes.axhline(model.mean(metric), color=model.style.color, lw=1.2, ls=":", label=model.name)
+        axes.set_ylabel(metric_label(metric))
+        axes.set_xlabel(sweeps[0].settings[0])
+        _put_legend(figure, *axes.get_legend_handles_labels())
+        return figure
+    for axes, each in zip(grid, sweeps):
+        draw_heat(axes, list(map(str, each.values(0))), list(map(str, each.values(1))), each.cells(metric))
+        axes.set_ylabel(each.settings[0])
+        axes.set_xlabel(each.settings[1])
+        axes.set_title(f"{metric_label(metric)} of {each.base}")
+    return figure
+
+
+def draw_line(
+    axes: Any, values: Sequence[Any], means: Sequence[float], deviations: Sequence[float], color: str, label: str
+) -> None:
+    """A line of means with deviations over a setting's values: logarithmic or plain, or side by side."""
+    numeric = all(map(is_numeric, values))
+    places = list(values) if numeric else list(range(len(values)))
+    axes.errorbar(places, means, yerr=deviations, color=color, marker="o", ms=5, lw=1.8, capsize=3, label=label)
+    if not numeric:
+        axes.set_xticks(places, list(map(str, values)))
+    elif spans_decades(values):
+        log_axis(axes, min(values), max(values), values if len(values) <= 8 else None)
+
+
+def draw_heat(axes: Any, down: Sequence[str], across: Sequence[str], cells: Mapping[tuple[str, ...], float]) -> None:
+    """A map of a value over two settings, a number in each cell; a combination that is not there stays empty."""
+    table = [[cells.get((one, other), math.nan) for other in across] for one in down]
+    axes.imshow(table, cmap=LinearSegmentedColormap.from_list("heat", HEAT_COLORS), aspect="auto", origin="lower")
+    low, high = min(cells.values()), max(cells.values())
+    for row, line in enumerate(table):
+        for column, value in enumerate(line):
+            if math.isfinite(value):
+                color = ink_on(HEAT_COLORS[-1 if high > low and (value - low) / (high - low) > 0.5 else 0])
+                axes.text(column, row, f"{value:.4f}", ha="center", va="center", fontsize=9, color=color)
+    axes.set_xticks(range(len(across)), across)
+    axes.set_yticks(range(len(down)), down)
+    axes.tick_params(length=0)
+    axes.grid(False)
+
+
 def _validation(comparison: Comparison) -> Optional[Figure]:
     metric = comparison.primary
     curves = [(model, model.validation_curves(metric)) for model in comparison.models]
@@ -247,15 +301,20 @@ def _draw_curves(axes: Any, curves: Iterable[tuple[Model, list[Curve]]]) -> None
 
 
 def _legend(figure: Figure, models: Sequence[Model], lines: bool = True) -> None:
-    """Names under the picture, which grows by their rows, in as many columns as the longest of them allows."""
+    """The models under the picture, as lines or as points."""
     handles = [
         Line2D([], [], color=model.style.color, ls=model.style.dash[1], lw=2)
         if lines
         else Line2D([], [], color=model.style.color, marker=model.style.symbol[1], ls="", ms=8)
         for model in models
     ]
-    names = [wrapped(model.name, 40, lines=1)[0] for model in models]
+    _put_legend(figure, handles, [model.name for model in models])
+
+
+def _put_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Names under the picture, which grows by their rows, in as many columns as the longest of them allows."""
+    names = [wrapped(label, 24, lines=1)[0] for label in labels]
     width, height = figure.get_size_inches()
-    columns = max(1, min(len(models), int(width / (0.7 + 0.085 * max(map(len, names))))))
-    figure.set_size_inches(width, height + 0.2 * math.ceil(len(models) / columns))
+    columns = max(1, min(len(names), int(width / (0.7 + 0.085 * max(map(len, names))))))
+    figure.set_size_inches(width, height + 0.2 * math.ceil(len(names) / columns))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9)

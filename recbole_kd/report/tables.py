@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Optional
 
 from recbole_kd.files.tables import csv_text
-from recbole_kd.report.view import BREAKS, Comparison, Model, metric_label, percent
+from recbole_kd.report.looks import BREAKS, metric_label, percent
+from recbole_kd.report.view import Comparison, Model
 from recbole_kd.text import duration
 
 TEACHER_ROW = ' class="teacher"'
@@ -39,9 +40,9 @@ def ordered_metrics(comparison: Comparison) -> list[str]:
 
 
 def accuracy_headings(comparison: Comparison) -> list[str]:
-    """The columns after the model's name: size, primary metric, gain over what, gap, the other metrics."""
+    """The columns after the model's name: size, primary metric, gain over what, gap, share, the other metrics."""
     first, *others = map(metric_label, ordered_metrics(comparison))
-    return ["dimensions", first, f"gain, {first}", "over", "gap closed", *others]
+    return ["dimensions", first, f"gain, {first}", "over", "gap closed", "of teacher", *others]
 
 
 def accuracy_line(
@@ -57,7 +58,9 @@ def accuracy_line(
     if base is not None and model.gain(comparison.primary) is not None:
         arrow = comparison.arrow(comparison.primary, model.name)
         gain = f"{arrow}\u00a0{percent(model.gain(comparison.primary))}".lstrip("\u00a0").replace(" ", "\u00a0")
-    words = [gain, "–" if base is None else base.name, "–" if closed is None else f"{100 * closed:.0f}\u00a0%"]
+    shares = (closed, comparison.teacher_share(comparison.primary, model))
+    words = [gain, "–" if base is None else base.name]
+    words += ["–" if share is None else f"{100 * share:.0f}\u00a0%" for share in shares]
     return [text(dimensions), first, *map(text, words), *others]
 
 
@@ -99,7 +102,7 @@ def csv_table(comparison: Comparison) -> str:
     """A row for each model: each metric with deviation, interval, gain, share of the gap and p-value; the costs."""
     fields = ["name", "role", "backbone", "dimensions", "teacher", "reference", "distillers", "seeds"]
     for metric in comparison.metrics:
-        parts = ("", " deviation", " low", " high", " relative gain", " gap closed", " p")
+        parts = ("", " deviation", " low", " high", " relative gain", " gap closed", " of teacher", " p")
         fields += [metric + part for part in parts]
     costs = {
         "seconds per epoch": ("seconds_per_epoch",),
@@ -125,7 +128,7 @@ def csv_table(comparison: Comparison) -> str:
             against = comparison.base(metric, model.name)
             p = None if against is None else comparison.p_value(metric, model.name, against.name)
             line += [model.mean(metric), model.deviation(metric), low, high]
-            line += [model.gain(metric), model.gap_closed(metric), p]
+            line += [model.gain(metric), model.gap_closed(metric), comparison.teacher_share(metric, model), p]
         lines.append([*line, *(model.cost(*path) for path in costs.values())])
     return csv_text(lines)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from recbole.evaluator.register import metrics_dict
 
-from recbole_kd.experiment.values import leaves
+from recbole_kd.experiment.values import at, leaves
+from recbole_kd.report.looks import Style, is_numeric, styles_of
 from recbole_kd.report.schema import check_results, number
 
 #: A p-value below this is called significant.
@@ -19,45 +20,11 @@ LEVEL = 0.05
 #: Latencies closer than this share are called equal, however exactly each was measured: one process differs from the
 #: next by as much.
 NOISE = 0.1
-#: Relative differences at which the colour of a significant difference grows deeper.
-DEPTHS = (0.02, 0.1)
-
-#: Okabe and Ito's palette and three of Tol's muted one, told apart by colour-blind readers; no yellow, which is
-#: invisible on white. The teacher and the plain student are greys, so that colour means distillation.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933")
-TEACHER_COLOR, REFERENCE_COLOR = "#222222", "#7F7F7F"
-#: (plotly's symbol, matplotlib's marker, the glyph of legends in text).
-SYMBOLS = (
-    ("circle", "o", "●"),
-    ("square", "s", "■"),
-    ("diamond", "D", "◆"),
-    ("triangle-up", "^", "▲"),
-    ("triangle-down", "v", "▼"),
-    ("cross", "P", "✚"),
-    ("star", "*", "★"),
-)
-#: (plotly's dash, matplotlib's line style): changes when the colours have been used up.
-DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
-
-#: Where a model's name may be broken without a space.
-BREAKS = re.compile(r"(?<=[a-z0-9)])(?=[A-Z(])|(?<=[-_.,+/])(?=\S)")
+#: Shares of a picture's width and height within which a point would hide another.
+BESIDE, OVER = 0.02, 0.04
 
 Curve = tuple[list[int], list[float]]
-
-
-@dataclass(frozen=True)
-class Style:
-    """How one model looks in every chart.
-
-    Attributes:
-        color: "#rrggbb".
-        symbol: an entry of :data:`SYMBOLS`.
-        dash: an entry of :data:`DASHES`.
-    """
-
-    color: str
-    symbol: tuple[str, str, str]
-    dash: tuple[str, str]
+_NONE = object()
 
 
 @dataclass(frozen=True)
@@ -150,6 +117,12 @@ class Model:
         return count
 
     @property
+    def prefixes(self) -> dict[int, Mapping[str, Any]]:
+        """Of a student of ``--matryoshka``, dimensions -> mean, deviation, parameters; without the whole."""
+        found = self.row.get("prefixes") or {}
+        return {int(size): found[size] for size in sorted(found, key=int)}
+
+    @property
     def runs(self) -> Sequence[Mapping[str, Any]]:
         """One entry for each seed."""
         return self.row.get("runs") or []
@@ -180,6 +153,62 @@ class Model:
         return curves
 
 
+@dataclass(frozen=True)
+class Point:
+    """A model in a picture of a metric against a cost, or one of its prefixes.
+
+    Attributes:
+        model: the row.
+        price, value: cost and metric.
+        prefix: how many of the first dimensions it has; None for the whole model.
+    """
+
+    model: Model
+    price: float
+    value: float
+    prefix: Optional[int] = None
+
+    @property
+    def name(self) -> str:
+        """The model's name, with the prefix."""
+        if self.prefix is None:
+            return self.model.name
+        return f"{self.model.name}, first {self.prefix} of {self.model.size}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One model trained with every value of one or two settings.
+
+    Attributes:
+        base: the model's name.
+        settings: their dotted names.
+        rows: (a value of each setting, the row trained with them), in the order given.
+    """
+
+    base: str
+    settings: tuple[str, ...]
+    rows: list[tuple[tuple[Any, ...], Model]]
+
+    def values(self, place: int) -> list[Any]:
+        """The distinct values of a setting: numbers ascending, others in the order given."""
+        found = list(dict.fromkeys(str(values[place]) for values, _ in self.rows))
+        by_text = {str(values[place]): values[place] for values, _ in self.rows}
+        distinct = [by_text[text] for text in found]
+        return sorted(distinct) if all(map(is_numeric, distinct)) else distinct
+
+    def along(self, metric: str) -> list[tuple[Any, Model]]:
+        """Of a sweep of one setting (value, row), in the order of :meth:`values`, where the metric is known."""
+        order = list(map(str, self.values(0)))
+        having = [(values[0], model) for values, model in self.rows if model.mean(metric) is not None]
+        return sorted(having, key=lambda row: order.index(str(row[0])))
+
+    def cells(self, metric: str) -> dict[tuple[str, ...], float]:
+        """Values in words -> the metric."""
+        means = {tuple(map(str, values)): model.mean(metric) for values, model in self.rows}
+        return {values: mean for values, mean in means.items() if mean is not None}
+
+
 class Comparison:
     """Checked results of a comparison.
 
@@ -200,7 +229,7 @@ class Comparison:
         check_results(results)
         self.results: Mapping[str, Any] = results
         rows = sorted(results["rows"], key=lambda row: row.get("role") != "teacher")
-        styles = _styles(rows, results.get("teacher"), results.get("reference"))
+        styles = styles_of(rows, results.get("teacher"), results.get("reference"))
         self.models = [Model(row["name"], style, row) for row, style in zip(rows, styles)]
         self.metrics: list[str] = list(results["metrics"])
         wanted = str(results.get("valid_metric") or "").lower()
@@ -305,6 +334,17 @@ class Comparison:
         """The teacher that a row's gap is measured to; None for a teacher."""
         return None if model.is_teacher else self.by_name.get(str(model.row.get("teacher"))) or self.teacher
 
+    def levels_of(self, model: Model, metric: str) -> list[Model]:
+        """The plain student and the teacher that a row stands between, where their metric is known."""
+        found = (self.reference_of(model), self.teacher_of(model))
+        return [one for one in found if one is not None and one.mean(metric) is not None]
+
+    def teacher_share(self, metric: str, model: Model) -> Optional[float]:
+        """The row's metric divided by its teacher's; None for a teacher, and where there is none."""
+        teacher = self.teacher_of(model)
+        value, whole = model.mean(metric), None if teacher is None else teacher.mean(metric)
+        return value / whole if value is not None and whole else None
+
     def base(self, metric: str, name: Optional[str] = None) -> Optional[Model]:
         """The row that marks compare with: the row's plain student, or the second best where there is none."""
         row = self.by_name.get(str(name))
@@ -328,19 +368,29 @@ class Comparison:
         )
 
     def differing_settings(self) -> dict[str, dict[str, Any]]:
-        """Row -> its settings by dotted name, without those in which all students, or all teachers, agree."""
-        nested = {model.name: model.row.get("settings") or {} for model in self.models}
-        settings = {name: {key: _at(own, key) for key in leaves(own)} for name, own in nested.items()}
-        shared: dict[bool, set[str]] = {}
-        for teachers in (True, False):
-            first, *others = [settings[model.name] for model in self.models if model.is_teacher is teachers] or [{}]
-            shared[teachers] = {
-                key for key, value in first.items() if others and all(key in o and o[key] == value for o in others)
-            }
-        return {
-            model.name: {k: v for k, v in settings[model.name].items() if k not in shared[model.is_teacher]}
-            for model in self.models
-        }
+        """Row -> its settings by dotted name, without those in which all students, or all teachers, agree.
+
+        Options of a distiller are compared among the rows that have it. What a row is, and a teacher that is a row of
+        its own, are told elsewhere.
+        """
+        settings = {}
+        for model in self.models:
+            own = model.row.get("settings") or {}
+            left_out = {"student", "distill"} | (
+                {"teacher"} if str(model.row.get("teacher")) in self.by_name else set()
+            )
+            given = {key: at(own, key) for key in leaves(own) if key.partition(".")[0] not in left_out}
+            settings[model.name] = {key: value for key, value in given.items() if value is not None}
+        found: dict[str, dict[str, Any]] = {}
+        for model in self.models:
+            peers = [settings[other.name] for other in self.models if other.is_teacher is model.is_teacher]
+            found[model.name] = {}
+            for key, value in settings[model.name].items():
+                section = key.partition(".")[0] + "." if "." in key else ""
+                comparable = [other for other in peers if any(name.startswith(section) for name in other)]
+                if len(comparable) < 2 or any(other.get(key, _NONE) != value for other in comparable):
+                    found[model.name][key] = value
+        return found
 
     def loss_panels(self) -> dict[str, list[tuple[Model, list[Curve]]]]:
         """Title -> the models that have the loss, with a curve for each seed.
@@ -358,19 +408,68 @@ class Comparison:
                 panels.setdefault(title, []).append((model, curves))
         return dict(sorted(panels.items(), key=lambda panel: not panel[0].startswith("rec")))
 
-    def front(self, metric: str, *cost: str) -> list[Model]:
-        """The models that no other beats in cost and metric at once, the cheapest first.
+    def sweeps(self) -> list[Sweep]:
+        """The models that were trained with several values of the same one or two settings: those of the first."""
+        found: dict[str, Sweep] = {}
+        for model in self.models:
+            swept = model.row.get("sweep") or {}
+            if swept.get("settings"):
+                names = tuple(swept["settings"])
+                sweep = found.setdefault(str(swept.get("of")), Sweep(str(swept.get("of")), names, []))
+                if sweep.settings == names:
+                    sweep.rows.append((tuple(swept["settings"].values()), model))
+        sweeps = [sweep for sweep in found.values() if len(sweep.rows) > 1 and len(sweep.settings) <= 2]
+        return [sweep for sweep in sweeps if sweep.settings == sweeps[0].settings]
+
+    def points(self, metric: str, *cost: str) -> list[Point]:
+        """Every model with this cost and metric; beside the stored numbers also the prefixes of Matryoshka students."""
+        found = []
+        for model in self.models:
+            price, value = model.cost(*cost), model.mean(metric)
+            for size, prefix in model.prefixes.items() if cost == ("parameters",) else ():
+                stored, mean = number(prefix.get("parameters")), number((prefix.get("mean") or {}).get(metric))
+                if stored and mean is not None:
+                    found.append(Point(model, stored, mean, size))
+            if price and value is not None:
+                found.append(Point(model, price, value))
+        return found
+
+    def front(self, metric: str, *cost: str) -> list[Point]:
+        """The points that no other beats in cost and metric at once, the cheapest first.
 
         Latencies that differ by no more than noise are equal.
         """
-        points = [(model, model.cost(*cost), model.mean(metric)) for model in self.models]
-        known = [(model, price, value) for model, price, value in points if price and value is not None]
+        points = self.points(metric, *cost)
         sign = -1.0 if smaller_is_better(metric) else 1.0
-        ranges: list[tuple[float, float]] = [(price, price) for _, price, _ in known]
+        ranges = [(point.price, point.price) for point in points]
         if cost[0] == "latency_ms":
-            ranges = [model.latency_range() or (price, price) for model, price, _ in known]
-        chosen = pareto_front([price for _, price, _ in known], [sign * value for _, _, value in known], ranges)
-        return [known[index][0] for index in chosen]
+            ranges = [point.model.latency_range() or exact for point, exact in zip(points, ranges)]
+        chosen = pareto_front([point.price for point in points], [sign * point.value for point in points], ranges)
+        return [points[index] for index in chosen]
+
+
+def side_by_side(points: Sequence[Point], front: Sequence[Point]) -> list[float]:
+    """Where each point is drawn on a logarithmic axis: at its price, or beside a point that it would hide.
+
+    Points of the front stand at their price.
+    """
+    tall = max((point.value for point in points), default=0) - min((point.value for point in points), default=0)
+    prices = [math.log(point.price) for point in points]
+    step = max(max(prices, default=0) - min(prices, default=0), 1.0) * BESIDE
+    drawn: list[tuple[float, float]] = []
+    found = dict.fromkeys(range(len(points)), 0.0)
+    for index in sorted(found, key=lambda index: (points[index] not in front, -points[index].value)):
+        slots = (prices[index] + (-1) ** turn * ((turn + 1) // 2) * step for turn in itertools.count())
+        value = points[index].value
+        place = next(
+            slot
+            for slot in slots
+            if points[index] in front
+            or all(abs(slot - x) > step * 0.9 or abs(value - y) > OVER * tall for x, y in drawn)
+        )
+        drawn.append((place, value))
+        found[index] = math.exp(place)
+    return list(found.values())
 
 
 def pareto_front(
@@ -404,101 +503,6 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     return epochs, [math.fsum(table[epoch] for table in tables) / len(tables) for epoch in epochs]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two positive numbers; only powers of ten where they span over three."""
-    if high / low > 1e3:
-        steps: tuple[int, ...] = (1,)
-    elif high / low > 4:
-        steps = (1, 2, 5)
-    else:
-        steps = (1, 2, 3, 4, 5, 6, 7, 8, 9)
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [step * 10.0**power for power in exponents for step in steps if low <= step * 10.0**power <= high]
-
-
-def short(value: float) -> str:
-    """A positive number for an axis: 1500000 -> "1.5M", 0.02 -> "0.02"."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.3g}"
-
-
-def metric_label(metric: str) -> str:
-    """A metric as papers write it: "ndcg@20" -> "NDCG@20", "recall@20" -> "Recall@20"."""
-    name, at, cutoff = metric.partition("@")
-    upper = {"ndcg", "mrr", "map", "auc", "gauc", "rmse", "mae"}
-    return (name.upper() if name in upper else name.capitalize()) + at + cutoff
-
-
 def smaller_is_better(metric: str) -> bool:
     """Whether RecBole calls a smaller value of the metric better (GiniIndex, AveragePopularity)."""
     return bool(getattr(metrics_dict.get(metric.partition("@")[0].lower()), "smaller", False))
-
-
-def p_text(p: Optional[float]) -> str:
-    """A p-value for reading."""
-    if p is None:
-        return "not tested"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def ink_on(color: str) -> str:
-    """Black or white, whichever is the better to read on "#rrggbb"."""
-    red, green, blue = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    return "#FFFFFF" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.2 else "#111111"
-
-
-def percent(share: Optional[float]) -> str:
-    """A share with its sign, such as "+4.1 %"; "–" where there is none."""
-    return "–" if share is None else f"{100 * share:+.1f} %"
-
-
-def wrapped(name: str, width: int = 18, lines: int = 3) -> list[str]:
-    """A long model name in lines of at most `width`, broken at spaces, punctuation and inner capitals.
-
-    Of a name that takes more than `lines`, the middle is left out: names of variants differ at their ends.
-    """
-    if lines == 1:
-        half = (width - 1) // 2
-        return [name if len(name) <= width else f"{name[:half].rstrip()}…{name[-half:].lstrip()}"]
-    pieces = BREAKS.sub("\u200b", name)
-    found: list[str] = []
-    for piece in re.split("(\u200b| )", pieces):
-        glue = " " if piece == " " else ""
-        if piece in ("\u200b", " "):
-            if glue and found:
-                found[-1] += " "
-            continue
-        if found and len(found[-1] + piece) <= width:
-            found[-1] += piece
-        else:
-            found += textwrap.wrap(piece, width) or [piece]
-    found = [line.rstrip() for line in found if line.strip()]
-    if len(found) > lines:
-        return [*found[: lines - 1], "…" + name[1 - width :].lstrip()]
-    return found
-
-
-def _at(settings: Any, key: str) -> Any:
-    """The value of a dotted name in nested settings, whose own names may have dots too."""
-    if key in settings:
-        return settings[key]
-    name = next(name for name in settings if key.startswith(f"{name}."))
-    return _at(settings[name], key[len(name) + 1 :])
-
-
-def _styles(rows: Sequence[Mapping[str, Any]], teacher: Any, reference: Any) -> list[Style]:
-    styles = []
-    used = 0
-    for index, row in enumerate(rows):
-        symbol = SYMBOLS[index % len(SYMBOLS)]
-        if row["name"] == teacher:
-            styles.append(Style(TEACHER_COLOR, symbol, DASHES[0]))
-        elif row["name"] == reference:
-            styles.append(Style(REFERENCE_COLOR, symbol, DASHES[0]))
-        else:
-            dash = DASHES[used // len(PALETTE) % len(DASHES)]
-            styles.append(Style(PALETTE[used % len(PALETTE)], symbol, dash))
-            used += 1
-    return styles

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_kd.contracts import Sequences
 from recbole_kd.loss.kernel.gather import gathered_dot
+from recbole_kd.loss.kernel.rows import rows_at
 
 Pair = tuple[Tensor, Tensor]
 
@@ -192,6 +193,13 @@ def embedding_tables(model: nn.Module) -> Optional[Pair]:
     return None if reader is None else reader(model)
 
 
+def tables_read_by_rows(model: nn.Module) -> list[nn.Embedding]:
+    """The embedding tables of a model whose steps read them by rows; none where a step reads a whole table."""
+    if not _reader({"BPR": True, "LINE": True}, model):
+        return []
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+
 def item_tables(model: nn.Module) -> Optional[list[Tensor]]:
     """The parameters with a row for each item, in the order of the ids; None where none are known.
 
@@ -364,7 +372,7 @@ def pair_representations(model: Any, users: Tensor, items: Tensor) -> Optional[T
 
 def pair_products(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
     """The elementwise products of the vectors of users (n,) and items (n,): (n, d)."""
-    return vectors[0].index_select(0, users) * vectors[1].index_select(0, items)
+    return rows_at(vectors[0], users) * rows_at(vectors[1], items)
 
 
 @contextmanager

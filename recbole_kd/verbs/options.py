@@ -28,7 +28,7 @@ INDEXES = {"faiss": "faiss-cpu"}
 KINDS = ("students", "teachers", "distillers", "recipes", "datasets")
 #: The largest number of seeds or trials: each is trained.
 MOST = 10_000
-PARTS = ("spectrum", "smoothing", "experts", "gain", "compression")
+PARTS = ("spectrum", "smoothing", "experts", "gain", "compression", "map")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ class ListOptions(VerbOptions):
 class EvaluateOptions(VerbOptions):
     verb = "evaluate"
     summary = "a checkpoint on its dataset, full ranking"
-    settings = ("data_path", "topk", "metrics", "ray_address")
+    note = "--topk and --metrics are by default those that the model was trained with."
+    settings = ("data_path", "repeatable", "ray_address")
 
     checkpoint: str = _CHECKPOINT
     config_files: str = _READ_FILES
@@ -154,7 +155,7 @@ class PrepareOptions(VerbOptions):
 @dataclass(frozen=True)
 class AnalyseOptions(VerbOptions):
     verb = "analyse"
-    summary = "what a student took over from its teacher: spectrum, smoothing, experts, gains, compression"
+    summary = "what a student took over from its teacher: spectrum, smoothing, experts, gains, compression, map"
     settings = ("data_path",)
 
     student: str = option(
@@ -179,13 +180,29 @@ class AnalyseOptions(VerbOptions):
         "students of other sizes, each trained alone, to stand beside the compression's curves",
         metavar="FILE,FILE",
     )
+    others: tuple[str, ...] | None = option(
+        None, "other students on the same dataset and split, to stand beside the first", metavar="FILE,FILE"
+    )
     parts: tuple[str, ...] | None = option(
         None, "only these; by default all that the models allow", choices=PARTS, metavar=",".join(PARTS[:2])
     )
     bands: int = option(11, "bands of frequency", minimum=3, noun="an odd number", test=lambda bands: bands % 2)
+    equal_bands: int | None = option(
+        None, "in place of bands: groups that hold equally many frequencies, such as 4", minimum=2, maximum=1000
+    )
+    projector: str = option(
+        "fitted",
+        "from the student's vectors to the teacher's: the best linear one, or the one that freqd or fitnet trained",
+        choices=("fitted", "trained"),
+    )
     groups: int = option(20, "groups of users by taste", minimum=2)
     metric: str | None = option(
         None, "of gains and compression, such as ndcg@20; by default the one that epochs are chosen by", metavar="NAME"
+    )
+    map_side: str = option("items", "what the map shows", choices=("items", "users"))
+    map_method: str = option("tsne", "how it is drawn; umap needs the package umap-learn", choices=("tsne", "umap"))
+    category: str | None = option(
+        None, "a column of words in DATASET.item (DATASET.user), by which the map is coloured", metavar="COLUMN"
     )
 
 
@@ -209,7 +226,7 @@ class ReportOptions(VerbOptions):
 class RecommendOptions(VerbOptions):
     verb = "recommend"
     summary = "the best items of users, in original ids, as CSV or JSON lines"
-    settings = ("data_path",)
+    settings = ("data_path", "repeatable")
 
     checkpoint: str = _CHECKPOINT
     users: str | None = option(
@@ -227,7 +244,9 @@ class RecommendOptions(VerbOptions):
     k: int = option(20, "items per user; a user who has fewer left gets fewer", minimum=1)
     format: str = option("csv", "csv has a line for each item, jsonl a line for each user", choices=("csv", "jsonl"))
     output: str | None = option(None, "a file instead of the standard output", metavar="FILE")
-    exclude_seen: bool = option(True, "false: what a user has seen can be recommended again")
+    exclude_seen: bool | None = option(
+        None, "whether what a user has seen is left out; by default as in the model's evaluation", metavar="true"
+    )
     seen: str = option("train", "the splits whose items a user has seen", choices=tuple(SEEN))
 
     def check(self, section: str) -> None:
@@ -290,6 +309,12 @@ class CompareOptions(VerbOptions):
     seeds: int | tuple[int, ...] = option(
         1, "number of seeds, from --seed on, or a list of them; the split is --split_seed's", metavar="5"
     )
+    sweep: Any = option(
+        None,
+        "train each model that reads it with every value of one or two settings, and draw the metric over them",
+        noun="lists of values",
+        metavar="SETTING=[1,2,4]",
+    )
     tune_trials: int = option(
         0,
         "first choose each model's settings on validation, with as many trials for every one",
@@ -304,7 +329,7 @@ class CompareOptions(VerbOptions):
 class ExportOptions(VerbOptions):
     verb = "export"
     summary = "a student alone, for serving with numpy: vectors or a graph, ids, an index"
-    settings = ("data_path",)
+    settings = ("data_path", "repeatable")
 
     checkpoint: str = option(
         None,

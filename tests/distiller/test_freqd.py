@@ -73,6 +73,29 @@ def test_theorem_2_the_loss_over_all_nodes_weighs_each_frequency_by_its_filter(t
     assert weights.diff().max() <= 1e-12  # eigenvalues ascend: low frequencies weigh most
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 0.0), (0.0, 1.0, 0.5)])
+def test_band_weights_weigh_groups_of_equally_many_frequencies(weights: tuple[float, ...]) -> None:
+    """Eq. 3 with a weight for each group; eigenvectors of one frequency share the weights of their groups."""
+    distiller, student, teacher = build(band_weights=weights, monotone=False)
+    error = difference(distiller, student, teacher).detach()
+    connected = laplacian(DATA).diagonal().new_tensor(
+        [float(row.abs().sum() > 1) for row in laplacian(DATA)]
+    ).nonzero().squeeze(1)  # fmt: skip
+    frequencies, basis = torch.linalg.eigh(laplacian(DATA)[connected][:, connected])
+    size, expected = len(connected), 0.0
+    spectrum = (basis.T @ error[connected]).square().sum(1)
+    for k in range(size):
+        space = [j for j in range(size) if abs(frequencies[j] - frequencies[k]) < 1e-8]
+        weight = sum(weights[j * len(weights) // size] for j in space) / len(space)
+        expected += weight * float(spectrum[k])
+    alone = [node for node in nodes_of(EVERYTHING).tolist() if node not in connected.tolist()]
+    at_one = [j for j in range(size) if abs(frequencies[j] - 1) < 1e-8] or [int((frequencies - 1).abs().argmin())]
+    lonely = sum(weights[j * len(weights) // size] for j in at_one) / len(at_one)
+    expected += lonely * float(error[alone].square().sum())
+    found = float(distiller(EVERYTHING)["freqd"]) * (USERS - 1 + ITEMS - 1)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_without_a_filter_it_is_feature_distillation() -> None:
     distiller, student, teacher = build(alpha=0.0)
     batch = batch_of(DATA, 5)
@@ -200,6 +223,11 @@ def test_the_filtered_teacher_stays_out_of_checkpoints() -> None:
         ({"graph": "cat"}, r"freqd\.graph='cat' is not one of bipartite, knn"),
         ({"edge_dropout": 0.5}, r"freqd\.edge_dropout=0\.5 is for neighbour graphs and a linear filter"),
         ({"dropout": 0.5}, r"freqd\.dropout=0\.5 is of perceptrons"),
+        ({"band_weights": [1]}, r"freqd\.band_weights=\[1\.0\]; expected at least two weights"),
+        ({"band_weights": [0, 0]}, r"expected at least two weights, not all 0"),
+        ({"band_weights": [0, 1]}, r"freqd\.band_weights=\[0\.0, 1\.0\] increases with the frequency"),
+        ({"band_weights": [1, -1]}, r"freqd\.band_weights"),
+        ({"band_weights": [1, 0], "filter": [1.0]}, r"both say what is filtered; keep one"),
         ({"neighbours": 0}, r"freqd\.neighbours=0 is out of range"),
     ],
 )

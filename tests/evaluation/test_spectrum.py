@@ -12,7 +12,9 @@ from recbole_kd.data.observed import Observed
 from recbole_kd.evaluation.spectrum import (
     band_edges,
     connected_graph,
+    equal_band_energies,
     estimated_band_energies,
+    estimated_equal_band_energies,
     exact_band_energies,
     projection_difference,
 )
@@ -69,6 +71,28 @@ def test_exact_energies_are_those_of_the_eigenvectors_one_by_one() -> None:
     np.testing.assert_array_equal(found[0], counts)
     np.testing.assert_allclose(found[1], [energies, 4 * energies], rtol=1e-9)
     assert found[1][0].sum() == pytest.approx((given**2).sum()), "Parseval"
+
+
+def test_groups_of_equally_many_frequencies_add_up_to_the_signal() -> None:
+    nodes, adjacency = connected_graph(graph())
+    given = signal(len(nodes), 3)
+    edges, energies, repeated = equal_band_energies(adjacency, [given, 2 * given], 4)
+    frequencies, vectors = np.linalg.eigh(np.eye(len(nodes)) - adjacency.toarray())
+    assert energies[0].sum() == pytest.approx((given**2).sum()), "Parseval"
+    np.testing.assert_allclose(energies[1], 4 * energies[0])
+    assert repeated == (np.abs(frequencies - 1) < 1e-8).sum() >= 20, "60 users, 40 items"
+    np.testing.assert_allclose(edges[1:-1], frequencies[[25, 50, 75]], atol=1e-9)
+    # The first group has no eigenspace that another one shares.
+    assert energies[0][0] == pytest.approx(((vectors[:, :25].T @ given) ** 2).sum())
+
+
+def test_estimated_groups_agree_with_eigenvectors() -> None:
+    nodes, adjacency = connected_graph(graph(200, 190, 2000, seed=3))
+    given = signal(len(nodes), 8)
+    smooth = given + adjacency @ given
+    _, exact, _ = equal_band_energies(adjacency, [smooth], 4)
+    _, estimated = estimated_equal_band_energies(adjacency, [smooth], 4)
+    np.testing.assert_allclose(estimated / exact.sum(), exact / exact.sum(), atol=0.03)
 
 
 def test_the_smoothest_signal_has_frequency_0_and_the_roughest_2() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from recbole_kd.report.headline import findings, recommendation, warnings
 from recbole_kd.report.view import Comparison
-from tests.report.fabricated import METRICS, MODELS, fabricated
+from tests.report.fabricated import METRICS, MODELS, fabricated, with_prefixes
 
 
 def changed(results: dict[str, Any], **values: float) -> dict[str, Any]:
@@ -46,6 +46,12 @@ def test_a_recommendation_has_its_numbers() -> None:
     for part in ("% over the plain BPR (over users p < 0.001", "% of the gap to SimRecTeacher", "20.0× smaller"):
         assert part in said
     assert "7.9× faster" in said
+
+
+def test_a_prefix_that_loses_next_to_nothing_is_told() -> None:
+    said = recommendation(Comparison(with_prefixes(fabricated(), "SimRecStudent")))
+    assert "Its first 10 of 20 dimensions alone reach NDCG@20 0.2" in said
+    assert "99.5 % of the whole" in said
 
 
 def test_a_larger_undistilled_row_is_no_best_student() -> None:

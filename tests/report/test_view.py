@@ -9,16 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_kd.errors import UserError
-from recbole_kd.report.view import (
-    Comparison,
-    log_ticks,
-    mean_curve,
-    metric_label,
-    pareto_front,
-    smaller_is_better,
-    wrapped,
-)
-from tests.report.fabricated import METRICS, MODELS, fabricated
+from recbole_kd.report.looks import log_ticks, metric_label, wrapped
+from recbole_kd.report.view import Comparison, mean_curve, pareto_front, smaller_is_better
+from tests.report.fabricated import METRICS, MODELS, fabricated, with_prefixes, with_sweep
 
 small = st.integers(0, 5)
 
@@ -58,6 +51,47 @@ def test_the_measured_spread_of_a_latency_counts_as_noise() -> None:
     by_name = {row["name"]: row for row in results["rows"]}
     by_name["SimRecStudent"]["costs"]["latency_range_ms"] = {"batch_1": [0.19, 0.5]}
     assert next(m.name for m in Comparison(results).front("ndcg@20", *front)) == "SimRecStudent"
+
+
+def test_prefixes_stand_beside_the_whole_student_in_the_picture_of_size() -> None:
+    comparison = Comparison(with_prefixes(fabricated()))
+    points = [point for point in comparison.points("ndcg@20", "parameters") if point.model.name == "DERRDStudent"]
+    assert [point.prefix for point in points] == [5, 10, None]
+    assert [point.price for point in points] == [2627 * 5, 2627 * 10, 2627 * 20]
+    assert points[1].value == pytest.approx(0.995 * points[2].value)
+    assert points[0].name == "DERRDStudent, first 5 of 20 dimensions"
+    assert "DERRDStudent, first 5 of 20 dimensions" in [
+        point.name for point in comparison.front("ndcg@20", "parameters")
+    ]
+    latency = comparison.points("ndcg@20", "latency_ms", "batch_1", "p50")
+    assert all(point.prefix is None for point in latency), "a prefix's latency is not measured"
+
+
+def test_a_rows_share_of_its_teacher() -> None:
+    comparison = Comparison(fabricated())
+    student, teacher = comparison.by_name["SimRecStudent"], comparison.models[0]
+    share = student.row["mean"]["ndcg@20"] / teacher.row["mean"]["ndcg@20"]
+    assert comparison.teacher_share("ndcg@20", student) == pytest.approx(share)
+    assert comparison.teacher_share("ndcg@20", teacher) is None
+    assert Comparison(fabricated(models=MODELS[1:3])).teacher_share("ndcg@20", comparison.by_name["BPR"]) is None
+
+
+def test_rows_of_one_sweep_are_in_the_order_of_their_values() -> None:
+    (sweep,) = Comparison(with_sweep(fabricated(), rrd_weight=[0.1, 0.001, 0.01])).sweeps()
+    assert (sweep.base, sweep.settings) == ("DERRDStudent", ("rrd.weight",))
+    assert sweep.values(0) == [0.001, 0.01, 0.1]
+    assert [value for value, _ in sweep.along("ndcg@20")] == [0.001, 0.01, 0.1]
+    assert [model.name for _, model in sweep.along("ndcg@20")] == ["HTDStudent", "SimRecStudent", "FreqDStudent"]
+    assert Comparison(fabricated()).sweeps() == []
+
+
+def test_a_sweep_over_two_settings_has_a_cell_for_each_pair() -> None:
+    results = with_sweep(fabricated(), rrd_weight=[0.1, 0.01], rrd_sampling=["top", "exponential"])
+    (sweep,) = Comparison(results).sweeps()
+    assert sweep.values(1) == ["top", "exponential"], "words stay in the order given"
+    cells = sweep.cells("ndcg@20")
+    assert len(cells) == 4
+    assert cells["0.1", "top"] == results["rows"][3]["mean"]["ndcg@20"]
 
 
 def test_the_mean_over_seeds_ends_where_the_first_seed_stopped() -> None:

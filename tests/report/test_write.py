@@ -22,7 +22,7 @@ from recbole_kd.report.interactive import charts
 from recbole_kd.report.page import html_page
 from recbole_kd.report.tables import csv_table, latex_table, markdown_accuracy
 from recbole_kd.report.view import Comparison
-from tests.report.fabricated import METRICS, MODELS, fabricated
+from tests.report.fabricated import METRICS, MODELS, fabricated, with_prefixes, with_sweep
 
 FILES = {"results.json", "results.csv", "table.tex", "report.md", "report.html"}
 PICTURES = {
@@ -102,6 +102,33 @@ def test_the_page_asks_nothing_of_a_network(report: Path) -> None:
         assert not str(attributes.get("href", "")).startswith(("http", "//"))
     assert "@import" not in text.split("</style>")[0]
     assert fabricated()["budget"]["sentence"] in text
+
+
+def test_a_sweep_has_a_picture(tmp_path: Path) -> None:
+    one = with_sweep(fabricated(seeds=2), rrd_weight=[0.001, 0.01, 0.1])
+    write_report(one, tmp_path)
+    assert (tmp_path / "sweep.png").is_file()
+    (chart,) = {
+        name: by_metric["ndcg@20"] for name, by_metric in charts(Comparison(one)).items() if name == "sweep"
+    }.values()
+    (line,) = chart["data"]
+    assert line["x"] == [0.001, 0.01, 0.1]
+    assert line["error_y"]["array"][0] > 0, "the deviation over seeds"
+    assert [mark["text"] for mark in chart["layout"]["annotations"]] == ["BPR", "SimRecTeacher (teacher)"]
+    two = with_sweep(fabricated(seeds=2), rrd_weight=[0.1, 0.01], rrd_pool=[50, 100])
+    chart = charts(Comparison(two))["sweep"]["ndcg@20"]
+    assert [len(line) for line in chart["data"][0]["z"]] == [2, 2]
+    assert len(chart["layout"]["annotations"]) == 4
+    for drawn in charts(Comparison(one))["sweep"], charts(Comparison(two))["sweep"]:
+        plotly.graph_objects.Figure(drawn["hit@10"])
+
+
+def test_prefixes_are_points_of_the_page(tmp_path: Path) -> None:
+    comparison = Comparison(with_prefixes(fabricated(seeds=1)))
+    plotly.graph_objects.Figure(charts(comparison)["size"]["ndcg@20"])
+    page = html_page(comparison)
+    assert "DERRDStudent, first 5 of 20 dimensions" in page
+    assert "Small points on a line are a student's prefixes" in page
 
 
 def test_every_chart_is_one_that_plotly_knows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs.analyse import analyse
-from recbole_kd.verbs.analyse import parts as module
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.options import PARTS
 from recbole_kd.verbs.train import run_recbole_kd
+
+#: The function of this name stands before its module in the package.
+MODULE = sys.modules["recbole_kd.verbs.analyse.spectrum"]
 
 
 class Runs:
@@ -100,9 +103,87 @@ def test_the_spectrum_adds_up_to_the_distance_of_the_vectors(runs: Runs, tmp_pat
     assert sum(float(row["frequencies"]) for row in rows) == len(teacher)
 
 
+def test_groups_of_equally_many_frequencies_add_up_to_the_same_distance(runs: Runs, tmp_path: Path) -> None:
+    (bands,), _ = analyse(**runs.pair, output=tmp_path / "bands", parts=["spectrum"])
+    (groups,), _ = analyse(**runs.pair, output=tmp_path / "groups", parts=["spectrum"], equal_bands=4)
+    found = {how: table(tmp_path / how / "spectrum.csv") for how in ("bands", "groups")}
+    assert len(found["groups"]) == 4
+    assert {row["frequencies"] for row in found["groups"]} == {str(88 / 4)}
+    for column in ("student loss", "teacher energy"):
+        totals = [sum(float(row[column]) for row in rows) for rows in found.values()]
+        assert totals[0] == pytest.approx(totals[1], rel=1e-4)
+    assert "frequency 1 occurs" in groups.finding
+
+
+def test_the_projector_that_was_trained_explains_less_than_the_best_one(runs: Runs, tmp_path: Path) -> None:
+    """The best linear map is the one that leaves least; the trained one's distance is that of its own weights."""
+    settings = {**runs.settings, "baseline": "none", "embedding_size": 6, "epochs": 2, "distill": ["fitnet"]}
+    teacher = {"teacher.checkpoint": runs.pair["teacher"]}
+    student = run_recbole_kd("BPR", "known-answer", config_dict={**settings, **teacher})["checkpoint"]
+    pair = {**runs.pair, "student": student}
+    losses = {}
+    for projector in ("fitted", "trained"):
+        analyse(**pair, output=tmp_path / projector, parts=["spectrum"], projector=projector)
+        losses[projector] = sum(float(row["student loss"]) for row in table(tmp_path / projector / "spectrum.csv"))
+    own, taught = (load_checkpoint(pair[role]) for role in ("student", "teacher"))
+    squares = []
+    for side in ("user", "item"):
+        weight, bias = (own["distillers"][f"fitnet.{side}_projector.{name}"] for name in ("weight", "bias"))
+        mapped = own["state_dict"][f"{side}_embedding.weight"] @ weight.T + bias
+        squares.append((taught["state_dict"][f"{side}_embedding.weight"] - mapped)[1:].square().sum(1))
+    assert losses["trained"] == pytest.approx(float(torch.cat(squares).mean()), rel=1e-4)
+    assert losses["fitted"] < losses["trained"]
+    with pytest.raises(UserError, match="the checkpoint of the student keeps no projector; freqd and fitnet"):
+        analyse(**runs.pair, output=tmp_path / "other", parts=["spectrum"], projector="trained")
+
+
+def test_several_students_stand_in_one_picture(runs: Runs, tmp_path: Path) -> None:
+    others = [runs.result["baseline"]["checkpoint"]]
+    parts, _ = analyse(**runs.pair, output=tmp_path, parts=["spectrum", "smoothing", "gain"], groups=3, others=others)
+    assert "student 2 loss" in table(tmp_path / "spectrum.csv")[0]
+    assert {row["role"] for row in table(tmp_path / "smoothing.csv")} == {"student", "student 2", "teacher"}
+    assert "student - student 2" in table(tmp_path / "gain.csv")[0]
+    assert "the student 2 leaves" in parts[0].finding
+
+
+def test_a_map_has_a_place_for_each_item_of_each_model(runs: Runs, tmp_path: Path) -> None:
+    path = runs.data / "known-answer" / "known-answer.item"
+    lines = [f"i{item}\t{['even', 'odd'][item % 2]} {'small' if item < 10 else ''}\t{item}" for item in range(40)]
+    path.write_text("\n".join(["item_id:token\tkind:token_seq\tsize:float", *map(str.rstrip, lines)]) + "\n")
+    try:
+        (part,), _ = analyse(**runs.pair, output=tmp_path, parts=["map"], category="kind")
+        with pytest.raises(UserError, match=r"--category=size is no column of words in .*Expected one of: kind"):
+            analyse(**runs.pair, output=tmp_path, parts=["map"], category="size")
+    finally:
+        path.unlink()
+    rows = table(tmp_path / "map.csv")
+    assert [row["role"] for row in rows] == ["student"] * 40 + ["teacher"] * 40
+    assert {row["id"]: row["category"] for row in rows}["i3"] == "odd small"
+    assert all(np.isfinite(float(row["x"])) for row in rows)
+    # The distances that the finding tells, pair by pair.
+    items = load_checkpoint(runs.pair["student"])
+    tokens, vectors = items["item_tokens"], items["state_dict"]["item_embedding.weight"]
+    units = {token: vector / vector.norm() for token, vector in zip(tokens, vectors.double()) if token.startswith("i")}
+
+    def distance(names: list[str]) -> float:
+        return float(np.mean([1 - float(units[a] @ units[b]) for a in names for b in names if a != b]))
+
+    whole = distance(list(units))
+    classes = [
+        [f"i{n}" for n in range(40) if n % 2 == 0],
+        [f"i{n}" for n in range(40) if n % 2],
+        [f"i{n}" for n in range(10)],
+    ]
+    inside = np.mean([distance(names) for names in classes])
+    assert f"student {whole:.3f} ({inside:.3f} within a category, {inside / whole:.2f} of it)" in part.finding
+    parts, _ = analyse(**runs.pair, output=tmp_path, parts=["map"], map_side="users")
+    assert len(table(tmp_path / "map.csv")) == 2 * 48
+    assert "48 users" in parts[0].finding
+
+
 def test_a_large_graph_is_estimated(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (exact,), _ = analyse(**runs.pair, output=tmp_path / "exact", parts=["spectrum"], bands=5)
-    monkeypatch.setattr(module, "EXACT_NODES", 10)
+    monkeypatch.setattr(MODULE, "EXACT_NODES", 10)
     (estimated,), _ = analyse(**runs.pair, output=tmp_path / "estimated", parts=["spectrum"], bands=5)
     assert "exact" in exact.finding
     assert "estimated" in estimated.finding
@@ -237,8 +318,13 @@ def test_the_command_line(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixt
         ({"baseline": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
         (
             {"parts": "spectrun"},
-            "--parts='spectrun' is not one of spectrum, smoothing, experts, gain, compression. Did you mean 'spectrum'?",
+            "--parts='spectrun' is not one of spectrum, smoothing, experts, gain, compression, map. Did you mean 'spectrum'?",
         ),
+        ({"equal_bands": 1}, "--equal_bands=1; expected a whole number of at least 2"),
+        ({"projector": "best"}, "--projector='best' is not one of fitted, trained"),
+        ({"map_side": "both"}, "--map_side='both' is not one of items, users"),
+        ({"category": "genre"}, "--category=genre is a column of "),
+        ({"others": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
         ({"bands": 10}, "--bands=10; expected an odd number of at least 3"),
         ({"bands": 1}, "--bands=1; expected an odd number of at least 3"),
         ({"groups": 1}, "--groups=1; expected a whole number of at least 2"),

@@ -206,6 +206,40 @@ def test_a_setting_goes_to_the_models_that_read_it(tmp_path: Path) -> None:
     assert all(row.config(1)["topk"] == [5] for row in rows.values())
 
 
+def test_a_gpu_in_a_file_may_be_another_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    file = tmp_path / "other.yaml"
+    file.write_text("use_gpu: true\n")
+    planned = plan({"dataset": "ml-100k", "config_files": str(file), "models": "BPR"})
+    assert planned.rows[0].first_config["device"].type == "cpu"
+    with pytest.raises(UserError, match="--use_gpu=true asks for a GPU"):
+        plan({"dataset": "ml-100k", "use_gpu": True, "models": "BPR"})
+
+
+def test_a_sweep_is_a_row_for_each_value_of_the_models_that_read_it() -> None:
+    planned = plan({"dataset": "ml-100k", "models": "BPR,RRDStudent", "sweep.rrd.weight": [0.1, 0.001]})
+    assert [row.name for row in planned.rows] == [
+        *("BPR (teacher)", "BPR (plain)", "BPR"),
+        *("RRDStudent, rrd.weight 0.1", "RRDStudent, rrd.weight 0.001"),
+    ]
+    rows = planned.rows[-2:]
+    assert [row.config(2020)["rrd"]["weight"] for row in rows] == [0.1, 0.001]
+    assert [(row.swept_from, dict(row.swept)) for row in rows] == [
+        ("RRDStudent", {"rrd.weight": 0.1}),
+        ("RRDStudent", {"rrd.weight": 0.001}),
+    ]
+    assert not planned.rows[2].swept
+    assert {row.reference for row in rows} == {"BPR (plain)"}
+
+
+def test_a_sweep_of_two_settings_has_every_pair(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"sweep": {"learning_rate": [0.1, 0.01], "rrd": {"weight": [1, 2, 3]}}}))
+    planned = plan({"dataset": "ml-100k", "models": "RRDStudent", "config_files": str(file)})
+    found = [(row.config(1)["learning_rate"], row.config(1)["rrd"]["weight"]) for row in planned.rows if row.swept]
+    assert found == [(rate, weight) for rate in (0.1, 0.01) for weight in (1, 2, 3)]
+
+
 def test_one_model_under_two_labels(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     sections = {"light": {"model": "RRDStudent", "rrd.weight": 0.01}, "heavy": {"model": "RRDStudent", "rrd.weight": 1}}
@@ -268,9 +302,19 @@ def test_what_a_run_depends_on() -> None:
         ({"model": "BPR"}, "--model is not a setting of compare: list models with --models"),
         ({"baseline": "BPR"}, "--baseline is not a setting of compare"),
         ({"tune_trials": -1}, "--tune_trials=-1; expected a whole number of at least 0"),
+        ({"sweep": 3}, "--sweep=3; expected one or two settings with a list of values each"),
+        ({"sweep.learning_rate": 0.1}, "--sweep.learning_rate=0.1; expected one or two settings"),
+        ({"sweep.learning_rate": [0.1, 0.1]}, "each value once"),
+        ({"sweep.rrd.weight": [1, 2]}, "--sweep.rrd.weight is read by none of the models BPR"),
+        ({"sweep.seed": [1, 2]}, "--sweep.seed is not a model's own setting"),
+        ({"sweep.learning_rate": [1, 2], "tune_trials": 2}, "--sweep sets what --tune_trials would search"),
+        ({"sweep": {"a": [1, 2], "b": [1, 2], "c": [1, 2]}}, "--sweep names 3 settings"),
         ({"parallel": 0}, "--parallel=0; expected a whole number of at least 1"),
         ({"models": "Pop", "tune_trials": 2}, "no search space of Pop"),
-        ({"models": "BPR,SASRec"}, "SASRec predicts the next item of a sequence and BPR ranks items for a user"),
+        (
+            {"models": "BPR,SASRec", "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO"}},
+            "SASRec predicts the next item of a sequence and BPR ranks items for a user",
+        ),
         ({"dataset": None}, "No dataset is given"),
     ],
 )
@@ -332,6 +376,32 @@ def test_a_comparison_from_settings_to_report(known_answer: Path) -> None:
         checkpoint, {"data_path": str(known_answer), "topk": [10], "valid_metric": "NDCG@10"}
     )
     assert evaluated["test_result"] == results["rows"][3]["runs"][1]["test_result"], "a run's checkpoint is any other's"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_prefixes_and_sweeps_are_in_the_results(known_answer: Path) -> None:
+    models = {"nested": {"model": "BPR", "embedding_size": 8, "matryoshka": [2, 4]}, "plain": {"model": "BPR"}}
+    given = without_recipes(known_answer, seeds=2, models=models)
+    results = compare({**given, "sweep": {"learning_rate": [0.01, 0.02]}}, Runner())
+    rows = {row["name"]: row for row in results["rows"]}
+    assert list(rows) == [f"{name}, learning_rate {rate}" for name in ("nested", "plain") for rate in (0.01, 0.02)]
+    nested = rows["nested, learning_rate 0.01"]
+    assert nested["sweep"] == {"of": "nested", "settings": {"learning_rate": 0.01}}
+    assert list(nested["prefixes"]) == ["2", "4"], "the whole is the row itself"
+    assert "prefixes" not in rows["plain, learning_rate 0.01"]
+    for size, found in nested["prefixes"].items():
+        assert found["parameters"] == int(size) * (49 + 41)
+        each = [
+            evaluate_checkpoint(
+                run["checkpoint"],
+                {"data_path": str(known_answer), "topk": [10], "valid_metric": "NDCG@10"},
+                dimensions=int(size),
+            )["test_result"]["ndcg@10"]
+            for run in nested["runs"]
+        ]
+        assert found["mean"]["ndcg@10"] == pytest.approx(np.mean(each))
+    values = pyarrow.parquet.read_table(nested["runs"][0]["per_user"])["ndcg@10"].to_numpy()
+    assert np.mean(values) == pytest.approx(nested["runs"][0]["test_result"]["ndcg@10"], abs=1e-4), "of the whole"
 
 
 @pytest.mark.usefixtures("no_report")

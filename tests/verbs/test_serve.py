@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import shutil
@@ -24,11 +25,17 @@ import safetensors.numpy
 import recbole_kd
 from recbole_kd.cli import main
 from recbole_kd.files.atomic import whole_folder
-from recbole_kd.testing import known_answer_settings, write_known_answer
+from recbole_kd.testing import (
+    known_answer_settings,
+    known_sequences_settings,
+    write_known_answer,
+    write_known_sequences,
+)
 from recbole_kd.verbs.export import run_export
 from recbole_kd.verbs.recommender import Recommender
 from recbole_kd.verbs.train import run_recbole_kd
 from tests.files.test_bundle import ITEMS, USERS, write
+from tests.sequential import SMALL
 
 pytest.importorskip("fastapi_offline", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -98,6 +105,31 @@ def test_answers_are_those_of_recommend(tmp_path: Path) -> None:
     found = client.post("/recommend", json={"history": history, "k": 10}).json()
     assert found["items"] == expected.items
     np.testing.assert_allclose(found["scores"], expected.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", pytest.param("SASRec", marks=pytest.mark.slow)])
+def test_a_graph_answers_for_users_and_for_histories(model: str, tmp_path: Path) -> None:
+    """A sequential model's bundle: the encoder runs in onnxruntime, after a user's history or after a new one."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    data = write_known_sequences(tmp_path / "data")
+    settings = known_sequences_settings(data, baseline=None, epochs=2, MAX_ITEM_LIST_LENGTH=5, **SMALL[model])
+    checkpoint = run_recbole_kd(model, "known-sequences", config_dict=settings)["checkpoint"]
+    given = {"data_path": str(data)}
+    run_export(checkpoint, "bundle", config_dict=given)
+    recommender, client = Recommender(checkpoint, config_dict=given), TestClient(application(Live("bundle")))
+    assert client.get("/health").json()["kind"] == "sequence"
+    for user, items, scores in itertools.islice(recommender.recommend(k=5), 8):
+        found = client.get("/recommend", params={"user": user, "k": 5}).json()
+        assert found["items"] == items
+        np.testing.assert_allclose(found["scores"], scores, rtol=1e-4, atol=1e-5)
+    history = [*recommender.recommend_after(["i1"], k=5).items, "i1", "i2"]  # longer than the encoder reads
+    expected = recommender.recommend_after(history, k=5)
+    found = client.post("/recommend", json={"history": [*history, "nothing"], "k": 5}).json()
+    assert (found["items"], found["unknown"]) == (expected.items, ["nothing"])
+    np.testing.assert_allclose(found["scores"], expected.scores, rtol=1e-4, atol=1e-5)
+    assert client.post("/recommend", json={"history": ["nothing"]}).status_code == 422
+    assert client.post("/recommend", json={"history": []}).status_code == 422
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.int8])

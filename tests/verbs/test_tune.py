@@ -688,6 +688,27 @@ def _result() -> dict[str, Any]:
     return {"model": "M", "dataset": "d", "valid_metric": "NDCG@10", "trials": trials, "best": best, "space": space}
 
 
+def test_two_settings_of_few_values_have_a_heat_map() -> None:
+    """Its cells are means of the trials that were trained to their end."""
+    result = _result()
+    for number, record in enumerate(result["trials"]):
+        record["settings"] = {"loss": "BP" if number % 2 else "CE", "layers": number % 3}
+        record["status"] = "finished"
+    result["space"] = dict.fromkeys(("loss", "layers"))
+    *_, heat = [axes for axes in picture(result).axes if axes.get_visible()]
+    assert (heat.get_ylabel(), heat.get_xlabel()) == ("loss", "layers")
+    scores = [r["score"] for r in result["trials"] if r["settings"] == {"loss": "CE", "layers": 0}]
+    assert heat.texts[3].get_text() == f"{sum(scores) / len(scores):.4f}", "BP has the first row"
+    result["space"] = dict.fromkeys(("loss",))
+    _, loss = [axes for axes in picture(result).axes if axes.get_visible()]
+    line = loss.lines[0]
+    expected = [
+        np.mean([r["score"] for r in result["trials"] if r["settings"]["loss"] == name and r["score"] is not None])
+        for name in ("BP", "CE")
+    ]
+    np.testing.assert_allclose(line.get_ydata(), expected)
+
+
 def test_the_picture_shows_what_each_setting_does() -> None:
     by_trial, rate, loss, layers = [axes for axes in picture(_result()).axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in (by_trial, rate, loss, layers)] == [

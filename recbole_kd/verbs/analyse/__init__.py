@@ -8,7 +8,8 @@ Diagnostics for any two checkpoints on one dataset and split, four of them those
 - ``experts``: which expert the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
 - ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5);
 - ``compression``: what the teacher would rank in fewer dimensions, down to the student's; and the prefixes of a student
-  of ``--matryoshka``.
+  of ``--matryoshka``;
+- ``map``: where users or items lie, and how close those of a category are (SimRec, fig. 1c and 7; SEvo, fig. 6).
 """
 
 from __future__ import annotations
@@ -31,18 +32,21 @@ from recbole_kd.stages.teacher import saved_teacher
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.verbs.analyse import parts
 from recbole_kd.verbs.analyse.compression import compression
+from recbole_kd.verbs.analyse.maps import draw_map
 from recbole_kd.verbs.analyse.parts import Impossible, Part, Subject
+from recbole_kd.verbs.analyse.spectrum import spectrum
 from recbole_kd.verbs.options import PARTS, AnalyseOptions
 
 __all__ = ["Part", "analyse", "run"]
 
 #: Name of each part -> the function that computes it.
 _PARTS: dict[str, Callable[[Subject], Part]] = {
-    "spectrum": parts.spectrum,
+    "spectrum": spectrum,
     "smoothing": parts.smoothing,
     "experts": parts.experts,
     "gain": parts.gain,
     "compression": compression,
+    "map": draw_map,
 }
 
 
@@ -57,6 +61,12 @@ def analyse(
     metric: Optional[str] = None,
     config_dict: Optional[Mapping[str, Any]] = None,
     alone: Optional[Sequence[str]] = None,
+    others: Optional[Sequence[str]] = None,
+    equal_bands: Optional[int] = None,
+    projector: str = "fitted",
+    map_side: str = "items",
+    map_method: str = "tsne",
+    category: Optional[str] = None,
 ) -> tuple[list[Part], dict[str, str]]:
     """Computes the diagnostics and writes ``NAME.csv`` and ``NAME.png`` of each into a folder.
 
@@ -66,6 +76,11 @@ def analyse(
         output: the folder; nothing is written before everything is computed.
         baseline: a checkpoint of a plain student to stand beside the distilled one.
         alone: checkpoints of students of other sizes, each trained alone.
+        others: checkpoints of other students, which stand beside the first in every part but ``experts``.
+        equal_bands: groups of the spectrum that hold equally many frequencies, in place of `bands`.
+        projector: ``fitted``, the best linear map to the teacher's vectors; ``trained``, that of the distiller.
+        map_side, map_method: ``items`` or ``users``, ``tsne`` or ``umap``.
+        category: column of the items' or users' file that colours the map.
         parts: names in :data:`recbole_kd.verbs.options.PARTS`; by default those that these models allow.
         bands: bands of frequency, an odd number of at least 3.
         groups: groups of users by taste, at least 2.
@@ -112,11 +127,12 @@ def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) 
 def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> Subject:
     student = options.student
     given = [("teacher", options.teacher), *(("alone", path) for path in options.alone or ())]
+    given += [("others", path) for path in options.others or ()]
     given += [] if options.baseline is None else [("baseline", options.baseline)]
     states = [load_any(path) for _, path in given]  # missing files are told before data is read
     trained, splits = load_trained(student, config_dict)
     splits.require("analyse")
-    views: dict[str, list[FrozenTeacher]] = {"baseline": [], "alone": [], "teacher": []}
+    views: dict[str, list[FrozenTeacher]] = {"baseline": [], "alone": [], "others": [], "teacher": []}
     for (setting, path), (kind, state) in zip(given, states):
         if kind == "recbole-kd" and state["dataset"] != trained.config["dataset"]:
             raise UserError(
@@ -133,5 +149,20 @@ def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> 
     learner = FrozenTeacher(trained, splits, folder)
     name = str(options.metric or trained.config["valid_metric"]).lower()
     (teacher,), baseline = views["teacher"], next(iter(views["baseline"]), None)
-    numbers = options.bands, options.groups
-    return Subject(learner, teacher, baseline, trained, splits, *numbers, name, tuple(views["alone"]))
+    return Subject(
+        learner,
+        teacher,
+        baseline,
+        trained,
+        splits,
+        options.bands,
+        options.groups,
+        name,
+        alone=tuple(views["alone"]),
+        others=tuple(views["others"]),
+        equal_bands=options.equal_bands,
+        projector=options.projector,
+        map_side=options.map_side,
+        map_method=options.map_method,
+        category=options.category,
+    )

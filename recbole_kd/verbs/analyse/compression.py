@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from recbole_kd.evaluation.compression import principal_scores, principal_vectors
+from recbole_kd.report.looks import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.report.static import log_axis, panels
-from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.student.matryoshka import prefix
 from recbole_kd.verbs.analyse.parts import COLORS, Impossible, Part, Subject, cell, evaluated, per_user, vectors_of
 

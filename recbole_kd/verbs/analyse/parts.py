@@ -14,48 +14,45 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 from torch import nn
 
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.groups import GroupMeans, activity_groups, group_means, taste_groups
+from recbole_kd.evaluation.maps import plane
 from recbole_kd.evaluation.smoothing import popular_distances, second_order_smoothness
-from recbole_kd.evaluation.spectrum import (
-    band_edges,
-    connected_graph,
-    estimated_band_energies,
-    exact_band_energies,
-    projection_difference,
-)
 from recbole_kd.files.checkpoint import ResumableState, load_checkpoint
+from recbole_kd.report.looks import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.report.static import log_axis, new_figure, panels
-from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.teacher.cache import Trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_evaluator
 
 __all__ = [
     "COLORS",
+    "MAP_NODES",
     "Impossible",
     "Part",
     "Subject",
     "cell",
+    "color_of",
     "evaluated",
     "experts",
     "gain",
     "per_user",
     "smoothing",
-    "spectrum",
     "vectors_of",
 ]
 
-#: Nodes up to which the spectrum is decomposed exactly: half a minute and a quarter of a GB at the bound.
-EXACT_NODES = 4000
-#: Users that the map of tastes shows.
-MAP_USERS = 1500
+#: Users or items that a map shows.
+MAP_NODES = 1500
 
 COLORS = {"student": PALETTE[0], "teacher": TEACHER_COLOR, "baseline": REFERENCE_COLOR}
+
+
+def color_of(role: str) -> str:
+    """The colour of a role in every picture; "student 2" and so on have their own."""
+    return COLORS.get(role) or PALETTE[(int(role.rpartition(" ")[2]) - 1) % len(PALETTE)]
 
 
 class Impossible(Exception):
@@ -93,10 +90,18 @@ class Subject:
     metric: str
     #: Students of other sizes, each trained alone.
     alone: tuple[FrozenTeacher, ...] = ()
+    #: Other students, which are "student 2" and so on.
+    others: tuple[FrozenTeacher, ...] = ()
+    equal_bands: Optional[int] = None
+    projector: str = "fitted"
+    map_side: str = "items"
+    map_method: str = "tsne"
+    category: Optional[str] = None
 
     def models(self) -> dict[str, FrozenTeacher]:
         """Role -> model, of those that are given."""
         found = {"student": self.student, "teacher": self.teacher, "baseline": self.baseline}
+        found.update({f"student {number}": model for number, model in enumerate(self.others, 2)})
         return {role: model for role, model in found.items() if model is not None}
 
     def name(self, role: str) -> str:
@@ -119,62 +124,6 @@ def vectors_of(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
     }
 
 
-def spectrum(subject: Subject) -> Part:
-    """The distance to the teacher by frequency."""
-    vectors = vectors_of(subject)
-    nodes, adjacency = connected_graph(subject.splits.observed)
-    signals = {role: torch.cat(pair)[nodes] for role, pair in vectors.items()}
-    teacher = signals.pop("teacher")
-    learners = list(signals)
-    differences = [projection_difference(signals[role], teacher) for role in learners]
-    edges = band_edges(subject.bands)
-    exact = len(nodes) <= EXACT_NODES
-    compute = exact_band_energies if exact else estimated_band_energies
-    counts, energies = compute(adjacency, [teacher.double().numpy(), *differences], edges)
-    energies /= len(nodes)
-    whole, losses = energies[0], dict(zip(learners, energies[1:]))
-    # A band that holds next to nothing of the teacher has no share worth telling.
-    there = whole > 1e-9 * whole.sum()
-    unexplained = {role: np.where(there, loss / np.where(there, whole, 1), np.nan) for role, loss in losses.items()}
-
-    columns = ["low", "high", "frequencies", "teacher energy"]
-    for role in learners:
-        columns += [f"{role} loss", f"{role} share of loss", f"{role} unexplained"]
-    rows = []
-    for band in range(len(counts)):
-        row = [edges[band], edges[band + 1], counts[band], whole[band]]
-        for role in learners:
-            row += [losses[role][band], losses[role][band] / losses[role].sum(), unexplained[role][band]]
-        rows.append([cell(value) for value in row])
-
-    figure, (left, right) = panels(2, 2, 4.6, 3.6)
-    centres = np.linspace(0, 2, len(counts))
-    width = 0.8 * (centres[1] - centres[0]) / (len(learners) + 1)
-    for place, (role, heights) in enumerate([("teacher", whole), *losses.items()]):
-        label = "the teacher's own energy" if role == "teacher" else f"loss of the {role}, {subject.name(role)}"
-        offset = (place - len(learners) / 2) * width
-        left.bar(centres + offset, heights, width, color=COLORS[role], label=label)
-    left.set_yscale("log")
-    left.set_title("Squared distance to the teacher")
-    left.set_ylabel("mean over nodes, by band")
-    for role in learners:
-        right.plot(centres, unexplained[role], color=COLORS[role], marker="o", ms=5, lw=1.8, label=role)
-    right.set_ylim(0, max(1.0, 1.05 * np.nanmax([np.nanmax(values) for values in unexplained.values()])))
-    right.set_title("Share of the teacher not explained")
-    right.set_ylabel("loss / energy, by band")
-    for axes in (left, right):
-        axes.set_xlabel("frequency: 0 smooth over the graph, 2 rough")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    lowest = {role: losses[role][centres < 1].sum() / losses[role].sum() for role in learners}
-    finding = "; ".join(
-        f"the {role} leaves {losses[role].sum() / whole.sum():.0%} of the teacher unexplained, "
-        f"{lowest[role]:.0%} of that below frequency 1"
-        for role in learners
-    )
-    how = "exact" if exact else "estimated"
-    return Part("spectrum", f"{finding} ({how}, {len(nodes):,} nodes)", [columns, *rows], figure)
-
-
 def smoothing(subject: Subject) -> Part:
     """Mean average distance and second-order smoothness among the most popular."""
     vectors = vectors_of(subject)
@@ -195,7 +144,7 @@ def smoothing(subject: Subject) -> Part:
     for axes, side in zip(grid, ("users", "items")):
         for role in vectors:
             label = f"{role}, {subject.name(role)}"
-            axes.plot(*figure_lines[side, role], color=COLORS[role], marker="o", ms=4, lw=1.8, label=label)
+            axes.plot(*figure_lines[side, role], color=color_of(role), marker="o", ms=4, lw=1.8, label=label)
         sizes = [size for role in vectors for size in figure_lines[side, role][0]]
         log_axis(axes, min(sizes), max(sizes))
         axes.set_title(f"The most popular {side}")
@@ -386,10 +335,8 @@ def _draw_groups(
 
 def _draw_map(axes: Any, vectors: NDArray[Any], labels: NDArray[np.int64], colors: NDArray[Any]) -> None:
     """t-SNE of some users' vectors, coloured by their group's gain; where a point lies means nothing else."""
-    chosen = np.linspace(0, len(vectors) - 1, min(MAP_USERS, len(vectors))).round().astype(int)
-    some, groups = vectors[chosen].astype(np.float64), labels[chosen]
-    some /= np.maximum(np.linalg.norm(some, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    places = TSNE(2, init="random", perplexity=min(30.0, (len(some) - 1) / 3), random_state=0).fit_transform(some)
+    chosen = np.linspace(0, len(vectors) - 1, min(MAP_NODES, len(vectors))).round().astype(int)
+    groups, places = labels[chosen], plane(vectors[chosen])
     axes.scatter(*places.T, s=14, c=colors[groups], edgecolors="#667085", linewidths=0.25)
     for group in np.unique(groups):
         middle = np.median(places[groups == group], axis=0)

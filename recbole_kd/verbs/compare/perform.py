@@ -26,15 +26,21 @@ from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import obtain_teacher
-from recbole_kd.stages.testing import evaluate
+from recbole_kd.stages.testing import evaluate, evaluate_prefixes
 from recbole_kd.student.readers import ModelStudent, expanded_scores
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs.compare.plan import Row
 
 
+class _Prefix(TypedDict):
+    test_result: dict[str, Optional[float]]
+    parameters: Optional[int]
+
+
 class _Sized(TypedDict, total=False):
     dimensions: Optional[int]
+    prefixes: dict[int, _Prefix]
 
 
 class _Record(_Sized):
@@ -140,11 +146,26 @@ def _student(
         *loaders[:2], saved=True, callback_fn=lambda epoch, _: tell((epoch + 1, trainer.epochs)), show_progress=False
     )
     peak = peak_memory()
+    trainer.load_best()
+    prefixes = evaluate_prefixes(trainer, (None, None, loaders[2]), experiment.prefixes[:-1])
     test_result, _ = evaluate(trainer, loaders[2])
     if os.path.isfile(trainer.last_file):
         os.remove(trainer.last_file)
     outcome = trainer.outcome()
-    return _record(outcome, test_result, peak, trainer.saved_model_file), trainer
+    record = _record(outcome, test_result, peak, trainer.saved_model_file)
+    for size, found in prefixes.items():
+        record.setdefault("prefixes", {})[size] = {**found, "parameters": _prefix_numbers(trainer.model, int(size))}
+    return record, trainer
+
+
+def _prefix_numbers(model: Any, size: int) -> Optional[int]:
+    """Numbers that a prefix is served with: a vector for each user and item.
+
+    None of a sequential student, whose encoder reads the whole table.
+    """
+    if "representations" not in ModelStudent(model).capabilities:
+        return None
+    return size * int(model.n_users + model.n_items)
 
 
 def _teacher(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
@@ -15,7 +15,7 @@ from recbole_kd.errors import UnknownSetting, UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.known_keys import check
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
-from recbole_kd.experiment.values import merge, nest
+from recbole_kd.experiment.values import at, leaves, merge, nest
 from recbole_kd.files.digest import digest
 from recbole_kd.files.properties import read_yaml
 from recbole_kd.options import checked
@@ -54,6 +54,8 @@ class Row:
         teacher: name of the row of its teacher, of several that of the first; None where files of another system teach.
         reference: name of the row of the plain student of its size.
         space: a ``.hyper`` file to search instead of the model's own; "none" leaves the row as it is.
+        swept: the values of ``sweep`` that this row has, by dotted name.
+        swept_from: the label that was swept.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Row:
     teacher: Optional[str] = None
     reference: Optional[str] = None
     space: Optional[str] = None
+    swept: Mapping[str, Any] = field(default_factory=dict)
+    swept_from: Optional[str] = None
 
     def config(self, seed: int) -> KDConfig:
         """The settings of the run with this seed; of a teacher, those of the student whom it teaches.
@@ -177,6 +181,8 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     common: dict[str, Any] = {}
     for file in str(given.pop("config_files", "") or "").split():
         common = merge(common, nest(read_yaml(Path(file))))
+    if common.get("use_gpu") is True:
+        del common["use_gpu"]  # its default; another machine may have written the file
     in_files = common.get("models")
     common = merge(common, nest(given))
     for key, instead in _REFUSED.items():
@@ -194,8 +200,10 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     check({"seed": first, "split_seed": common["split_seed"]}, {})
     seeds = _seeds(options.seeds, first, "seeds")
     rows = [_row(name, section, common, dataset, seeds) for name, section in sections.items()]
+    if options.sweep:
+        rows, sections = _swept(rows, sections, options, common, seeds)
     _refuse_unread(common, rows)
-    _same_task(rows)
+    rows = _one_protocol(rows)
     rows, epochs, stopping, exceptions = _equal_budgets(rows, common, sections)
     rows = _with_companions(rows, seeds)
     if options.tune_trials:
@@ -284,6 +292,54 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     return replace(row, settings={key: value for key, value in row.settings.items() if key != "teacher"})
 
 
+def _swept(
+    rows: Sequence[Row],
+    sections: Mapping[str, dict[str, Any]],
+    options: CompareOptions,
+    common: Mapping[str, Any],
+    seeds: Sequence[int],
+) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+    """A row for every combination of the values of ``sweep`` that a model reads; other models have their one row."""
+    swept = _sweep_values(options.sweep)
+    if options.tune_trials:
+        raise UserError("--sweep sets what --tune_trials would search; leave one of them out.")
+    read = {row.name: [key for key in swept if row.first_config.reads(key)] for row in rows}
+    for key in swept:
+        if not any(key in keys for keys in read.values()):
+            raise UserError(f"--sweep.{key} is read by none of the models {', '.join(read)}.")
+    found: list[Row] = []
+    described: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        keys, section = read[row.name], sections[row.name]
+        for values in itertools.product(*(swept[key] for key in keys)):
+            own = dict(zip(keys, values))
+            label = ", ".join([row.name, *(f"{key} {value}" for key, value in own.items())])
+            described[label] = merge(section, nest(own))
+            again = _row(label, {"model": row.model, **described[label]}, common, row.dataset, seeds)
+            found.append(replace(again, swept=own, swept_from=row.name if own else None))
+    return found, described
+
+
+def _sweep_values(sweep: Any) -> dict[str, list[Any]]:
+    """Dotted name -> distinct values.
+
+    Raises:
+        UserError: no mapping of one or two settings to lists of at least two distinct values.
+    """
+    expected = "expected one or two settings with a list of values each, such as --sweep.rrd.weight=[0.001,0.01,0.1]"
+    if not isinstance(sweep, Mapping):
+        raise UserError(f"--sweep={sweep!r}; {expected}.")
+    values = {key: at(sweep, key) for key in leaves(sweep)}
+    if not 1 <= len(values) <= 2:
+        raise UserError(f"--sweep names {len(values)} settings; {expected}.")
+    for key, given in values.items():
+        if not isinstance(given, (list, tuple)) or len({str(value) for value in given}) < max(2, len(given)):
+            raise UserError(f"--sweep.{key}={given!r}; {expected}, each value once.")
+        if key in _SECTION_KEYS or key in _REFUSED or key in ("seed", "split_seed"):
+            raise UserError(f"--sweep.{key} is not a model's own setting; {expected}.")
+    return {key: list(given) for key, given in values.items()}
+
+
 def _refuse_unread(common: Mapping[str, Any], rows: Sequence[Row]) -> None:
     for key, value in common.items():
         if key != "split_seed" and not any(row.first_config.reads(key) for row in rows):
@@ -292,13 +348,16 @@ def _refuse_unread(common: Mapping[str, Any], rows: Sequence[Row]) -> None:
             raise UserError(f"Setting '{key}' is read by none of the models {', '.join(row.name for row in rows)}.")
 
 
-def _same_task(rows: Sequence[Row]) -> None:
-    kinds = {row.first_config.sequential: row.name for row in rows}
-    if len(kinds) > 1:
-        raise UserError(
-            f"{kinds[True]} predicts the next item of a sequence and {kinds[False]} ranks items for a user: their "
-            "splits and rankings differ. Compare sequential models among themselves."
-        )
+def _one_protocol(rows: Sequence[Row]) -> list[Row]:
+    """Beside sequential models, the others have their split, and rank what these rank.
+
+    Whether users and targets are the same then is known when the data are read.
+    """
+    settings = next((row.first_config for row in rows if row.first_config.sequential), None)
+    if settings is None:
+        return list(rows)
+    shared = {"eval_args": settings["eval_args"], "repeatable": settings["repeatable"]}
+    return [row if row.first_config.sequential else replace(row, settings={**row.settings, **shared}) for row in rows]
 
 
 def _equal_budgets(
@@ -347,7 +406,7 @@ def _with_companions(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
 
 def _teachers(row: Row, seeds: Sequence[int]) -> list[Row]:
     """A row for each of the recipe's teachers that can be evaluated: another system's file has no scores of all."""
-    alone = replace(row, role="teacher", seeds=(seeds[0],))
+    alone = replace(row, role="teacher", seeds=(seeds[0],), swept={})
     sections = list(row.first_config.teacher_sections().values())
     if len(sections) == 1:
         return [] if _is_foreign(sections[0]) else [alone]

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.costs import THREADS
 from recbole_kd.evaluation.per_user import load_per_user
@@ -24,12 +25,13 @@ Record = Mapping[str, Any]
 PerUser = dict[str, NDArray[Any]]
 
 
-def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -> dict[str, Any]:
+def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, ranking: str = "") -> dict[str, Any]:
     """results.json; its fields are in docs/compare.md.
 
     Args:
         records: row name -> what :func:`perform` wrote, a record per seed.
         split: digest of the splits.
+        ranking: what :func:`ranked` says.
 
     Raises:
         UserError: per-user files of different users.
@@ -71,6 +73,8 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -
                     for metric in metrics
                 },
                 "costs": _costs(records[row.name], records.get(own_reference or "")),
+                **_prefixes(records[row.name]),
+                **({"sweep": {"of": row.swept_from, "settings": dict(row.swept)}} if row.swept else {}),
             }
         )
     return {
@@ -84,7 +88,7 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -
             "tune_trials": plan.tune_trials,
             "epochs": plan.epochs,
             "stopping_step": plan.stopping_step,
-            "sentence": budget_sentence(plan),
+            "sentence": " ".join(filter(None, [budget_sentence(plan), ranking])),
         },
         "reference": reference,
         "teacher": teacher,
@@ -105,6 +109,23 @@ _RUN_FIELDS = (
     *("seed", "test_result", "best_valid_result", "best_epoch", "epoch_seconds", "loss_history", "valid_history"),
     *("peak_memory_bytes", "checkpoint", "per_user"),
 )
+
+
+def ranked(loaded: Sequence[Splits]) -> str:
+    """What the rows of a table with sequential models find, and among which items, in a sentence or two.
+
+    Args:
+        loaded: the data as sequential models read them, and as other models do where there are some.
+    """
+    if not loaded[0].sequential:
+        return ""
+    alike = (
+        "All models learn from the same interactions, whether they read sequences or users, and are to find the same "
+        "item of each user, the last one. "
+    )
+    repeatable = loaded[0].repeatable
+    what = "all items, also those that the user has had" if repeatable else "the items that the user has not had before"
+    return f"{alike if len(loaded) > 1 else ''}Every row ranks {what}."
 
 
 def budget_sentence(plan: Plan) -> str:
@@ -159,6 +180,20 @@ def _measured(
                 kept.append(float(values[metric].mean()) if metric in values else record["test_result"][metric])
         per_user[row.name] = {metric: column / len(records[row.name]) for metric, column in total.items()}
     return per_user, means
+
+
+def _prefixes(records: Sequence[Record]) -> dict[str, Any]:
+    """Of a student of ``--matryoshka`` the means over seeds of each prefix but the whole; nothing of others."""
+    found = {}
+    known = records[0].get("prefixes") or {} if all(record.get("prefixes") for record in records) else {}
+    for size, first in known.items():
+        runs = [record["prefixes"][size]["test_result"] for record in records]
+        found[size] = {
+            "mean": {metric: float(np.mean([run[metric] for run in runs])) for metric in runs[0]},
+            "deviation": {metric: sample_deviation([run[metric] for run in runs]) for metric in runs[0]},
+            "parameters": first["parameters"],
+        }
+    return {"prefixes": found} if found else {}
 
 
 def _of(average: Mapping[str, Mapping[str, float]], name: Optional[str], metric: str) -> Optional[float]:
@@ -258,7 +293,7 @@ def table(results: Mapping[str, Any]) -> str:
     head = ["", "dimensions"]
     for metric in shown:
         head += [metric + (" ± deviation" if several else ""), "gain", "gap closed"]
-    head += ["over", "stored numbers", "s/epoch", "x plain", "peak MB", "ms/user", "users/s"]
+    head += ["of teacher", "over", "stored numbers", "s/epoch", "x plain", "peak MB", "ms/user", "users/s"]
     lines = [head]
     for row in results["rows"]:
         size, base = view.by_name[row["name"]].dimensions, view.reference_of(view.by_name[row["name"]])
@@ -272,8 +307,9 @@ def table(results: Mapping[str, Any]) -> str:
                 "" if gain is None or base is None else f"{marks[0] or ' '} {gain:+.1%} {marks[1]}".rstrip(),
                 "" if closed is None or base is None or row["role"] == "teacher" else f"{closed:.0%}",
             ]
-        costs = row["costs"]
+        costs, share = row["costs"], view.teacher_share(shown[0], view.by_name[row["name"]])
         cells += [
+            "" if share is None else f"{share:.0%}",
             "" if base is None else base.name,
             f"{costs['parameters']:,}",
             _number(costs["seconds_per_epoch"], "{:.2f}"),
@@ -290,6 +326,8 @@ def table(results: Mapping[str, Any]) -> str:
             f"▼ worse, where p < {LEVEL} after Holm: * for other users with these trained models, ** also for models "
             "trained anew (other seeds)."
         ]
+    if results["teacher"]:
+        notes += [f"of teacher: {shown[0]} divided by the teacher's."]
     notes += ["ms/user: median of one user at a time; users/s: 1,024 at a time; both with one thread."]
     return "\n".join([*columns(lines), "", *filter(None, notes)])
 

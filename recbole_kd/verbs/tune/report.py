@@ -13,17 +13,20 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from recbole_kd.evaluation.significance import sample_deviation
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.atomic import write_atomic, write_content
 from recbole_kd.files.plain import save_json
 from recbole_kd.files.tables import csv_text
 from recbole_kd.report import picture_bytes
-from recbole_kd.report.static import STYLE, log_axis, panels
-from recbole_kd.report.view import PALETTE, REFERENCE_COLOR, wrapped
+from recbole_kd.report.looks import PALETTE, REFERENCE_COLOR, is_numeric, spans_decades, wrapped
+from recbole_kd.report.static import STYLE, draw_heat, log_axis, panels
 from recbole_kd.text import columns
 
 #: Rows of the table on the terminal; trials.csv has all.
 ROWS = 20
+#: The most values of a setting over which a mean is drawn.
+MOST_VALUES = 12
 
 
 def write_report(result: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -79,7 +82,10 @@ def picture(result: Mapping[str, Any]) -> Figure:
     scored = [record for record in result["trials"] if record["score"] is not None]
     best, names = result["best"], list(result["space"])
     with mpl.rc_context(STYLE):
-        figure, (first, *others) = panels(1 + len(names), 3, 3.8, 2.9)
+        # With two settings of few values, their map stands in a panel of its own.
+        is_map = len(names) == 2 and all(_few(scored, name) for name in names)
+        figure, (first, *others) = panels(1 + len(names) + is_map, 2 if is_map else 3, 3.8, 2.9)
+        others, last = others[: len(names)], others[len(names) :]
         _points(first, scored, [record["trial"] for record in scored])
         # Which way is up follows from the winner: no trial is better.
         up = all(record["score"] <= best["score"] for record in scored)
@@ -90,8 +96,11 @@ def picture(result: Mapping[str, Any]) -> Figure:
         first.set_title("by trial")
         for axes, name in zip(others, names):
             _by_setting(axes, name, scored)
+        finished = [record for record in scored if record["status"] == "finished"]
+        if is_map:
+            _map(last[0], names, finished)
         for axes, place in zip((first, *others), [best["trial"], *(best["settings"][name] for name in names)]):
-            x = place if axes is first or _numeric(place) else axes.categories.index(str(place))
+            x = place if axes is first or is_numeric(place) else axes.categories.index(str(place))
             ring = {"facecolors": "none", "edgecolors": PALETTE[4], "linewidths": 1.6, "zorder": 4}
             axes.scatter([x], [best["score"]], s=110, label="best" if axes is first else None, **ring)
         figure.suptitle(f"{result['model']} on {result['dataset']}: best is trial {best['trial']}, {best['score']:.4f}")
@@ -114,12 +123,13 @@ def _points(axes: Any, scored: Sequence[Mapping[str, Any]], places: Sequence[flo
 def _by_setting(axes: Any, name: str, scored: Sequence[Mapping[str, Any]]) -> None:
     """The score by one setting: over its values where they are numbers, or side by side."""
     values = [record["settings"][name] for record in scored]
-    distinct = sorted(set(values), key=lambda value: (not _numeric(value), value if _numeric(value) else str(value)))
+    distinct = _distinct(scored, name)
     axes.set_title(name)
-    if all(map(_numeric, values)):
+    _mean_line(axes, name, distinct, [record for record in scored if record["status"] == "finished"])
+    if all(map(is_numeric, values)):
         _points(axes, scored, values)
         low, high = min(values), max(values)
-        if low > 0 and high > 10 * low:
+        if spans_decades(values):
             log_axis(axes, low, high, distinct if len(distinct) <= 5 else None)
         else:
             whole = all(isinstance(value, int) for value in values)
@@ -131,8 +141,44 @@ def _by_setting(axes: Any, name: str, scored: Sequence[Mapping[str, Any]]) -> No
     axes.set_xlim(-0.5, len(distinct) - 0.5)
 
 
-def _numeric(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _distinct(records: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The distinct values of a setting: numbers ascending, then others."""
+    by_text = {str(record["settings"][name]): record["settings"][name] for record in records}
+    return sorted(
+        by_text.values(), key=lambda value: (not is_numeric(value), value if is_numeric(value) else str(value))
+    )
+
+
+def _few(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether a setting was searched over a few values, not drawn from a range."""
+    return 1 < len(_distinct(records, name)) <= min(MOST_VALUES, len(records) // 2)
+
+
+def _mean_line(axes: Any, name: str, distinct: Sequence[Any], finished: Sequence[Mapping[str, Any]]) -> None:
+    """The mean of the finished trials at each of a few values, with their deviation, behind the points."""
+    if not _few(finished, name):
+        return
+    scores = [[one["score"] for one in finished if str(one["settings"][name]) == str(value)] for value in distinct]
+    known = [(place, of_value) for place, of_value in enumerate(scores) if of_value]
+    numeric = all(map(is_numeric, distinct))
+    places = [distinct[place] if numeric else place for place, _ in known]
+    means = [sum(one) / len(one) for _, one in known]
+    deviations = [sample_deviation(one) for _, one in known]
+    axes.plot(places, means, color=PALETTE[0], lw=1.4, alpha=0.6, zorder=1)
+    for place, mean, deviation in zip(places, means, deviations):
+        axes.plot([place, place], [mean - deviation, mean + deviation], color=PALETTE[0], lw=1.4, alpha=0.6, zorder=1)
+
+
+def _map(axes: Any, names: Sequence[str], finished: Sequence[Mapping[str, Any]]) -> None:
+    """The finished trials' mean score over both settings."""
+    down, across = (list(map(str, _distinct(finished, name))) for name in names)
+    cells: dict[tuple[str, ...], list[float]] = {}
+    for record in finished:
+        cells.setdefault(tuple(str(record["settings"][name]) for name in names), []).append(record["score"])
+    draw_heat(axes, down, across, {key: sum(found) / len(found) for key, found in cells.items()})
+    axes.set_ylabel(names[0])
+    axes.set_xlabel(names[1])
+    axes.set_title("finished trials")
 
 
 def table(result: Mapping[str, Any]) -> str:
