@@ -112,6 +112,11 @@ MODELS: dict[str, ModelEntry] = {
     "SASRec": _sequential("SASRec", "self-attention over the past"),
     "BERT4Rec": _sequential("BERT4Rec", "self-attention in both directions, over masked sequences"),
     "SRGNN": _sequential("SRGNN", "gated graph network over a session's items"),
+    "GCSAN": _sequential("GCSAN", "gated graph network and self-attention"),
+    "LightSANs": _sequential("LightSANs", "self-attention of low rank"),
+    "NARM": _sequential("NARM", "recurrent network with attention"),
+    "NextItNet": _sequential("NextItNet", "dilated convolutions"),
+    "STAMP": _sequential("STAMP", "attention over the past and the last item"),
 }
 
 

@@ -136,11 +136,10 @@ def _bert4rec(model: Any, sequences: Sequences) -> Tensor:
 
 #: Sequential architecture -> vectors (n, d) of sequences.
 _SEQUENCE_VECTORS: dict[str, Callable[[Any, Sequences], Tensor]] = {
-    "GRU4Rec": _sequence_output,
-    "SASRec": _sequence_output,
-    "SRGNN": _sequence_output,
+    **dict.fromkeys(("GRU4Rec", "SASRec", "SRGNN", "STOSA"), _sequence_output),
+    **dict.fromkeys(("GCSAN", "LightSANs", "NARM", "STAMP"), _sequence_output),
+    "NextItNet": lambda model, sequences: model.forward(sequences.items),
     "BERT4Rec": _bert4rec,
-    "STOSA": _sequence_output,
 }
 
 #: Sequential architecture -> item tables, the rows of each in the order of the ids.
