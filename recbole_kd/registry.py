@@ -93,6 +93,18 @@ MODELS: dict[str, ModelEntry] = {
     "NGCFVariant": ModelEntry(
         "recbole_kd.model.graph_variants:NGCFVariant", "NGCF without feature transformation, activation, or both"
     ),
+    "MultiVAEVariant": ModelEntry(
+        "recbole_kd.model.autoencoders:MultiVAEVariant",
+        "MultiVAE with other likelihoods, unit noise, annealing that stops",
+    ),
+    "MultiDAEVariant": ModelEntry(
+        "recbole_kd.model.autoencoders:MultiDAEVariant", "MultiDAE with gaussian and logistic likelihoods"
+    ),
+    "NeuMFVariant": ModelEntry(
+        "recbole_kd.model.neumf_variant:NeuMFVariant", "NeuMF with squared loss, weighted or frozen towers"
+    ),
+    "WMF": ModelEntry("recbole_kd.model.factorisation:WMF", "matrix factorisation, squared loss on all items"),
+    "BiasMF": ModelEntry("recbole_kd.model.factorisation:BiasMF", "matrix factorisation with biases, squared loss"),
     "STOSA": ModelEntry(
         "recbole_kd.model.stosa:STOSA", "next item: stochastic self-attention, items as Gaussians", sequential=True
     ),
@@ -100,6 +112,11 @@ MODELS: dict[str, ModelEntry] = {
     "SASRec": _sequential("SASRec", "self-attention over the past"),
     "BERT4Rec": _sequential("BERT4Rec", "self-attention in both directions, over masked sequences"),
     "SRGNN": _sequential("SRGNN", "gated graph network over a session's items"),
+    "GCSAN": _sequential("GCSAN", "gated graph network and self-attention"),
+    "LightSANs": _sequential("LightSANs", "self-attention of low rank"),
+    "NARM": _sequential("NARM", "recurrent network with attention"),
+    "NextItNet": _sequential("NextItNet", "dilated convolutions"),
+    "STAMP": _sequential("STAMP", "attention over the past and the last item"),
 }
 
 

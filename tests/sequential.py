@@ -39,6 +39,23 @@ SMALL: dict[str, dict[str, Any]] = {
         "attn_dropout_prob": 0.0,
     },
     "SRGNN": {"embedding_size": 8},
+    "GCSAN": {
+        "hidden_size": 8,
+        "inner_size": 8,
+        "n_layers": 1,
+        "hidden_dropout_prob": 0.0,
+        "attn_dropout_prob": 0.0,
+    },
+    "LightSANs": {
+        "hidden_size": 8,
+        "inner_size": 8,
+        "n_layers": 1,
+        "hidden_dropout_prob": 0.0,
+        "attn_dropout_prob": 0.0,
+    },
+    "NARM": {"embedding_size": 8, "hidden_size": 8, "dropout_probs": [0.0, 0.0]},
+    "NextItNet": {"embedding_size": 8, "block_num": 1},
+    "STAMP": {"embedding_size": 8},
     "STOSA": {"hidden_size": 4, "inner_size": 8, "n_heads": 2, "n_layers": 1, "hidden_dropout_prob": 0.0},
 }
 

@@ -34,9 +34,9 @@ GENERAL = [name for name in MODELS if load_class(MODELS[name].path).type != Mode
 #: What a model offers beside scores and ranks, which all have.
 WITH_VECTORS = {
     *("BPR", "LightGCN", "SimpleX", "SimRecStudent", "SimRecTeacher", "ENMF", "LINE"),
-    *("NGCF", "DGCF", "NCL", "SGL", "SpectralCF", "LightGCNVariant", "NGCFVariant"),
+    *("NGCF", "DGCF", "NCL", "SGL", "SpectralCF", "LightGCNVariant", "NGCFVariant", "WMF", "BiasMF"),
 }
-WITH_PAIRS = {*WITH_VECTORS, "NeuMF", "NNCF", "ConvNCF"}
+WITH_PAIRS = {*WITH_VECTORS, "NeuMF", "NeuMFVariant", "NNCF", "ConvNCF"}
 #: Distiller -> models that can be the student, and the teacher; others need scores and ranks alone.
 NEEDS = {
     **dict.fromkeys(("de", "fitnet"), (WITH_PAIRS, WITH_PAIRS)),
@@ -59,6 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 #: What a model needs to fit the data, or to be trained within a second.
 SETTINGS: dict[str, dict[str, Any]] = {
     "NeuMF": {"mf_embedding_size": SIZE, "mlp_embedding_size": SIZE, "mlp_hidden_size": [2 * SIZE, SIZE]},
+    "NeuMFVariant": {"mf_embedding_size": SIZE, "mlp_embedding_size": SIZE, "mlp_hidden_size": [2 * SIZE, SIZE]},
     "NCL": {"num_clusters": 8, "embedding_size": SIZE},
     "ConvNCF": {"embedding_size": 64},  # its convolutions fit no smaller outer product
     "RaCT": {"pretrain_epochs": 1},

@@ -83,7 +83,7 @@ def second_order_smoothness(vectors: Tensor, observed: Observed, sizes: Sequence
         chosen = order[:size]
         own = graph[chosen]
         weights = own @ (own.T @ np.ones(len(chosen)))
-        found.append(2 * float(weights.sum() - np.square(own.T @ units[chosen]).sum()))
+        found.append(max(0.0, 2 * float(weights.sum() - np.square(own.T @ units[chosen]).sum())))  # but for rounding
     return found
 
 

@@ -42,6 +42,7 @@ WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_m
 #: Settings with which a model is built without the weights of other files, by architecture.
 WITHOUT_FILES: Mapping[str, Mapping[str, Any]] = {
     "NeuMF": {"use_pretrain": False},
+    "NeuMFVariant": {"use_pretrain": False},
     "ConvNCF": {"train_method": "no_pretrain"},
     "RaCT": {"train_stage": "actor_pretrain"},
 }

@@ -461,9 +461,20 @@ _SIZES = frozenset(
     )
 )
 _COUNTS = frozenset(("n_layers", "n_iterations", "hyper_layers", "warm_up_step", "sampling_steps", "split_to"))
-_SHARES = frozenset(("mask_ratio", "ft_ratio", "corruption_ratio", "drop_ratio", "l1_ratio", "eta"))
+_SHARES = frozenset(("mask_ratio", "ft_ratio", "corruption_ratio", "drop_ratio", "l1_ratio", "eta", "pretrain_alpha"))
 _WEIGHTS = frozenset(
-    ("reg_weight", "reg_weight_1", "reg_weight_2", "ssl_weight", "ssl_reg", "proto_reg", "cor_weight", "shrink")
+    (
+        "reg_weight",
+        "reg_weight_1",
+        "reg_weight_2",
+        "ssl_weight",
+        "ssl_reg",
+        "proto_reg",
+        "cor_weight",
+        "shrink",
+        "positive_weight",
+        "noise_std",
+    )
 )
 _TEMPERATURES = frozenset(("temperature", "tau", "ssl_temp", "ssl_tau", "layer_norm_eps", "initializer_range"))
 _ACTIVATIONS = ("sigmoid", "tanh", "relu", "leakyrelu", "dice")
@@ -477,6 +488,7 @@ _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "hidden_act": (("gelu", "relu", "swish", "tanh", "sigmoid"),),
     "inter_matrix_type": (("01", "rating"),),
     "knn_method": (("item", "user"),),
+    "likelihood": (("multinomial", "gaussian", "logistic"),),
     "loss_type": (("BCE", "MSE"), ("CE", "BPR", "BCE")),
     "mean_type": (("x0", "eps"),),
     "mlp_act_func": (_ACTIVATIONS,),

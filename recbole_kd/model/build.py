@@ -32,7 +32,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
             "are; lower it."
         )
     model_class = config.resolved.model_class
-    if config.resolved.backbone == "NeuMF" and not config["mlp_hidden_size"]:
+    if config.resolved.backbone in ("NeuMF", "NeuMFVariant") and not config["mlp_hidden_size"]:
         model_class = without_hidden_layers(model_class)
     if config["trim_padding"] and config.sequential:
         model_class = trimmed(model_class)

@@ -34,7 +34,7 @@ class _SymmetricProduct(torch.autograd.Function):
         return None, ctx.adjacency @ gradients[0]
 
 
-class _TwoTables(GeneralRecommender):
+class TwoTables(GeneralRecommender):
     """A recommender whose score is the dot product of a user's and an item's final embedding."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -48,7 +48,7 @@ class _TwoTables(GeneralRecommender):
         """Final embeddings of all users (U, d) and all items (I, d)."""
         raise NotImplementedError
 
-    def train(self, mode: bool = True) -> _TwoTables:
+    def train(self, mode: bool = True) -> TwoTables:
         # Every change of mode may follow a change of weights: what was computed for evaluation is not kept.
         self._final = None
         return super().train(mode)
@@ -76,7 +76,7 @@ class _TwoTables(GeneralRecommender):
         return (users[interaction[self.USER_ID]] @ items.T).view(-1)
 
 
-class SimRecTeacher(_TwoTables):
+class SimRecTeacher(TwoTables):
     """Linear graph convolutions, summed (SimRec, section 3.2).
 
     H_0 is the embedding table, H_{l+1} = D^(-1/2) (A + I) D^(-1/2) H_l with D the degree of A + I, and the final
@@ -140,7 +140,7 @@ class SimRecTeacher(_TwoTables):
         return loss + self.reg_weight * penalty
 
 
-class SimRecStudent(_TwoTables):
+class SimRecStudent(TwoTables):
     """An MLP over embedding tables (SimRec, eq. 3-4): no graph, so that serving is a dot product of two tables.
 
     h = FC^(L')(h0) with FC(x) = LeakyReLU(W x) + x, W in R^{d x d} shared by users and items, negative slope 0.5 (the

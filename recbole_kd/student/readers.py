@@ -58,6 +58,7 @@ _REPRESENTATIONS: dict[str, Callable[[Any], Pair]] = {
     "SpectralCF": _forward,
     "SGL": _sgl,
     "ENMF": _enmf,
+    **dict.fromkeys(("WMF", "BiasMF"), _forward),
     "SimpleX": _simplex,
 }
 
@@ -113,7 +114,11 @@ _ROW_SCORES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 _CELLS_AT_ONCE = 1 << 25
 
 #: Architecture -> its last layer, a linear map of a pair's vector to the pair's score.
-_LAST_LAYERS: dict[str, str] = {"NeuMF": "predict_layer", "NNCF": "out_layer", "ConvNCF": "predict_layers"}
+_LAST_LAYERS: dict[str, str] = {
+    **dict.fromkeys(("NeuMF", "NeuMFVariant"), "predict_layer"),
+    "NNCF": "out_layer",
+    "ConvNCF": "predict_layers",
+}
 
 
 def _sequence_output(model: Any, sequences: Sequences) -> Tensor:
@@ -131,11 +136,10 @@ def _bert4rec(model: Any, sequences: Sequences) -> Tensor:
 
 #: Sequential architecture -> vectors (n, d) of sequences.
 _SEQUENCE_VECTORS: dict[str, Callable[[Any, Sequences], Tensor]] = {
-    "GRU4Rec": _sequence_output,
-    "SASRec": _sequence_output,
-    "SRGNN": _sequence_output,
+    **dict.fromkeys(("GRU4Rec", "SASRec", "SRGNN", "STOSA"), _sequence_output),
+    **dict.fromkeys(("GCSAN", "LightSANs", "NARM", "STAMP"), _sequence_output),
+    "NextItNet": lambda model, sequences: model.forward(sequences.items),
     "BERT4Rec": _bert4rec,
-    "STOSA": _sequence_output,
 }
 
 #: Sequential architecture -> item tables, the rows of each in the order of the ids.
@@ -282,9 +286,9 @@ def _offered(names: list[str], sequential: bool) -> frozenset[str]:
 def dimension_from_settings(model: type[Any], config: Any) -> Optional[int]:
     """How long the vectors of users and items will be, by the settings of a model that is not built yet.
 
-    None for a model without such vectors, and for one that puts those of its layers side by side.
+    None for a model without such vectors, and for one that puts several side by side.
     """
-    concatenated = _reader(dict.fromkeys(("NGCF", "SpectralCF"), True), model)
+    concatenated = _reader(dict.fromkeys(("NGCF", "SpectralCF", "BiasMF"), True), model)
     if "representations" not in capabilities(model) or concatenated:
         return None
     size: Optional[int] = config["embedding_size"]

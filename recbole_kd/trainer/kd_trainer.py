@@ -313,6 +313,9 @@ class KDMixin:
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, self._epoch)
         self.trackers.log("valid", result, self._epoch)
+        validated = getattr(self.model, "validated", None)  # of a model whose loss depends on validation
+        if callable(validated):
+            validated(score if self.config["valid_metric_bigger"] else -score)
         return score, result
 
     # Checkpoints

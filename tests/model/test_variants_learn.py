@@ -22,7 +22,19 @@ GRAPHS: dict[str, tuple[str, dict[str, Any]]] = {
     "NGCF-n": ("NGCFVariant", {"nonlinear": False}),
     "NGCF-fn": ("NGCFVariant", {"feature_transform": False, "nonlinear": False}),
 }
-VARIANTS = {**GRAPHS}
+#: What is trained on users takes small steps, and many: a batch is 64 users here.
+USERS: dict[str, Any] = {"train_batch_size": 64}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Mult-VAE, unit noise": ("MultiVAEVariant", {"learning_rate": 0.001, **USERS}),
+    "Mult-VAE, gaussian": ("MultiVAEVariant", {"likelihood": "gaussian", "learning_rate": 0.001, **USERS}),
+    "Mult-VAE, logistic": ("MultiVAEVariant", {"likelihood": "logistic", "learning_rate": 0.001, **USERS}),
+    "Mult-DAE, gaussian": ("MultiDAEVariant", {"likelihood": "gaussian", "learning_rate": 0.001, **USERS}),
+    "Mult-DAE, logistic": ("MultiDAEVariant", {"likelihood": "logistic", "learning_rate": 0.001, **USERS}),
+    "NeuMF, squared loss": ("NeuMFVariant", {"loss_type": "MSE", "learning_rate": 0.001}),
+    "WMF": ("WMF", USERS),
+    "BiasMF": ("BiasMF", {"reg_weight": 1e-4}),
+}
+VARIANTS = {**GRAPHS, **OTHERS}
 
 
 def score(model: str, folder: Path, **settings: Any) -> float:

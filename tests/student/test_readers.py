@@ -33,9 +33,11 @@ WITH_VECTORS = [
         "ENMF",
         "LightGCNVariant",
         "NGCFVariant",
+        "WMF",
+        "BiasMF",
     )
 ]
-WITHOUT_VECTORS = ["NeuMF", "DMF", "ConvNCF"]
+WITHOUT_VECTORS = ["NeuMF", "NeuMFVariant", "DMF", "ConvNCF"]
 
 
 def build(model: str, data_path: Path, **settings: Any) -> Any:
@@ -121,7 +123,9 @@ def test_a_graph_model_gives_its_layers(name: str, known_answer: Path) -> None:
     assert layers(build("BPR", known_answer)) is None
 
 
-@pytest.mark.parametrize("name", ["MultiVAE", "MultiDAE", "CDAE", "MacridVAE", "RecVAE", "DiffRec", "LDiffRec"])
+@pytest.mark.parametrize(
+    "name", ["MultiVAE", "MultiDAE", "MultiVAEVariant", "CDAE", "MacridVAE", "RecVAE", "DiffRec", "LDiffRec"]
+)
 def test_an_autoencoders_scores_are_read_from_one_row_a_user(
     name: str, known_answer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

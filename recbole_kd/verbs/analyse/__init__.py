@@ -3,7 +3,8 @@
 Diagnostics for any two checkpoints on one dataset and split, four of them those that the papers print:
 
 - ``spectrum``: the difference of their vectors by frequency of the user-item graph (FreqD, fig. 1-2);
-- ``smoothing``: mean average distance of the vectors of the most popular users and items (SimRec, table 6);
+- ``smoothing``: mean average distance of the vectors of the most popular users and items (SimRec, table 6), and their
+  second-order smoothness (LightGCN, table 6);
 - ``experts``: which expert the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
 - ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5);
 - ``compression``: what the teacher would rank in fewer dimensions, down to the student's; and the prefixes of a student
