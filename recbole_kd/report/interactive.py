@@ -23,7 +23,7 @@ from recbole_kd.report.looks import (
     wrapped,
 )
 from recbole_kd.report.tables import figure, memory
-from recbole_kd.report.view import Comparison, Curve, Model, Point, Sweep, mean_curve, side_by_side
+from recbole_kd.report.view import Comparison, Curve, Model, Point, Sweep, is_wide, mean_curve, side_by_side
 
 Chart = dict[str, Any]
 
@@ -441,6 +441,8 @@ def losses(title: str, curves: Sequence[tuple[Model, list[Curve]]]) -> Chart:
     layout["margin"]["t"] = 34
     layout["xaxis"].update(_epochs(seed for _, seeds in curves for seed in seeds))
     layout["yaxis"].update(automargin=True, nticks=5, exponentformat="SI")
+    if is_wide(seed for _, seeds in curves for seed in seeds):
+        layout["yaxis"].update(type="log", dtick=1)
     return {"data": [trace for model, seeds in curves for trace in _curves(model, seeds)], "layout": layout}
 
 
