@@ -168,6 +168,8 @@ class DataView:
 
     #: What of a step this process computes, where a distiller shares (:attr:`Distiller.shares`).
     share: Share = Share()
+    #: Whether lists of next items hold what a sequence has already.
+    repeatable: bool = True
 
     @property
     def users(self) -> int:

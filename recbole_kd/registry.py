@@ -87,6 +87,12 @@ MODELS: dict[str, ModelEntry] = {
     "SGL": _recbole("SGL", "graph model with self-supervised contrast"),
     "SLIMElastic": _recbole("SLIMElastic", "sparse linear item model, elastic net", gradient=False),
     "SpectralCF": _recbole("SpectralCF", "spectral graph convolutions"),
+    "LightGCNVariant": ModelEntry(
+        "recbole_kd.model.graph_variants:LightGCNVariant", "LightGCN with other layer weights, norms, self-loops"
+    ),
+    "NGCFVariant": ModelEntry(
+        "recbole_kd.model.graph_variants:NGCFVariant", "NGCF without feature transformation, activation, or both"
+    ),
     "STOSA": ModelEntry(
         "recbole_kd.model.stosa:STOSA", "next item: stochastic self-attention, items as Gaussians", sequential=True
     ),

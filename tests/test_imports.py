@@ -46,7 +46,14 @@ LAYERS = (
     ("cli", "testing", "__init__"),
 )
 #: Modules of an inner layer that import fewer packages than others may.
-THIRD_PARTY = {"loss": {"torch"}, "sevo.optimizer": {"torch"}, "errors": set(), "options": set(), "cli": set()}
+THIRD_PARTY = {
+    "loss.kernel.gather": {"torch", "scipy"},
+    "loss": {"torch"},
+    "sevo.optimizer": {"torch"},
+    "errors": set(),
+    "options": set(),
+    "cli": set(),
+}
 #: The only places that import Ray.
 RAY = ("cluster.ray", "stages.shards", "verbs.tune")
 

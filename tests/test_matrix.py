@@ -34,7 +34,7 @@ GENERAL = [name for name in MODELS if load_class(MODELS[name].path).type != Mode
 #: What a model offers beside scores and ranks, which all have.
 WITH_VECTORS = {
     *("BPR", "LightGCN", "SimpleX", "SimRecStudent", "SimRecTeacher", "ENMF", "LINE"),
-    *("NGCF", "DGCF", "NCL", "SGL", "SpectralCF"),
+    *("NGCF", "DGCF", "NCL", "SGL", "SpectralCF", "LightGCNVariant", "NGCFVariant"),
 }
 WITH_PAIRS = {*WITH_VECTORS, "NeuMF", "NNCF", "ConvNCF"}
 #: Distiller -> models that can be the student, and the teacher; others need scores and ranks alone.

@@ -20,8 +20,10 @@ from recbole_kd.model.build import build_model
 from recbole_kd.registry import load_class
 from recbole_kd.sevo import graphs as item_graphs
 from recbole_kd.sevo.graphs import SEvoOptions, sevo_adjacency
+from recbole_kd.stages.saved import load_trained
 from recbole_kd.testing import known_sequences_settings, write_known_sequences
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.recommender import Recommender
 from recbole_kd.verbs.train import run_recbole_kd
 from tests.sequential import SMALL, SequentialBench
 
@@ -46,7 +48,7 @@ def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("loss", ["CE", "BPR"])
 @pytest.mark.parametrize("model", ["GRU4Rec", "SASRec"])
 def test_a_plain_run_is_recboles_own_bit_for_bit(model: str, loss: str, data_path: Path) -> None:
-    ours = run(data_path, model, loss_type=loss)
+    ours = run(data_path, model, loss_type=loss, repeatable=True)
     settings = known_sequences_settings(data_path, **SMALL[model], epochs=2, loss_type=loss)
     settings |= {"metrics": ["Recall", "NDCG", "Hit", "MRR"], "eval_batch_size": 7}
     if loss == "CE":
@@ -62,6 +64,13 @@ def test_a_plain_run_is_recboles_own_bit_for_bit(model: str, loss: str, data_pat
     theirs.load_state_dict(torch.load(trainer.saved_model_file, weights_only=False)["state_dict"])
     assert all(torch.equal(weights(ours)[name], value) for name, value in theirs.state_dict().items())
     assert ours["test_result"] == dict(trainer.evaluate(test, load_best_model=False))
+
+
+def test_the_column_of_time_is_read_unasked(data_path: Path) -> None:
+    """RecBole's default `load_col` names users and items alone."""
+    asked, unasked = (run(data_path, load_col={"inter": ["user_id", "item_id", *time]}) for time in (["timestamp"], []))
+    assert all(torch.equal(value, weights(unasked)[name]) for name, value in weights(asked).items())
+    assert unasked["test_result"] == asked["test_result"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -94,6 +103,8 @@ def test_the_teachers_graph_alone_and_with_dkd(data_path: Path) -> None:
     both = run(data_path, "SASRec", teacher="GRU4Rec", distill="dkd", **settings)
     assert both["distillers"] == ["dkd"]
     assert both["teacher"]["from_cache"]
+    plain = load_checkpoint(both["baseline"]["checkpoint"])["config"]
+    assert plain["learner"] == "adamw", "the baseline has no teacher to take a graph from"
 
 
 def test_a_recipe_and_its_baseline(data_path: Path) -> None:
@@ -210,13 +221,111 @@ def test_models_that_read_their_padding_keep_it(data_path: Path) -> None:
     assert all(torch.equal(value, trimmed[name]) for name, value in whole.items())
 
 
+# What a user has seen before
+
+WAYS: tuple[dict[str, Any], ...] = ({}, {"repeatable": True})
+
+
+def here_of(data_path: Path) -> dict[str, Any]:
+    """Settings with which a checkpoint is read."""
+    return {"data_path": str(data_path), "use_gpu": False, "topk": [1, 5], "valid_metric": "NDCG@5"}
+
+
+def by_hand(checkpoint: str, settings: dict[str, Any], without_seen: bool) -> float:
+    """Hit@5 on test: a full sort of every user's scores, of all items or of those that were not seen before."""
+    trained, splits = load_trained(checkpoint, settings)
+    model: Any = trained.model.eval()
+    hits = []
+    for row in range(len(splits.test)):
+        rows = splits.test.inter_feat[[row]]
+        target, number = int(rows["item_id"]), int(splits.user_tokens[int(rows["user_id"])][1:])
+        seen = {f"i{(number + step) % 24}" for step in range(6 + number % 4 - 1)}
+        scores = model.full_sort_predict(rows).detach().view(-1)
+        left = [item for item in range(1, 25) if not (without_seen and splits.item_tokens[item] in seen)]
+        hits.append(target in sorted(left, key=lambda item: -float(scores[item]))[:5])
+    return sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "STOSA"])
+def test_both_rankings_are_those_of_a_sort_by_hand(model: str, data_path: Path) -> None:
+    """By default without what was seen, as nobody has an item twice; RecBole's ranking by the one flag."""
+    here = {**here_of(data_path), "metric_decimal_place": 12}
+    result = run(data_path, model, metric_decimal_place=12)
+    default, all_items = (evaluate_checkpoint(result["checkpoint"], {**here, **way}) for way in WAYS)
+    assert (default["repeatable"], all_items["repeatable"]) == (False, True)
+    assert default["test_result"] == result["test_result"] != all_items["test_result"]
+    for found, without_seen in ((default, True), (all_items, False)):
+        assert found["test_result"]["hit@5"] == pytest.approx(by_hand(result["checkpoint"], here, without_seen))
+
+
+def test_what_is_ranked_decides_the_epoch_and_not_what_an_epoch_learns(data_path: Path) -> None:
+    results = [run(data_path, "SASRec", loss_type="BPR", epochs=1, **way) for way in WAYS]
+    one, other = map(weights, results)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert results[0]["valid_history"] != results[1]["valid_history"]
+
+
+def test_a_checkpoint_remembers_what_was_ranked(data_path: Path) -> None:
+    """Whatever the default is for its data."""
+    here = here_of(data_path)
+    for way, repeatable in zip(WAYS, (False, True)):
+        result = run(data_path, **way)
+        assert load_checkpoint(result["checkpoint"])["config"]["repeatable"] is repeatable
+        found = evaluate_checkpoint(result["checkpoint"], here)
+        assert (found["repeatable"], found["test_result"]) == (repeatable, result["test_result"])
+        recommender = Recommender(result["checkpoint"], "all", here)
+        recommended = {(user, item) for user, items, _ in recommender.recommend(k=24) for item in items}
+        seen = {(f"u{user}", f"i{(user + step) % 24}") for user in range(48) for step in range(6 + user % 4)}
+        assert (seen <= recommended) if repeatable else not (seen & recommended)
+        other = Recommender(result["checkpoint"], "all", {**here, "repeatable": not repeatable})
+        assert seen & {(user, item) for user, items, _ in other.recommend(k=24) for item in items} == (
+            set() if repeatable else seen
+        )
+
+
+def test_files_of_older_programs_are_answered_from_as_before(data_path: Path) -> None:
+    """They ranked everything in evaluation, and recommended what was not seen."""
+    here = here_of(data_path)
+    result = run(data_path, repeatable=True)
+    state = load_checkpoint(result["checkpoint"])
+    state["data_settings"].remove("repeatable")
+    save_checkpoint(state, "old.pth")
+    assert evaluate_checkpoint("old.pth", here)["test_result"] == result["test_result"]
+    first, last = (Recommender("old.pth", "all", {**here, **way}) for way in WAYS)
+    assert len(next(first.recommend(["u0"], k=24)).items) == 18
+    assert len(next(last.recommend(["u0"], k=24)).items) == 24
+
+
+def test_the_start_of_a_run_says_what_is_ranked(data_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In one line, where the data decides it."""
+    caplog.set_level("INFO")
+    told = {}
+    for name, way in {"default": {}, "told": {"repeatable": False}}.items():
+        caplog.clear()
+        run(data_path, epochs=1, **way)
+        told[name] = [message for message in caplog.messages if "--repeatable" in message]
+    assert told["told"] == []
+    (line,) = told["default"]
+    assert line.startswith("No user has an item twice: what a user has seen is left out of rankings.")
+
+
+def test_a_teacher_is_kept_for_each_way(data_path: Path) -> None:
+    """Its epoch is chosen by what is ranked."""
+    settings = {"distill": "kd", "kd.items": 5, "teacher": "SASRec", "teacher.epochs": 1, "epochs": 1}
+    first, second = (run(data_path, **settings, **way) for way in WAYS)
+    assert first["teacher"]["checkpoint"] != second["teacher"]["checkpoint"]
+    again = run(data_path, **settings, repeatable=True)
+    assert again["teacher"]["from_cache"]
+
+
 # What is wrong
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"load_col": {"inter": ["user_id", "item_id"]}}, "without 'timestamp'; add it to --load_col"),
+        ({"load_col": {"inter": ["user_id", "item_id"]}, "TIME_FIELD": "when"}, "has no column 'when'; it has user_id"),
+        ({"load_col": None, "unload_col": {"inter": ["timestamp"]}}, "--unload_col leaves out 'timestamp'"),
         ({"TIME_FIELD": "time", "load_col": None}, "has no column 'time'; it has user_id, item_id, timestamp"),
         ({"eval_args": {"order": "RO"}}, "--eval_args says order RO"),
         ({"benchmark_filename": ["train", "valid", "test"]}, "known-sequences.train.inter'; expected RecBole's atomic"),

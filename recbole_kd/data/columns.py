@@ -109,9 +109,9 @@ def cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:
 
 
 def numbered(codes: NDArray[np.int32], tokens: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
-    """(rows,) ids from 1 by first appearance, 0 for a missing token; and the tokens of the ids."""
+    """(rows,) ids from 1 by first appearance, 0 for a missing token; and the tokens of the ids, padding first."""
     missing = codes == 0
     numbers, found = by_first_appearance(codes[~missing])
     ids = np.zeros(len(codes), dtype=np.int32)
     ids[~missing] = numbers + 1
-    return ids, tokens.take(pa.array(found - 1))
+    return ids, tokens.take(pa.array(np.append(0, found)))

@@ -7,8 +7,8 @@ same result to the bit. Two results differ on purpose:
 - Rows are ordered by their exact time, rows of one time by their place in the file. RecBole orders by the float32 of
   the time. In this decade that is two minutes coarse, for seconds and for milliseconds.
 
-Until ids are numbered, a token column holds codes: int32 places in its field's vocabulary from 1 on, 0 for a missing
-token. Where no row was dropped or moved, these are the ids.
+Until ids are numbered, a token column holds codes: int32 places in its field's vocabulary, whose place 0 is padding and
+stands for a missing token. Where no row was dropped or moved, these are the ids.
 """
 
 from __future__ import annotations
@@ -41,21 +41,22 @@ from recbole_kd.data.columns import (
     row_type,
     some_rows,
 )
-from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, splits_by_time
+from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, reads_time
 from recbole_kd.data.reader import Layout, fields_of
-from recbole_kd.data.store import kept, load_atomic
+from recbole_kd.data.store import PAD, kept, load_atomic
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
 
-__all__ = ["PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
+__all__ = ["BEFORE", "PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
 #: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test.
 PART = "\0part"
 #: While a dataset is split, and in `timed` from then on, the column of each row's place in time.
 PLACE = "\0place"
+#: The same of how many items the user of a sequence had before its next one, however many of them are read.
+BEFORE = "\0before"
 #: While a dataset is split, the column of each row's number.
 _ROW = "\0row"
-_PAD = pa.array(["[PAD]"])
 _MANY = 1 << 17  # rows from which on the split is kept
 
 
@@ -136,9 +137,9 @@ class _Fast(Dataset):
         return pd.DataFrame(frame, copy=False)
 
     def _get_load_and_unload_col(self, source: Any) -> Any:
-        """RecBole's, and the column of time where rows are ordered by it."""
+        """RecBole's, and the column of time where it is read unasked."""
         load, unload = super()._get_load_and_unload_col(source)
-        if load and source == FeatureSource.INTERACTION and splits_by_time(self.config):
+        if load and source == FeatureSource.INTERACTION and reads_time(self.config):
             load = {*load, self.time_field}
         return load, unload
 
@@ -149,17 +150,15 @@ class _Fast(Dataset):
 
     def _codes(self, field: str, values: pa.DictionaryArray) -> NDArray[np.int32]:
         """(rows,) places in the field's vocabulary, which grows by the tokens that it lacks."""
-        codes = values.indices.fill_null(-1).to_numpy() if values.null_count else values.indices.to_numpy()
-        codes = codes + np.int32(1)
-        known, tokens = self._vocabulary.get(field), values.dictionary
+        codes, known, tokens = values.indices.to_numpy(), self._vocabulary.get(field), values.dictionary[1:]
         if known is None:
-            self._vocabulary[field] = tokens
+            self._vocabulary[field] = values.dictionary
             return codes
-        there = pc.index_in(tokens, known)
+        there = pc.index_in(tokens, known[1:])
         new = there.is_null()
         self._vocabulary[field] = pa.concat_arrays([known, tokens.filter(new)])
         places = there.fill_null(-1).to_numpy() + 1
-        places[places == 0] = len(known) + 1 + np.arange((places == 0).sum())
+        places[places == 0] = len(known) + np.arange((places == 0).sum())
         return np.append(0, places).astype(np.int32)[codes]
 
     def _sequences(self, field: str, values: pa.DictionaryArray, ftype: FeatureType, separator: str) -> Any:
@@ -222,7 +221,7 @@ class _Fast(Dataset):
                     self._keep(name, self._within_intervals(values.to_numpy(), self._parse_intervals_str(interval)))
                 elif kind == FeatureType.TOKEN and isinstance(interval, Sequence) and not isinstance(interval, str):
                     tokens = pa.array(list(map(str, interval)), pa.string())
-                    stays = pc.index_in(tokens, self._vocabulary[field]).drop_null().to_numpy() + 1
+                    stays = pc.index_in(tokens, self._vocabulary[field][1:]).drop_null().to_numpy() + 1
                     self._keep(name, values.isin(stays).to_numpy())
                 else:
                     raise UserError(
@@ -256,7 +255,7 @@ class _Fast(Dataset):
             changed = False
             for field, name, intervals in sides:
                 codes, feat = self.inter_feat[field].to_numpy(), getattr(self, name)
-                counts = np.bincount(codes, minlength=len(self._vocabulary[field]) + 1)
+                counts = np.bincount(codes, minlength=len(self._vocabulary[field]))
                 out = np.zeros(len(counts), dtype=bool)
                 if intervals:
                     out = (counts > 0) & ~self._within_intervals(counts, intervals)
@@ -306,23 +305,23 @@ class _Fast(Dataset):
         if len(fields) == 1 and all(ftype == FeatureType.TOKEN for _, _, ftype in remap_list):
             tokens = self._vocabulary[fields[0]]
             if self._as_read and remap_list[0][0] is self.inter_feat:
-                self.field2id_token[fields[0]] = pa.concat_arrays([_PAD, tokens])
+                self.field2id_token[fields[0]] = tokens
                 return
             columns = [feat[field].to_numpy() for feat, field, _ in remap_list]
             ids, tokens = numbered(np.concatenate(columns), tokens)
         else:  # several fields, or sequences, share their ids
             columns = [self._text(feat[field], field, ftype) for feat, field, ftype in remap_list]
             numbers, found = pd.factorize(np.concatenate(columns))
-            ids, tokens = numbers + 1, pa.array(found, pa.string())
+            ids, tokens = numbers + 1, pa.array([PAD, *found], pa.string())
         for field in fields:
-            self.field2id_token[field] = pa.concat_arrays([_PAD, tokens])
+            self.field2id_token[field] = tokens
         for (feat, field, ftype), part in zip(remap_list, cut(ids, columns)):
             feat[field] = part if ftype == FeatureType.TOKEN else pd.Series(cut(part, feat[field]), dtype=object)
 
     def _text(self, values: pd.Series, field: str, ftype: FeatureType) -> NDArray[np.object_]:
         """The tokens of a column, one row's after the other's; None for a missing one."""
         if ftype == FeatureType.TOKEN:
-            tokens = np.array([None, *self._vocabulary[field].to_pylist()], dtype=object)
+            tokens = np.array([None, *self._vocabulary[field][1:].to_pylist()], dtype=object)
             return tokens[values.to_numpy()]
         return np.concatenate([np.empty(0, dtype=object), *values])
 
@@ -380,19 +379,22 @@ class _Fast(Dataset):
             super()._drop_unused_col()
 
     def build(self) -> list[Any]:
-        """The splits. `timed` of each are its rows as they are now, with a column PLACE; None where no time is loaded.
+        """The splits. `timed` of each are its rows as they are now, with a column PLACE, and of sequences BEFORE.
+
+        It is None where no time is loaded.
 
         Loaders sort the rows themselves, `inter_feat`. That of the whole is put in order when it is asked for.
         """
         self._change_feat_format()
         order, *rows = self._split_rows()
-        hidden = {name: self.inter_feat.interaction.pop(name, None) for name in (PLACE, PART)}
+        columns = self.inter_feat.interaction
+        hidden = {name: columns.pop(name) for name in (PART, PLACE, BEFORE) if name in columns}
         self._drop_unused_col()
         parts = [self.copy(as_recboles(self.inter_feat, index)) for index in rows]
         for part, index in zip(parts, rows):
             part.timed = None
-            if hidden[PLACE] is not None:
-                part.timed = Interaction({**part.inter_feat.interaction, PLACE: hidden[PLACE][index]})
+            if PLACE in hidden:
+                part.timed = Interaction(part.inter_feat.interaction | {name: hidden[name][index] for name in hidden})
         self._order = order
         return parts
 
@@ -504,5 +506,5 @@ class KDSequentialDataset(_Fast, SequentialDataset):
                 histories[name][longer, place] = values[targets[longer] - lengths[longer] + place]
         features = some_rows(self.inter_feat, targets)
         features.update(Interaction(histories))
-        features.update(Interaction({name: values[targets] for name, values in hidden.items()}))
+        features.update(Interaction({BEFORE: before, **{name: values[targets] for name, values in hidden.items()}}))
         self.inter_feat = features

@@ -10,18 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
+from recbole.sampler import RepeatableSampler
 from recbole.utils import InputType, ModelType
 
+from recbole_kd.data.dataset import BEFORE
 from recbole_kd.data.fast_sampling import FastTrainDataLoader, samples_fast
 from recbole_kd.data.negatives import ObservedSampler
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.overlaid import Overlaid
+from recbole_kd.data.sequence_states import Past
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 
-__all__ = ["FastFullSortEvalDataLoader", "eval_batch_size", "make_loaders", "sized_eval_batch"]
+__all__ = [
+    "FastFullSortEvalDataLoader",
+    "WholeSequenceDataLoader",
+    "eval_batch_size",
+    "make_loaders",
+    "sized_eval_batch",
+]
 
 #: Size of a block of float32 scores at which an evaluation is fastest: it stays in the cache and well below the sizes
 #: (16-32 MiB) from which the C allocator returns freed memory to the system, to be faulted in again by the next batch.
@@ -66,7 +76,7 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
             "leave --train_neg_sample_args out, and leave low ratings out with --val_interval."
         )
     try:
-        samplers = _samplers(config, splits.dataset, parts)
+        samplers = _samplers(config, splits, parts)
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
     can = samples_fast(config["student"], config["MODEL_TYPE"])
@@ -76,7 +86,7 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
         )
     fast = bool(config["fast_sampling"]) if fast is None else fast
     loaders: list[Any] = []
-    sized = _Sized(config, eval_batch_size(config, splits))
+    sized = Overlaid(config, eval_batch_size=eval_batch_size(config, splits))
     # RecBole knows an autoencoder's loader by the model's name, which a recipe's is not.
     chosen_by = {"model": config["student"], "MODEL_TYPE": config["MODEL_TYPE"], "eval_args": config["eval_args"]}
     for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers):
@@ -86,49 +96,40 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
         loader = get_dataloader(chosen_by, phase)
         if loader is FullSortEvalDataLoader:
             loader = FastFullSortEvalDataLoader
+        elif phase == "train" and splits.sequential and config["loss_type"] == "BCE":
+            loader = WholeSequenceDataLoader
         elif phase == "train" and fast and can:
             loader = FastTrainDataLoader
-        loaders.append(loader(sized, part, sampler, shuffle=config["shuffle"] if phase == "train" else False))
+        made = loader(sized, part, sampler, shuffle=config["shuffle"] if phase == "train" else False)
+        if loader is FastFullSortEvalDataLoader and splits.sequential and not splits.repeatable:
+            made.past = splits.past
+        loaders.append(made)
     return loaders[0], loaders[1], loaders[2]
 
 
-def _samplers(config: Any, dataset: Any, parts: list[Any]) -> list[Any]:
-    """What RecBole's `create_samplers` gives for the training, validation and test split, None where none is wanted."""
-    if config["repeatable"]:  # of sequential models: nothing is left out, and nothing kept
-        return list(create_samplers(config, dataset, parts))
+def _samplers(config: Any, splits: Splits, parts: list[Any]) -> list[Any]:
+    """What RecBole's `create_samplers` gives for the training, validation and test split, None where none is wanted.
+
+    A sequential model learns from RecBole's negatives, all items but the next one, whatever is ranked. Its candidates
+    are drawn among what the user has not seen, where that is what is ranked.
+    """
+    if splits.repeatable:  # nothing is left out, and nothing kept
+        return list(create_samplers(Overlaid(config, repeatable=True), splits.dataset, parts))
     phases = ["train", "valid", "test"]
-    shared: Any = None
+    shared: dict[bool, Any] = {}
     samplers: list[Any] = []
     for phase in phases:
         wanted = config[f"{phase}_neg_sample_args"]
         if wanted["distribution"] == "none":
             samplers.append(None)
             continue
-        if shared is None:
-            shared = ObservedSampler(phases, parts, wanted["distribution"], wanted.get("alpha", 1.0))
-        shared.set_distribution(wanted["distribution"])
-        samplers.append(shared.set_phase(phase))
+        anything = splits.sequential and config["eval_args"]["mode"].get(phase, "full") == "full"
+        if anything not in shared:
+            kind, data = (RepeatableSampler, splits.dataset) if anything else (ObservedSampler, parts)
+            shared[anything] = kind(phases, data, wanted["distribution"], wanted.get("alpha", 1.0))
+        shared[anything].set_distribution(wanted["distribution"])
+        samplers.append(shared[anything].set_phase(phase))
     return samplers
-
-
-class _Sized:
-    """A model's settings as loaders read them: with the batch of an evaluation.
-
-    What RecBole's transforms write (the names of their columns) goes to the settings themselves, where the model reads
-    it.
-    """
-
-    def __init__(self, config: Any, batch: int) -> None:
-        self._config, self._batch = config, batch
-
-    def __getitem__(self, key: str) -> Any:
-        return self._batch if key == "eval_batch_size" else self._config[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._config[key] = value
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
 
 
 def eval_batch_size(config: Any, splits: Splits) -> int:
@@ -163,8 +164,14 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     """RecBole's loader of full-ranking batches, from sorted arrays instead of a tensor and two sets per user.
 
     Batches hold the same users, masked pairs and positive pairs as RecBole's; pairs come with items ascending within a
-    user, where RecBole has a set's order. Sequential models get RecBole's own loader.
+    user, where RecBole has a set's order.
+
+    Sequential models get RecBole's own batches. Where `past` is set, what the user had before the next item is masked,
+    as it is for other models.
     """
+
+    #: What the users of sequences had; None: nothing is masked.
+    past: Past | None = None
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
         if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
@@ -205,7 +212,12 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     def collate_fn(self, index: Any) -> Any:
         """The batch of the users at `index`: (users, (history rows, history items), positive rows, positive items)."""
         if self.is_sequential:
-            return super().collate_fn(index)
+            sequences, nothing, rows, items = super().collate_fn(index)
+            if self.past is None:
+                return sequences, nothing, rows, items
+            seen = self.past.before(sequences[self.uid_field], self._dataset.timed[BEFORE][np.asarray(index)])
+            masked = seen[1] != items[seen[0]]
+            return sequences, (seen[0][masked], seen[1][masked]), rows, items
         user_df = self.user_df[np.asarray(index)]
         users = user_df[self.uid_field]
         return (user_df, self._history.rows_and_items(users), *self._positive.rows_and_items(users))
@@ -222,3 +234,21 @@ def _difference(used_ids: Observed | NDArray[Any], positive: Observed) -> Observ
         users = torch.repeat_interleave(torch.from_numpy(counts))
     kept = ~positive.contains(users, items)
     return Observed(users[kept], items[kept], positive.users, positive.items)
+
+
+class WholeSequenceDataLoader(TrainDataLoader):
+    """RecBole's training loader of one row a user, the longest training sequence, for losses at every position."""
+
+    def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
+        self.logger = getLogger()
+        self._set_neg_sample_args(config, dataset, config["MODEL_INPUT_TYPE"], config["train_neg_sample_args"])
+        users, before = dataset.inter_feat[dataset.uid_field], dataset.timed[BEFORE]
+        longest = torch.zeros(dataset.user_num, dtype=before.dtype).scatter_reduce(0, users, before, "amax")
+        self._rows = (before == longest[users]).nonzero().squeeze(1).numpy()
+        self.sample_size = len(self._rows)
+        # Past TrainDataLoader's own constructor, which takes all rows.
+        super(TrainDataLoader, self).__init__(config, dataset, sampler, shuffle=shuffle)
+
+    def collate_fn(self, index: Any) -> Any:
+        """The batch of the users at `index`."""
+        return super().collate_fn(self._rows[np.asarray(index)])

@@ -14,6 +14,7 @@ from recbole.sampler import Sampler
 from torch import Tensor
 
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.splits import interactions_of
 
 __all__ = ["ObservedSampler"]
 
@@ -33,7 +34,7 @@ class ObservedSampler(Sampler):
         used: dict[str, Observed] = {}
         pairs: list[tuple[Tensor, Tensor]] = []
         for phase, dataset in zip(self.phases, self.datasets):
-            pairs.append((dataset.inter_feat[self.uid_field], dataset.inter_feat[self.iid_field]))
+            pairs.append(interactions_of(dataset))
             users, items = (torch.cat(side) for side in zip(*pairs))
             used[phase] = Observed(users, items, self.user_num, self.item_num)
         if int(used[self.phases[-1]].counts.max()) + 1 >= self.item_num:

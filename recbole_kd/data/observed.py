@@ -67,11 +67,8 @@ class Observed:
             self._copies[users.device] = self.offsets.to(users.device), self.indices.to(users.device)
         offsets, indices = self._copies[users.device]
         first = offsets[users]
-        counts = offsets[users + 1] - first
-        rows = torch.repeat_interleave(counts)
-        # Entry n of the answer is entry n - (entries of the rows before) of its user.
-        shift = first - (counts.cumsum(0) - counts)
-        return rows, indices[torch.arange(len(rows), device=users.device) + shift[rows]]
+        rows, places = entries(first, offsets[users + 1] - first)
+        return rows, indices[places]
 
     def pairs_of(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """(users (n,), items (n,)): all pairs of some users, in their order."""
@@ -91,3 +88,11 @@ class Observed:
     def transposed(self) -> Observed:
         """The same pairs with users and items exchanged."""
         return Observed(self.indices, self.user_ids, self.items, self.users)
+
+
+def entries(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of rows that begin at places `first` (n,) and have `counts` (n,) of them: their rows and places."""
+    rows = torch.repeat_interleave(counts)
+    # Entry m of the answer is entry m - (entries of the rows before) of its row.
+    shift = first - (counts.cumsum(0) - counts)
+    return rows, torch.arange(len(rows), device=first.device) + shift[rows]

@@ -6,12 +6,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 import torch
+from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_kd.errors import UserError
 from recbole_kd.text import moment, unit_of
 
-__all__ = ["is_ordered", "is_whole", "parts_asked_for", "parts_of_time", "splits_by_time"]
+__all__ = ["is_ordered", "is_whole", "parts_asked_for", "parts_of_time", "reads_time"]
 
 
 def is_ordered(config: Any) -> bool:
@@ -19,10 +20,11 @@ def is_ordered(config: Any) -> bool:
     return bool(config["eval_args"]["order"] == "TO" or config["split_time"] is not None or config["sevo"])
 
 
-def splits_by_time(config: Any) -> bool:
-    """Whether the split reads the time of interactions, so that its column is read whatever ``load_col`` says."""
-    in_order = config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]
-    return bool(in_order or config["split_time"] is not None)
+def reads_time(config: Any) -> bool:
+    """Whether the split or histories read the time of interactions: its column is read whatever ``load_col`` says."""
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL or config["split_time"] is not None:
+        return True
+    return bool(config["eval_args"]["order"] == "TO" and not config["benchmark_filename"])
 
 
 def parts_asked_for(config: Any) -> tuple[bool, bool]:

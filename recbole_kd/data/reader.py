@@ -273,7 +273,7 @@ def _whole_numbers(column: pa.ChunkedArray) -> NDArray[Any] | None:
     parts: list[NDArray[Any]] = []
     for chunk in column.chunks:
         try:
-            numbers = chunk.cast(pa.int64()).to_numpy()
+            numbers = _as_whole(chunk)
         except pa.ArrowInvalid:
             return None
         largest = int(numbers.max(initial=0))
@@ -281,8 +281,16 @@ def _whole_numbers(column: pa.ChunkedArray) -> NDArray[Any] | None:
         # No number is written in fewer letters than as usual, so that the sum tells of each.
         if numbers.min(initial=0) < 0 or usual != pc.sum(pc.binary_length(chunk)).as_py():
             return None
-        parts.append(numbers.astype(np.int32) if largest < 2**31 else numbers)
+        parts.append(numbers)
     return np.concatenate(parts)
+
+
+def _as_whole(text: pa.StringArray) -> NDArray[Any]:
+    """The numbers that a text holds: int32 where they fit, which halves the work that follows."""
+    try:
+        return text.cast(pa.int32()).to_numpy()
+    except pa.ArrowInvalid:
+        return text.cast(pa.int64()).to_numpy()
 
 
 def by_first_appearance(keys: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:

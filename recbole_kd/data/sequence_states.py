@@ -1,16 +1,18 @@
-"""The training sequences of sequential models, found again by their content: each user's items so far, in time."""
+"""What users had, in time: their training sequences, found again by content, and all that came before a row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from recbole_kd.data.dataset import PLACE
+from recbole_kd.data.dataset import BEFORE, PLACE
+from recbole_kd.data.observed import entries
 
-__all__ = ["SequenceStates", "state_keys"]
+__all__ = ["Past", "SequenceStates", "state_keys"]
 
 #: Odd, so that no power of it is 0 among 64-bit numbers.
 _BASE = 6364136223846793005
@@ -62,3 +64,36 @@ class SequenceStates:
         positions = counts if positions is None else positions
         there = (positions >= 1) & (positions <= counts)
         return torch.where(there, self.first[users] + positions - 1, 0)
+
+
+@dataclass(frozen=True)
+class Past:
+    """The items that each user had, in time, of all splits: also those that are too long ago to be read.
+
+    Attributes:
+        offsets: (U + 1,); the items of user u are ``items[offsets[u]:offsets[u + 1]]``, oldest first.
+        items: (n,)
+    """
+
+    offsets: Tensor
+    items: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[Any]) -> Past:
+        """The past in all splits of RecBole's dataset of a sequential model: the datasets of its parts."""
+        rows, config = [part.timed for part in parts], parts[0].config
+        user, item = parts[0].uid_field, parts[0].iid_field
+        users, items, before = (torch.cat([part[field] for part in rows]) for field in (user, item, BEFORE))
+        # A user's first item is the next one of no row.
+        first = before == 1
+        begins = torch.cat([part[item + config["LIST_SUFFIX"]][:, 0] for part in rows])[first]
+        users, items = torch.cat([users[first], users]), torch.cat([begins, items])
+        order = torch.argsort(torch.cat([torch.zeros_like(begins), before]), stable=True)
+        order = order[torch.argsort(users[order], stable=True)]
+        counts = torch.bincount(users, minlength=parts[0].user_num)
+        return cls(torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]), items[order])
+
+    def before(self, users: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `counts` (n,) items of users (n,): of each its row in `users`, and the item."""
+        rows, places = entries(self.offsets[users], counts)
+        return rows, self.items[places]

@@ -17,8 +17,9 @@ from recbole.utils import ModelType
 
 from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of
 from recbole_kd.data.observed import Observed
-from recbole_kd.data.parts import parts_asked_for, splits_by_time
+from recbole_kd.data.parts import parts_asked_for, reads_time
 from recbole_kd.data.reader import fields_of
+from recbole_kd.data.sequence_states import Past
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
 
@@ -112,6 +113,24 @@ class Splits:
         """Rows of the training split that repeat a pair, and rows of the other splits whose pair is in it."""
         across = sum(int(self.observed.contains(*self.pairs(split)).sum()) for split in (self.valid, self.test))
         return len(self.train) - len(self.observed), across
+
+    @cached_property
+    def repeated(self) -> int:
+        """Interactions of an item that its user had before."""
+        parts = map(interactions_of, (self.train, self.valid, self.test))
+        users, items = (torch.cat(side) for side in zip(*parts))
+        return len(users) - len(Observed(users, items, self.train.user_num, self.train.item_num))
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether rankings hold what a user has seen before: as the settings say, else where the data repeats items."""
+        asked = self.dataset.config["repeatable"]
+        return self.repeated > 0 if asked is None else bool(asked)
+
+    @cached_property
+    def past(self) -> Past:
+        """What each user had, in time; of sequential models."""
+        return Past.of([self.train, self.valid, self.test])
 
     @property
     def sequential(self) -> bool:
@@ -218,17 +237,17 @@ class Splits:
         return dataset
 
 
-def interactions_of(train: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(users (n,), items (n,)) of a training split.
+def interactions_of(split: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(users (n,), items (n,)) of a split, such as the training split.
 
     A sequence's rows name each of its items as the next one but the first: that is the history of the row whose
-    history has one item, and it is an interaction of the training split if that row is.
+    history has one item, and it is an interaction of the split if that row is.
     """
-    rows = train.inter_feat
-    users, items = rows[train.uid_field], rows[train.iid_field]
-    histories = train.iid_field + train.config["LIST_SUFFIX"]
+    rows = split.inter_feat
+    users, items = rows[split.uid_field], rows[split.iid_field]
+    histories = split.iid_field + split.config["LIST_SUFFIX"]
     if histories in rows:
-        first = rows[train.config["ITEM_LIST_LENGTH_FIELD"]] == 1
+        first = rows[split.config["ITEM_LIST_LENGTH_FIELD"]] == 1
         users = torch.cat([users[first], users])
         items = torch.cat([rows[histories][first, 0], items])
     return users, items
@@ -252,32 +271,39 @@ def check_files(config: Any) -> None:
             f"There is no dataset folder '{folder}'; put {name}.inter there, or set --data_path to the folder above it."
         )
     parts = config["benchmark_filename"]
-    files = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
-    wanted = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
-    columns = (config["load_col"] or {}).get("inter") if isinstance(config["load_col"], dict) else None
-    columns = None if columns == "*" else columns
-    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if config["split_time"] is not None and parts:
         raise UserError(
             f"--split_time={config['split_time']} and --benchmark_filename={list(parts)} both say how the data is "
             "split; keep one."
         )
-    if sequential and columns is not None and config["TIME_FIELD"] not in columns:
+    users, items, *time = ("USER_ID_FIELD", "ITEM_ID_FIELD", *(["TIME_FIELD"] if reads_time(config) else []))
+    for key in (users, items, *time):
+        if config[key] in ((config["unload_col"] or {}).get("inter") or ()):
+            raise UserError(f"--unload_col leaves out '{config[key]}', which is read; take it out of --unload_col.")
+    for file in [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]:
+        _check_file(config, folder / file, "inter", [users, items, *time])
+    for kind, key in (("user", users), ("item", items)):
+        path = folder / f"{name}.{kind}"
+        # RecBole passes over a file that is not there, and over a pipe.
+        if path.exists() or kind in (config["load_col"] or {}):
+            _check_file(config, path, kind, [key])
+
+
+def _check_file(config: Any, path: Path, kind: str, needed: Sequence[str]) -> None:
+    """Refuses an atomic file without a column that `load_col` names for its kind, or that settings `needed` name."""
+    asked = "*" if config["load_col"] is None else config["load_col"].get(kind, ())
+    if not asked:
+        return
+    if not path.is_file():
+        missing = path.is_dir() or not path.exists()
+        found = f"There is no file '{path}'" if missing else f"'{path}' is a pipe or a device"
         raise UserError(
-            f"{config['model']} reads sequences in the order of time, and --load_col loads {list(columns)} without "
-            f"'{config['TIME_FIELD']}'; add it to --load_col, or set --TIME_FIELD to the column of time."
+            f"{found}; expected RecBole's atomic files of the dataset {config['dataset']} that --load_col names."
         )
-    timed = splits_by_time(config) or sequential
-    if timed:
-        wanted.append(config["TIME_FIELD"])
-    for file in files:
-        path = folder / file
-        if not path.is_file():
-            raise UserError(f"There is no file '{path}'; expected RecBole's atomic files of the dataset {name}.")
-        names = [field.name for field in fields_of(path, layout_of(config))]
-        for column in dict.fromkeys([*wanted, *(columns or [])]):
-            if column not in names:
-                raise UserError(
-                    f"'{path}' has no column '{column}'; it has {', '.join(names)}. "
-                    f"Set --USER_ID_FIELD, --ITEM_ID_FIELD{', --TIME_FIELD' if timed else ''} or --load_col."
-                )
+    names = [field.name for field in fields_of(path, layout_of(config))]
+    for column in dict.fromkeys([*(config[key] for key in needed), *(() if asked == "*" else asked)]):
+        if column not in names:
+            raise UserError(
+                f"'{path}' has no column '{column}'; it has {', '.join(names)}. "
+                f"Set --{', --'.join(needed)} or --load_col."
+            )

@@ -14,17 +14,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
-from recbole_kd.data.reader import Layout, read_atomic
+from recbole_kd.data.reader import Layout, fields_of, read_atomic
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import write_atomic
 from recbole_kd.files.digest import digest
 
-__all__ = ["kept", "load_atomic"]
+__all__ = ["PAD", "kept", "load_atomic"]
 
 #: Grows when a reader reads the same file differently.
-FORMAT = "recbole-kd data/1"
+FORMAT = "recbole-kd data/2"
+#: The first word of a column of tokens, which stands for a missing one.
+PAD = "[PAD]"
 _DIGEST = 32  # bytes of a sha256
 
 _logger = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ _logger = logging.getLogger(__name__)
 
 def load_atomic(path: Path, layout: Layout, columns: Sequence[str], folder: Path) -> pa.Table:
     """What :func:`~recbole_kd.data.reader.read_atomic` reads, from the compiled file in `folder` if there is one.
+
+    A column of tokens has :data:`PAD` as its first word here, with code 0, which also stands for a missing token.
 
     Args:
         path, layout, columns: as of :func:`~recbole_kd.data.reader.read_atomic`.
@@ -42,7 +47,20 @@ def load_atomic(path: Path, layout: Layout, columns: Sequence[str], folder: Path
     """
     content = hashlib.sha256(_content(path)).hexdigest()
     way = digest(FORMAT, sorted(columns), list(vars(layout).values()))[:12]
-    return kept(folder, path.name, way, content, lambda: read_atomic(path, layout, columns))
+    return kept(folder, path.name, way, content, lambda: _padded(read_atomic(path, layout, columns), path, layout))
+
+
+def _padded(table: pa.Table, path: Path, layout: Layout) -> pa.Table:
+    """The table, with padding as the first word of each column of tokens."""
+    tokens = {field.name for field in fields_of(path, layout) if field.kind == "token"}
+    columns = {}
+    for name in table.column_names:
+        columns[name] = column = table[name].chunk(0)
+        if name in tokens:
+            codes = (column.indices.fill_null(-1) if column.null_count else column.indices).to_numpy()
+            words = pa.concat_arrays([pa.array([PAD]), column.dictionary])
+            columns[name] = pa.DictionaryArray.from_arrays(codes + np.int32(1), words)
+    return pa.table(columns)
 
 
 def kept(folder: Path, name: str, way: str, content: str, make: Callable[[], pa.Table]) -> pa.Table:

@@ -7,7 +7,7 @@ from typing import Any
 from recbole_kd.data.splits import Splits
 from recbole_kd.text import columns
 
-__all__ = ["table", "warnings"]
+__all__ = ["ranked", "table", "warnings"]
 
 
 def table(splits: Splits) -> str:
@@ -24,6 +24,19 @@ def table(splits: Splits) -> str:
         within, across = splits.duplicates
         lines += [("pairs twice in training", within), ("pairs of validation and test also in training", across)]
     return "\n".join(columns([(name, f"{count:,}".rjust(12)) for name, count in lines]))
+
+
+def ranked(splits: Splits) -> str:
+    """A line on which items are ranked, where the data decides it."""
+    if splits.repeatable:
+        return (
+            f"{splits.repeated:,} interactions repeat an item of their user: what a user has seen is ranked too. "
+            "--repeatable=False leaves it out."
+        )
+    return (
+        "No user has an item twice: what a user has seen is left out of rankings. --repeatable=True ranks it too, as "
+        "RecBole does."
+    )
 
 
 def warnings(splits: Splits) -> list[str]:

@@ -9,7 +9,8 @@ a distinct user of the batch.
 ``decay``, ``consistency`` and a file's confidence are factors of the entries (DLLM2Rec, RecSys'24).
 
 For next-item prediction the list is that of a sequence: the K' items that the guide, as it is now, ranks highest after
-it, or the first K' of a file's list. Items are drawn for each batch. Entry: a drawn item of a sequence of the batch.
+it, or the first K' of a file's list. Items of the sequence itself are left out where ``repeatable`` is false. Items are
+drawn for each batch. Entry: a drawn item of a sequence of the batch.
 
 Where published code differs: it draws two ranks and keeps the better (``better_of_two``).
 """
@@ -30,7 +31,6 @@ from recbole_kd.distiller.base.lists import (
     ListDistiller,
     SequenceListDistiller,
     SequenceLists,
-    best_items,
     list_scores,
     require_drawable,
 )
@@ -125,5 +125,6 @@ class CDSequenceDistiller(SequenceListDistiller[CDOptions]):
     def _own(self, batch: Batch) -> SequenceLists:
         """The student's best items after the batch's sequences, with the teacher's scores of them."""
         assert batch.sequences is not None, "the student is a sequential model"
-        items = best_items(self.student.sequence_scores(batch.sequences).detach(), self.options.pool)
+        scores = self.student.sequence_scores(batch.sequences).detach()
+        items = self.best(scores, batch.sequences, self.options.pool)
         return SequenceLists(None, items, None, self.teacher.sequence_scores(batch.sequences, items))

@@ -10,8 +10,8 @@ batch.
 RecSys'24).
 
 For next-item prediction the list is that of a sequence: the K items that the guide, as it is now, ranks highest after
-it, those that are in it not left out; or all items (``items: ~``). Of a file they are the first K of its list. Entry: a
-sequence of the batch.
+it; or all items (``items: ~``). Those that are in it are left out where ``repeatable`` is false. Of a file they are the
+first K of its list. Entry: a sequence of the batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from recbole_kd.distiller.base.lists import (
     ImportanceOptions,
     ListDistiller,
     SequenceListDistiller,
-    best_items,
     list_scores,
 )
 from recbole_kd.errors import UserError
@@ -117,7 +116,7 @@ class KDSequenceDistiller(SequenceListDistiller[KDOptions]):
             student, teacher = (view.sequence_scores(sequences) for view in (self.student, self.teacher))
             if options.items is None:
                 return options.cross_entropy(student[:, 1:], teacher[:, 1:])
-            best = best_items(student.detach(), options.items)
+            best = self.best(student.detach(), sequences, options.items)
             return options.cross_entropy(self.student.sequence_scores(sequences, best), teacher.gather(1, best))
         lists = self.listed(batch, options.items)
         if not len(lists.items):

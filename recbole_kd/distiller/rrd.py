@@ -8,9 +8,9 @@ top K'. The loss is eq. 9, the likelihood of the interesting items' order before
 
 Entry: a distinct user of the batch. All samples are drawn anew before each epoch.
 
-For next-item prediction the list is the teacher's of a sequence: the K' items that it ranks highest after it. Items
-that the sequence holds are not left out. The uninteresting items are drawn from all below. Both are found and drawn for
-each batch. Entry: a sequence of the batch.
+For next-item prediction the list is the teacher's of a sequence: the K' items that it ranks highest after it. The
+uninteresting items are drawn from all below. Items that the sequence holds are left out of both where ``repeatable`` is
+false. Both are found and drawn for each batch. Entry: a sequence of the batch.
 
 The paper's r are the scores themselves; ``temperature`` tau makes them r / tau, for a student whose scores are bounded:
 of cosines the likelihood can tell no item from another by more than a factor of exp(2).
@@ -42,6 +42,7 @@ from recbole_kd.distiller.base.lists import (
     RelaxedLists,
     RelaxedOptions,
     SequenceListDistiller,
+    SequenceLists,
 )
 
 
@@ -93,7 +94,9 @@ class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
         Raises:
             UserError: there are too few items for the pool and the uninteresting items below it.
         """
-        options.require_lists(cls.name, _nothing_observed(1, data.items), "sequences", "items")
+        seen = cls.most_seen(data)
+        longest = Observed(torch.ones(seen, dtype=torch.long), torch.arange(1, seen + 1), 2, data.items)
+        options.require_lists(cls.name, longest, "sequences", "items")
 
     def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
         """Eq. 9: the mean over the batch's sequences, of a file those that have a list."""
@@ -101,20 +104,20 @@ class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
         if not len(listed.items):
             return {}
         # Row 0 is empty, as a padding user's, and row n is the n-th sequence that has a list.
-        lists = self._lists_of(listed.items.cpu())
+        lists = self._lists_of(batch, listed)
         own = torch.arange(1, len(listed.items) + 1, device=self.data.device)
         weights = self.importance(batch, listed)
         lists.draw(self.generator, None if weights is None else functional.pad(weights, (0, 0, 1, 0)))
         return lists.loss(self.student_scores(batch, listed.rows, lists.of(own)), own)
 
-    def _lists_of(self, ranked: Tensor) -> RelaxedLists:
-        """Lists of sequences, from the items (n, K') that are best after each."""
-        ranked = functional.pad(ranked, (0, 0, 1, 0)).int()
-        nothing = _nothing_observed(len(ranked) - 1, self.data.items)
-        return RelaxedLists(self.options, nothing, ranked, self.data.device)
-
-
-def _nothing_observed(rows: int, items: int) -> Observed:
-    """As many rows, padding not counted, for which no item is left out."""
-    none = torch.empty(0, dtype=torch.long)
-    return Observed(none, none, rows + 1, items)
+    def _lists_of(self, batch: Batch, listed: SequenceLists) -> RelaxedLists:
+        """Lists of the batch's sequences, from the items that are best after each."""
+        assert batch.sequences is not None, "the student is a sequential model"
+        ranked = functional.pad(listed.items.cpu(), (0, 0, 1, 0)).int()
+        had = batch.sequences.items.cpu()
+        had = had if listed.rows is None else had[listed.rows]
+        rows, places = (had > 0).nonzero(as_tuple=True)
+        if self.data.repeatable:
+            rows, places = rows[:0], places[:0]
+        seen = Observed(rows + 1, had[rows, places], len(ranked), self.data.items)
+        return RelaxedLists(self.options, seen, ranked, self.data.device)

@@ -97,9 +97,10 @@ def _are_times(value: Any) -> bool:
 
 
 def _are_columns(value: Mapping[str, Any] | None) -> bool:
-    """Whether each file has a list of columns, or "*" for all of them; that of interactions is not empty."""
-    named = all(one == "*" or _are_words(one) for one in (value or {}).values())
-    return named and bool((value or {}).get("inter", "*"))
+    """Whether each file has a list of columns, or "*" for all of them; that of interactions is there and not empty."""
+    if value is None:
+        return True
+    return bool(value.get("inter")) and all(one == "*" or _are_words(one) for one in value.values())
 
 
 def _are_words(value: Any) -> bool:
@@ -214,7 +215,9 @@ class Who(Options):
     teacher: Teacher | None = option(None, "the teacher, and any setting of its own: --teacher.epochs=50")
     distill: tuple[str, ...] | None = option(None, "distillers by name", metavar="de,rrd")
     baseline: str | None = option(
-        None, "a plain model of the student's size to print beside it; student: its own backbone", metavar="NAME"
+        "student",
+        "beside a distilled student: student, the same backbone without its teacher; another model; none",
+        metavar="NAME",
     )
 
 
@@ -270,7 +273,9 @@ class Training(Options):
     epochs: int = option(300, "at most", minimum=0)
     stop_after: int | None = option(None, "end after so many of the epochs, whatever validation says", minimum=1)
     train_batch_size: int = option(2048, "pairs of a step", minimum=1, maximum=LARGEST_SIZE)
-    learner: str = option("adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, sevo_adam, sevo_adamw")
+    learner: str = option(
+        "adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, lazy_adam, sevo_adam, sevo_adamw"
+    )
     learning_rate: float = option(0.001, "of the optimiser", minimum=1e-12, maximum=_LARGEST)
     learning_rate_schedule: str = option(
         "constant", "cosine: from learning_rate down to 0 over the epochs", choices=("constant", "cosine")
@@ -330,7 +335,11 @@ class Evaluation(Options):
         test=_are_times,
         metavar="[2025-01-01,2025-02-01]",
     )
-    repeatable: bool = option(False, "whether items that a user had can be recommended again")
+    repeatable: bool | None = option(
+        False,
+        "whether what a user has seen is ranked too; by default of sequential models where the data has an item of a "
+        "user twice",
+    )
     eval_batch_size: int | None = option(
         None,
         "user-item cells of a block of scores; by default sized from the catalogue",
@@ -468,10 +477,11 @@ _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "hidden_act": (("gelu", "relu", "swish", "tanh", "sigmoid"),),
     "inter_matrix_type": (("01", "rating"),),
     "knn_method": (("item", "user"),),
-    "loss_type": (("CE", "BPR"), ("BCE", "MSE")),
+    "loss_type": (("BCE", "MSE"), ("CE", "BPR", "BCE")),
     "mean_type": (("x0", "eps"),),
     "mlp_act_func": (_ACTIVATIONS,),
     "neigh_info_method": (("random", "knn", "louvain"),),
+    "norm": (("L2", "L", "R", "L1", "L1-L", "L1-R"),),
     "noise_schedule": (("linear", "linear-var", "cosine", "binomial"),),
     "out_activation": (("sigmoid", "relu"),),
     "train_method": (("no_pretrain", "after_pretrain"),),
@@ -480,15 +490,18 @@ _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def of_a_model(key: str, default: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Type and bounds of a model's own setting, where its name and default tell them."""
+def of_a_model(key: str, defaults: Mapping[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Type and bounds of a model's own setting, where its name and the model's defaults tell them."""
+    default = defaults.get(key)
     for choices in _WORDS.get(key, ()):
         if default in choices:
             return str, {"choices": choices, "any_case": choices is _ACTIVATIONS}
     if key in _SIZES:
         return int | None, {"minimum": 1, "maximum": LARGEST_SIZE}
     if key in _COUNTS:
-        return int | None, {"minimum": 0, "maximum": LARGEST_SIZE}
+        # A transformer gives its last layer's output; other models may have no layer.
+        transformer = key == "n_layers" and "n_heads" in defaults
+        return int | None, {"minimum": int(transformer), "maximum": LARGEST_SIZE}
     if key in _SHARES or "dropout" in key:
         return float | None, {"minimum": 0, "maximum": 1}
     if key in _WEIGHTS:
@@ -539,7 +552,7 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
     for key, value in settings.items():
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
         section, name = f"--{prefix}", f"--{prefix}{key}"
-        own = of_a_model(key, defaults.get(key))
+        own = of_a_model(key, defaults)
         if key == "teacher":
             _check_teacher(value)
         elif key in _table():

@@ -18,6 +18,7 @@ from recbole_kd.experiment import checks
 from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import SafeLoader, overall_properties, read_properties, read_yaml
+from recbole_kd.model.every_position import AT_EVERY_POSITION
 from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -33,6 +34,11 @@ WITHOUT_EFFECT = frozenset(
 )
 #: Settings that no checkpoint keeps and no digest counts.
 _OF_THE_LOG = ("quiet", "log_mlflow", "mlflow_experiment")
+#: Losses of sequential models for which RecBole's loader draws no negatives, and why.
+_WITHOUT_NEGATIVES = {
+    "CE": "compares with every item and draws no negatives",
+    "BCE": "draws one negative for each position, uniformly",
+}
 #: Names of columns that RecBole's transforms of sequences write into the settings (recbole/data/transform.py).
 _COLUMNS = frozenset(
     (
@@ -136,6 +142,8 @@ class KDConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
         super()._load_internal_config_dict(self.resolved.backbone, model_class, dataset)
+        if self.sequential:
+            self.internal_config_dict["repeatable"] = None  # as the data says, once it is read
         layers = precedence(self.internal_config_dict, self.resolved, dataset, self._given)
         self.internal_config_dict = merged(layer for layer in layers if not layer.given)[0]
         self.sources = merged(layers)[1]
@@ -177,18 +185,29 @@ class KDConfig(Config):
         return final
 
     def _set_next_item_training(self, final: dict[str, Any]) -> None:
-        """Cross-entropy over all items (``loss_type: CE``) draws no negatives; RecBole leaves the user to say so."""
+        """Cross-entropy over all items (``loss_type: CE``) draws no negatives; RecBole leaves the user to say so.
+
+        Nor does the loader for ``BCE``, whose negatives are drawn for each position of a sequence.
+        """
         negatives = final.get("train_neg_sample_args")
         none = negatives is None or (isinstance(negatives, Mapping) and negatives.get("distribution") in (None, "none"))
         given = self.external_config_dict.get("train_neg_sample_args") is not None and not none
-        if final.get("loss_type") == "CE":
+        objective = final.get("loss_type")
+        able = any(base.__name__ in AT_EVERY_POSITION for base in self.resolved.model_class.__mro__)
+        if objective == "BCE" and not able:
+            raise UserError(
+                f"--{self.prefix}loss_type=BCE learns at every position of a sequence. That is for models which read "
+                f"no later item there ({', '.join(AT_EVERY_POSITION)}), not for {self.resolved.backbone}; set it to CE "
+                "or BPR."
+            )
+        if objective in _WITHOUT_NEGATIVES:
             if given:
                 raise UserError(
-                    f"--{self.prefix}train_neg_sample_args is set, and --{self.prefix}loss_type=CE compares with every "
-                    f"item and draws no negatives; leave it out, or set --{self.prefix}loss_type=BPR."
+                    f"--{self.prefix}train_neg_sample_args is set, and --{self.prefix}loss_type={objective} "
+                    f"{_WITHOUT_NEGATIVES[objective]}; leave it out, or set --{self.prefix}loss_type=BPR."
                 )
             final["train_neg_sample_args"] = None
-        elif none and (final.get("loss_type") == "BPR" or hasattr(self.resolved.model_class, "input_type")):
+        elif none and (objective == "BPR" or hasattr(self.resolved.model_class, "input_type")):
             raise UserError(
                 f"{self.resolved.backbone} compares with negatives (loss_type BPR), and "
                 f"--{self.prefix}train_neg_sample_args draws none; leave it out."
@@ -200,7 +219,13 @@ class KDConfig(Config):
         return bounding is not None and bounding not in self.active_distillers()
 
     def _set_default_parameters(self) -> None:
+        repeatable = self.final_config_dict["repeatable"]
+        # RecBole refuses sequential models that leave out what was seen; the loaders do it here.
+        self.final_config_dict["repeatable"] = repeatable or self.sequential
         super()._set_default_parameters()
+        self.final_config_dict["repeatable"] = repeatable
+        if self.sequential and self.final_config_dict.get("loss_type") == "BCE":
+            self.final_config_dict["MODEL_INPUT_TYPE"] = InputType.POINTWISE
         negatives = self.final_config_dict["train_neg_sample_args"]
         drawn = isinstance(negatives, Mapping) and negatives.get("distribution") not in (None, "none")
         if hasattr(self.resolved.model_class, "bounded_by") and drawn:
@@ -218,7 +243,11 @@ class KDConfig(Config):
         self._check_gpu(self._given[-1].settings)  # in a file, use_gpu may have been written by another machine
 
     def _check_gpu(self, given: Mapping[str, Any]) -> None:
-        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence."""
+        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence.
+
+        Where a file says ``use_gpu: true``, another machine may have written it. It is dropped, so that nobody who
+        takes these settings further asks for a GPU.
+        """
         if self.final_config_dict["device"].type != "cpu":
             return
         number, device = str(given.get("gpu_id") or "0"), str(given.get("device") or "")
@@ -233,6 +262,8 @@ class KDConfig(Config):
                     f"{setting} asks for a GPU, and torch sees none there; set --use_gpu=false for the CPU, or leave "
                     "all of these out, which takes a GPU where there is one."
                 )
+        if self.external_config_dict.get("use_gpu"):
+            del self.external_config_dict["use_gpu"]
 
     def __getitem__(self, key: str) -> Any:
         for noted in self._noting:
@@ -371,7 +402,8 @@ class KDConfig(Config):
     def baseline_config(self) -> KDConfig:
         """The plain model to stand beside the student, of its size.
 
-        ``baseline: student`` is the student's own backbone with all of its settings, less teacher and distillers.
+        ``baseline: student``, the default, is the student's own backbone with all of its settings, less teacher,
+        distillers, and SEvo where its graph is the teacher's.
         Another model trains as it would alone, with RecBole's defaults; of the run's settings it takes those that were
         given for the length of training.
         """
@@ -380,9 +412,11 @@ class KDConfig(Config):
         model = backbone if name == "student" else name
         if model == backbone:
             keys = {*training_arguments, "learning_rate_schedule", "fused_adam", "fast_sampling", *self.model_keys()}
-            if self["sevo"] is not None:
-                keys.add("sevo")
-            settings = {key: self[key] for key in keys if key in self}
+            settings = {key: self[key] for key in keys - {"sevo"} if key in self}
+            if self.sevo is not None and self.sevo.graph == "teacher":
+                settings["learner"] = str(settings["learner"]).lower().removeprefix("sevo_")
+            elif self.sevo is not None:
+                settings["sevo"] = self["sevo"]
             if settings["fused_adam"] is None:
                 settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
             if settings["fast_sampling"] is None:
@@ -417,8 +451,6 @@ class KDConfig(Config):
             del inherited["eval_batch_size"]
         own = nest(settings)
         preset = resolve_model(model, setting=f"{prefix}model")
-        if (preset.model_class.type == ModelType.SEQUENTIAL) != self.sequential:
-            inherited.pop("repeatable", None)  # RecBole refuses the other kind's; that one of them is, is said later
         if preset.recipe or any(key in read_properties("model", model) for key in ("distill", "teacher")):
             own = {"distill": [], **own}
         return KDConfig(model, self.dataset, config_dict=merge(inherited, own), prefix=prefix)

@@ -66,10 +66,11 @@ class _Facts(TypedDict):
 
 
 class _Added(TypedDict, total=False):
-    """What the first format does not have."""
+    """What the first format does not have, or older bundles do not tell."""
 
     kind: str
     history_length: int
+    repeatable: bool
 
 
 class _Manifest(_Added):
@@ -125,6 +126,11 @@ class Bundle:
     def seen(self, user: int) -> NDArray[np.int64]:
         """The item rows that a user has seen."""
         return self.seen_items[self.seen_offsets[user] : self.seen_offsets[user + 1]]
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether what was seen can be recommended again; the lists of seen items are empty then."""
+        return bool(self.manifest.get("repeatable", False))
 
     def history(self, user: int) -> NDArray[np.int64]:
         """The item rows that a user had, oldest first, as the encoder reads them."""

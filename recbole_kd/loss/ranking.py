@@ -13,7 +13,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid, softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid, softmax, softplus
 
 from recbole_kd.loss.common import mean_over_entries
 
@@ -22,6 +22,7 @@ __all__ = [
     "listwise_loss",
     "pairwise_loss",
     "position_weights",
+    "sampled_loss",
     "soft_target_loss",
     "softmax_loss",
     "weighted_positive_loss",
@@ -168,6 +169,20 @@ def pairwise_loss(better: Tensor, worse: Tensor, mask: Optional[Tensor] = None) 
     if mask is not None:
         margin = margin.masked_fill(~mask, 0)
     return mean_over_entries(-logsigmoid(margin), mask)
+
+
+def sampled_loss(positives: Tensor, negatives: Tensor) -> Tensor:
+    """Binary cross-entropy of observed items against drawn ones (SASRec, Kang & McAuley, ICDM'18, section III.E).
+
+    -log sigmoid(r_p) - log(1 - sigmoid(r_n))
+
+    Args:
+        positives, negatives: (p,) scores of an item that comes next, and of one that was drawn for the same position.
+
+    Returns:
+        Scalar: the mean over positions. Entry: a position.
+    """
+    return (softplus(-positives) + softplus(negatives)).mean()
 
 
 def softmax_loss(

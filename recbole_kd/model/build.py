@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from recbole_kd.errors import UserError
+from recbole_kd.model.every_position import at_every_position
 from recbole_kd.model.mlp0 import without_hidden_layers
 from recbole_kd.model.trimming import trimmed
 
@@ -35,6 +36,8 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
         model_class = without_hidden_layers(model_class)
     if config["trim_padding"] and config.sequential:
         model_class = trimmed(model_class)
+    if config.sequential and config["loss_type"] == "BCE":
+        model_class = at_every_position(model_class)
     try:
         model: nn.Module = model_class(config, dataset).to(config["device"])
     except ImportError as error:

@@ -42,9 +42,12 @@ def load_splits(config: KDConfig) -> Splits:
     with config.noting_reads() as noted:
         init_seed(config.split_seed, config["reproducibility"])
         splits = Splits(config)
+        rule = summary.ranked(splits) if config["repeatable"] is None else ""
     splits.read_settings = sorted(noted)
     logger = logging.getLogger()
     logger.info(f"The data:\n{summary.table(splits)}")
+    if rule:
+        logger.info(rule)
     for warning in summary.warnings(splits):
         logger.warning(warning)
     return splits

@@ -24,7 +24,9 @@ __all__ = ["check_data", "check_gpus", "check_models", "check_needs", "data_view
 def data_view(experiment: Experiment, splits: Splits, share: Share | None = None) -> DataView:
     """The training split as the distillers of an experiment see it."""
     config = experiment.settings
-    return DataView(splits.observed, config["epochs"], config["seed"], config["device"], share or Share())
+    return DataView(
+        splits.observed, config["epochs"], config["seed"], config["device"], share or Share(), splits.repeatable
+    )
 
 
 def check_data(experiment: Experiment, splits: Splits) -> None:

@@ -114,8 +114,7 @@ _USUAL, _FIRST = {"recall", "ndcg", "hit", "mrr"}, ("recall", "ndcg")
 def table(result: Mapping[str, Any], asked: bool = False) -> str:
     """A small table: teacher, student and baseline; metrics, parameters, seconds of training.
 
-    With a baseline a last row is the student's gain over it. A distilled student without one is followed by the setting
-    that gives it.
+    With a baseline a last row is the student's gain over it.
 
     Args:
         result: what :func:`summarise` returns.
@@ -124,7 +123,7 @@ def table(result: Mapping[str, Any], asked: bool = False) -> str:
     names = list(result["test_result"])
     usual = {name.partition("@")[0] for name in names} == _USUAL and not asked
     shown = [name for name in names if name.startswith(_FIRST)] if usual else names
-    teacher, baseline = result["teacher"], result["baseline"]
+    baseline = result["baseline"]
     lines = [["", "model", *shown, "parameters", "train seconds"]]
     for role, row in _members(result):
         values = [f"{row['test_result'][key]:.4f}" if key in row["test_result"] else "-" for key in shown]
@@ -138,9 +137,6 @@ def table(result: Mapping[str, Any], asked: bool = False) -> str:
     if baseline:
         gains = [_gain(result["test_result"].get(key), baseline["test_result"].get(key)) for key in shown]
         lines.append(["gain", "student over baseline", *gains, "", ""])
-    elif teacher and result["distillers"]:
-        advice = "--baseline=student also trains the student without its teacher, and shows the gain over it."
-        return "\n".join([*columns(lines), advice])
     return "\n".join(columns(lines))
 
 

@@ -26,7 +26,10 @@ from recbole_kd.student.matryoshka import keep_prefix
 from recbole_kd.teacher.cache import Trained
 from recbole_kd.trainer.state import load_weights
 
-__all__ = ["load_data_and_model", "load_trained"]
+__all__ = ["EVALUATION_KEYS", "load_data_and_model", "load_trained"]
+
+#: Settings that decide how a checkpoint is evaluated, beside the data's.
+EVALUATION_KEYS = ("metrics", "topk", "valid_metric", "metric_decimal_place", "tail_ratio")
 
 #: What reading the data asks for and what is no part of how it is read.
 _ELSEWHERE = WITHOUT_EFFECT | {"MODEL_TYPE", "dataset", "sevo"}
@@ -56,7 +59,9 @@ def load_trained(
     dataset = given.pop("dataset", state["dataset"])
     if dataset != state["dataset"]:
         raise UserError(f"'{path}' was trained on {state['dataset']}, and --dataset={dataset}; leave --dataset out.")
-    stored = {key: state["config"][key] for key in _data_settings(state) if key in state["config"]}
+    # What is ranked is as it was in training. Older programs let sequential models rank everything, and say so there.
+    keys = _data_settings(state).union(EVALUATION_KEYS, {"repeatable"})
+    stored = {key: state["config"][key] for key in keys if key in state["config"]}
     if "valid_metric" not in given and ("topk" in given or "metrics" in given):
         # Nothing is chosen here: any metric that is computed will do.
         probe = {key: given.get(key, state["config"].get(key)) for key in ("metrics", "topk")}

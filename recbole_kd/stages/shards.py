@@ -8,6 +8,7 @@ process reads, by the same safe reader, and keeps them for its next shard. On se
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from recbole_kd.evaluation.collector import PartOfBatches
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.files.digest import digest
 from recbole_kd.stages.data import load_splits
-from recbole_kd.stages.saved import load_trained
+from recbole_kd.stages.saved import EVALUATION_KEYS, load_trained
 from recbole_kd.stages.teacher import AnyTeacher, obtain_teacher
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_evaluator
@@ -42,8 +43,6 @@ Result = TypeVar("Result")
 _SHARDS_A_CORE = 4
 #: What a worker read last, under its key.
 _KEPT: dict[str, Any] = {}
-#: Settings that decide how a checkpoint is evaluated, beside the data's.
-_EVALUATION = ("metrics", "topk", "valid_metric", "metric_decimal_place")
 
 
 def rank_in_shards(teacher: AnyTeacher, experiment: Experiment) -> None:
@@ -102,8 +101,10 @@ def _rank(task: tuple[_Source, int, Sequence[range]]) -> NDArray[np.int32]:
     return torch.cat([rank_block(teacher.score_block, teacher.observed, k, block) for block in blocks]).numpy()
 
 
-def evaluate_in_shards(trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any]) -> Any:
-    """What ``trainer.evaluate(data)`` gives, each batch of users scored by the cluster at ``config["ray_address"]``.
+def evaluate_in_shards(
+    trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any], address: str
+) -> Any:
+    """What ``trainer.evaluate(data)`` gives, each batch of users scored by the cluster at `address`.
 
     Args:
         trainer: of the model that `checkpoint` holds; its collector knows the training data.
@@ -111,13 +112,18 @@ def evaluate_in_shards(trainer: Any, data: Any, split: str, checkpoint: str, giv
         split: ``valid`` or ``test``.
         checkpoint: a file of recbole-kd.
         given: settings beside the checkpoint's own that say how the data is read.
+        address: of the cluster; ``local`` is this machine's cores.
     """
     if not isinstance(data, FastFullSortEvalDataLoader) or data.is_sequential:
+        logging.getLogger().info(
+            "--ray_address shares out users that a model which is not sequential ranks all items for; this evaluation "
+            "is another one and is made in this process."
+        )
         return trainer.evaluate(data, load_best_model=False)
-    config, address = trainer.config, str(trainer.config["ray_address"])
+    config = trainer.config
     settings = {
         **given,
-        **{key: config[key] for key in _EVALUATION},
+        **{key: config[key] for key in EVALUATION_KEYS},
         **({} if config["use_gpu"] else {"use_gpu": False}),
         **({"eval_batch_size": config["eval_batch_size"]} if config["eval_batch_size_given"] else {}),
         "data_path": os.path.abspath(config.data_root),

@@ -29,11 +29,15 @@ def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
 
 
 def evaluated(trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of the trainer's model, which `checkpoint` holds; with ``--ray_address`` computed in shards of users."""
-    if trainer.config["ray_address"] and os.path.isfile(checkpoint):
+    """Metrics of the trainer's model, which `checkpoint` holds; with ``--ray_address`` computed in shards of users.
+
+    `given` are settings beside those of the checkpoint. The address is one of them, or one of the run's own.
+    """
+    address = given.get("ray_address") or trainer.config["ray_address"]
+    if address and os.path.isfile(checkpoint):
         from recbole_kd.stages.shards import evaluate_in_shards
 
-        result = evaluate_in_shards(trainer, data, split, checkpoint, given)
+        result = evaluate_in_shards(trainer, data, split, checkpoint, given, str(address))
     else:
         result = trainer.evaluate(data, load_best_model=False, show_progress=trainer.config["show_progress"])
     return {name: float(value) for name, value in result.items()}

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_kd.contracts import Sequences
 from recbole_kd.loss.kernel.gather import gathered_dot
+from recbole_kd.loss.kernel.rows import rows_at
 
 Pair = tuple[Tensor, Tensor]
 
@@ -51,8 +52,7 @@ _REPRESENTATIONS: dict[str, Callable[[Any], Pair]] = {
     "SimRecTeacher": _forward,
     "BPR": _tables("user_embedding", "item_embedding"),
     "LINE": _tables("user_embedding", "item_embedding"),
-    "LightGCN": _forward,
-    "NGCF": _forward,
+    **dict.fromkeys(("LightGCN", "LightGCNVariant", "NGCF", "NGCFVariant"), _forward),
     "DGCF": _forward,
     "NCL": _forward,
     "SpectralCF": _forward,
@@ -80,7 +80,7 @@ def _propagated(model: Any, adjacency: Tensor) -> list[Pair]:
 #: Architecture -> output of each layer of its graph, the tables first.
 _LAYERS: dict[str, Callable[[Any], list[Pair]]] = {
     "SimRecTeacher": lambda model: model.layers(),
-    "LightGCN": lambda model: _propagated(model, model.norm_adj_matrix),
+    **dict.fromkeys(("LightGCN", "LightGCNVariant"), lambda model: _propagated(model, model.norm_adj_matrix)),
     "NCL": lambda model: _propagated(model, model.norm_adj_mat),
 }
 
@@ -186,6 +186,13 @@ def embedding_tables(model: nn.Module) -> Optional[Pair]:
     """The embedding tables (users (U, d), items (I, d)) under the representations; None where none are known."""
     reader = _reader(_TABLES, model)
     return None if reader is None else reader(model)
+
+
+def tables_read_by_rows(model: nn.Module) -> list[nn.Embedding]:
+    """The embedding tables of a model whose steps read them by rows; none where a step reads a whole table."""
+    if not _reader({"BPR": True, "LINE": True}, model):
+        return []
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def item_tables(model: nn.Module) -> Optional[list[Tensor]]:
@@ -360,7 +367,7 @@ def pair_representations(model: Any, users: Tensor, items: Tensor) -> Optional[T
 
 def pair_products(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
     """The elementwise products of the vectors of users (n,) and items (n,): (n, d)."""
-    return vectors[0].index_select(0, users) * vectors[1].index_select(0, items)
+    return rows_at(vectors[0], users) * rows_at(vectors[1], items)
 
 
 @contextmanager

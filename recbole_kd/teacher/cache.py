@@ -56,9 +56,9 @@ class Trained:
 
 
 def recorded(config: KDConfig, splits: Splits) -> dict[str, Any]:
-    """The settings as a checkpoint and a result's digest keep them, with the batch of evaluation that the data gave."""
+    """The settings as a checkpoint and a result's digest keep them, with what the data decided."""
     sized = {"eval_batch_size": eval_batch_size(config, splits), "eval_batch_size_given": True}
-    return {**config.plain_values(), **sized}
+    return {**config.plain_values(), **sized, "repeatable": splits.repeatable}
 
 
 def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         role: what to call it in the log ("teacher", "baseline").
     """
     logger = logging.getLogger()
-    settings = {key: value for key, value in config.plain_values().items() if key not in NO_PART_OF_A_MODEL}
+    settings = {key: value for key, value in recorded(config, splits).items() if key not in NO_PART_OF_A_MODEL}
     for later in ("stop_after", "fast_sampling"):  # without it a model is what it was before there was such a setting
         if not settings.get(later):
             settings.pop(later, None)

@@ -32,7 +32,7 @@ from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load
 from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
-from recbole_kd.trainer.learner import schedule_learning_rate, use_fused_adam
+from recbole_kd.trainer.learner import lazy_adam, schedule_learning_rate, use_fused_adam
 from recbole_kd.trainer.progress import Bar
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
@@ -46,7 +46,7 @@ from recbole_kd.trainer.state import (
 from recbole_kd.trainer.trackers import Trackers
 
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-_SEVO = ("sevo_sgd", "sevo_adam", "sevo_adamw")
+_OWN = ("lazy_adam", "sevo_sgd", "sevo_adam", "sevo_adamw")
 #: Name of the base model's own loss in logs and TensorBoard.
 BASE_LOSS = "rec"
 
@@ -122,10 +122,16 @@ class KDMixin:
         if self.optimizer_factory is not None and "params" not in kwargs:
             rates = self.config["learning_rate"], self.config["weight_decay"]
             optimizer = self.optimizer_factory(self.model.parameters(), *rates)
+        elif learner == "lazy_adam":
+            # Elsewhere a gradient is read before the step: it is cut, scaled or summed over processes.
+            alone = getattr(self, "group", ALONE).count == 1
+            by_rows = alone and not (self.config["clip_grad_norm"] or self.config["enable_amp"])
+            rates = self.config["learning_rate"], self.config["weight_decay"]
+            optimizer = lazy_adam(self.model, kwargs.get("params", self.model.parameters()), *rates, by_rows)
         elif learner not in _LEARNERS:
             raise UserError(
-                f"Unknown learner '{learner}'.{closest(learner, _LEARNERS + _SEVO)} "
-                f"Set --learner to one of {', '.join(_LEARNERS + _SEVO)}."
+                f"Unknown learner '{learner}'.{closest(learner, _LEARNERS + _OWN)} "
+                f"Set --learner to one of {', '.join(_LEARNERS + _OWN)}."
             )
         else:
             optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]

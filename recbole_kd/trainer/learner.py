@@ -16,9 +16,11 @@ from recbole_kd.contracts import TeacherView
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.loss.kernel.rows import mark_by_rows
 from recbole_kd.sevo.graphs import SEvoOptions, cached_adjacency
 from recbole_kd.sevo.optimizer import NeumannSmoother, sevo_optimizer, smoothed_groups
-from recbole_kd.student.readers import embedding_tables, is_sequential, item_tables
+from recbole_kd.student.readers import embedding_tables, is_sequential, item_tables, tables_read_by_rows
+from recbole_kd.trainer.lazy_adam import LazyAdam
 
 #: parameters, learning rate, weight decay -> optimiser
 OptimizerFactory = Callable[[Iterable[Tensor], float, float], Optimizer]
@@ -114,6 +116,22 @@ def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
             "name them with --sevo.tables, or choose another --learner."
         )
     return list(tables)
+
+
+def lazy_adam(
+    model: nn.Module, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float, by_rows: bool
+) -> LazyAdam:
+    """``--learner=lazy_adam`` for parameters of a model, whose embedding tables rest by rows.
+
+    Args:
+        by_rows: whether gradients of tables that are read by rows can be sparse.
+    """
+    if by_rows:
+        for table in tables_read_by_rows(model):
+            table.sparse = True
+            mark_by_rows(table.weight)
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    return LazyAdam(parameters, tables, learning_rate, weight_decay)
 
 
 def use_fused_adam(optimizer: Optimizer) -> None:

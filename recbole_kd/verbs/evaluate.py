@@ -35,9 +35,19 @@ def evaluate_checkpoint(
 
     Args and errors are those of :func:`recbole_kd.stages.saved.load_trained`.
     """
-    if dimensions is not None and (config_dict or {}).get("ray_address"):
+    address = (config_dict or {}).get("ray_address")
+    if dimensions is not None and address:
         raise UserError("--dimensions is evaluated in this process; leave --ray_address out.")
-    trained, splits = load_trained(path, config_dict, dimensions)
+    if not address:
+        return _evaluated(path, config_dict or {}, dimensions)
+    from recbole_kd.cluster.ray import ray_session  # brings Ray
+
+    with ray_session(str(address)):
+        return _evaluated(path, config_dict or {}, None)
+
+
+def _evaluated(path: str, settings: Mapping[str, Any], dimensions: int | None) -> dict[str, Any]:
+    trained, splits = load_trained(path, settings, dimensions)
     config = trained.config
     trainer, (_, valid, test) = make_evaluator(config, trained.model, splits)
     if valid is None and test is None:
@@ -48,6 +58,7 @@ def evaluate_checkpoint(
     results = {}
     for name, data in (("valid_result", valid), ("test_result", test)):
         if data is not None:
-            results[name] = evaluated(trainer, data, name.split("_")[0], path, dict(config_dict or {}))
-    cut = {} if dimensions is None else {"dimensions": dimensions}
-    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **cut, **results}
+            results[name] = evaluated(trainer, data, name.split("_")[0], path, settings)
+    how = {} if dimensions is None else {"dimensions": dimensions}
+    how |= {"repeatable": splits.repeatable} if splits.sequential else {}
+    return {"model": trained.state["model"], "dataset": config["dataset"], "checkpoint": path, **how, **results}

@@ -171,10 +171,11 @@ def _settings_of(model: str) -> Iterator[Described]:
         return
     comments = dict(re.findall(r"^([\w-]+):.*?#\s*(?:\([^)]*\)\s*)?(.*)$", file.read_text(encoding="utf-8"), re.M))
     known = {one.name: one for _, group in known_keys() for one in group}
-    for key, default in read_yaml(file).items():
+    defaults = read_yaml(file)
+    for key, default in defaults.items():
         if key in ("for_dataset", "teacher", "distill", "baseline"):
             continue  # of a model that is a recipe too
-        bounded = of_a_model(key, default) if not isinstance(default, list) else None
+        bounded = of_a_model(key, defaults) if not isinstance(default, list) else None
         text = "" if default is None else as_text(default)
         takes = expected(*bounded) if bounded else known[key].expected if key in known else ""
         meaning = comments.get(key, known[key].help if key in known else "").rstrip(" .")

@@ -119,7 +119,8 @@ class ListOptions(VerbOptions):
 class EvaluateOptions(VerbOptions):
     verb = "evaluate"
     summary = "a checkpoint on its dataset, full ranking"
-    settings = ("data_path", "topk", "metrics", "ray_address")
+    note = "--topk and --metrics are by default those that the model was trained with."
+    settings = ("data_path", "repeatable", "ray_address")
 
     checkpoint: str = _CHECKPOINT
     config_files: str = _READ_FILES
@@ -225,7 +226,7 @@ class ReportOptions(VerbOptions):
 class RecommendOptions(VerbOptions):
     verb = "recommend"
     summary = "the best items of users, in original ids, as CSV or JSON lines"
-    settings = ("data_path",)
+    settings = ("data_path", "repeatable")
 
     checkpoint: str = _CHECKPOINT
     users: str | None = option(
@@ -243,7 +244,9 @@ class RecommendOptions(VerbOptions):
     k: int = option(20, "items per user; a user who has fewer left gets fewer", minimum=1)
     format: str = option("csv", "csv has a line for each item, jsonl a line for each user", choices=("csv", "jsonl"))
     output: str | None = option(None, "a file instead of the standard output", metavar="FILE")
-    exclude_seen: bool = option(True, "false: what a user has seen can be recommended again")
+    exclude_seen: bool | None = option(
+        None, "whether what a user has seen is left out; by default as in the model's evaluation", metavar="true"
+    )
     seen: str = option("train", "the splits whose items a user has seen", choices=tuple(SEEN))
 
     def check(self, section: str) -> None:
@@ -326,7 +329,7 @@ class CompareOptions(VerbOptions):
 class ExportOptions(VerbOptions):
     verb = "export"
     summary = "a student alone, for serving with numpy: vectors or a graph, ids, an index"
-    settings = ("data_path",)
+    settings = ("data_path", "repeatable")
 
     checkpoint: str = option(
         None,

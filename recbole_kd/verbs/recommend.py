@@ -109,7 +109,7 @@ def run_recommend(
     format: str = "csv",
     output: Optional[str] = None,
     seen: str = "train",
-    exclude_seen: bool = True,
+    exclude_seen: Optional[bool] = None,
     config_dict: Optional[Mapping[str, Any]] = None,
     history: Optional[str] = None,
     dimensions: Optional[int] = None,
@@ -122,7 +122,7 @@ def run_recommend(
         k: items per user, at least 1.
         format: a key of :data:`FORMATS`.
         output: a file; None is the standard output.
-        exclude_seen: whether what a user has seen is left out.
+        exclude_seen: whether what a user has seen is left out; None: as in the model's evaluation.
         history: instead of users, items as in :func:`read_ids`.
 
     Raises:

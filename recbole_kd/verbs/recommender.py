@@ -47,6 +47,7 @@ class Recommender:
         items: (I,) original ids by internal id; index 0 is padding.
         item_ids: original id -> internal id of the items, as `users` is.
         seen: the pairs of the splits that count as seen.
+        exclude_seen: whether those are left out where nobody says otherwise: as in the model's evaluation.
         sequences: of a sequential model: what each user had, (U, L) and how many items (U,).
         score_block: users (n,) -> their scores of every item (n, I), as the evaluator ranks them.
     """
@@ -80,12 +81,17 @@ class Recommender:
         parts = [getattr(self.splits, split) for split in SEEN[seen]]
         users, items = (torch.cat(part) for part in zip(*map(self.splits.pairs, parts)))
         self.seen = Observed(users, items, len(self.splits.user_tokens), len(self.items))
+        # Of sequential models older programs ranked what was seen and did not recommend it; so it stays.
+        decided = {*(self.trained.state.get("data_settings") or ()), *(config_dict or {})}
+        self.exclude_seen = not (self.splits.repeatable and "repeatable" in decided)
         self.score_block: Callable[[Tensor], Tensor] = self.model.score_block
         if self.splits.sequential:
             self.sequences = self.splits.sequences_after(parts)
             self.score_block = self._score_next
 
-    def recommend_after(self, history: Sequence[str], k: int = 20, exclude_seen: bool = True) -> Recommendation:
+    def recommend_after(
+        self, history: Sequence[str], k: int = 20, exclude_seen: Optional[bool] = None
+    ) -> Recommendation:
         """The k best items for somebody who is not in the data, by what they had.
 
         A sequential model's encoder reads the items. Of a model whose score is a product of two vectors, the items'
@@ -94,7 +100,7 @@ class Recommender:
         Args:
             history: original ids of items, oldest first.
             k: 1 to the number of items.
-            exclude_seen: whether the history is left out.
+            exclude_seen: whether the history is left out; None: as :attr:`exclude_seen` says.
 
         Raises:
             UserError: as :meth:`recommend`; an unknown item; or a model that can do neither.
@@ -108,7 +114,8 @@ class Recommender:
                 else "The history is empty; give an item at least."
             )
         had = torch.tensor([self.item_ids[item] for item in history])
-        rows = torch.zeros(len(had) if exclude_seen else 0, dtype=torch.long)
+        excluded = self.exclude_seen if exclude_seen is None else exclude_seen
+        rows = torch.zeros(len(had) if excluded else 0, dtype=torch.long)
         left_out = Observed(rows, had[: len(rows)], 1, len(self.items))
         return next(self._ranked([NEW_USER], torch.tensor([0]), self._scores_after(had), left_out, k))
 
@@ -140,14 +147,14 @@ class Recommender:
             )
 
     def recommend(
-        self, users: Optional[Iterable[str]] = None, k: int = 20, exclude_seen: bool = True
+        self, users: Optional[Iterable[str]] = None, k: int = 20, exclude_seen: Optional[bool] = None
     ) -> Iterator[Recommendation]:
         """The k best items of each user, computed in blocks of users as they are asked for.
 
         Args:
             users: original ids; None is every user of the dataset.
             k: 1 to the number of items.
-            exclude_seen: whether :attr:`seen` is left out.
+            exclude_seen: whether :attr:`seen` is left out; None: as :attr:`exclude_seen` says.
 
         Raises:
             UserError: a k that is out of range, an unknown user, scores that are not finite.
@@ -157,10 +164,15 @@ class Recommender:
         unknown = [user for user in wanted if user not in self.users]
         if unknown:
             raise UserError(f"User '{unknown[0]}' is not in {self.trained.config['dataset']}; leave it out.")
-        none = torch.empty(0, dtype=torch.long)
-        nothing = Observed(none, none, self.seen.users, self.seen.items)
         ids = torch.tensor([self.users[user] for user in wanted], dtype=torch.long)
-        return self._ranked(wanted, ids, self.score_block, self.seen if exclude_seen else nothing, k)
+        return self._ranked(wanted, ids, self.score_block, self.left_out(exclude_seen), k)
+
+    def left_out(self, exclude_seen: Optional[bool] = None) -> Observed:
+        """The pairs that are not recommended: :attr:`seen` or none; None: as :attr:`exclude_seen` says."""
+        if self.exclude_seen if exclude_seen is None else exclude_seen:
+            return self.seen
+        none = torch.empty(0, dtype=torch.long)
+        return Observed(none, none, self.seen.users, self.seen.items)
 
     def _ranked(
         self, users: Sequence[str], ids: Tensor, score_block: Callable[[Tensor], Tensor], left_out: Observed, k: int
@@ -253,7 +265,6 @@ def rank_items(
     """The k best items of users that are not seen, a block of users at a time; at most a block of scores is held.
 
     Args:
-        sequences: of a sequential model: what each user had, (U, L) and how many items (U,).
         score_block: users (n,) -> their scores of every item (n, I), padding included. The block is overwritten.
         seen: the pairs that are left out.
         users: (n,) internal ids, in the order of the answer.

@@ -40,6 +40,7 @@ from recbole_kd.loss.kernel.gather import gathered_dot
 from recbole_kd.model.build import build_model
 from recbole_kd.registry import distiller_class
 from recbole_kd.student.readers import ModelStudent
+from recbole_kd.teacher.bare import BareTeacher
 from recbole_kd.trainer.kd_trainer import make_trainer
 from tests.benchmarks.on_gowalla import BATCH, STUDENT, load
 
@@ -67,7 +68,7 @@ CASES: dict[str, tuple[str, dict[str, object], float | None]] = {
 }
 
 
-class Teacher:
+class Teacher(BareTeacher):
     """Random vectors, and ranked lists that are there."""
 
     name = "Teacher"

@@ -42,6 +42,7 @@ from recbole_kd.contracts import Batch, DataView
 from recbole_kd.data.observed import Observed
 from recbole_kd.distiller.simrec import SimRecDistiller, SimRecOptions
 from recbole_kd.loss.kernel.streamed import block_shape, product_precision, streamed_logsumexp
+from recbole_kd.teacher.bare import BareTeacher
 
 DIMENSION = 32
 MB = 2**20
@@ -79,7 +80,7 @@ class Student(nn.Module):
         return (self.outputs[0][users] * self.outputs[1][items]).sum(1)
 
 
-class Teacher:
+class Teacher(BareTeacher):
     """Constant embeddings, one layer."""
 
     name = "teacher"

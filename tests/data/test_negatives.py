@@ -19,7 +19,12 @@ def split(count: int, seed: int) -> SimpleNamespace:
     generator = torch.Generator().manual_seed(seed)
     users, items = (torch.randint(1, high, (count,), generator=generator) for high in (USERS, ITEMS))
     return SimpleNamespace(
-        uid_field="user", iid_field="item", user_num=USERS, item_num=ITEMS, inter_feat={"user": users, "item": items}
+        uid_field="user",
+        iid_field="item",
+        user_num=USERS,
+        item_num=ITEMS,
+        inter_feat={"user": users, "item": items},
+        config={"LIST_SUFFIX": "_list"},
     )
 
 

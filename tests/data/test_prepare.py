@@ -34,6 +34,7 @@ from recbole_kd.data.prepare import PREPARABLE, Columns, can_prepare, described,
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.verbs.train import run_recbole_kd
 
 module: Any = importlib.import_module("recbole_kd.data.prepare")
 
@@ -573,6 +574,22 @@ def test_training_reads_what_was_prepared(tmp_path: Path) -> None:
     splits = Splits(config)
     assert {line.split(",")[0] for line in lines} == set(splits.user_tokens[1:])
     assert set(splits.item_tokens[1:]) == {line.split(",")[1] for line in lines}
+
+
+def test_a_sequential_model_trains_on_what_was_prepared_with_times(tmp_path: Path) -> None:
+    """No setting names the column of time, which is RecBole's default ``TIME_FIELD``."""
+    source = tmp_path / "events.csv"
+    lines = [f"c{row % 40},i{(7 * row + row // 40) % 50},{10_000 - row}" for row in range(400)]
+    source.write_text("\n".join(["customer,sku,ts", *lines]))
+    own(tmp_path, source, Columns("customer", "sku", "ts"))
+    settings = {"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path), "use_gpu": False, "epochs": 1}
+    config = KDConfig("SASRec", "shop", config_dict={**settings, "distill": []})
+    splits = Splits(config)
+    items, lengths = splits.sequences_after([splits.train, splits.valid, splits.test])
+    user = splits.user_tokens.index("c3")
+    latest_last = [f"i{(7 * row + row // 40) % 50}" for row in range(363, 0, -40)]
+    assert [splits.item_tokens[item] for item in items[user, : lengths[user]]] == latest_last
+    assert run_recbole_kd("SASRec", "shop", config_dict=settings)["test_result"].keys() >= {"recall@10"}
 
 
 def test_the_summary_says_what_was_dropped_and_what_is_left(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,24 @@ def test_a_split_that_is_asked_for_and_empty_is_refused(tmp_path: Path) -> None:
     config = config_of("BPR", "shop", tmp_path, data_path=str(tmp_path))
     with pytest.raises(UserError, match="The validation split of shop is empty"):
         make_loaders(config, Splits(config))
+
+
+# Files that are not as said
+
+
+def test_a_file_of_items_that_load_col_names_is_read_or_refused(tmp_path: Path) -> None:
+    """RecBole passes over one that is not there, over a pipe, and over a column that the file lacks."""
+    timed_shop(tmp_path, list(range(480)))
+    columns = {"inter": ["user_id", "item_id"], "item": ["item_id", "kind"]}
+    with pytest.raises(UserError, match=r"There is no file '.*shop\.item'; expected .* that --load_col names"):
+        split(tmp_path, load_col=columns)
+    path = tmp_path / "shop" / "shop.item"
+    os.mkfifo(path)
+    for asked in (columns, None):
+        with pytest.raises(UserError, match=r"shop\.item' is a pipe or a device; expected"):
+            split(tmp_path, load_col=asked)
+    assert split(tmp_path).dataset.item_feat is None, "nobody asks for it"
+    path.unlink()
+    write(tmp_path, "shop", "item", item_id=["i1"], price=["3"])
+    with pytest.raises(UserError, match=r"shop\.item' has no column 'kind'; it has item_id, price"):
+        split(tmp_path, load_col=columns)

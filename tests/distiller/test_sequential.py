@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,38 @@ def test_rrds_items_are_the_teachers_best_and_others_below(data_path: Path) -> N
         assert len(set(items)) == 7
 
 
+@pytest.mark.parametrize("consistency", [1.0, 2.0])
+@pytest.mark.parametrize(("name", "guide"), [("kd", "teacher"), ("kd", "student"), ("cd", "student"), ("rrd", None)])
+def test_lists_leave_out_what_a_sequence_holds_where_nobody_has_an_item_twice(
+    name: str, guide: Any, consistency: float, data_path: Path
+) -> None:
+    """The guide's best items of all others, and RRD's uninteresting items are of all others too."""
+    bench = SequentialBench(data_path, "SASRec")
+    bench.data = dataclasses.replace(bench.data, repeatable=False)
+    batch, asked = bench.batch(32), []
+    ranking = bench.student if guide == "student" else bench.teacher
+    scores = ranking.sequence_scores(batch.sequences).detach()
+    scores_of = bench.student.sequence_scores
+
+    def asking(sequences: Any, items: Any = None) -> torch.Tensor:
+        asked.extend([] if items is None else [items])
+        return scores_of(sequences, items)
+
+    bench.student.sequence_scores = asking
+    options = {"kd": {"items": 5}, "cd": {"pool": 5, "samples": 5}, "rrd": {"sampling": "top"}}[name]
+    chosen = {**options, **({"guide": guide} if guide else {})}
+    build(bench, name, **chosen, **({} if guide == "student" else {"consistency": consistency}))(batch)
+    held = 0
+    for row, (items, had) in enumerate(zip(asked[0].tolist(), batch.sequences.items.tolist())):
+        best = sorted(set(range(1, 25)) - set(had), key=lambda item: -float(scores[row, item]))
+        listed = 3 if name == "rrd" else 5
+        assert items[:listed] == best[:listed]
+        assert not set(items) & set(had)
+        whole = scores[row, 1:].argsort(descending=True)[:listed] + 1
+        held += len(set(whole.tolist()) & set(had))
+    assert held, "RecBole's way lists some of what the sequence holds"
+
+
 def test_others_are_refused_with_what_would_do(data_path: Path) -> None:
     bench = SequentialBench(data_path, "SASRec")
     refused = [name for name, entry in DISTILLERS.items() if not entry.sequential]
@@ -182,3 +215,10 @@ def test_too_many_items_are_refused(data_path: Path) -> None:
         build(bench, "kd", items=25)
     with pytest.raises(UserError, match="rrd.uninteresting=20 below the 6 of rrd.pool"):
         build(bench, "rrd", uninteresting=20)
+    bench.data = dataclasses.replace(bench.data, repeatable=False)
+    longest = "kd.items=20 is more than the 18 items that are not in the longest training sequence, of 6"
+    with pytest.raises(UserError, match=longest):
+        build(bench, "kd", items=20)
+    with pytest.raises(UserError, match="rrd.uninteresting=13 below the 6 of rrd.pool: 1 of 1 sequences have fewer"):
+        build(bench, "rrd", uninteresting=13)
+    assert build(bench, "rrd", uninteresting=12)

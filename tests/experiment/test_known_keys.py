@@ -86,7 +86,7 @@ def test_every_word_of_a_model_is_one_of_several() -> None:
         file = RECBOLE / "model" / f"{model}.yaml"
         for key, default in (read_yaml(file) if file.is_file() else {}).items():
             if isinstance(default, str) and key not in {*KNOWN, *WEIGHT_FILES}:
-                bounded = of_a_model(key, default)
+                bounded = of_a_model(key, {key: default})
                 assert bounded, (model, key)
                 found += default in bounded[1]["choices"]
     assert found > 20
@@ -94,7 +94,7 @@ def test_every_word_of_a_model_is_one_of_several() -> None:
 
 @pytest.mark.parametrize(
     ("key", "default", "value"),
-    [("loss_type", "CE", "BCE"), ("loss_type", "BCE", "CE"), ("type", "ED", "x"), ("mlp_act_func", "tanh", 7)],
+    [("loss_type", "CE", "MSE"), ("loss_type", "BCE", "CE"), ("type", "ED", "x"), ("mlp_act_func", "tanh", 7)],
 )
 def test_a_word_that_is_none_of_them_is_refused(key: str, default: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--{key}={value!r} is not one of"):
@@ -220,3 +220,14 @@ def test_a_configuration_is_checked_by_the_table() -> None:
         KDConfig("BPR", "ml-100k", config_dict={"train_neg_sample_args.dynamic": True})
     with pytest.raises(UserError, match=r"^--teacher\.worker=1000; expected"):
         KDConfig("RRDStudent", "ml-100k", config_dict={"teacher.worker": 1000}).teacher_config()
+
+
+def test_a_transformer_has_a_layer_and_a_graph_model_may_have_none() -> None:
+    KDConfig("LightGCN", "ml-100k", config_dict={"n_layers": 0})
+    for model in ("SASRec", "BERT4Rec", "STOSA"):
+        with pytest.raises(UserError, match="--n_layers=0; expected a whole number of at least 1"):
+            KDConfig(model, "ml-100k", config_dict={"n_layers": 0})
+    with pytest.raises(UserError, match="--teacher.n_layers=0; expected a whole number of at least 1"):
+        KDConfig(
+            "SASRec", "ml-100k", config_dict={"teacher": "SASRec", "distill": "htd", "teacher.n_layers": 0}
+        ).teacher_config()

@@ -376,3 +376,15 @@ def test_a_whole_number_is_read_as_its_default_is_written() -> None:
 def test_the_plain_student_has_the_optimiser_of_the_one_it_stands_beside() -> None:
     assert config("KDStudent").baseline_config()["fused_adam"] is True
     assert config("KDStudent", **{"kd.weight": 0}).baseline_config()["fused_adam"] is False, "which learns nothing then"
+
+
+def test_a_gpu_in_a_file_may_be_another_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for nothing, here and in what is made of these settings (a search's trials); as an argument it does."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    file = tmp_path / "other.yaml"
+    file.write_text("use_gpu: true\n")
+    config = KDConfig("BPR", "ml-100k", [str(file)])
+    assert config["device"].type == "cpu"
+    KDConfig("BPR", "ml-100k", config_dict=config.external_config_dict)
+    with pytest.raises(UserError, match="--use_gpu=true asks for a GPU"):
+        KDConfig("BPR", "ml-100k", config_dict={"use_gpu": True})

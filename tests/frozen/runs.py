@@ -95,6 +95,13 @@ MOVIES |= {"teacher.epochs": 2, "teacher.embedding_size": 32, "embedding_size": 
 TASTES = {**ALWAYS, "config_files": "tastes.yaml", "train_batch_size": 128, "learning_rate": 0.01, "epochs": 3}
 #: 48 users who each go through 24 items in the same order.
 SEQUENCES = {**ALWAYS, "config_files": "sequences.yaml", "train_batch_size": 64, "learning_rate": 0.01, "epochs": 3}
+BY_SASREC = {
+    "teacher": "SASRec",
+    "teacher.epochs": 3,
+    "teacher.hidden_size": 16,
+    "teacher.inner_size": 32,
+    "teacher.n_layers": 1,
+}
 SMALL = {"hidden_size": 8, "inner_size": 16, "n_heads": 2, "n_layers": 1}
 #: Lists that fit 40 items.
 LISTS = {
@@ -178,8 +185,7 @@ RUNS: dict[str, Run] = {
     ),
     # The next item of a sequence.
     "sequential": Run(
-        {**SEQUENCES, "teacher": "SASRec", "teacher.epochs": 3}
-        | {"teacher.hidden_size": 16, "teacher.inner_size": 32, "teacher.n_layers": 1},
+        {**SEQUENCES, **BY_SASREC, "repeatable": True},
         (
             train("scores", model="SASRec", **lists("kd", "dkd", "rrd"), **SMALL, kd__guide="student"),
             train(
@@ -190,7 +196,24 @@ RUNS: dict[str, Run] = {
                 trim_padding=True,
             ),
             train("recurrent", model="DKDStudent", student="GRU4Rec", epochs=2),
+            step("listed", "recommend", checkpoint="$scores", users="u1,u2", k=4, exclude_seen=True, data_path="data"),
+        ),
+    ),
+    # The same ranked without what a user has seen, which is the default for these data.
+    "unseen": Run(
+        {**SEQUENCES, **BY_SASREC},
+        (
+            train("scores", model="SASRec", **lists("kd", "dkd", "rrd"), **SMALL, kd__guide="student"),
             step("listed", "recommend", checkpoint="$scores", users="u1,u2", k=4, data_path="data"),
+            step(
+                "metrics",
+                "evaluate",
+                checkpoint="$scores",
+                repeatable=True,
+                topk=[10, 20],
+                metric_decimal_place=12,
+                data_path="data",
+            ),
         ),
     ),
     # Two teachers as one, by ranks and by scores; the second command finds both in the cache.
@@ -244,6 +267,7 @@ RUNS: dict[str, Run] = {
                 "consecutive",
                 model="SASRec",
                 config_files="sequences.yaml",
+                repeatable=True,
                 learner="sevo_adamw",
                 weight_decay=0.01,
                 **SMALL,
@@ -252,6 +276,7 @@ RUNS: dict[str, Run] = {
                 "by_teacher",
                 model="STOSA",
                 config_files="sequences.yaml",
+                repeatable=True,
                 learner="sevo_sgd",
                 sevo__graph="teacher",
                 sevo__neighbours=3,

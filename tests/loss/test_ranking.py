@@ -17,6 +17,7 @@ from recbole_kd.loss.ranking import (
     listwise_loss,
     pairwise_loss,
     position_weights,
+    sampled_loss,
     soft_target_loss,
     softmax_loss,
     weighted_positive_loss,
@@ -308,3 +309,21 @@ def test_no_gradient_flows_into_the_teacher(name: str) -> None:
     student, teacher = drawn(2, 3, seed=0).requires_grad_(), drawn(2, 3, seed=1).requires_grad_()
     LOSSES[name](student, teacher).backward()
     assert teacher.grad is None
+
+
+# SASRec: the next item against a drawn one
+
+
+@given(positions=sizes, seed=seeds)
+def test_the_next_item_against_a_drawn_one(positions: int, seed: int) -> None:
+    near, far = (drawn(positions, seed=seed + side).requires_grad_() for side in (0, 1))
+    terms = [
+        -math.log(sigmoid(float(r))) - math.log(1 - sigmoid(float(s))) for r, s in zip(near.detach(), far.detach())
+    ]
+    loss = sampled_loss(near, far)
+    assert loss.item() == pytest.approx(sum(terms) / positions)
+    assert_gradient(loss, -(near.sigmoid().log() + (1 - far.sigmoid()).log()).mean(), near, far)
+
+
+def test_scores_of_any_size_have_a_finite_loss() -> None:
+    assert sampled_loss(torch.tensor([-1e4]), torch.tensor([1e4])).item() == pytest.approx(2e4)

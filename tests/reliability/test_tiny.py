@@ -137,7 +137,7 @@ def test_a_model_trains(model: str, data: Path, capsys: pytest.CaptureFixture[st
         for model in MODELS
         for key, default in KDConfig(model, "ml-100k").internal_config_dict.items()
         if key in _WORDS
-        for word in of_a_model(key, default)[1]["choices"]
+        for word in of_a_model(key, {key: default})[1]["choices"]
         # They need files or a package; RecBole's knn fails by itself.
         if word not in ("after_pretrain", "critic_pretrain", "finetune", "louvain", "knn")
     ],

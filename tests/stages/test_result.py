@@ -35,9 +35,3 @@ def test_a_baseline_has_a_row_and_the_gain_over_it() -> None:
     lines = table(result({"ndcg@10": 0.2, "hit@10": 0.3}, baseline=baseline)).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["teacher", "student", "baseline", "gain"]
     assert lines[-1].split()[-2:] == ["+25.0%", "-"], "nothing is a share of 0"
-
-
-def test_without_a_baseline_the_flag_that_gives_one_is_named() -> None:
-    assert "--baseline=student" in table(result(USUAL)).splitlines()[-1]
-    alone = result(USUAL, teacher=None, distillers=[])
-    assert "--baseline" not in table(alone), "a plain run has nothing to gain"

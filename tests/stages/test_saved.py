@@ -16,6 +16,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.saved import load_trained
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.train import run_recbole_kd
 
 #: How the shop's table is to be read.
@@ -51,7 +52,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(shop: Path) -> dict[str, Any]:
     """The result of a model that was trained on it."""
     given = {"data_path": str(shop), "checkpoint_dir": str(shop / "saved"), "epochs": 1, "show_progress": False}
-    return run_recbole_kd("BPR", "shop", config_dict={**SHOP, **given, "baseline": None})
+    evaluation = {"topk": [3, 7], "metrics": ["Recall", "MRR"], "valid_metric": "MRR@7", "metric_decimal_place": 6}
+    return run_recbole_kd("BPR", "shop", config_dict={**SHOP, **given, **evaluation, "baseline": None})
 
 
 def test_evaluate_reads_a_table_as_training_did(trained: dict[str, Any], shop: Path, tmp_path: Path) -> None:
@@ -59,6 +61,22 @@ def test_evaluate_reads_a_table_as_training_did(trained: dict[str, Any], shop: P
     words = [f"--checkpoint={trained['checkpoint']}", f"--data_path={shop}", f"--result_file={file}"]
     assert main(["evaluate", *words]) == 0
     assert json.loads(file.read_text())["test_result"] == trained["test_result"]
+
+
+def test_evaluate_takes_the_metrics_of_the_training_unless_others_are_given(
+    trained: dict[str, Any], shop: Path
+) -> None:
+    own = evaluate_checkpoint(trained["checkpoint"], {"data_path": str(shop)})
+    assert own["test_result"].keys() == {"recall@3", "recall@7", "mrr@3", "mrr@7"}
+    other = evaluate_checkpoint(trained["checkpoint"], {"data_path": str(shop), "topk": [5]})
+    assert other["test_result"].keys() == {"recall@5", "mrr@5"}
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1"])
+def test_an_evaluation_by_a_cluster_that_is_not_there_is_refused(address: str) -> None:
+    """Before the checkpoint is looked for."""
+    with pytest.raises(UserError, match=f"No Ray cluster answers at --ray_address={address}"):
+        evaluate_checkpoint("none.pth", {"ray_address": address})
 
 
 def test_recommend_finds_a_user_whose_id_holds_a_comma(

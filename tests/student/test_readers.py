@@ -31,6 +31,8 @@ WITH_VECTORS = [
         "SpectralCF",
         "SimpleX",
         "ENMF",
+        "LightGCNVariant",
+        "NGCFVariant",
     )
 ]
 WITHOUT_VECTORS = ["NeuMF", "DMF", "ConvNCF"]
@@ -108,7 +110,7 @@ def test_a_recipes_class_is_read_as_its_backbone(known_answer: Path) -> None:
     assert "representations" in ModelStudent(model).capabilities
 
 
-@pytest.mark.parametrize("name", ["LightGCN", "NCL"])
+@pytest.mark.parametrize("name", ["LightGCN", "LightGCNVariant", "NCL"])
 def test_a_graph_model_gives_its_layers(name: str, known_answer: Path) -> None:
     model = build(name, known_answer, n_layers=3)
     outputs = layers(model)

@@ -206,6 +206,16 @@ def test_a_setting_goes_to_the_models_that_read_it(tmp_path: Path) -> None:
     assert all(row.config(1)["topk"] == [5] for row in rows.values())
 
 
+def test_a_gpu_in_a_file_may_be_another_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    file = tmp_path / "other.yaml"
+    file.write_text("use_gpu: true\n")
+    planned = plan({"dataset": "ml-100k", "config_files": str(file), "models": "BPR"})
+    assert planned.rows[0].first_config["device"].type == "cpu"
+    with pytest.raises(UserError, match="--use_gpu=true asks for a GPU"):
+        plan({"dataset": "ml-100k", "use_gpu": True, "models": "BPR"})
+
+
 def test_a_sweep_is_a_row_for_each_value_of_the_models_that_read_it() -> None:
     planned = plan({"dataset": "ml-100k", "models": "BPR,RRDStudent", "sweep.rrd.weight": [0.1, 0.001]})
     assert [row.name for row in planned.rows] == [
@@ -301,7 +311,10 @@ def test_what_a_run_depends_on() -> None:
         ({"sweep": {"a": [1, 2], "b": [1, 2], "c": [1, 2]}}, "--sweep names 3 settings"),
         ({"parallel": 0}, "--parallel=0; expected a whole number of at least 1"),
         ({"models": "Pop", "tune_trials": 2}, "no search space of Pop"),
-        ({"models": "BPR,SASRec"}, "SASRec predicts the next item of a sequence and BPR ranks items for a user"),
+        (
+            {"models": "BPR,SASRec", "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO"}},
+            "SASRec predicts the next item of a sequence and BPR ranks items for a user",
+        ),
         ({"dataset": None}, "No dataset is given"),
     ],
 )

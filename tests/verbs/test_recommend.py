@@ -94,8 +94,11 @@ def test_a_sequential_model_says_what_comes_next(tmp_path: Path) -> None:
             number = int(user[1:])
             taken = 6 + number % 4 - held_out
             assert items == [f"i{(number + taken) % 24}"], (seen, user)
+    for way in ({}, {"repeatable": True}):
+        ranked = Recommender(checkpoint, "train+valid", {**given, **way}).recommend(k=10)
+        assert {user: items for user, items, _ in ranked} == _evaluated(checkpoint, {**given, **way})
     repeatable = Recommender(checkpoint, "train+valid", given).recommend(k=10, exclude_seen=False)
-    assert {user: items for user, items, _ in repeatable} == _evaluated(checkpoint, given)
+    assert {user: items for user, items, _ in repeatable} == _evaluated(checkpoint, {**given, "repeatable": True})
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,15 @@ def test_a_plain_model_runs_without_teacher(known_answer: Path) -> None:
     assert result["distillers"] == []
 
 
+def test_a_distilled_student_stands_beside_one_of_its_kind_without_a_teacher(known_answer: Path) -> None:
+    """Unasked: what a teacher is good for is the gain over that student."""
+    taught = {"teacher": "BPR", "teacher.epochs": 1, "distill": "fitnet", "embedding_size": 6}
+    result = run(known_answer, "BPR", **taught)
+    assert (result["baseline"]["model"], result["baseline"]["parameters"]) == ("BPR", (49 + 41) * 6)
+    assert table(result).splitlines()[-1].startswith("gain")
+    assert run(known_answer, "BPR", **taught, baseline="none")["baseline"] is None
+
+
 def test_evaluate_reproduces_the_runs_metrics(known_answer: Path) -> None:
     result = run(known_answer, **{"simrec.triplets": 100, "baseline": None})
     settings = {"data_path": str(known_answer), "show_progress": False, "topk": [10], "valid_metric": "NDCG@10"}

@@ -35,7 +35,6 @@ __all__ = [
     "RelaxedOptions",
     "SequenceListDistiller",
     "SequenceLists",
-    "best_items",
     "catalogue_scores",
     "importance",
     "list_scores",
@@ -190,13 +189,20 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
     def check_data(cls, options: ListOptionsT, data: DataView) -> None:
         """
         Raises:
-            UserError: `list_length` is more than the items there are.
+            UserError: `list_length` is more than the items that can follow every training sequence.
         """
-        length = getattr(options, cls.list_length)
-        if length is not None and length >= data.items:
+        length, seen = getattr(options, cls.list_length), cls.most_seen(data)
+        left = data.items - 1 - seen
+        if length is not None and length > left:
+            without = f" that are not in the longest training sequence, of {seen:,}" if seen else ""
             raise UserError(
-                f"{cls.name}.{cls.list_length}={length:,} is more than the {data.items - 1:,} items; lower it."
+                f"{cls.name}.{cls.list_length}={length:,} is more than the {left:,} items{without}; lower it."
             )
+
+    @staticmethod
+    def most_seen(data: DataView) -> int:
+        """The most items that are left out of a list as those of its sequence."""
+        return 0 if data.repeatable else max(0, int(data.observed.counts.max()) - 1)
 
     def build(self) -> None:
         if "sequences" not in self.teacher.capabilities:  # a file, whose lists may be too short
@@ -210,7 +216,7 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
         assert batch.sequences is not None, "the student is a sequential model"
         if "sequences" in self.teacher.capabilities:
             scores = self.teacher.sequence_scores(batch.sequences)
-            items = best_items(scores, k)
+            items = self.best(scores, batch.sequences, k)
             return SequenceLists(None, items, None, scores.gather(1, items))
         ranked, confidence = self.teacher.ranked_after(batch.users, batch.sequences, k)
         rows = ranked[:, 0].nonzero().squeeze(1)
@@ -219,6 +225,15 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
             found = self.teacher.listed_scores_after(batch.users, batch.sequences, k)[rows].to(self.data.device)
         confidence = None if confidence is None else confidence[rows]
         return SequenceLists(rows, ranked[rows], confidence, found)
+
+    def best(self, scores: Tensor, sequences: Sequences, k: int) -> Tensor:
+        """The k items with the largest scores (n, I) after n sequences, best first: (n, k).
+
+        Padding is left out, and what the sequence holds where nobody has an item twice.
+        """
+        if not self.data.repeatable:
+            scores = scores.scatter(1, sequences.items, -torch.inf)
+        return scores[:, 1:].topk(k, dim=1).indices + 1
 
     def importance(self, batch: Batch, lists: SequenceLists) -> Optional[Tensor]:
         """:func:`importance` of the teacher's lists, beside the student's as it is now."""
@@ -229,7 +244,7 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
         sequences, k = batch.sequences, lists.items.shape[1]
 
         def own() -> Tensor:
-            best = best_items(self.student.sequence_scores(sequences).detach(), k).cpu()
+            best = self.best(self.student.sequence_scores(sequences).detach(), sequences, k).cpu()
             return best if lists.rows is None else best[lists.rows]
 
         return importance(self.options, lists.items.cpu(), lists.confidence, own)
@@ -243,11 +258,6 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
         rows = rows.to(items.device)
         every = items.new_ones(len(batch.users), items.shape[1]).index_copy_(0, rows, items)
         return self.student.sequence_scores(batch.sequences, every).index_select(0, rows)
-
-
-def best_items(scores: Tensor, k: int) -> Tensor:
-    """The k items with the largest scores (n, I), padding left out, best first: (n, k)."""
-    return scores[:, 1:].topk(k, dim=1).indices + 1
 
 
 def importance(

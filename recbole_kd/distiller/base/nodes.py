@@ -17,6 +17,7 @@ from torch.nn import functional
 from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, StudentView, TeacherView
 from recbole_kd.errors import UserError
 from recbole_kd.loss.kernel.regression import linear_error
+from recbole_kd.loss.kernel.rows import rows_at
 
 __all__ = [
     "ONE_SIDE",
@@ -106,7 +107,7 @@ class Nodes:
     def sides(self, batch: Batch) -> tuple[Side, ...]:
         """The sides of a batch, in the order of `kinds`."""
         items = known(batch.distinct_items, self.teacher.known_items)
-        of_items = Side(items, self.student.item_embeddings().index_select(0, items), self.teacher.item_embeddings())
+        of_items = Side(items, rows_at(self.student.item_embeddings(), items), self.teacher.item_embeddings())
         return (self._users(batch), of_items) if "user" in self.kinds else (of_items,)
 
     def _user_table(self) -> Optional[Tensor]:
@@ -114,7 +115,7 @@ class Nodes:
 
     def _users(self, batch: Batch) -> Side:
         users = known(batch.distinct_users, self.teacher.known_users)
-        return Side(users, self.student.user_embeddings().index_select(0, users), self.teacher.user_embeddings())
+        return Side(users, rows_at(self.student.user_embeddings(), users), self.teacher.user_embeddings())
 
 
 class SequenceNodes(Nodes):

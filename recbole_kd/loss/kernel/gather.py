@@ -2,7 +2,7 @@
 
 Indexing two embedding tables holds every gathered vector, and its backward pass adds them to the tables one by one.
 Here the chosen pairs are the pattern of a sparse matrix: the forward pass is a sampled dense-dense product, and each
-table's gradient is one sparse-dense product, so that nothing of size (n, k, d) is ever held.
+table's gradient is one sparse-dense product, so that nothing of size (n, k, d) is held unless it is small.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from recbole_kd.loss.kernel.rows import by_rows, gradient_of_rows
+
 #: Dot products over 20 dimensions take half as long again as those over 24: a table that is read often is padded.
 LANES = 8
+#: Pairs up to which gathering their vectors takes less time than building the pattern.
+GATHERED = 1 << 15
 
 
 def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
     """Dot products of the vectors of `users` with those of their `items`, differentiable once.
+
+    A table whose gradients are wanted by rows (`rows.py`) gets them so, unless more entries are read than it has rows.
 
     Args:
         user_embeddings: (U, d).
@@ -57,13 +64,14 @@ class _GatheredDot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
         ctx.save_for_backward(user_embeddings, item_embeddings, users, items)
-        vectors = user_embeddings[users]
+        ctx.by_rows = by_rows(user_embeddings), by_rows(item_embeddings)
+        vectors = user_embeddings.index_select(0, users)
         if items.dim() == 2 and items.shape[1] > len(item_embeddings):
             # torch's sampled product takes no more entries than there are cells, and all cells are fewer here.
             return (vectors @ item_embeddings.t()).gather(1, items.long())
-        if not _sparse_products(vectors):
-            block = items.view(len(items), -1)
-            return (item_embeddings[block] @ vectors.unsqueeze(2)).view(items.shape)
+        if items.numel() <= GATHERED or not _sparse_products(vectors):
+            gathered = item_embeddings.index_select(0, items.reshape(-1)).view(len(items), -1, vectors.shape[1])
+            return (gathered @ vectors.unsqueeze(2)).view(items.shape)
         pattern = _rows_of(items, torch.zeros(items.numel(), dtype=vectors.dtype), len(item_embeddings))
         table, width = item_embeddings, -vectors.shape[1] % LANES
         if width and items.numel() > 2 * len(table):
@@ -79,16 +87,19 @@ class _GatheredDot(torch.autograd.Function):
         gradient = gradient.contiguous()
         if ctx.needs_input_grad[0]:
             if items.dim() == 1:
-                of_users = _scatter(gradient, users, item_embeddings, items, 1, len(user_embeddings))
+                of_users = _scatter(gradient, users, item_embeddings, items, len(user_embeddings), ctx.by_rows[0])
             else:
-                if _sparse_products(gradient):
-                    summed = _product(_rows_of(items, gradient.view(-1), len(item_embeddings)), item_embeddings)
+                if _sparse_products(gradient) and items.numel():
+                    ids = items.contiguous()
+                    summed = functional.embedding_bag(ids, item_embeddings, mode="sum", per_sample_weights=gradient)
                 else:
                     summed = (gradient.unsqueeze(1) @ item_embeddings[items]).squeeze(1)
-                of_users = torch.zeros_like(user_embeddings).index_add_(0, users, summed)
+                if ctx.by_rows[0]:
+                    of_users = gradient_of_rows(users, summed, len(user_embeddings))
+                else:
+                    of_users = torch.zeros_like(user_embeddings).index_add_(0, users, summed)
         if ctx.needs_input_grad[1]:
-            each = 1 if items.dim() == 1 else items.shape[1]
-            of_items = _scatter(gradient, items, user_embeddings, users, each, len(item_embeddings))
+            of_items = _scatter(gradient, items, user_embeddings, users, len(item_embeddings), ctx.by_rows[1])
         return of_users, of_items, None, None
 
 
@@ -99,32 +110,28 @@ def _sparse_products(values: Tensor) -> bool:
 
 def _rows_of(items: Tensor, values: Tensor, columns: int) -> Tensor:
     """Sparse (n, columns) matrix whose row r holds the values of `items[r]`."""
-    each = 1 if items.dim() == 1 else items.shape[1]
-    offsets = torch.arange(len(items) + 1, dtype=torch.int32) * each
+    offsets = _offsets(len(items), 1 if items.dim() == 1 else items.shape[1])
     return torch.sparse_csr_tensor(
         offsets, items.reshape(-1).int(), values, (len(items), columns), check_invariants=False
     )
 
 
-def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, each: int, count: int) -> Tensor:
-    """(count, d) sums over entries e of `weights[e] * source[rows[e // each]]` at row `targets[e]`."""
-    weights, targets = weights.reshape(-1), targets.reshape(-1)
-    if not _sparse_products(weights):
-        vectors = source[rows].repeat_interleave(each, dim=0) * weights.unsqueeze(1)
-        return torch.zeros(count, source.shape[1], dtype=source.dtype, device=source.device).index_add_(
-            0, targets, vectors
-        )
-    # Sorting 32-bit ids takes half the time of 64-bit ones, and is most of what this costs.
-    targets, order = targets.int().sort()
-    offsets = torch.zeros(count + 1, dtype=torch.int32)
-    offsets[1:] = torch.bincount(targets, minlength=count).cumsum(0)
-    columns = rows.int().repeat_interleave(each).index_select(0, order)
-    matrix = torch.sparse_csr_tensor(
-        offsets, columns, weights.index_select(0, order), (count, len(source)), check_invariants=False
-    )
-    return _product(matrix, source)
+def _offsets(rows: int, each: int) -> Tensor:
+    """(rows + 1,) where each row of `each` entries begins."""
+    return torch.arange(rows + 1, dtype=torch.int32) * each
 
 
-def _product(matrix: Tensor, dense: Tensor) -> Tensor:
-    # `matrix @ dense` fills and copies its result once more than this, which shows where most rows are zero.
-    return dense.new_zeros(len(matrix), dense.shape[1]).addmm_(matrix, dense)
+def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, count: int, sparse: bool) -> Tensor:
+    """(count, d) sums over entries (n,) or (n, k) of `weights[r, e] * source[rows[r]]` at row `targets[r, e]`."""
+    vectors = source.detach().index_select(0, rows)
+    each = 1 if targets.dim() == 1 else targets.shape[1]
+    sparse = sparse and targets.numel() < count
+    if sparse or not _sparse_products(weights):
+        spread = (weights.view(len(rows), each, 1) * vectors.unsqueeze(1)).flatten(0, 1)
+        if sparse:
+            return gradient_of_rows(targets.reshape(-1), spread, count)
+        return vectors.new_zeros(count, vectors.shape[1]).index_add_(0, targets.reshape(-1), spread)
+    # SciPy adds up the product of a transposed matrix entry by entry, in their order. torch would have them sorted,
+    # which takes three times as long as the product.
+    parts = weights.reshape(-1).numpy(), targets.reshape(-1).int().numpy(), _offsets(len(rows), each).numpy()
+    return torch.from_numpy(csr_matrix(parts, shape=(len(rows), count)).T @ vectors.numpy())

@@ -20,7 +20,7 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.groups import GroupMeans, activity_groups, group_means, taste_groups
 from recbole_kd.evaluation.maps import plane
-from recbole_kd.evaluation.smoothing import popular_distances
+from recbole_kd.evaluation.smoothing import popular_distances, second_order_smoothness
 from recbole_kd.files.checkpoint import ResumableState, load_checkpoint
 from recbole_kd.report.looks import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.report.static import log_axis, new_figure, panels
@@ -125,17 +125,19 @@ def vectors_of(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def smoothing(subject: Subject) -> Part:
-    """Mean average distance among the most popular."""
+    """Mean average distance and second-order smoothness among the most popular."""
     vectors = vectors_of(subject)
-    observed = subject.splits.observed
-    rows, figure_lines, largest = [], {}, {}
-    sides = ("users", observed.counts[1:]), ("items", observed.popularity[1:])
-    for place, (side, popularity) in enumerate(sides):
+    rows, figure_lines, largest, smoothness = [], {}, {}, {}
+    sides = {"users": subject.splits.observed, "items": subject.splits.observed.transposed()}
+    for place, (side, observed) in enumerate(sides.items()):
+        popularity = observed.counts[1:]
         count = int((popularity > 0).sum())
         sizes = sorted({max(2, round(count * share)) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)})
         for role, pair in vectors.items():
             distances = popular_distances(pair[place][1:], popularity, sizes)
-            rows += [[role, subject.name(role), side, n, cell(d)] for n, d in zip(sizes, distances)]
+            orders = second_order_smoothness(pair[place], observed, sizes)
+            rows += [[role, subject.name(role), side, n, cell(d), cell(s)] for n, d, s in zip(sizes, distances, orders)]
+            smoothness[side, role] = orders[-1]
             figure_lines[side, role] = (sizes, distances)
             largest[side, role] = distances[min(3, len(distances) - 1)]
     figure, grid = panels(2, 2, 4.4, 3.4)
@@ -151,10 +153,14 @@ def smoothing(subject: Subject) -> Part:
         axes.set_ylim(bottom=0)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     finding = "; ".join(
-        f"{side}: {', '.join(f'{role} {largest[side, role]:.3f}' for role in vectors)}" for side in ("users", "items")
+        f"{side}: {', '.join(f'{role} {largest[side, role]:.3f}' for role in vectors)}" for side in sides
     )
-    heading = ["role", "model", "side", "most popular", "mean average distance"]
-    return Part("smoothing", f"among the most popular tenth, {finding}", [heading, *rows], figure)
+    second = "; ".join(
+        f"of {side}: {', '.join(f'{role} {smoothness[side, role]:.1f}' for role in vectors)}" for side in sides
+    )
+    heading = ["role", "model", "side", "most popular", "mean average distance", "second-order smoothness"]
+    finding = f"among the most popular tenth, {finding}; second-order smoothness {second}"
+    return Part("smoothing", finding, [heading, *rows], figure)
 
 
 def experts(subject: Subject) -> Part:

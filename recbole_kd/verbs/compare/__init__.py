@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
+import torch
+
 from recbole_kd.cluster.launch import in_own_process
+from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.values import merge, nest
 from recbole_kd.files.atomic import check_place
@@ -25,7 +28,7 @@ from recbole_kd.trainer.trackers import check_trackers
 from recbole_kd.verbs.compare.perform import Job, perform
 from recbole_kd.verbs.compare.plan import Plan, Row, plan
 from recbole_kd.verbs.compare.progress import Progress
-from recbole_kd.verbs.compare.summary import summarise, table
+from recbole_kd.verbs.compare.summary import ranked, summarise, table
 from recbole_kd.verbs.options import CompareOptions
 
 #: Makes a job's files; gets (epoch, epochs) told.
@@ -49,9 +52,9 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
     planned = plan(settings)
     check_place(planned.output / "results.json", "output")
     check_trackers(planned.students[0].first_config)
-    splits = load_splits(planned.students[0].first_config)
-    splits.require("compare")
-    data = digest(splits.content(), list(splits.pairs(splits.test)))
+    loaded = _splits(planned)
+    splits = next(iter(loaded.values()))
+    data = digest(*(part for one in loaded.values() for part in (one.content(), list(one.pairs(one.test)))))
     planned.output.mkdir(parents=True, exist_ok=True)
     progress = Progress(planned)
     try:
@@ -68,12 +71,57 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
     records: dict[str, list[Any]] = {row.name: [] for row in planned.rows}
     for job in [*_jobs(planned, teachers, data), *students]:
         records[job.row.name].append(job.result())
-    results = summarise(planned, records, splits.training_digest)
+    results = summarise(planned, records, splits.training_digest, ranked(list(loaded.values())))
     save_json(results, planned.output / "results.json", "output")
     from recbole_kd.report import write_report
 
     write_report(results, planned.output)
     return Framed(results, _means)
+
+
+def _splits(planned: Plan) -> dict[str, Splits]:
+    """The data as the models read them, by the name of the first that does: sequences, pairs, or both.
+
+    Raises:
+        UserError: no validation or no test split; or models of both kinds, with other targets for each.
+    """
+    first: dict[bool, Row] = {}
+    for row in planned.students:
+        first.setdefault(not row.first_config.sequential, row)
+    loaded = {first[kind].name: load_splits(first[kind].first_config) for kind in sorted(first)}
+    for splits in loaded.values():
+        splits.require("compare")
+    if len(loaded) > 1:
+        names, (sequences, pairs) = list(loaded), loaded.values()
+        if not _same_targets(sequences, pairs):
+            counts = torch.bincount(torch.cat([pairs.pairs(part)[0] for part in _parts(pairs)]))
+            few = int(((counts > 0) & (counts < _LEAST)).sum())
+            raise UserError(
+                f"{names[0]} predicts the next item of a sequence and {names[1]} ranks items for a user: with these "
+                "settings they learn from, or are to find, other items. One table needs one target a user (leave "
+                f"--eval_args out) and {_LEAST} interactions a user, of which {few:,} users have fewer "
+                f'(--user_inter_num_interval="[{_LEAST},inf)").'
+            )
+    return loaded
+
+
+#: Interactions of a user from which on the last is for test, the one before it for validation, and a sequence is left.
+_LEAST = 4
+
+
+def _parts(splits: Splits) -> tuple[Any, Any, Any]:
+    return splits.train, splits.valid, splits.test
+
+
+def _same_targets(sequences: Splits, pairs: Splits) -> bool:
+    """Whether both kinds of models learn from the same interactions, and are to find the same item of each user."""
+    same = sequences.user_tokens == pairs.user_tokens and sequences.item_tokens == pairs.item_tokens
+    for ours, theirs in zip(_parts(sequences), _parts(pairs)):
+        found = sequences.pairs(ours), pairs.pairs(theirs)
+        same = same and all(torch.equal(one, other) for one, other in zip(*found))
+        if ours is not sequences.train:
+            same = same and len(found[0][0].unique()) == len(found[0][0])
+    return same
 
 
 def _means(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -181,6 +181,8 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     common: dict[str, Any] = {}
     for file in str(given.pop("config_files", "") or "").split():
         common = merge(common, nest(read_yaml(Path(file))))
+    if common.get("use_gpu") is True:
+        del common["use_gpu"]  # its default; another machine may have written the file
     in_files = common.get("models")
     common = merge(common, nest(given))
     for key, instead in _REFUSED.items():
@@ -201,7 +203,7 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     if options.sweep:
         rows, sections = _swept(rows, sections, options, common, seeds)
     _refuse_unread(common, rows)
-    _same_task(rows)
+    rows = _one_protocol(rows)
     rows, epochs, stopping, exceptions = _equal_budgets(rows, common, sections)
     rows = _with_companions(rows, seeds)
     if options.tune_trials:
@@ -346,13 +348,16 @@ def _refuse_unread(common: Mapping[str, Any], rows: Sequence[Row]) -> None:
             raise UserError(f"Setting '{key}' is read by none of the models {', '.join(row.name for row in rows)}.")
 
 
-def _same_task(rows: Sequence[Row]) -> None:
-    kinds = {row.first_config.sequential: row.name for row in rows}
-    if len(kinds) > 1:
-        raise UserError(
-            f"{kinds[True]} predicts the next item of a sequence and {kinds[False]} ranks items for a user: their "
-            "splits and rankings differ. Compare sequential models among themselves."
-        )
+def _one_protocol(rows: Sequence[Row]) -> list[Row]:
+    """Beside sequential models, the others have their split, and rank what these rank.
+
+    Whether users and targets are the same then is known when the data are read.
+    """
+    settings = next((row.first_config for row in rows if row.first_config.sequential), None)
+    if settings is None:
+        return list(rows)
+    shared = {"eval_args": settings["eval_args"], "repeatable": settings["repeatable"]}
+    return [row if row.first_config.sequential else replace(row, settings={**row.settings, **shared}) for row in rows]
 
 
 def _equal_budgets(

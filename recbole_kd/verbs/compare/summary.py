@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.costs import THREADS
 from recbole_kd.evaluation.per_user import load_per_user
@@ -24,12 +25,13 @@ Record = Mapping[str, Any]
 PerUser = dict[str, NDArray[Any]]
 
 
-def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -> dict[str, Any]:
+def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, ranking: str = "") -> dict[str, Any]:
     """results.json; its fields are in docs/compare.md.
 
     Args:
         records: row name -> what :func:`perform` wrote, a record per seed.
         split: digest of the splits.
+        ranking: what :func:`ranked` says.
 
     Raises:
         UserError: per-user files of different users.
@@ -86,7 +88,7 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str) -
             "tune_trials": plan.tune_trials,
             "epochs": plan.epochs,
             "stopping_step": plan.stopping_step,
-            "sentence": budget_sentence(plan),
+            "sentence": " ".join(filter(None, [budget_sentence(plan), ranking])),
         },
         "reference": reference,
         "teacher": teacher,
@@ -107,6 +109,23 @@ _RUN_FIELDS = (
     *("seed", "test_result", "best_valid_result", "best_epoch", "epoch_seconds", "loss_history", "valid_history"),
     *("peak_memory_bytes", "checkpoint", "per_user"),
 )
+
+
+def ranked(loaded: Sequence[Splits]) -> str:
+    """What the rows of a table with sequential models find, and among which items, in a sentence or two.
+
+    Args:
+        loaded: the data as sequential models read them, and as other models do where there are some.
+    """
+    if not loaded[0].sequential:
+        return ""
+    alike = (
+        "All models learn from the same interactions, whether they read sequences or users, and are to find the same "
+        "item of each user, the last one. "
+    )
+    repeatable = loaded[0].repeatable
+    what = "all items, also those that the user has had" if repeatable else "the items that the user has not had before"
+    return f"{alike if len(loaded) > 1 else ''}Every row ranks {what}."
 
 
 def budget_sentence(plan: Plan) -> str:

@@ -35,7 +35,7 @@ print(recommend($example))
 | file | content |
 |---|---|
 $files
-The seen items are those of the splits: $seen. Ids are strings.
+$seen Ids are strings.
 
 ## What it holds and takes
 
@@ -160,7 +160,9 @@ def readme(manifest: Mapping[str, Any], example: str) -> str:
         "lines": lines,
         "example": json.dumps(example),
         "files": "\n".join(f"| {name} | {content} |" for name, content in _files(manifest)) + "\n",
-        "seen": ", ".join(manifest["seen"]["splits"]),
+        "seen": "What a user has seen can be recommended again: the lists of seen items are empty."
+        if manifest["repeatable"]
+        else f"The seen items are those of the splits: {', '.join(manifest['seen']['splits'])}.",
         "measured": manifest["measured"]["users"],
         "k": manifest["measured"]["k"],
         "figures": figures(manifest),

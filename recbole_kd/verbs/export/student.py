@@ -57,7 +57,7 @@ def student_bundle(recommender: Recommender) -> Bundle:
         manifest, tensors, graph = _parts(recommender, kind)
     except Unexportable as error:
         raise _no_exporter(recommender, f" ({error})") from None
-    seen = recommender.seen
+    seen = recommender.left_out()
     histories = {}
     if recommender.splits.sequential:
         items, lengths = (part[1:] for part in recommender.sequences)

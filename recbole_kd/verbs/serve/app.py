@@ -33,7 +33,9 @@ class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     k: int = Field(20, ge=1, description="items in the answer; fewer where fewer are left")
-    exclude_seen: bool = Field(True, description="false: what was seen can be recommended again")
+    exclude_seen: bool | None = Field(
+        None, description="whether what was seen is left out; by default as the bundle says"
+    )
 
 
 class ForUser(_Asked):

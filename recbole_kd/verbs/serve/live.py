@@ -38,12 +38,18 @@ class Ready:
     folding: Folding | None
     loaded: float
 
-    def recommend(self, user: int, k: int, exclude_seen: bool) -> tuple[list[str], list[float]]:
-        """The k best items of a user's row, as original ids, and their scores."""
-        left_out = self.bundle.seen(user) if exclude_seen else _nothing()
+    def recommend(self, user: int, k: int, exclude_seen: bool | None) -> tuple[list[str], list[float]]:
+        """The k best items of a user's row, as original ids, and their scores.
+
+        Args:
+            exclude_seen: whether what was seen is left out; None: as the bundle says.
+        """
+        left_out = _nothing() if exclude_seen is False else self.bundle.seen(user)
         return self._named(self.bundle.user_scores(user), left_out, k)
 
-    def recommend_after(self, history: Sequence[int], k: int, exclude_seen: bool) -> tuple[list[str], list[float]]:
+    def recommend_after(
+        self, history: Sequence[int], k: int, exclude_seen: bool | None
+    ) -> tuple[list[str], list[float]]:
         """The same for somebody who had these rows of items, oldest first.
 
         Raises:
@@ -57,7 +63,8 @@ class Ready:
             vector = self.bundle.vector_after(history)
         else:
             vector = self.folding.vector(history).astype(np.float32)
-        left_out = np.array(history if exclude_seen else [], dtype=np.int64)
+        excluded = not self.bundle.repeatable if exclude_seen is None else exclude_seen
+        left_out = np.array(history if excluded else [], dtype=np.int64)
         return self._named(self.bundle.scores(vector), left_out, k)
 
     def _named(self, scores: NDArray[np.float32], left_out: NDArray[np.int64], k: int) -> tuple[list[str], list[float]]:

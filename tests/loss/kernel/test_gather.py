@@ -28,8 +28,11 @@ def by_indexing(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor,
 
 @given(n=st.integers(1, 9), k=st.integers(0, 16), dimension=st.integers(1, 20), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("gathered", [0, gather.GATHERED])
 @pytest.mark.parametrize("rank", [1, 2])
-def test_scores_and_gradients_are_those_of_indexing(rank: int, n: int, k: int, dimension: int, seed: int) -> None:
+def test_scores_and_gradients_are_those_of_indexing(
+    rank: int, gathered: int, n: int, k: int, dimension: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     users = torch.randint(0, 5, (n,), generator=generator)
     items = torch.randint(0, 7, (n, k) if rank == 2 else (n,), generator=generator)
@@ -37,7 +40,9 @@ def test_scores_and_gradients_are_those_of_indexing(rank: int, n: int, k: int, d
     weights = torch.randn(items.shape, generator=generator, dtype=torch.float64)
 
     expected = by_indexing(user_embeddings, item_embeddings, users, items).view(items.shape)
-    scores = gathered_dot(user_embeddings, item_embeddings, users, items)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gather, "GATHERED", gathered)  # many pairs and few are scored in two ways
+        scores = gathered_dot(user_embeddings, item_embeddings, users, items)
 
     torch.testing.assert_close(scores, expected)
     for actual, wanted in zip(

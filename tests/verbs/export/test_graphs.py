@@ -24,6 +24,7 @@ from recbole_kd.testing import (
 from recbole_kd.verbs.export import run_export
 from recbole_kd.verbs.export.graph import require_onnx
 from recbole_kd.verbs.recommender import Recommender
+from recbole_kd.verbs.serve.live import Live
 from recbole_kd.verbs.train import run_recbole_kd
 from tests.sequential import SMALL
 from tests.verbs.export.test_export import _as_written, _assert_ranked_as_by, _blocks
@@ -81,6 +82,26 @@ def test_the_readmes_lines_continue_every_users_sequence(model: str, sequences: 
     wanted = recommender.recommend_after(had, k=5)
     scores = bundle.scores(bundle.vector_after([bundle.item_rows[item] for item in had]))
     np.testing.assert_allclose([scores[bundle.item_rows[item]] for item in wanted.items], wanted.scores, rtol=1e-4)
+
+
+def test_what_was_seen_is_recommended_again_as_the_evaluator_ranks_it(
+    gru: str, sequences: Path, tmp_path: Path
+) -> None:
+    """``--repeatable=True``: README, bundle and server give what `recommend` does; no list of seen items is filled."""
+    given = {"data_path": str(sequences), "repeatable": True}
+    manifest = run_export(gru, str(tmp_path / "bundle"), seen="all", config_dict=given)
+    assert (manifest["repeatable"], manifest["seen"]["pairs"]) == (True, 0)
+    recommender = Recommender(gru, "all", given)
+    answers = _as_written(tmp_path / "bundle", 1, "recommend(user, k=20)")
+    _assert_ranked_as_by(recommender, answers, k=20)
+    assert {f"i{number}" for number in range(6)} & set(answers["u0"]), "u0 had these"
+    ready = Live(tmp_path / "bundle").current
+    for user, items, _ in recommender.recommend(k=20):
+        assert ready.recommend(ready.bundle.user_rows[user], 20, None)[0] == items
+    history = ["i3", "i4"]
+    rows = [ready.bundle.item_rows[item] for item in history]
+    assert ready.recommend_after(rows, 20, None)[0] == recommender.recommend_after(history, k=20).items
+    assert not set(history) & set(ready.recommend_after(rows, 20, True)[0])
 
 
 @pytest.mark.slow

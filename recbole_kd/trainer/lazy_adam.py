@@ -1,0 +1,90 @@
+"""Adam that leaves rows of embedding tables at rest in the steps that do not read them.
+
+Adam moves every row in every step, by what is left of its first moment. Of a million users a batch reads a few
+thousand, and the step of the optimiser is then most of a step. Here moments and weights change only in rows that have a
+gradient, as in TensorFlow's LazyAdam and torch's SparseAdam. This is another optimiser than Adam: a row's moments fade
+with the steps that read it, not with all steps. Bias is corrected by the number of all steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["LazyAdam"]
+
+
+class LazyAdam(Optimizer):
+    """Adam by rows for tables, ordinary Adam for every other parameter."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        tables: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        """
+        Args:
+            params: all that is trained.
+            tables: which of them (N, d) rest by rows. Their gradients may be sparse.
+            lr: learning rate.
+            weight_decay: L2 penalty, added to the gradient of the rows that have one.
+            betas: decay of the first and of the second moment.
+            eps: added to the root of the second moment.
+
+        Raises:
+            ValueError: a learning rate or penalty below 0.
+        """
+        if not (lr >= 0 and weight_decay >= 0):
+            raise ValueError(f"lr is {lr!r} and weight_decay {weight_decay!r}; expected numbers of at least 0")
+        self._tables = {id(table) for table in tables}
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
+        """One step. Returns the loss of `closure`, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+        return loss
+
+    def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        step = int(state["step"].item())
+        rows: Optional[Tensor] = None
+        if gradient.is_sparse:
+            joined = gradient.coalesce()
+            rows, gradient = joined.indices()[0], joined.values()
+        elif id(parameter) in self._tables:
+            rows = (gradient.abs().amax(dim=1) != 0).nonzero().squeeze(1)  # a row with a NaN is not at rest
+            gradient = gradient.index_select(0, rows)
+        weights, first, second = (
+            each if rows is None else each.index_select(0, rows)
+            for each in (parameter, state["exp_avg"], state["exp_avg_sq"])
+        )
+        if group["weight_decay"]:
+            gradient = gradient.add(weights, alpha=group["weight_decay"])
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+        weights.addcdiv_(first, root, value=-group["lr"] / (1 - beta1**step))
+        if rows is not None:
+            for whole, part in ((parameter, weights), (state["exp_avg"], first), (state["exp_avg_sq"], second)):
+                whole.index_copy_(0, rows, part)
