@@ -14,8 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from recbole_kd.errors import UserError
-from recbole_kd.report.interactive import HEAT_COLORS, INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix
+from recbole_kd.report.frame import INK, MUTED
+from recbole_kd.report.interactive import MATRIX_COLORS, MOST_NUMBERED, matrix
 from recbole_kd.report.looks import ink_on, is_numeric, log_ticks, metric_label, short, spans_decades, wrapped
+from recbole_kd.report.sweeps import HEAT_COLORS
 from recbole_kd.report.view import LEVEL, Comparison, Curve, Model, is_wide, mean_curve, side_by_side
 
 #: Settings of every picture of this package: light, and readable at half its size.
