@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -131,6 +130,8 @@ def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, cou
         if sparse:
             return gradient_of_rows(targets.reshape(-1), spread, count)
         return vectors.new_zeros(count, vectors.shape[1]).index_add_(0, targets.reshape(-1), spread)
+    from scipy.sparse import csr_matrix  # late: `list` reads this module, and does without SciPy
+
     # SciPy adds up the product of a transposed matrix entry by entry, in their order. torch would have them sorted,
     # which takes three times as long as the product.
     parts = weights.reshape(-1).numpy(), targets.reshape(-1).int().numpy(), _offsets(len(rows), each).numpy()
