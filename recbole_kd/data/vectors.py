@@ -26,6 +26,7 @@ from torch import Tensor
 
 from recbole_kd.data.foreign import LARGEST, ForeignIds, find_columns
 from recbole_kd.errors import UserError
+from recbole_kd.files.bundle import is_bundle, read_bundle
 from recbole_kd.files.digest import digest
 from recbole_kd.files.reading import file_digest, read_text, vector_files
 from recbole_kd.files.tables import read_batches, readable
@@ -191,7 +192,9 @@ def _is_named(column: Any) -> Any:
 
 
 def _read_tensors(reader: _Reader, path: str) -> None:
-    """Reads safetensors and the ids beside them."""
+    """Reads safetensors and the ids beside them; those of a bundle are what its manifest says."""
+    if is_bundle(Path(path).parent):
+        read_bundle(Path(path).parent)
     try:
         arrays = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

@@ -5,30 +5,25 @@ A trace's ``meta`` is its model's name, by which the page shows and hides a mode
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Optional
+from typing import Optional
 
+from recbole_kd.report.frame import INK, MUTED, Chart, axis_title, chart_layout, escaped, named_axis, rounded
 from recbole_kd.report.looks import (
     DEPTHS,
     ink_on,
-    is_numeric,
     log_ticks,
     metric_label,
     p_text,
     percent,
     short,
-    spans_decades,
     wrapped,
 )
+from recbole_kd.report.sweeps import sweep
 from recbole_kd.report.tables import figure, memory
-from recbole_kd.report.view import Comparison, Curve, Model, Point, Sweep, mean_curve, side_by_side
+from recbole_kd.report.view import Comparison, Curve, Model, Point, is_wide, mean_curve, side_by_side
 
-Chart = dict[str, Any]
-
-FONT = '-apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
-INK, GRID, MUTED = "#222222", "#E4E7EB", "#667085"
 #: Colours of the matrix from "row is worse" to "row is better", deeper as the difference grows; the middle one
 #: says that the two are not shown to differ.
 MATRIX_COLORS = ("#B35806", "#E08214", "#FDB863", "#EDEDED", "#B2ABD2", "#8073AC", "#542788")
@@ -67,14 +62,14 @@ def bars(comparison: Comparison, metric: str) -> Optional[Chart]:
         value = model.mean(metric) or 0.0
         low, high = model.confidence(metric) or (value, value)
         base = comparison.reference
-        gain = "" if base is None or model is base else f"<br>{percent(model.gain(metric))} over {_escaped(base.name)}"
+        gain = "" if base is None or model is base else f"<br>{percent(model.gain(metric))} over {escaped(base.name)}"
         traces.append(
             {
                 "type": "bar",
                 "orientation": "h",
                 "meta": model.name,
                 "y": [place],
-                "x": [_rounded(value)],
+                "x": [rounded(value)],
                 "text": [f"{value:.4f}"],
                 "textposition": "inside",
                 "insidetextanchor": "start",
@@ -82,19 +77,19 @@ def bars(comparison: Comparison, metric: str) -> Optional[Chart]:
                 "error_x": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [_rounded(high - value)],
-                    "arrayminus": [_rounded(value - low)],
+                    "array": [rounded(high - value)],
+                    "arrayminus": [rounded(value - low)],
                     "color": INK,
                     "thickness": 1.4,
                     "width": 4,
                 },
-                "hovertemplate": f"<b>{_escaped(model.name)}</b><br>{metric_label(metric)} {value:.4f}"
+                "hovertemplate": f"<b>{escaped(model.name)}</b><br>{metric_label(metric)} {value:.4f}"
                 f"<br>95 % interval {low:.4f} to {high:.4f}{gain}<extra></extra>",
             }
         )
-    layout = _layout(height=80 + 36 * len(models))
-    layout["xaxis"].update(title=_title(metric_label(metric)), rangemode="tozero", nticks=6)
-    layout["yaxis"].update(_named(models, 22, lines=2), showgrid=False, ticklen=4, tickcolor="rgba(0,0,0,0)")
+    layout = chart_layout(height=80 + 36 * len(models))
+    layout["xaxis"].update(title=axis_title(metric_label(metric)), rangemode="tozero", nticks=6)
+    layout["yaxis"].update(named_axis(models, 22, lines=2), showgrid=False, ticklen=4, tickcolor="rgba(0,0,0,0)")
     layout["bargap"] = 0.28
     if comparison.reference is not None and comparison.reference.mean(metric) is not None:
         layout["shapes"] = [
@@ -137,7 +132,7 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
                 "type": "scatter",
                 "mode": "lines",
                 "x": [point.price for point in front],
-                "y": [_rounded(point.value) for point in front],
+                "y": [rounded(point.value) for point in front],
                 "line": {"shape": "hv", "color": "#98A2B3", "width": 1.5, "dash": "dash"},
                 "hoverinfo": "skip",
             }
@@ -151,7 +146,7 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
                     "mode": "lines",
                     "meta": model.name,
                     "x": [point.price for point in own],
-                    "y": [_rounded(point.value) for point in own],
+                    "y": [rounded(point.value) for point in own],
                     "line": {"color": model.style.color, "width": 1.2},
                     "hoverinfo": "skip",
                 }
@@ -167,13 +162,13 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
             {
                 "type": "scatter",
                 "mode": "markers+text" if named else "markers",
-                "text": [_escaped(wrapped(model.name, 20, lines=1)[0])] if named else [""],
+                "text": [escaped(wrapped(model.name, 20, lines=1)[0])] if named else [""],
                 "textposition": "top right" if point.price == min(prices) else "top left",
                 "textfont": {"size": 11, "color": INK},
                 "cliponaxis": False,
                 "meta": model.name,
                 "x": [place],
-                "y": [_rounded(value)],
+                "y": [rounded(value)],
                 "marker": {
                     "color": model.style.color,
                     "symbol": model.style.symbol[0],
@@ -183,28 +178,28 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
                 "error_y": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [_rounded(high - value)],
-                    "arrayminus": [_rounded(value - low)],
+                    "array": [rounded(high - value)],
+                    "arrayminus": [rounded(value - low)],
                     "color": model.style.color,
                     "thickness": 1,
                     "width": 0,
                 },
-                "hovertemplate": f"<b>{_escaped(point.name)}</b>{' (on the front)' if on_front else ''}"
+                "hovertemplate": f"<b>{escaped(point.name)}</b>{' (on the front)' if on_front else ''}"
                 f"<br>{metric_label(metric)} {value:.4f} {f'({low:.4f} to {high:.4f})' if high > low else ''}"
                 f"<br>{_costs(point)}<extra></extra>",
             }
         )
-    layout = _layout(height=400)
+    layout = chart_layout(height=400)
     low, high = min(prices) / 1.35, max(prices) * 1.35
     ticks = log_ticks(low, high)
     layout["xaxis"].update(
         type="log",
-        title=_title(title),
+        title=axis_title(title),
         tickvals=ticks,
         ticktext=[short(tick) for tick in ticks],
         range=[math.log10(low), math.log10(high)],
     )
-    layout["yaxis"].update(title=_title(metric_label(metric)), automargin=True)
+    layout["yaxis"].update(title=axis_title(metric_label(metric)), automargin=True)
     return {"data": traces, "layout": layout}
 
 
@@ -248,10 +243,10 @@ def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
         for column in places
         if not crowded and column <= row
     ]
-    layout = _layout(height=max(320, 120 + (26 if crowded else 46) * len(models)))
-    names = {**_named(columns, 24, lines=1), "tickangle": -90} if crowded else _named(columns, 14, lines=3)
+    layout = chart_layout(height=max(320, 120 + (26 if crowded else 46) * len(models)))
+    names = {**named_axis(columns, 24, lines=1), "tickangle": -90} if crowded else named_axis(columns, 14, lines=3)
     layout["xaxis"].update(names, side="top", showgrid=False)
-    layout["yaxis"].update(_named(rows, 24, lines=1 if crowded else 2), autorange="reversed", showgrid=False)
+    layout["yaxis"].update(named_axis(rows, 24, lines=1 if crowded else 2), autorange="reversed", showgrid=False)
     layout["margin"]["b"] = 10
     layout["annotations"] = annotations
     trace = {
@@ -306,120 +301,9 @@ def _pair_text(comparison: Comparison, metric: str, row: Model, column: Model) -
     difference = comparison.difference(metric, row.name, column.name)
     users, seeds = (p_text(comparison.p_value(metric, row.name, column.name, unit)) for unit in ("users", "seeds"))
     return (
-        f"<b>{_escaped(row.name)}</b> less <b>{_escaped(column.name)}</b><br>"
+        f"<b>{escaped(row.name)}</b> less <b>{escaped(column.name)}</b><br>"
         f"{metric_label(metric)} {figure(difference, '+.4f')}<br>over users: {users}; over seeds: {seeds} (Holm)"
     )
-
-
-#: Colours of a heat map from the lowest to the highest value.
-HEAT_COLORS = ("#F7F4F9", "#D4B9DA", "#8073AC", "#3F007D")
-
-
-def sweep(comparison: Comparison, metric: str) -> Optional[Chart]:
-    """The metric over the values of one setting, a line with deviations for each model; or of two, a heat map."""
-    sweeps = comparison.sweeps()
-    if not sweeps or not any(model.mean(metric) is not None for _, model in sweeps[0].rows):
-        return None
-    return _lines(comparison, sweeps, metric) if len(sweeps[0].settings) == 1 else _heat_map(sweeps[0], metric)
-
-
-def _lines(comparison: Comparison, sweeps: Sequence[Sweep], metric: str) -> Chart:
-    (setting,), values = sweeps[0].settings, sweeps[0].values(0)
-    traces = []
-    for each in sweeps:
-        rows = each.along(metric)
-        style = rows[0][1].style
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": [value if is_numeric(value) else str(value) for value, _ in rows],
-                "y": [_rounded(model.mean(metric)) for _, model in rows],
-                "text": [_escaped(model.name) for _, model in rows],
-                "line": {"color": style.color, "width": 2},
-                "marker": {"color": style.color, "size": 9, "symbol": style.symbol[0]},
-                "error_y": {
-                    "type": "data",
-                    "array": [_rounded(model.deviation(metric) or 0.0) for _, model in rows],
-                    "color": style.color,
-                    "thickness": 1.2,
-                },
-                "hovertemplate": f"<b>%{{text}}</b><br>{metric_label(metric)} %{{y:.4f}}<extra></extra>",
-            }
-        )
-    layout = _layout(height=360)
-    layout["xaxis"].update(title=_title(setting))
-    if spans_decades(values):
-        layout["xaxis"].update(type="log", tickvals=values, ticktext=[f"{value:g}" for value in values])
-    elif not all(map(is_numeric, values)):
-        layout["xaxis"].update(type="category")
-    layout["yaxis"].update(title=_title(metric_label(metric)), automargin=True)
-    levels = comparison.levels_of(sweeps[0].rows[0][1], metric)
-    layout["shapes"] = [
-        {
-            "type": "line",
-            "xref": "paper",
-            "x0": 0,
-            "x1": 1,
-            "y0": model.mean(metric),
-            "y1": model.mean(metric),
-            "line": {"color": model.style.color, "width": 1.2, "dash": "dot"},
-        }
-        for model in levels
-    ]
-    layout["annotations"] = [
-        {
-            "text": _escaped(model.name),
-            "xref": "paper",
-            "x": 1,
-            "xanchor": "right",
-            "y": model.mean(metric),
-            "yanchor": "bottom",
-            "showarrow": False,
-            "font": {"size": 11, "color": model.style.color},
-        }
-        for model in levels
-    ]
-    return {"data": traces, "layout": layout}
-
-
-def _heat_map(each: Sweep, metric: str) -> Chart:
-    down, across = (list(map(str, each.values(place))) for place in (0, 1))
-    cells = each.cells(metric)
-    low, high = min(cells.values()), max(cells.values())
-    table = [[cells.get((one, other)) for other in across] for one in down]
-    layout = _layout(height=120 + 44 * len(down))
-    layout["xaxis"].update(title=_title(each.settings[1]), type="category", showgrid=False)
-    layout["yaxis"].update(title=_title(each.settings[0]), type="category", showgrid=False, automargin=True)
-    layout["annotations"] = [
-        {
-            "x": column,
-            "y": row,
-            "text": f"{value:.4f}",
-            "showarrow": False,
-            "font": {
-                "size": 12,
-                "color": "#FFFFFF" if high > low and (value - low) / (high - low) > 0.5 else "#111111",
-            },
-        }
-        for row, line in enumerate(table)
-        for column, value in enumerate(line)
-        if value is not None
-    ]
-    steps = len(HEAT_COLORS) - 1
-    trace = {
-        "type": "heatmap",
-        "x": across,
-        "y": down,
-        "z": [[_rounded(value) for value in line] for line in table],
-        "colorscale": [[index / steps, color] for index, color in enumerate(HEAT_COLORS)],
-        "showscale": False,
-        "xgap": 2,
-        "ygap": 2,
-        "hovertemplate": f"{each.settings[0]} %{{y}}, {each.settings[1]} %{{x}}<br>{metric_label(metric)} %{{z:.4f}}"
-        "<extra></extra>",
-    }
-    return {"data": [trace], "layout": layout}
 
 
 def validation(comparison: Comparison, metric: str) -> Optional[Chart]:
@@ -428,19 +312,21 @@ def validation(comparison: Comparison, metric: str) -> Optional[Chart]:
     traces = [trace for model, seeds in curves for trace in _curves(model, seeds)]
     if not traces:
         return None
-    layout = _layout(height=400)
+    layout = chart_layout(height=400)
     layout["xaxis"].update(_epochs(seed for _, seeds in curves for seed in seeds))
-    layout["yaxis"].update(title=_title(f"{metric_label(metric)}, validation"), automargin=True)
+    layout["yaxis"].update(title=axis_title(f"{metric_label(metric)}, validation"), automargin=True)
     return {"data": traces, "layout": layout}
 
 
 def losses(title: str, curves: Sequence[tuple[Model, list[Curve]]]) -> Chart:
     """One named loss by epoch, of every model that has it."""
-    layout = _layout(height=250)
-    layout["title"] = {"text": _escaped(title), "x": 0.02, "y": 0.97, "font": {"size": 14}}
+    layout = chart_layout(height=250)
+    layout["title"] = {"text": escaped(title), "x": 0.02, "y": 0.97, "font": {"size": 14}}
     layout["margin"]["t"] = 34
     layout["xaxis"].update(_epochs(seed for _, seeds in curves for seed in seeds))
     layout["yaxis"].update(automargin=True, nticks=5, exponentformat="SI")
+    if is_wide(seed for _, seeds in curves for seed in seeds):
+        layout["yaxis"].update(type="log", dtick=1)
     return {"data": [trace for model, seeds in curves for trace in _curves(model, seeds)], "layout": layout}
 
 
@@ -448,19 +334,19 @@ def _epochs(curves: Iterable[Curve]) -> Chart:
     """An axis of epochs, with whole ones at its ticks."""
     last = max((epochs[-1] for epochs, _ in curves), default=0)
     steps = (step * 10**power for power in range(9) for step in (1, 2, 5))
-    return {"title": _title("epoch"), "tick0": 0, "dtick": next(step for step in steps if last <= 8 * step)}
+    return {"title": axis_title("epoch"), "tick0": 0, "dtick": next(step for step in steps if last <= 8 * step)}
 
 
 def _curves(model: Model, seeds: list[Curve]) -> list[Chart]:
     """A thin line for each seed and, where there are several, their mean."""
     common: Chart = {"type": "scatter", "mode": "lines", "meta": model.name}
     line = {"color": model.style.color, "dash": model.style.dash[0]}
-    named = f"<b>{_escaped(model.name)}</b><br>epoch %{{x}}: %{{y:.5~g}}<extra></extra>"
+    named = f"<b>{escaped(model.name)}</b><br>epoch %{{x}}: %{{y:.5~g}}<extra></extra>"
     thin = [
         {
             **common,
             "x": epochs,
-            "y": [_rounded(value) for value in values],
+            "y": [rounded(value) for value in values],
             "line": {**line, "width": 1},
             "opacity": 0.35,
             "hoverinfo": "skip",
@@ -474,50 +360,10 @@ def _curves(model: Model, seeds: list[Curve]) -> list[Chart]:
     mean = {
         **common,
         "x": epochs,
-        "y": [_rounded(value) for value in values],
+        "y": [rounded(value) for value in values],
         "line": {**line, "width": 2.2},
         "hovertemplate": named,
     }
     if len(epochs) == 1:
         mean.update(mode="markers", marker={"color": model.style.color, "symbol": model.style.symbol[0], "size": 8})
     return [*thin, mean]
-
-
-def _layout(height: int) -> Chart:
-    axis = {
-        "gridcolor": GRID,
-        "zeroline": False,
-        "linecolor": "#98A2B3",
-        "tickfont": {"size": 12},
-        "fixedrange": False,
-    }
-    return {
-        "height": height,
-        "margin": {"l": 60, "r": 16, "t": 14, "b": 50},
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "showlegend": False,
-        "hoverlabel": {"bgcolor": "white", "bordercolor": "#98A2B3", "font": {"color": INK}, "align": "left"},
-        "xaxis": {**axis},
-        "yaxis": {**axis},
-    }
-
-
-def _title(text: str) -> Chart:
-    return {"text": text, "font": {"size": 13}, "standoff": 6}
-
-
-def _named(models: Sequence[Model], width: int, lines: int) -> Chart:
-    """An axis on which model n stands at n, its name wrapped. (As categories, names that wrap alike would be one.)"""
-    names = ["<br>".join(map(_escaped, wrapped(model.name, width, lines))) for model in models]
-    return {"tickvals": list(range(len(models))), "ticktext": names, "automargin": True}
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text, quote=False)
-
-
-def _rounded(value: Optional[float]) -> Optional[float]:
-    """Six digits: what a chart can show, at a third of the page's size."""
-    return None if value is None else float(f"{value:.6g}")

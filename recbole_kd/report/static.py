@@ -14,9 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from recbole_kd.errors import UserError
-from recbole_kd.report.interactive import HEAT_COLORS, INK, MATRIX_COLORS, MOST_NUMBERED, MUTED, matrix
+from recbole_kd.report.frame import INK, MUTED
+from recbole_kd.report.interactive import MATRIX_COLORS, MOST_NUMBERED, matrix
 from recbole_kd.report.looks import ink_on, is_numeric, log_ticks, metric_label, short, spans_decades, wrapped
-from recbole_kd.report.view import LEVEL, Comparison, Curve, Model, mean_curve, side_by_side
+from recbole_kd.report.sweeps import HEAT_COLORS
+from recbole_kd.report.view import LEVEL, Comparison, Curve, Model, is_wide, mean_curve, side_by_side
 
 #: Settings of every picture of this package: light, and readable at half its size.
 STYLE = {
@@ -281,6 +283,8 @@ def _losses(comparison: Comparison) -> Optional[Figure]:
     figure, grid = panels(len(curves), 3, 3.4, 2.5)
     for axes, (title, models) in zip(grid, curves.items()):
         _draw_curves(axes, models)
+        if is_wide(seed for _, seeds in models for seed in seeds):
+            axes.set_yscale("log")
         axes.set_title("\n".join(wrapped(title, 34, lines=2)), fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
     shown = {model.name for models in curves.values() for model, _ in models}

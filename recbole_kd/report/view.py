@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -22,6 +22,8 @@ LEVEL = 0.05
 NOISE = 0.1
 #: Shares of a picture's width and height within which a point would hide another.
 BESIDE, OVER = 0.02, 0.04
+#: Times the smallest value that the largest one of a panel has where its axis is logarithmic.
+WIDE = 30
 
 Curve = tuple[list[int], list[float]]
 _NONE = object()
@@ -376,9 +378,7 @@ class Comparison:
         settings = {}
         for model in self.models:
             own = model.row.get("settings") or {}
-            left_out = {"student", "distill"} | (
-                {"teacher"} if str(model.row.get("teacher")) in self.by_name else set()
-            )
+            left_out = ["student", "distill", *(["teacher"] if str(model.row.get("teacher")) in self.by_name else [])]
             given = {key: at(own, key) for key in leaves(own) if key.partition(".")[0] not in left_out}
             settings[model.name] = {key: value for key, value in given.items() if value is not None}
         found: dict[str, dict[str, Any]] = {}
@@ -492,6 +492,12 @@ def pareto_front(
         if not beaten:
             front.append(index)
     return sorted(front, key=lambda index: (costs[index], values[index]))
+
+
+def is_wide(curves: Iterable[Curve]) -> bool:
+    """Whether values above 0 differ so much that a plain axis would flatten the small ones."""
+    values = [value for _, of_epochs in curves for value in of_epochs]
+    return bool(values) and min(values) > 0 and max(values) > WIDE * min(values)
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:

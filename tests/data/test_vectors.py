@@ -17,6 +17,7 @@ from recbole_kd.data.vectors import Vectors, read_vectors
 from recbole_kd.errors import UserError
 from recbole_kd.files import tables
 from recbole_kd.files.reading import vector_files
+from tests.files import test_bundle as bundles
 
 USERS, ITEMS = ["[PAD]", "ann", "bob"], ["[PAD]", "x", "y", "12"]
 #: Nobody has a vector of y and of bob.
@@ -151,6 +152,17 @@ def test_what_is_wrong_with_safetensors(arrays: Any, ids: Any, message: str, tmp
         (tmp_path / "items.jsonl").write_text("".join(json.dumps(one) + "\n" for one in ids))
     (tmp_path / "users.jsonl").write_text('"ann"\n')
     with pytest.raises(UserError, match=message):
+        read(path)
+
+
+def test_a_bundle_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """What ``export`` wrote is known by its digests."""
+    tables_of_both = {"users": bundles.USERS, "items": bundles.ITEMS}
+    path = bundles.write(tmp_path / "bundle", tables_of_both) / "vectors.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"vectors\.safetensors was changed after the export.*export it again"):
         read(path)
 
 

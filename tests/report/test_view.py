@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from recbole_kd.errors import UserError
 from recbole_kd.report.looks import log_ticks, metric_label, wrapped
-from recbole_kd.report.view import Comparison, mean_curve, pareto_front, smaller_is_better
+from recbole_kd.report.view import (
+    Comparison,
+    is_wide,
+    mean_curve,
+    pareto_front,
+    side_by_side,
+    smaller_is_better,
+)
 from tests.report.fabricated import METRICS, MODELS, fabricated, with_prefixes, with_sweep
 
 small = st.integers(0, 5)
@@ -236,6 +243,18 @@ def test_settings_shown_are_those_that_differ() -> None:
     }
 
 
+def test_options_of_a_distiller_are_compared_among_the_rows_that_have_it() -> None:
+    """What a row is, and its teacher's settings, stand elsewhere; what is not set says nothing."""
+    results = fabricated(models=[MODELS[0], *MODELS[3:6]])
+    rrd = {"weight": 0.1, "pool": 100, "decay": None}
+    for row, own in zip(results["rows"][1:], ({"rrd": rrd}, {"rrd": {**rrd, "weight": 1}}, {"kd": {"weight": 0.3}})):
+        teacher = {"model": "SimRecTeacher", "epochs": 9}
+        row["settings"] = {"student": "BPR", "distill": list(own), "epochs": 3, "teacher": teacher, **own}
+        row["teacher"] = "SimRecTeacher (teacher)"
+    differing = Comparison(results).differing_settings()
+    assert list(differing.values())[1:] == [{"rrd.weight": 0.1}, {"rrd.weight": 1}, {"kd.weight": 0.3}]
+
+
 def test_without_a_plain_student_the_mark_is_the_best_against_the_second() -> None:
     results = fabricated()
     results["reference"] = None
@@ -277,8 +296,33 @@ def test_a_closed_form_has_no_loss_curve() -> None:
     assert list(Comparison(results).loss_panels()) == ["rec of BPR"]
 
 
+def test_models_of_one_size_stand_side_by_side() -> None:
+    """Of points that would hide each other one stays at its price; one far above stays too."""
+    results = fabricated()
+    by_name = {row["name"]: row for row in results["rows"]}
+    for name, value in {"BPR": 0.2, "LightGCN": 0.2001, "FreqDStudent": 0.1999, "DERRDStudent": 0.3}.items():
+        by_name[name]["mean"]["ndcg@20"] = value
+    comparison = Comparison(results)
+    points = comparison.points("ndcg@20", "parameters")
+    front = comparison.front("ndcg@20", "parameters")
+    drawn = {point.name: place for point, place in zip(points, side_by_side(points, front))}
+    price = points[1].price
+    assert drawn["DERRDStudent"] == pytest.approx(price), "on the front"
+    close = sorted(drawn[name] / price for name in ("BPR", "LightGCN", "FreqDStudent"))
+    assert close[1] == pytest.approx(1)
+    assert close[0] < 0.99 < 1.01 < close[2]
+
+
+def test_losses_of_different_sizes_have_a_logarithmic_axis() -> None:
+    assert is_wide([([0, 1], [600.0, 400.0]), ([0, 1], [6.0, 5.0])])
+    assert not is_wide([([0, 1], [600.0, 400.0]), ([0, 1], [60.0, 50.0])])
+    assert not is_wide([([0, 1], [600.0, -4.0])])
+    assert not is_wide([])
+
+
 def test_names_are_broken_where_words_end() -> None:
     assert wrapped("BPR") == ["BPR"]
+    assert wrapped("DERRDStudent", 8) == ["DERRD", "Student"]
     assert wrapped("SimRecTeacher (teacher)", 14) == ["SimRecTeacher", "(teacher)"]
     assert wrapped("x" * 40, 18, lines=3) == ["x" * 18, "x" * 18, "x" * 4]
     long = wrapped("DERRDStudentWithAVeryLongName (teacher LightGCN, d=64)", 18, lines=2)
