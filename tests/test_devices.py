@@ -54,7 +54,6 @@ ALLOWED = {
     # Numbers come from a generator of the CPU, so that a run is the same on any device (CONTRIBUTING.md, 7).
     ("drawn", "distiller.simrec"): 3,
     ("drawn", "distiller.rkd"): 1,
-    ("to the CPU", "distiller.rrd"): 2,  # after sequences: how long their lists are
     ("drawn", "distiller.cd"): 1,
     ("drawn", "distiller.base.experts"): 2,
     ("drawn", "distiller.base.lists"): 1,

@@ -113,11 +113,11 @@ class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
     def _lists_of(self, batch: Batch, listed: SequenceLists) -> RelaxedLists:
         """Lists of the batch's sequences, from the items that are best after each."""
         assert batch.sequences is not None, "the student is a sequential model"
-        ranked = functional.pad(listed.items.cpu(), (0, 0, 1, 0)).int()
-        had = batch.sequences.items.cpu()
-        had = had if listed.rows is None else had[listed.rows]
+        had = batch.sequences.items[:, : 0 if self.data.repeatable else None]
+        if listed.rows is not None:  # of a file, whose lists are on the CPU
+            had = had.cpu()[listed.rows]
+        ranked, had = torch.cat([listed.items, had], dim=1).cpu().split([listed.items.shape[1], had.shape[1]], dim=1)
+        ranked = functional.pad(ranked, (0, 0, 1, 0)).int()
         rows, places = (had > 0).nonzero(as_tuple=True)
-        if self.data.repeatable:
-            rows, places = rows[:0], places[:0]
         seen = Observed(rows + 1, had[rows, places], len(ranked), self.data.items)
         return RelaxedLists(self.options, seen, ranked, self.data.device)
