@@ -52,8 +52,8 @@ def warnings(splits: Splits) -> list[str]:
         across = splits.duplicates[1]
         if across:
             found.append(
-                f"{across:,} pairs of the validation and test splits are also in the training split, where they are "
-                "left out of the ranking and cannot be found. --rm_dup_inter=first keeps the first of a pair, "
+                f"{across:,} pairs of the validation and test splits are also in the training split: models "
+                "have learned what they are to find. --rm_dup_inter=first keeps the first of a pair, "
                 "--rm_dup_inter=last the last."
             )
     label, threshold = splits.train.label_field, config["threshold"]

@@ -12,12 +12,10 @@ from sklearn.manifold import TSNE
 
 from recbole_kd.errors import UserError
 
-__all__ = ["METHODS", "angle_density", "class_distances", "directions", "plane"]
+__all__ = ["angle_density", "class_distances", "directions", "plane"]
 
 Array = NDArray[np.float64]
 
-#: What draws a map.
-METHODS = ("tsne", "umap")
 #: Width of the kernel of a density of angles, in radians.
 BANDWIDTH = 0.15
 

@@ -464,16 +464,8 @@ _COUNTS = frozenset(("n_layers", "n_iterations", "hyper_layers", "warm_up_step",
 _SHARES = frozenset(("mask_ratio", "ft_ratio", "corruption_ratio", "drop_ratio", "l1_ratio", "eta", "pretrain_alpha"))
 _WEIGHTS = frozenset(
     (
-        "reg_weight",
-        "reg_weight_1",
-        "reg_weight_2",
-        "ssl_weight",
-        "ssl_reg",
-        "proto_reg",
-        "cor_weight",
-        "shrink",
-        "positive_weight",
-        "noise_std",
+        *("reg_weight", "reg_weight_1", "reg_weight_2", "ssl_weight", "ssl_reg", "proto_reg", "cor_weight", "shrink"),
+        *("positive_weight", "noise_std"),
     )
 )
 _TEMPERATURES = frozenset(("temperature", "tau", "ssl_temp", "ssl_tau", "layer_norm_eps", "initializer_range"))
