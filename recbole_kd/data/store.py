@@ -80,6 +80,7 @@ def kept(folder: Path, name: str, way: str, content: str, make: Callable[[], pa.
             for older in folder.glob(f"{_literal(name)}-{way}-*.arrow"):
                 if older != compiled:
                     older.unlink(missing_ok=True)
+        pa.default_memory_pool().release_unused()  # else what was read last adds to what comes next
     return table
 
 
