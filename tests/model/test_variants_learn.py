@@ -29,7 +29,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Mult-VAE, gaussian": ("MultiVAEVariant", {"likelihood": "gaussian", "learning_rate": 0.001, **USERS}),
     "Mult-VAE, logistic": ("MultiVAEVariant", {"likelihood": "logistic", "learning_rate": 0.001, **USERS}),
     "Mult-DAE, gaussian": ("MultiDAEVariant", {"likelihood": "gaussian", "learning_rate": 0.001, **USERS}),
-    "Mult-DAE, logistic": ("MultiDAEVariant", {"likelihood": "logistic", "learning_rate": 0.001, **USERS}),
+    "Mult-DAE, logistic": (
+        "MultiDAEVariant",
+        {"likelihood": "logistic", "learning_rate": 0.001, "epochs": 10, **USERS},
+    ),
     "NeuMF, squared loss": ("NeuMFVariant", {"loss_type": "MSE", "learning_rate": 0.001}),
     "WMF": ("WMF", USERS),
     "BiasMF": ("BiasMF", {"reg_weight": 1e-4}),
