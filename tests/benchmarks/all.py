@@ -3,14 +3,18 @@
     python -m tests.benchmarks.all --data_path=DATASETS [--methods plain kd rrd] [--clock cpu] [--threads 1] [--turns 3]
 
 Measured: whole epochs of BPR (d 20, batch 2,048, Gowalla) by the trainers that a run has, over a teacher (d 300, random)
-whose ranked lists are there. Four kinds of epochs take turns: RecBole's Trainer with RecBole's loader; the plain student
+whose ranked lists are there. Kinds of epochs take turns: RecBole's Trainer with RecBole's loader; the plain student
 with fast sampling; the student with the distiller, with RecBole's loader and with fast sampling. Medians of the turns.
-A run that distils takes torch's fused Adam, a plain one RecBole's. Experts have been annealed to one a node.
+A run that distils takes torch's fused Adam, a plain one RecBole's. Experts have been annealed to one a node. Where the
+processor multiplies bf16, methods of matrix products have a row with `--precision=bf16`.
+
+Then, each over RecBole's plain epoch of its own: LightGCN (d 64, 3 layers, Gowalla), plain and with rrd; SASRec
+(RecBole's defaults, Amazon Beauty) with `--trim_padding=true`, plain and with dkd from a SASRec of d 128.
 
 columns      ratio: a distilled epoch with fast sampling over RecBole's plain one of the same turns
              RecBole's loader: the same with RecBole's loader
              floor: the ratio of an epoch with fast sampling, the fused Adam and, of the distiller, the forward and
-             backward products alone: scores of its items, or its experts' matrices
+             backward products alone: scores of its items, its experts' matrices, or its linear projector's
              set-up: seconds that building the distiller takes, with its ranked lists on disk
              memory: how much higher the process's memory was at most while it was built and trained
 
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,34 +42,43 @@ from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank
 from recbole_kd.loss.kernel.gather import gathered_dot
+from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from recbole_kd.model.build import build_model
 from recbole_kd.registry import distiller_class
 from recbole_kd.student.readers import ModelStudent
 from recbole_kd.teacher.bare import BareTeacher
+from recbole_kd.teacher.cache import Trained
+from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_trainer
 from tests.benchmarks.on_gowalla import BATCH, STUDENT, load
 
 TEACHER, POOL, EPOCHS = 300, 500, 100
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
-#: label -> (distiller, options, the issue's target of the ratio; None: none is set)
-CASES: dict[str, tuple[str, dict[str, object], float | None]] = {
-    "cd, 10 items": ("cd", {"samples": 10}, 0.75),
-    "kd, 10 items": ("kd", {"items": 10}, 0.75),
-    "rd, 10 items, 100 dynamic": ("rd", {"start_epoch": 0}, 0.85),
-    "fitnet": ("fitnet", {}, 0.95),
-    "unkd, 30 pairs": ("unkd", {}, 1.1),
-    "rrd, 40 and 40": ("rrd", {}, 1.5),
-    "rrd, 100 and 200": ("rrd", {"interesting": 100, "uninteresting": 200, "pool": 200}, 3.5),
-    "dcd, 40 and 40": ("dcd", {}, None),
-    "freqd": ("freqd", {}, 1.6),
-    "ftd": ("ftd", {}, None),
-    "phr": ("phr", {}, None),
-    "rkd": ("rkd", {}, None),
-    "de, 5 experts": ("de", {"experts": 5}, 3.5),
-    "de, 30 experts": ("de", {"experts": 30}, 3.5),
-    "htd, 30 groups": ("htd", {"experts": 30}, 5.5),
-    "ir_rrd, 40 and 40": ("ir_rrd", {}, None),
+#: label -> (distiller, options, precision, the issue's target of the ratio; None: none is set)
+CASES: dict[str, tuple[str, dict[str, object], str, float | None]] = {
+    "cd, 10 items": ("cd", {"samples": 10}, "fp32", 0.75),
+    "kd, 10 items": ("kd", {"items": 10}, "fp32", 0.75),
+    "rd, 10 items, 100 dynamic": ("rd", {"start_epoch": 0}, "fp32", 0.85),
+    "fitnet": ("fitnet", {}, "fp32", 0.95),
+    "unkd, 30 pairs": ("unkd", {}, "fp32", 1.1),
+    "rrd, 40 and 40": ("rrd", {}, "fp32", 1.5),
+    "rrd, 100 and 200": ("rrd", {"interesting": 100, "uninteresting": 200, "pool": 200}, "fp32", 3.5),
+    "freqd": ("freqd", {}, "fp32", 1.6),
+    "de, 5 experts": ("de", {"experts": 5}, "fp32", 3.5),
+    "de, 5 experts, bf16": ("de", {"experts": 5}, "bf16", 1.8),
+    "de, 30 experts": ("de", {"experts": 30}, "fp32", 3.5),
+    "de, 30 experts, bf16": ("de", {"experts": 30}, "bf16", 1.8),
+    "htd, 30 groups": ("htd", {"experts": 30}, "fp32", 5.5),
+    "htd, 30 groups, bf16": ("htd", {"experts": 30}, "bf16", 2.8),
+    "fitnet, bf16": ("fitnet", {}, "bf16", None),
+    "freqd, bf16": ("freqd", {}, "bf16", None),
+    "phr": ("phr", {}, "fp32", None),
+    "phr, bf16": ("phr", {}, "bf16", None),
+    "ftd": ("ftd", {}, "fp32", None),
+    "rkd": ("rkd", {}, "fp32", None),
+    "dcd, 40 and 40": ("dcd", {}, "fp32", None),
+    "ir_rrd, 40 and 40": ("ir_rrd", {}, "fp32", None),
 }
 
 
@@ -137,9 +151,12 @@ def floor_of_step(clock: Callable[[], float], student: Student, name: str, optio
     """Seconds of a step's products, forward and backward: the median of nine."""
     if name in ("de", "htd"):
         work = _experts(student, int(str(options["experts"])))
+    elif name in ("fitnet", "freqd"):
+        work = _projection(student)
     elif student.asked is not None:
         users, items = student.asked
-        work = _scores(*(table.detach().requires_grad_() for table in student.tables()), users, items)
+        user_table, item_table = (table.detach().requires_grad_() for table in student.tables())
+        work = _scores(user_table, item_table, users, items)
     else:
         return 0.0
     taken = []
@@ -169,78 +186,153 @@ def _experts(student: Student, experts: int) -> Callable[[], object]:
     ]
 
 
+def _projection(student: Student) -> Callable[[], object]:
+    """Both products of a linear projector's loss with the teacher's vectors of a batch's distinct nodes."""
+    nodes = [_distinct(len(table), BATCH * side) for side, table in enumerate(student.tables(), start=1)]
+    sides = [
+        (torch.randn(count, STUDENT), torch.randn(count, TEACHER), torch.randn(TEACHER, STUDENT)) for count in nodes
+    ]
+    return lambda: [(targets @ weight, vectors.t() @ targets) for vectors, targets, weight in sides]
+
+
 def _distinct(of: int, drawn: int) -> int:
     return len(torch.randint(1, of, (drawn,)).unique())
 
 
+class Bench:
+    """A student's data, its loaders, and RecBole's plain training, which everything is measured against.
+
+    Attributes:
+        config, splits: of the student.
+        recboles, fast: training loaders.
+    """
+
+    def __init__(
+        self, arguments: argparse.Namespace, model: str, dataset: str, ours: dict[str, Any], **both: Any
+    ) -> None:
+        self.clock, self.turns = CLOCKS[arguments.clock], arguments.turns
+        options = {"save_last": False, "epochs": EPOCHS, **both}
+        theirs, splits, self.recboles, _ = load(model, arguments.data_path, dataset, **options)
+        self._of_precision = {
+            precision: load(model, arguments.data_path, dataset, precision=precision, **options, **ours)[0]
+            for precision in ("fp32", "bf16")
+        }
+        self.config, self.splits = self._of_precision["fp32"], splits
+        self.fast = make_loaders(self.config, splits, True)[0]
+        self._baseline = Trainer(theirs, build_model(theirs, splits.train))
+        self.epoch(self._baseline, self.recboles)  # the first one warms up
+
+    def epoch(self, trainer: Any, loader: Any) -> float:
+        """Seconds of an epoch."""
+        start = self.clock()
+        trainer._train_epoch(loader, EPOCHS)
+        return self.clock() - start
+
+    def plain(self, fused: bool = False) -> Any:
+        """A trainer of the plain student."""
+        return make_trainer(self.config, build_model(self.config, self.splits.train), fused=fused)
+
+    def distilled(
+        self, name: str, options: dict[str, object], teacher: Any, precision: str
+    ) -> tuple[Any, Student, float]:
+        """A trainer of the student with a distiller, its student, and the seconds that the distiller took to build."""
+        sequential = self.splits.sequential
+        kind, model = distiller_class(name, sequential), build_model(self.config, self.splits.train)
+        student, observed = Student(model), self.splits.observed
+        data = DataView(observed, epochs=EPOCHS, seed=0, device=torch.device("cpu"))
+        start = self.clock()
+        distiller = kind(kind.options_class.parse(name, options), student, teacher, data)
+        setup = self.clock() - start
+        config, told = self._of_precision[precision], {name: distiller}
+        trainer = make_trainer(config, model, distillers=told, observed=observed, step_context=student.step, fused=True)
+        return trainer, student, setup
+
+    def against_recbole(self, *kinds: tuple[Any, Any]) -> list[float]:
+        """Medians of the seconds of epochs of RecBole's plain training and of these trainers with their loaders."""
+        for kind in kinds:
+            self.epoch(*kind)  # the first one warms up
+        turns = [[self.epoch(*kind) for kind in ((self._baseline, self.recboles), *kinds)] for _ in range(self.turns)]
+        return [statistics.median(column) for column in zip(*turns)]
+
+
+def sequence_teacher(bench: Bench, data_path: str) -> FrozenTeacher:
+    """A SASRec of twice the width, with random weights."""
+    config = load("SASRec", data_path, "amazon-beauty", hidden_size=128)[0]
+    trained = Trained(config, build_model(config, bench.splits.train), "none", False, {"test_result": {}})
+    return FrozenTeacher(trained, bench.splits, tempfile.mkdtemp())
+
+
+def backbones(arguments: argparse.Namespace) -> None:
+    """Rows of LightGCN and SASRec."""
+    print("| backbone | ratio | RecBole's plain epoch | target | epoch |")
+    print("|---|---|---|---|---|")
+
+    def row(label: str, target: float, base: float, took: float) -> None:
+        print(f"| {label} | {took / base:.2f} | {base:.2f} s | {target} | {took:.2f} s |", flush=True)
+
+    bench = Bench(arguments, "LightGCN", "gowalla", {}, embedding_size=64, n_layers=3)
+    trainer = bench.distilled("rrd", {}, Teacher(bench.splits.observed), "fp32")[0]
+    base, plain, distilled = bench.against_recbole((bench.plain(), bench.fast), (trainer, bench.fast))
+    row("LightGCN d 64, plain", 0.8, base, plain)
+    row("LightGCN d 64, rrd", 1.1, base, distilled)
+    bench = Bench(
+        arguments, "SASRec", "amazon-beauty", {"trim_padding": True}, embedding_size=64, train_neg_sample_args=None
+    )
+    trainer = bench.distilled("dkd", {}, sequence_teacher(bench, arguments.data_path), "fp32")[0]
+    base, plain, distilled = bench.against_recbole((bench.plain(), bench.fast), (trainer, bench.fast))
+    row("SASRec d 64, plain", 0.7, base, plain)
+    row("SASRec d 64, dkd", 0.9, base, distilled)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", default="dataset", help="folder that holds gowalla/")
+    parser.add_argument("--data_path", default="dataset", help="folder that holds gowalla/ and amazon-beauty/")
     parser.add_argument("--methods", nargs="*", default=list(CASES), help="beginnings of the cases to run")
     parser.add_argument("--turns", type=int, default=3, help="epochs of each kind")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--fast_alone", action="store_true", help="leave out distilled epochs with RecBole's loader")
+    parser.add_argument("--no_backbones", action="store_true", help="leave out LightGCN and SASRec")
     arguments = parser.parse_args()
     clock = CLOCKS[arguments.clock]
     torch.set_num_threads(arguments.threads)
     init_seed(0, True)
 
-    config, splits, recboles, _ = load("BPR", arguments.data_path, save_last=False, epochs=EPOCHS)
-    fast = make_loaders(config, splits, True)[0]
-    observed = splits.observed
+    bench = Bench(arguments, "BPR", "gowalla", {})
+    observed = bench.splits.observed
     teacher = Teacher(observed)
-    data = DataView(observed, epochs=EPOCHS, seed=0, device=torch.device("cpu"))
     print(
         f"{observed.users - 1:,} users, {observed.items - 1:,} items, {len(observed):,} training pairs; "
         f"{arguments.threads} threads, {arguments.clock} clock; products: {rates(clock)}"
     )
-
-    def epoch(trainer: Any, loader: Any) -> float:
-        start = clock()
-        trainer._train_epoch(loader, EPOCHS)
-        return clock() - start
-
-    def plain(fused: bool = False) -> Any:
-        return make_trainer(config, build_model(config, splits.train), fused=fused)
-
-    baseline = Trainer(config, build_model(config, splits.train))
-    alone, fused = plain(), plain(fused=True)
-    epoch(baseline, recboles), epoch(alone, fast), epoch(fused, fast)  # the first ones warm up
-    kinds = (baseline, recboles), (alone, fast), (fused, fast)
-    turns = [[epoch(*kind) for kind in kinds] for _ in range(arguments.turns)]
-    of_recbole, of_plain, of_fused = (statistics.median(column) for column in zip(*turns))
-    print(f"RecBole's plain epoch: {of_recbole:.2f} s ({', '.join(f'{turn[0]:.2f}' for turn in turns)})")
+    of_recbole, of_plain, of_fused = bench.against_recbole(
+        (bench.plain(), bench.fast), (bench.plain(fused=True), bench.fast)
+    )
+    print(f"RecBole's plain epoch: {of_recbole:.2f} s")
     print("| method | ratio | RecBole's loader | floor | target | epoch | set-up | memory |")
     print("|---|---|---|---|---|---|---|---|")
     print(f"| plain | {of_plain / of_recbole:.2f} | 1.00 | | 0.55 | {of_plain:.2f} s | | |")
     print(f"| plain, fused Adam | {of_fused / of_recbole:.2f} | | | | {of_fused:.2f} s | | |", flush=True)
-    for label, (name, options, target) in CASES.items():
+    for label, (name, options, precision, target) in CASES.items():
         if not any(label.startswith(method) for method in arguments.methods):
             continue
-        kind = distiller_class(name, False)
+        if precision == "bf16" and not multiplies_bf16(torch.device("cpu")):
+            continue
         memory: list[float] = []
         with peak(memory):
-            model = build_model(config, splits.train)
-            student = Student(model)
-            start = clock()
-            distiller = kind(kind.options_class.parse(name, options), student, teacher, data)
-            setup = clock() - start
-            trainer = make_trainer(
-                config, model, distillers={name: distiller}, observed=observed, step_context=student.step, fused=True
-            )
-            epoch(trainer, fast)
-        measured = []
-        for _ in range(arguments.turns):
-            slow = float("nan") if arguments.fast_alone else epoch(trainer, recboles)
-            measured.append((epoch(baseline, recboles), slow, epoch(trainer, fast)))
-        base, slow, quick = (statistics.median(column) for column in zip(*measured))
-        floor = of_fused + floor_of_step(clock, student, name, options) * len(fast)
+            trainer, student, setup = bench.distilled(name, options, teacher, precision)
+            bench.epoch(trainer, bench.fast)
+        kinds = [(trainer, bench.fast), (trainer, bench.recboles)][: 1 if arguments.fast_alone else 2]
+        base, quick, *slow = bench.against_recbole(*kinds)
+        with product_precision(precision):
+            floor = of_fused + floor_of_step(clock, student, name, options) * len(bench.fast)
         print(
-            f"| {label} | {quick / base:.2f} | {'' if slow != slow else f'{slow / base:.2f}'} | {floor / of_recbole:.2f} "
+            f"| {label} | {quick / base:.2f} | {f'{slow[0] / base:.2f}' if slow else ''} | {floor / of_recbole:.2f} "
             f"| {target or ''} | {quick:.2f} s | {setup:.1f} s | {memory[0]:,.0f} MB |",
             flush=True,
         )
+    if not arguments.no_backbones:
+        backbones(arguments)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from recbole_kd.trainer.learner import fused_adam_exists
 STUDENT, BATCH = 20, 2048
 
 
-def load(model: str, data_path: Union[str, PathLike[str]], **settings: Any) -> tuple[KDConfig, Splits, Any, list[str]]:
+def load(
+    model: str, data_path: Union[str, PathLike[str]], dataset: str = "gowalla", **settings: Any
+) -> tuple[KDConfig, Splits, Any, list[str]]:
     """A plain student of d 20 with batches of 2,048: settings, splits, training loader, columns of a batch's triplets."""
     given = {
         "data_path": str(data_path),
@@ -31,7 +33,7 @@ def load(model: str, data_path: Union[str, PathLike[str]], **settings: Any) -> t
         "distill": [],
         **settings,
     }
-    config = KDConfig(model, "gowalla", config_dict=given)
+    config = KDConfig(model, dataset, config_dict=given)
     splits = Splits(config)
     item = config["ITEM_ID_FIELD"]
     return config, splits, make_loaders(config, splits)[0], [config["USER_ID_FIELD"], item, config["NEG_PREFIX"] + item]
