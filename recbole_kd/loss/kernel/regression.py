@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from recbole_kd.loss.kernel.autograd import own_precision, with_gradient
 from recbole_kd.loss.kernel.layout import GroupLayout
+from recbole_kd.loss.kernel.streamed import rounds_to_bf16
 
 __all__ = ["expert_error", "linear_error", "mixture_error"]
 
@@ -66,7 +67,10 @@ def expert_error(
 ) -> Tensor:
     """sum_n ||E_m(x_n) - t_n||^2 with each node's own expert m, at the cost of one expert whatever their number.
 
-    Nodes lie side by side by expert, and experts with about as many nodes share a batched product.
+    Nodes lie side by side by expert, and experts with about as many nodes share a batched product. With
+    `product_precision("bf16")` the products' factors and results are bfloat16, each result rounded once; the sums over
+    nodes, the loss and the gradients are in the inputs' type. torch's own "medium" precision, which rounds factors
+    alone, gains a fifth here, and this more than half.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -77,27 +81,29 @@ def expert_error(
             f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} do not fit a map from {w1.shape[1]} to "
             f"{w2.shape[2]} of {layout.nodes} nodes in {layout.rows} rows"
         )
-    x, targets = layout.padded(inputs.detach()), targets.to(inputs)
-    hidden, difference = x.new_empty(len(x), w1.shape[2]), torch.empty_like(targets)
-    input_gradient = torch.empty_like(x)
-    gradients = [torch.empty_like(parameter) for parameter in (w1, b1, w2, b2)]
+    targets = targets.to(inputs)
+    difference, gradients = torch.empty_like(targets), [torch.empty_like(each) for each in (w1, b1, w2, b2)]
+    factors = torch.bfloat16 if rounds_to_bf16(inputs) else inputs.dtype
+    x, w1, b1, w2 = (each.to(factors) for each in (layout.padded(inputs.detach()), w1, b1, w2))
+    hidden, input_gradient = x.new_empty(len(x), w1.shape[2]), targets.new_empty(x.shape)
     for run in layout.runs:
         x_r, hidden_r, targets_r, difference_r = map(run.nodes, (x, hidden, targets, difference))
         w1_r, b1_r, w2_r, b2_r = map(run.groups, (w1, b1, w2, b2))
         torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r, out=hidden_r).relu_()
         torch.sub(b2_r.unsqueeze(1), targets_r, out=difference_r)
-        difference_r.baddbmm_(hidden_r, w2_r)
+        _add_product_(difference_r, hidden_r, w2_r)
     layout.blank_(difference)
     total, factor = _error_(difference, squared)
+    of_output = difference.to(factors)
     for run in layout.runs:
-        x_r, hidden_r, difference_r, to_x = map(run.nodes, (x, hidden, difference, input_gradient))
+        x_r, hidden_r, difference_r, to_x = map(run.nodes, (x, hidden, of_output, input_gradient))
         w1_r, w2_r, to_w1, to_b1, to_w2, to_b2 = map(run.groups, (w1, w2, *gradients))
-        torch.bmm(hidden_r.transpose(1, 2), difference_r, out=to_w2)
-        torch.sum(difference_r, 1, out=to_b2)
+        _product(hidden_r.transpose(1, 2), difference_r, to_w2)
+        torch.sum(run.nodes(difference), 1, out=to_b2)
         back = _through_relu_(torch.bmm(difference_r, w2_r.transpose(1, 2)), hidden_r)
-        torch.bmm(x_r.transpose(1, 2), back, out=to_w1)
-        torch.sum(back, 1, out=to_b1)
-        torch.bmm(back, w1_r.transpose(1, 2), out=to_x)
+        _product(x_r.transpose(1, 2), back, to_w1)
+        torch.sum(back, 1, dtype=to_b1.dtype, out=to_b1)
+        _product(back, w1_r.transpose(1, 2), to_x)
     parameters = [first, first_bias, second, second_bias]
     return factor * with_gradient(total / factor, [inputs, *parameters], [layout.unpadded(input_gradient), *gradients])
 
@@ -165,6 +171,22 @@ def mixture_error(
             bias2_gradient,
         ],
     )
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = left right, batched; the factors may be rounded to a shorter type than the sum has."""
+    if left.dtype == out.dtype:
+        torch.bmm(left, right, out=out)
+    else:
+        out.copy_(torch.bmm(left, right))
+
+
+def _add_product_(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out += left right, batched, likewise."""
+    if left.dtype == out.dtype:
+        out.baddbmm_(left, right)
+    else:
+        out.add_(torch.bmm(left, right))
 
 
 def _error_(difference: Tensor, squared: bool) -> tuple[Tensor, int]:

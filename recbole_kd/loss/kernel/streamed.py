@@ -15,7 +15,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-__all__ = ["PRECISIONS", "block_shape", "multiplies_bf16", "product_precision", "streamed_logsumexp"]
+__all__ = ["PRECISIONS", "block_shape", "multiplies_bf16", "product_precision", "rounds_to_bf16", "streamed_logsumexp"]
 
 PRECISIONS = ("fp32", "bf16")
 #: Similarities held at once, at most, by a block of rows over the whole catalogue.
@@ -133,6 +133,12 @@ def block_shape(keys: int) -> tuple[int, int]:
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bf16 products, so that they are faster than those of fp32."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def rounds_to_bf16(values: Tensor) -> bool:
+    """Whether products of these values are asked for in bfloat16, and their device gains from it."""
+    asked = torch.get_float32_matmul_precision() == "medium"
+    return asked and values.dtype == torch.float32 and multiplies_bf16(values.device)
 
 
 @contextmanager

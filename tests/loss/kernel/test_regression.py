@@ -141,8 +141,8 @@ def test_autocast_changes_nothing(name: str) -> None:
 
 @pytest.mark.skipif(not multiplies_bf16(torch.device("cpu")), reason="this processor computes it as fp32")
 @pytest.mark.parametrize("name", ["linear_error", "expert_error", "mixture_error"])
-def test_bf16_products_are_within_a_hundredth_of_fp32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--precision=bf16`` rounds operands to 8 bits; the sums, the loss and the gradients stay float32."""
+def test_bf16_products_are_within_a_fiftieth_of_fp32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--precision=bf16`` rounds operands, and of experts results, to 8 bits; loss and gradients are float32."""
     monkeypatch.setattr(regression, "BLOCK", 2048)
     monkeypatch.setattr(regression, "MIXTURE_BLOCK", 256)
     generator = torch.Generator().manual_seed(0)
@@ -168,5 +168,5 @@ def test_bf16_products_are_within_a_hundredth_of_fp32(name: str, monkeypatch: py
             found.append([loss, *torch.autograd.grad(loss, of)])
     for exact, rounded in zip(*found):
         assert rounded.dtype == torch.float32
-        assert (rounded - exact).norm() <= 0.01 * exact.norm()
+        assert (rounded - exact).norm() <= 0.02 * exact.norm()
     assert any(not torch.equal(*pair) for pair in zip(*found))
