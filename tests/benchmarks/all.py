@@ -8,7 +8,7 @@ with fast sampling; the student with the distiller, with RecBole's loader and wi
 A run that distils takes torch's fused Adam, a plain one RecBole's. Experts have been annealed to one a node. Where the
 processor multiplies bf16, methods of matrix products have a row with `--precision=bf16`.
 
-Then, each over RecBole's plain epoch of its own: LightGCN (d 64, 3 layers, Gowalla), plain and with rrd; SASRec
+Then the first steps of an epoch, each over RecBole's plain ones of its own: LightGCN (d 64, 3 layers, Gowalla), plain and with rrd; SASRec
 (RecBole's defaults, Amazon Beauty) with `--trim_padding=true`, plain and with dkd from a SASRec of d 128.
 
 columns      ratio: a distilled epoch with fast sampling over RecBole's plain one of the same turns
@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from recbole_kd.contracts import CAPABILITIES, DataView
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.ranks import build_rank_bank
+from recbole_kd.data.splits import Splits
+from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.loss.kernel.gather import gathered_dot
 from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from recbole_kd.model.build import build_model
@@ -50,9 +53,8 @@ from recbole_kd.teacher.bare import BareTeacher
 from recbole_kd.teacher.cache import Trained
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.trainer.kd_trainer import make_trainer
-from tests.benchmarks.on_gowalla import BATCH, STUDENT, load
 
-TEACHER, POOL, EPOCHS = 300, 500, 100
+STUDENT, TEACHER, BATCH, POOL, EPOCHS, STEPS = 20, 300, 2048, 500, 100, 8
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 #: label -> (distiller, options, precision, the issue's target of the ratio; None: none is set)
@@ -199,33 +201,58 @@ def _distinct(of: int, drawn: int) -> int:
     return len(torch.randint(1, of, (drawn,)).unique())
 
 
+def load(model: str, data_path: str, dataset: str, **settings: Any) -> tuple[KDConfig, Splits]:
+    """Settings and splits of a plain student."""
+    given = {
+        "data_path": data_path,
+        "checkpoint_dir": tempfile.mkdtemp(),
+        "embedding_size": STUDENT,
+        "train_batch_size": BATCH,
+        "show_progress": False,
+        "use_gpu": False,
+        "distill": [],
+        "save_last": False,
+        "epochs": EPOCHS,
+        **settings,
+    }
+    config = KDConfig(model, dataset, config_dict=given)
+    return config, Splits(config)
+
+
 class Bench:
     """A student's data, its loaders, and RecBole's plain training, which everything is measured against.
 
     Attributes:
         config, splits: of the student.
         recboles, fast: training loaders.
+        steps: of an epoch, where it is too long to be run whole; None: all.
     """
 
     def __init__(
-        self, arguments: argparse.Namespace, model: str, dataset: str, ours: dict[str, Any], **both: Any
+        self,
+        arguments: argparse.Namespace,
+        model: str,
+        dataset: str,
+        ours: dict[str, Any],
+        steps: int | None = None,
+        **both: Any,
     ) -> None:
-        self.clock, self.turns = CLOCKS[arguments.clock], arguments.turns
-        options = {"save_last": False, "epochs": EPOCHS, **both}
-        theirs, splits, self.recboles, _ = load(model, arguments.data_path, dataset, **options)
+        self.clock, self.turns, self.steps = CLOCKS[arguments.clock], arguments.turns, steps
+        theirs, self.splits = load(model, arguments.data_path, dataset, **both)
         self._of_precision = {
-            precision: load(model, arguments.data_path, dataset, precision=precision, **options, **ours)[0]
+            precision: load(model, arguments.data_path, dataset, precision=precision, **both, **ours)[0]
             for precision in ("fp32", "bf16")
         }
-        self.config, self.splits = self._of_precision["fp32"], splits
-        self.fast = make_loaders(self.config, splits, True)[0]
-        self._baseline = Trainer(theirs, build_model(theirs, splits.train))
+        self.config = self._of_precision["fp32"]
+        self.recboles = make_loaders(theirs, self.splits)[0]
+        self.fast = make_loaders(self.config, self.splits, True)[0]
+        self._baseline = Trainer(theirs, build_model(theirs, self.splits.train))
         self.epoch(self._baseline, self.recboles)  # the first one warms up
 
     def epoch(self, trainer: Any, loader: Any) -> float:
         """Seconds of an epoch."""
         start = self.clock()
-        trainer._train_epoch(loader, EPOCHS)
+        trainer._train_epoch(loader if self.steps is None else list(islice(loader, self.steps)), EPOCHS)
         return self.clock() - start
 
     def plain(self, fused: bool = False) -> Any:
@@ -263,20 +290,26 @@ def sequence_teacher(bench: Bench, data_path: str) -> FrozenTeacher:
 
 
 def backbones(arguments: argparse.Namespace) -> None:
-    """Rows of LightGCN and SASRec."""
-    print("| backbone | ratio | RecBole's plain epoch | target | epoch |")
+    """Rows of LightGCN and SASRec, of the first steps of an epoch."""
+    print(f"| backbone, {STEPS} steps | ratio | RecBole's plain steps | target | steps |")
     print("|---|---|---|---|---|")
 
     def row(label: str, target: float, base: float, took: float) -> None:
         print(f"| {label} | {took / base:.2f} | {base:.2f} s | {target} | {took:.2f} s |", flush=True)
 
-    bench = Bench(arguments, "LightGCN", "gowalla", {}, embedding_size=64, n_layers=3)
+    bench = Bench(arguments, "LightGCN", "gowalla", {}, STEPS, embedding_size=64, n_layers=3)
     trainer = bench.distilled("rrd", {}, Teacher(bench.splits.observed), "fp32")[0]
     base, plain, distilled = bench.against_recbole((bench.plain(), bench.fast), (trainer, bench.fast))
     row("LightGCN d 64, plain", 0.8, base, plain)
     row("LightGCN d 64, rrd", 1.1, base, distilled)
     bench = Bench(
-        arguments, "SASRec", "amazon-beauty", {"trim_padding": True}, embedding_size=64, train_neg_sample_args=None
+        arguments,
+        "SASRec",
+        "amazon-beauty",
+        {"trim_padding": True},
+        STEPS,
+        embedding_size=64,
+        train_neg_sample_args=None,
     )
     trainer = bench.distilled("dkd", {}, sequence_teacher(bench, arguments.data_path), "fp32")[0]
     base, plain, distilled = bench.against_recbole((bench.plain(), bench.fast), (trainer, bench.fast))
