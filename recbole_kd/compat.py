@@ -1,7 +1,8 @@
 """RecBole 1.2.1 on today's numpy, scipy and pandas: the only module that adapts RecBole.
 
-RecBole's last release is of February 2025. Five of its spellings no longer work. Each is replaced by today's while
-Python imports the module of RecBole that holds it. numpy, scipy, pandas and RecBole's files stay as they are.
+RecBole's last release is of February 2025. Five of its spellings no longer work, and a sixth is slow. Each is replaced
+by today's while Python imports the module of RecBole that holds it. numpy, scipy, pandas and RecBole's files stay as
+they are.
 
 ===========================  =====================================  ============================
 RecBole's source             why it fails                           what is compiled instead
@@ -14,6 +15,8 @@ inplace=True)``
                              not that of each value
 ``torch.load(file)``         torch 2.6 refuses what RecBole wrote,  ``host().load(__name__, file)``,
                              before that it ran what was in it      which executes nothing
+``from sklearn.metrics       works, but every command waits most    an import where the name is
+import auc`` and others      of a second for six names              used
 ===========================  =====================================  ============================
 
 A spelling that still works is left alone. :func:`check` says in a line what is missing or too old.
@@ -29,6 +32,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.metadata import PackageNotFoundError, version
@@ -47,10 +51,13 @@ LOWEST = {"python": "3.10", "torch": "2.4", "numpy": "1.22"}
 #: numpy's names until version 1, and the same types today.
 _NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
 _NEEDED = re.compile(
-    rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)|torch\.load\(|\bmodel_init_file\b"
+    rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)|torch\.load\(|\bmodel_init_file\b|"
+    r"from sklearn\b"
 )
 #: What RecBole's adapted modules call the function that brings :mod:`recbole_kd.host`.
 _HOST = "_recbole_kd"
+#: What they call :func:`_late`.
+_LATE = "_recbole_kd_late"
 #: The folders in which RecBole looks for a model's module.
 _MODELS = re.compile(r"recbole\.model\.(general|sequential)_recommender\.(\w+)")
 
@@ -58,11 +65,27 @@ _MODELS = re.compile(r"recbole\.model\.(general|sequential)_recommender\.(\w+)")
 class _Today(ast.NodeTransformer):
     """RecBole's syntax tree with today's spellings."""
 
+    def __init__(self) -> None:
+        #: name in the module -> module of scikit-learn and name there
+        self.late: dict[str, tuple[str, str]] = {}
+
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.value, ast.Name) and node.value.id == "np" and node.attr in _NUMPY:
             node.attr = _NUMPY[node.attr]
         return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        if not node.module or not node.module.startswith("sklearn"):
+            return node
+        self.late.update({one.asname or one.name: (node.module, one.name) for one in node.names})
+        return ast.copy_location(ast.Pass(), node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id not in self.late or not isinstance(node.ctx, ast.Load):
+            return node
+        arguments: list[ast.expr] = [ast.Constant(word) for word in self.late[node.id]]
+        return ast.copy_location(ast.Call(ast.Name(_LATE, ast.Load()), arguments, []), node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -100,6 +123,11 @@ class _Today(ast.NodeTransformer):
         return node
 
 
+def _late(module: str, name: str) -> Any:
+    """What a module holds; the module is imported now, at the first use of what RecBole imports at its beginning."""
+    return getattr(import_module(module), name)
+
+
 def _of_host(function: str, *arguments: ast.expr) -> ast.Call:
     """A call of a function of :mod:`recbole_kd.host`, which is imported then and not before."""
     host = ast.Call(ast.Name(_HOST, ast.Load()), [], [])
@@ -132,7 +160,7 @@ class _Adapted(SourceFileLoader):
         return compile(adapted(source), self.path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__dict__[_HOST] = self.host
+        module.__dict__.update({_HOST: self.host, _LATE: _late})
         super().exec_module(module)
 
 

@@ -103,6 +103,21 @@ def test_properties_of_our_models_are_found_by_the_host() -> None:
     )
 
 
+SKLEARN = ("sk_auc", "mean_absolute_error", "mean_squared_error", "ElasticNet", "ConvergenceWarning", "randomized_svd")
+
+
+def test_scikit_learn_is_imported_where_it_is_used() -> None:
+    """Three metrics and two models read it, and its import takes most of a second."""
+    assert "from sklearn.metrics import auc as sk_auc" in SOURCES["evaluator/metrics.py"]
+    tree = compat.adapted("from sklearn.metrics import auc as sk_auc\nresult = sk_auc([0, 1], [0, 1])")
+    assert ast.unparse(tree) == "pass\nresult = _recbole_kd_late('sklearn.metrics', 'auc')([0, 1], [0, 1])"
+    assert compat._late("sklearn.metrics", "auc")([0, 1], [0, 1]) == 0.5
+    ours = (
+        "import recbole_kd, sys, recbole.evaluator, recbole.model.general_recommender; print('sklearn' in sys.modules)"
+    )
+    assert run(ours) == "False"
+
+
 # All of RecBole
 
 
@@ -115,10 +130,8 @@ def test_nothing_else_of_recbole_is_changed() -> None:
     after = [line for name in changed for line in ast.unparse(compat.adapted(SOURCES[name])).splitlines()]
     assert len(before) == len(after)
     lines = {old for old, new in zip(before, after) if old != new}
-    assert all(
-        any(word in line for word in ("np.", "_update(", ".fillna(", ".agg(len)", "torch.load(", "model_init_file ="))
-        for line in lines
-    ), lines
+    words = ("np.", "_update(", ".fillna(", ".agg(len)", "torch.load(", "model_init_file =")
+    assert all(any(word in line for word in (*words, "sklearn", *SKLEARN)) for line in lines), lines
 
 
 def test_tracebacks_and_sources_are_recboles() -> None:

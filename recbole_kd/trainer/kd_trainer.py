@@ -32,6 +32,7 @@ from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load
 from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
+from recbole_kd.trainer.eager import without_compiler
 from recbole_kd.trainer.learner import lazy_adam, schedule_learning_rate, use_fused_adam
 from recbole_kd.trainer.progress import Bar
 from recbole_kd.trainer.shared import SharedMixin
@@ -105,7 +106,7 @@ class KDMixin:
         self._attributes: Optional[Attributes] = None
         self.role = role
         self.trackers = Trackers()
-        with tensorboard_run(role):
+        with tensorboard_run(role), without_compiler():
             super().__init__(config, model)  # type: ignore[call-arg]
         self.epochs = min(self.epochs, config["stop_after"] or self.epochs)
         self.eval_collector = FullSortCollector(config)
@@ -156,7 +157,8 @@ class KDMixin:
         if self.role is not None:
             self.trackers = Trackers.begin(self.config, group_name(self.logger), self.role)
         try:
-            return super().fit(train_data, *arguments, **named)  # type: ignore[misc]
+            with without_compiler():
+                return super().fit(train_data, *arguments, **named)  # type: ignore[misc]
         except BaseException:
             self.conclude(failed=True)
             raise
