@@ -46,7 +46,7 @@ def without_compiler() -> Iterator[None]:
         yield
         return
     stand_in = _StandIn(_NAME)
-    sys.modules[_NAME] = torch._dynamo = stand_in  # type: ignore[assignment]
+    sys.modules[_NAME] = torch._dynamo = stand_in
     try:
         yield
     finally:
