@@ -42,9 +42,12 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
         model: nn.Module = model_class(config, dataset).to(config["device"])
     except ImportError as error:
         raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
-    except (ValueError, TypeError, KeyError, AssertionError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, AssertionError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if "memory" in problem:
+            raise
         raise UserError(
-            f"{config['model']} refuses its settings: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"{config['model']} refuses its settings: {problem}. "
             f"See properties/model/{config.resolved.backbone}.yaml, here or in RecBole, for what it expects."
         ) from error
     return model
@@ -73,6 +76,18 @@ def _check_sizes(config: Any, dataset: Any) -> None:
         raise UserError(
             f"--{config.prefix}mask_ratio={config['mask_ratio']} hides no item of a sequence of "
             f"--MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']}; raise one of them."
+        )
+    if config.resolved.backbone == "NNCF":
+        kernel, pool = config["conv_kernel_size"], config["pool_kernel_size"]
+        if config["neigh_num"] < kernel + pool - 1:
+            raise UserError(
+                f"--{config.prefix}neigh_num={config['neigh_num']} is too small for NNCF's conv_kernel_size={kernel} "
+                f"and pool_kernel_size={pool}; raise it to {kernel + pool - 1:,} or lower these."
+            )
+    if config["mf_train"] is False and config["mlp_train"] is False:  # of NeuMF
+        raise UserError(
+            f"--{config.prefix}mf_train and --{config.prefix}mlp_train are both false, and NeuMF is made of these two; "
+            "set one of them to true."
         )
     if config.resolved.backbone == "ConvNCF":
         size = config["embedding_size"]
