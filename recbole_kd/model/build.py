@@ -11,7 +11,7 @@ from recbole_kd.model.every_position import at_every_position
 from recbole_kd.model.mlp0 import without_hidden_layers
 from recbole_kd.model.trimming import trimmed
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "check_sizes"]
 
 
 def build_model(config: Any, dataset: Any) -> nn.Module:
@@ -23,14 +23,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     Raises:
         UserError: the model refuses its settings.
     """
-    _check_sizes(config, dataset)
-    # Its critic, which only this stage trains, ranks among that many.
-    critic = config.resolved.backbone == "RaCT" and config["train_stage"] == "critic_pretrain"
-    if critic and config["metrics_k"] > dataset.item_num - 1:
-        raise UserError(
-            f"--{config.prefix}metrics_k={config['metrics_k']} is more than the {dataset.item_num - 1:,} items there "
-            "are; lower it."
-        )
+    check_sizes(config, dataset)
     model_class = config.resolved.model_class
     if config.resolved.backbone in ("NeuMF", "NeuMFVariant") and not config["mlp_hidden_size"]:
         model_class = without_hidden_layers(model_class)
@@ -53,14 +46,25 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     return model
 
 
-def _check_sizes(config: Any, dataset: Any) -> None:
-    """Sizes that RecBole's models find out about in their first epoch, and not in words."""
+def check_sizes(config: Any, dataset: Any) -> None:
+    """Refuses sizes that RecBole's models find out about in their first epoch, and not in words.
+
+    Raises:
+        UserError: such a size.
+    """
     fewest, most = sorted((dataset.user_num, dataset.item_num))
     clusters = config["num_clusters"]  # of NCL
     if clusters is not None and clusters > fewest - 1:
         raise UserError(
             f"--{config.prefix}num_clusters={clusters} is more than the {fewest - 1:,} users or items there are; "
             "lower it."
+        )
+    # Its critic, which only this stage trains, ranks among that many.
+    critic = config.resolved.backbone == "RaCT" and config["train_stage"] == "critic_pretrain"
+    if critic and config["metrics_k"] > dataset.item_num - 1:
+        raise UserError(
+            f"--{config.prefix}metrics_k={config['metrics_k']} is more than the {dataset.item_num - 1:,} items there "
+            "are; lower it."
         )
     # DGCF divides both users and items among the batches, and draws as many of each as the larger share is.
     batches = dataset.inter_num // config["train_batch_size"] + 1

@@ -169,7 +169,9 @@ BAD: dict[str, Case] = {
         "Negatives cannot be sampled: Some users have interacted with all items",
     ),
     "one item": (
-        table("user_id:token\titem_id:token", *(f"u{user}\tonly" for user in range(12))),
+        table(
+            "user_id:token\titem_id:token", *(f"u{user}\tonly" for user in range(12)), topk="[1]", valid_metric="NDCG@1"
+        ),
         "The validation split of own is empty",
     ),
     "a header without types": (
@@ -275,6 +277,14 @@ BAD: dict[str, Case] = {
     "neither half of NeuMF": (
         on_known_answer(model="NeuMF", mf_train="false", mlp_train="false"),
         "--mf_train and --mlp_train are both false",
+    ),
+    "a cutoff above the catalogue": (
+        on_known_answer(teacher="BPR", distill="rkd", topk="[10,41]"),
+        "--topk=41 exceeds the catalogue of 40 items",
+    ),
+    "clusters of a teacher above the catalogue": (
+        on_known_answer(teacher="NCL", distill="rkd", **{"teacher.num_clusters": 41}),
+        "--teacher.num_clusters=41 is more than the 40",
     ),
     "a column of ids that is not loaded": (
         on_known_answer(load_col="{inter: [user_id]}"),
