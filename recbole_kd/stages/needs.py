@@ -11,6 +11,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.known_keys import WITHOUT_CUTOFF
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.checkpoint import ResumableState, load_any, load_checkpoint
 from recbole_kd.model.build import check_sizes
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
 from recbole_kd.sevo.graphs import check_columns
@@ -20,7 +21,7 @@ from recbole_kd.student.readers import ModelStudent, capabilities, dimension_fro
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
 
-__all__ = ["check_data", "check_gpus", "check_models", "check_needs", "data_view"]
+__all__ = ["check_data", "check_files", "check_gpus", "check_models", "check_needs", "data_view"]
 
 
 def data_view(experiment: Experiment, splits: Splits, share: Share | None = None) -> DataView:
@@ -101,6 +102,21 @@ def check_models(experiment: Experiment) -> None:
         check_needs(name, options, student, teacher)
         size = teacher.dimension if teacher else None
         check_prefix_sizes(name, options, experiment.prefixes, size, student.dimension)
+
+
+def check_files(experiment: Experiment) -> None:
+    """Reads the checkpoints that a run needs only after it has trained a teacher, so that a wrong one is told before.
+
+    Raises:
+        UserError: as :func:`~recbole_kd.files.checkpoint.load_any`.
+    """
+    if all(source.settings is None for source in experiment.teachers):
+        return  # they are read at once
+    if experiment.settings["resume"]:
+        load_checkpoint(experiment.settings["resume"], schema=ResumableState)
+    for path in (experiment.settings["warm_start"], *(source.checkpoint for source in experiment.teachers)):
+        if path:
+            load_any(path)
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:
