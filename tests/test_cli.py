@@ -313,6 +313,23 @@ def test_what_keeps_its_own_state_goes_on_when_repeated(
     assert capsys.readouterr().err.splitlines()[-1].endswith("To go on: recbole-kd prepare --dataset=gowalla")
 
 
+@pytest.mark.parametrize("module", ["recbole_kd", "recbole_kd.compat", "recbole_kd.cli", "torch"])
+def test_an_interrupt_while_python_imports_is_no_traceback(module: str) -> None:
+    program = f"""
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = ["list"]
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() in ("", "recbole-kd: interrupted. To go on: recbole-kd list")
+
+
 def test_the_result_is_printed_once(known_answer: Path) -> None:
     """On the standard output; the log's file has it too, and what the log shows on a terminal does not."""
     words = [sys.executable, str(SCRIPT), *quick(known_answer, model="BPR")]

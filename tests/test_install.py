@@ -44,8 +44,12 @@ def test_the_wheel_holds_every_properties_file(wheel: Path) -> None:
 def test_it_answers_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    code = f"import sys; sys.path.insert(0, {str(site)!r}); from recbole_kd.cli import main; sys.exit(main(['list']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    entry_points = next(site.glob("*.dist-info/entry_points.txt")).read_text()
+    module, _, function = entry_points.partition("recbole-kd = ")[2].strip().partition(":")
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from {module} import {function}; sys.exit({function}())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "list"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     for name in ("SimRecStudent", "DERRDStudent", "yelp-simrec"):
         assert name in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -58,9 +59,12 @@ class Splits:
             self.dataset = (KDSequentialDataset if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else KDDataset)(config)
             self.train, self.valid, self.test = self.dataset.build()
         except (ValueError, KeyError, IndexError, NotImplementedError, TypeError, AssertionError) as error:
+            problem = re.sub(r"np\.str_\((.*?)\)", r"\1", " ".join(str(error).split())) or type(error).__name__
+            if isinstance(error, KeyError):
+                problem = f"the column {problem} is not loaded"
             raise UserError(
                 f"RecBole cannot load the dataset {config['dataset']} from {config['data_path']}: "
-                f"{' '.join(str(error).split()) or type(error).__name__}. Check --load_col, --eval_args and the files."
+                f"{problem.rstrip('.')}. Check --load_col, the filters, --eval_args and the files."
             ) from error
         if len(self.train) == 0 and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             raise UserError(

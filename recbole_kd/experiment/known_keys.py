@@ -34,6 +34,8 @@ __all__ = [
 
 #: float32 ends at about this.
 _LARGEST = 1e38
+#: A pair's negatives are drawn at once.
+_MOST_NEGATIVES = 100_000
 #: RecBole's metrics that are computed over the whole list.
 WITHOUT_CUTOFF = ("auc", "gauc", "logloss", "mae", "rmse")
 
@@ -162,10 +164,10 @@ class Teacher(Options):
 @dataclass(frozen=True)
 class _Negatives(Options):
     distribution: str | None = option("uniform", "how negatives are drawn", choices=("uniform", "popularity", "none"))
-    sample_num: int = option(1, "negatives of each positive pair", minimum=1, maximum=LARGEST_SIZE)
+    sample_num: int = option(1, "negatives of each positive pair", minimum=1, maximum=_MOST_NEGATIVES)
     alpha: float = option(1.0, "power of an item's popularity, of distribution popularity")
     dynamic: bool = option(False, "take the hardest of candidate_num drawn items")
-    candidate_num: int = option(0, "items drawn for each negative, of dynamic", minimum=0, maximum=LARGEST_SIZE)
+    candidate_num: int = option(0, "items drawn for each negative, of dynamic", minimum=0, maximum=_MOST_NEGATIVES)
 
     def check(self, section: str) -> None:
         if self.dynamic and not self.candidate_num:
@@ -458,17 +460,45 @@ _SIZES = frozenset(
         *("num_clusters", "num_conv_kernel", "conv_kernel_size", "pool_kernel_size", "neigh_num", "class_num", "k"),
         *("num_basis_functions", "metrics_k", "pretrain_epochs", "save_step", "m_step", "total_anneal_steps"),
         *("n_enc_epochs", "n_dec_epochs", "history_num_per_term", "steps", "step", "n_cate"),
+        *("block_num", "k_interests", "kernel_size", "order", "q"),
+        # Lists: each number of them.
+        *(
+            "cnn_channels",
+            "cnn_kernels",
+            "cnn_strides",
+            "critic_layers",
+            "dilations",
+            "dims_dnn",
+            "in_dims",
+            "out_dims",
+        ),
+        *("encoder_hidden_size", "hidden_size_list", "item_hidden_size_list", "user_hidden_size_list"),
+        "mlp_hidden_size",
     )
 )
-_COUNTS = frozenset(("n_layers", "n_iterations", "hyper_layers", "warm_up_step", "sampling_steps", "split_to"))
+_COUNTS = frozenset(
+    (
+        *("n_layers", "n_iterations", "hyper_layers", "warm_up_step", "sampling_steps", "split_to"),
+        *("anneal_steps", "vae_anneal_steps"),
+    )
+)
+#: The largest values of what a step or an epoch repeats, such as layers and passes.
+_REPEATED = {
+    **dict.fromkeys(("n_layers", "num_layers", "n_iterations", "hyper_layers", "step"), 1_000),
+    **dict.fromkeys(("block_num", "n_enc_epochs", "n_dec_epochs", "neigh_num", "num_basis_functions"), 1_000),
+    **dict.fromkeys(("steps", "sampling_steps", "history_num_per_term"), 100_000),
+    "order": 2,
+}
 _SHARES = frozenset(("mask_ratio", "ft_ratio", "corruption_ratio", "drop_ratio", "l1_ratio", "eta", "pretrain_alpha"))
 _WEIGHTS = frozenset(
     (
         *("reg_weight", "reg_weight_1", "reg_weight_2", "ssl_weight", "ssl_reg", "proto_reg", "cor_weight", "shrink"),
-        *("positive_weight", "noise_std"),
+        *("positive_weight", "negative_weight", "noise_std", "w_min", "w_max"),
     )
 )
-_TEMPERATURES = frozenset(("temperature", "tau", "ssl_temp", "ssl_tau", "layer_norm_eps", "initializer_range"))
+_TEMPERATURES = frozenset(
+    ("resolution", "temperature", "tau", "ssl_temp", "ssl_tau", "layer_norm_eps", "initializer_range")
+)
 _ACTIVATIONS = ("sigmoid", "tanh", "relu", "leakyrelu", "dice")
 #: Words between which a model chooses, by the setting's name; those that hold its default are meant.
 _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -500,14 +530,15 @@ def of_a_model(key: str, defaults: Mapping[str, Any]) -> tuple[Any, dict[str, An
     for choices in _WORDS.get(key, ()):
         if default in choices:
             return str, {"choices": choices, "any_case": choices is _ACTIVATIONS}
+    largest = _REPEATED.get(key, LARGEST_SIZE)
     if key in _SIZES:
-        return int | None, {"minimum": 1, "maximum": LARGEST_SIZE}
+        return int | None, {"minimum": 1, "maximum": largest}
     if key in _COUNTS:
         # A transformer gives its last layer's output; other models may have no layer.
         transformer = key == "n_layers" and "n_heads" in defaults
-        return int | None, {"minimum": int(transformer), "maximum": LARGEST_SIZE}
+        return int | None, {"minimum": int(transformer), "maximum": largest}
     if key in _SHARES or "dropout" in key:
-        return float | None, {"minimum": 0, "maximum": 1}
+        return float | None, {"minimum": 0, "below" if key == "drop_ratio" else "maximum": 1}
     if key in _WEIGHTS:
         return float | None, {"minimum": 0, "maximum": _LARGEST}
     return (float | None, {"minimum": 1e-12, "maximum": _LARGEST}) if key in _TEMPERATURES else None
@@ -562,13 +593,16 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
         elif key in _table():
             group = _table()[key][0]
             checked(name, value, _table()[key][1], group.__dataclass_fields__[key].metadata)
-        elif own is not None and not isinstance(value, list):  # some models have a list of sizes under such a name
+        elif own is not None and not any(isinstance(one, (list, tuple)) for one in (value, defaults.get(key))):
             checked(name, value, *own)
         elif not _same_kind(value, defaults.get(key)):  # a unit's section checks itself
             raise UserError(
                 f"{name}={value!r} is of another type than its default {defaults[key]!r}; "
                 f"set a value such as {section}{key}={defaults[key]}."
             )
+        elif own is not None:
+            for one in value or ():
+                checked(name, one, *own)
 
 
 def _check_teacher(value: Any) -> None:
@@ -592,4 +626,7 @@ def _same_kind(value: Any, default: Any) -> bool:
         return isinstance(value, bool)
     if isinstance(default, (int, float)):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, (list, tuple)) if isinstance(default, (list, tuple)) else True
+    if isinstance(default, (list, tuple)):
+        whole = isinstance(value, (list, tuple))
+        return whole and (not default or all(any(_same_kind(one, own) for own in default) for one in value))
+    return True

@@ -11,7 +11,7 @@ from recbole_kd.model.every_position import at_every_position
 from recbole_kd.model.mlp0 import without_hidden_layers
 from recbole_kd.model.trimming import trimmed
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "check_sizes"]
 
 
 def build_model(config: Any, dataset: Any) -> nn.Module:
@@ -23,14 +23,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     Raises:
         UserError: the model refuses its settings.
     """
-    _check_sizes(config, dataset)
-    # Its critic, which only this stage trains, ranks among that many.
-    critic = config.resolved.backbone == "RaCT" and config["train_stage"] == "critic_pretrain"
-    if critic and config["metrics_k"] > dataset.item_num - 1:
-        raise UserError(
-            f"--{config.prefix}metrics_k={config['metrics_k']} is more than the {dataset.item_num - 1:,} items there "
-            "are; lower it."
-        )
+    check_sizes(config, dataset)
     model_class = config.resolved.model_class
     if config.resolved.backbone in ("NeuMF", "NeuMFVariant") and not config["mlp_hidden_size"]:
         model_class = without_hidden_layers(model_class)
@@ -42,22 +35,36 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
         model: nn.Module = model_class(config, dataset).to(config["device"])
     except ImportError as error:
         raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
-    except (ValueError, TypeError, KeyError, AssertionError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, AssertionError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if "memory" in problem:
+            raise
         raise UserError(
-            f"{config['model']} refuses its settings: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"{config['model']} refuses its settings: {problem}. "
             f"See properties/model/{config.resolved.backbone}.yaml, here or in RecBole, for what it expects."
         ) from error
     return model
 
 
-def _check_sizes(config: Any, dataset: Any) -> None:
-    """Sizes that RecBole's models find out about in their first epoch, and not in words."""
+def check_sizes(config: Any, dataset: Any) -> None:
+    """Refuses sizes that RecBole's models find out about in their first epoch, and not in words.
+
+    Raises:
+        UserError: such a size.
+    """
     fewest, most = sorted((dataset.user_num, dataset.item_num))
     clusters = config["num_clusters"]  # of NCL
     if clusters is not None and clusters > fewest - 1:
         raise UserError(
             f"--{config.prefix}num_clusters={clusters} is more than the {fewest - 1:,} users or items there are; "
             "lower it."
+        )
+    # Its critic, which only this stage trains, ranks among that many.
+    critic = config.resolved.backbone == "RaCT" and config["train_stage"] == "critic_pretrain"
+    if critic and config["metrics_k"] > dataset.item_num - 1:
+        raise UserError(
+            f"--{config.prefix}metrics_k={config['metrics_k']} is more than the {dataset.item_num - 1:,} items there "
+            "are; lower it."
         )
     # DGCF divides both users and items among the batches, and draws as many of each as the larger share is.
     batches = dataset.inter_num // config["train_batch_size"] + 1
@@ -73,6 +80,18 @@ def _check_sizes(config: Any, dataset: Any) -> None:
         raise UserError(
             f"--{config.prefix}mask_ratio={config['mask_ratio']} hides no item of a sequence of "
             f"--MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']}; raise one of them."
+        )
+    if config.resolved.backbone == "NNCF":
+        kernel, pool = config["conv_kernel_size"], config["pool_kernel_size"]
+        if config["neigh_num"] < kernel + pool - 1:
+            raise UserError(
+                f"--{config.prefix}neigh_num={config['neigh_num']} is too small for NNCF's conv_kernel_size={kernel} "
+                f"and pool_kernel_size={pool}; raise it to {kernel + pool - 1:,} or lower these."
+            )
+    if config["mf_train"] is False and config["mlp_train"] is False:  # of NeuMF
+        raise UserError(
+            f"--{config.prefix}mf_train and --{config.prefix}mlp_train are both false, and NeuMF is made of these two; "
+            "set one of them to true."
         )
     if config.resolved.backbone == "ConvNCF":
         size = config["embedding_size"]

@@ -9,7 +9,10 @@ from recbole_kd.contracts import CAPABILITIES, DataView, DistillerOptions, Needs
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.known_keys import WITHOUT_CUTOFF
 from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.files.checkpoint import ResumableState, load_any, load_checkpoint
+from recbole_kd.model.build import check_sizes
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
 from recbole_kd.sevo.graphs import check_columns
 from recbole_kd.stages.teacher import AnyTeacher
@@ -18,7 +21,7 @@ from recbole_kd.student.readers import ModelStudent, capabilities, dimension_fro
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
 
-__all__ = ["check_data", "check_gpus", "check_models", "check_needs", "data_view"]
+__all__ = ["check_data", "check_files", "check_gpus", "check_models", "check_needs", "data_view"]
 
 
 def data_view(experiment: Experiment, splits: Splits, share: Share | None = None) -> DataView:
@@ -29,17 +32,32 @@ def data_view(experiment: Experiment, splits: Splits, share: Share | None = None
     )
 
 
-def check_data(experiment: Experiment, splits: Splits) -> None:
-    """Refuses options that the training split cannot meet, before a teacher is trained for them.
+def check_data(experiment: Experiment, splits: Splits, others: bool = False) -> None:
+    """Refuses settings that the data cannot meet, before anything is trained.
+
+    Args:
+        experiment: the run.
+        splits: its data.
+        others: whether models of other runs are trained before its student.
 
     Raises:
-        UserError: such an option, lists longer than a user's unobserved items say, or a graph of columns not loaded.
+        UserError: such a setting: a cutoff above the catalogue, a size of a model, lists longer than a user's
+            unobserved items, or a graph of columns not loaded.
     """
+    config = experiment.settings
+    ranked = [name for name in config["metrics"] if name.lower() not in WITHOUT_CUTOFF]
+    cutoff, items = max(config["topk"]), splits.train.item_num - 1
+    if ranked and cutoff > items:
+        raise UserError(f"--topk={cutoff} exceeds the catalogue of {items:,} items; set --topk to at most that.")
+    for one in (config, experiment.baseline, *(source.settings for source in experiment.teachers)):
+        if one is not None:
+            check_sizes(one, splits.train)
     sevo = experiment.settings.sevo
     if sevo is not None:
         check_columns(sevo.graph, sevo.category, splits.train)
-    if all(source.settings is None for source in experiment.teachers):
-        return  # nothing is trained for them
+    at_once = all(source.settings is None for source in experiment.teachers)  # the student is built now, and says it
+    if not experiment.distillers or (at_once and not others):
+        return
     data = data_view(experiment, splits)
     for name, options in experiment.distillers.items():
         distiller_class(name, experiment.settings.sequential).check_data(options, data)
@@ -84,6 +102,21 @@ def check_models(experiment: Experiment) -> None:
         check_needs(name, options, student, teacher)
         size = teacher.dimension if teacher else None
         check_prefix_sizes(name, options, experiment.prefixes, size, student.dimension)
+
+
+def check_files(experiment: Experiment) -> None:
+    """Reads the checkpoints that a run needs only after it has trained a teacher, so that a wrong one is told before.
+
+    Raises:
+        UserError: as :func:`~recbole_kd.files.checkpoint.load_any`.
+    """
+    if all(source.settings is None for source in experiment.teachers):
+        return  # they are read at once
+    if experiment.settings["resume"]:
+        load_checkpoint(experiment.settings["resume"], schema=ResumableState)
+    for path in (experiment.settings["warm_start"], *(source.checkpoint for source in experiment.teachers)):
+        if path:
+            load_any(path)
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:

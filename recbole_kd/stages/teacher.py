@@ -101,13 +101,14 @@ def _obtain(
     return FrozenTeacher(obtain(source.settings, splits, "teacher"), splits, experiment.rank_folder)
 
 
-def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource) -> FrozenTeacher:
+def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource, role: str = "teacher") -> FrozenTeacher:
     """The teacher in a checkpoint of recbole-kd or of RecBole, in the ids of `splits`.
 
     Args:
         config: settings of the student.
         splits: the student's data.
-        source: names the checkpoint.
+        source: names the checkpoint; one without a prefix has no settings.
+        role: what to call it in the log and in errors.
 
     Raises:
         UserError: another model than the one named, another task, other users or items, or another split.
@@ -122,7 +123,7 @@ def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource) -> Fr
             "or give another file."
         )
     own = config.checkpoint_config(backbone, stored)
-    require_same_task(config, own, "teacher")
+    require_same_task(config, own, role)
     if kind == "recbole":
         user_tokens, item_tokens = _recbole_tokens(config, own, splits, stored)
         data_keys = ("dataset", "eval_args", "benchmark_filename")
@@ -139,17 +140,18 @@ def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource) -> Fr
         unknown, missing = set(ours) - set(theirs), set(theirs) - set(ours)
         if unknown or missing:
             raise UserError(
-                f"Teacher '{path}' was trained on other {what}: {len(unknown):,} of this dataset's {len(ours) - 1:,} "
-                f"are new to it, {len(missing):,} of its {len(theirs) - 1:,} are not in the dataset; "
-                "give a teacher of the same dataset and filters."
+                f"The {role} '{path}' was trained on other {what}: {len(unknown):,} of this dataset's "
+                f"{len(ours) - 1:,} are new to it, {len(missing):,} of its {len(theirs) - 1:,} are not in the dataset; "
+                f"give a {role} of the same dataset and filters."
             )
         aligned &= list(ours) == list(theirs)
     if not same_split and not source.allow_other_split:
+        accepted = f", or accept it with --{source.prefix}allow_other_split=true" if source.prefix else ""
         raise UserError(
-            f"The teacher '{path}' was trained on another split of the data and may know test interactions; use one of "
-            f"this split, or accept it with --{source.prefix}allow_other_split=true."
+            f"The {role} '{path}' was trained on another split of the data and may know test interactions; use one of "
+            f"this split{accepted}."
         )
-    logging.getLogger().info(f"The teacher {backbone} comes from {path}")
+    logging.getLogger().info(f"The {role} {backbone} comes from {path}")
     dataset = splits.train if aligned else splits.in_order_of(user_tokens, item_tokens)
     init_seed(stored.get("seed", config["seed"]), config["reproducibility"])
     model = build_model(own, dataset)

@@ -9,6 +9,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Optional
 
 from recbole_kd.errors import UserError
@@ -141,10 +142,9 @@ def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
         known = [item for item in history if item in recommender.item_ids]
         _skipped("item", history, recommender.item_ids, recommender.trained.config["dataset"])
         if not known:
-            raise UserError(
-                f"None of the items is in {recommender.trained.config['dataset']}; --history takes its original ids, "
-                f"such as {recommender.items[1]}."
-            )
+            offer = _of_file("history", options.history)
+            offer = offer or f"--history takes its original ids, such as {recommender.items[1]}"
+            raise UserError(f"None of the items is in {recommender.trained.config['dataset']}; {offer}.")
         _write(options, [recommender.recommend_after(known, options.k, options.exclude_seen)], 1)
         return
     asked = str(options.users)
@@ -161,8 +161,13 @@ def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
         offer = "--users=@FILE takes its original ids, one a line"
         if example is not None:
             offer = f"--users takes its original ids, such as {shlex.quote(example)}"
-        raise UserError(f"None of the users is in {dataset}; {offer}.")
+        raise UserError(f"None of the users is in {dataset}; {_of_file('users', asked) or offer}.")
     _write(options, recommender.recommend(known, options.k, options.exclude_seen), len(known))
+
+
+def _of_file(setting: str, text: str) -> Optional[str]:
+    """What to say where a file was given as if its name were an id."""
+    return f"'{text}' is a file, whose lines --{setting}=@{text} reads" if Path(text).is_file() else None
 
 
 def _skipped(kind: str, named: Iterable[str], known: Container[str], dataset: str) -> None:

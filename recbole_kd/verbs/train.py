@@ -16,7 +16,7 @@ from recbole_kd.stages.data import fetch, load_splits
 from recbole_kd.stages.estimate import estimated
 from recbole_kd.stages.final import check_final, train_final
 from recbole_kd.stages.log import log_to_file, start_logging
-from recbole_kd.stages.needs import check_data, check_gpus, check_models
+from recbole_kd.stages.needs import check_data, check_files, check_gpus, check_models
 from recbole_kd.stages.result import Framed, rows, summarise, table, write_result
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
@@ -148,6 +148,7 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     if group.is_first:
         start_logging(config)
     check_models(experiment)
+    check_files(experiment)
     if config["final"]:
         check_final(config)
     check_trackers(config)

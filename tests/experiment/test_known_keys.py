@@ -222,6 +222,38 @@ def test_a_configuration_is_checked_by_the_table() -> None:
         KDConfig("RRDStudent", "ml-100k", config_dict={"teacher.worker": 1000}).teacher_config()
 
 
+@pytest.mark.parametrize(
+    ("model", "key", "value", "expected"),
+    [
+        ("NextItNet", "dilations", [1, 0], "--dilations=0; expected a whole number of at least 1"),
+        ("NextItNet", "dilations", [1, "x"], r"--dilations=\[1, 'x'\] is of another type than its default \[1, 4\]"),
+        ("NextItNet", "kernel_size", 0, "expected a whole number of at least 1"),
+        ("NARM", "dropout_probs", [0.5, 2], "--dropout_probs=2; expected a number of at least 0 and at most 1"),
+        ("RecVAE", "mixture_weights", ["x"], "is of another type than its default"),
+        ("NGCF", "hidden_size_list", 64, "is of another type than its default"),
+        ("LightSANs", "k_interests", -3, "expected a whole number of at least 1"),
+        ("LINE", "order", 3, "expected a whole number of at least 1 and at most 2"),
+        ("AsymKNN", "q", 0, "expected a whole number of at least 1"),
+        ("LDiffRec", "anneal_steps", -1, "expected a whole number of at least 0"),
+        ("SGL", "drop_ratio", 1, "expected a number of at least 0 and below 1"),
+        ("GCMC", "num_basis_functions", 10**8, "at most 1,000"),
+    ],
+)
+def test_a_models_own_numbers_have_bounds(model: str, key: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        KDConfig(model, "ml-100k", config_dict={key: value})
+
+
+def test_every_whole_number_of_a_model_has_bounds() -> None:
+    for model in MODELS:
+        file = RECBOLE / "model" / f"{model}.yaml"
+        defaults = read_yaml(file) if file.is_file() else {}
+        for key, default in defaults.items():
+            numbers = default if isinstance(default, list) else [default]
+            if key not in KNOWN and numbers and all(type(number) is int for number in numbers):
+                assert of_a_model(key, defaults), (model, key)
+
+
 def test_a_transformer_has_a_layer_and_a_graph_model_may_have_none() -> None:
     KDConfig("LightGCN", "ml-100k", config_dict={"n_layers": 0})
     for model in ("SASRec", "BERT4Rec", "STOSA"):

@@ -169,7 +169,9 @@ BAD: dict[str, Case] = {
         "Negatives cannot be sampled: Some users have interacted with all items",
     ),
     "one item": (
-        table("user_id:token\titem_id:token", *(f"u{user}\tonly" for user in range(12))),
+        table(
+            "user_id:token\titem_id:token", *(f"u{user}\tonly" for user in range(12)), topk="[1]", valid_metric="NDCG@1"
+        ),
         "The validation split of own is empty",
     ),
     "a header without types": (
@@ -256,6 +258,38 @@ BAD: dict[str, Case] = {
     "a prefix of nothing": ([*BPR, "--NEG_PREFIX="], "--NEG_PREFIX=''; expected a name"),
     "files that are a number": ([*BPR, "--benchmark_filename=5"], "--benchmark_filename=5 is not a list"),
     "the same file three times": (on_known_answer(benchmark_filename="[train,train,train]"), "names of three files"),
+    "negatives without end": (
+        [*BPR, "--train_neg_sample_args.sample_num=1000000000"],
+        "expected a whole number of at least 1 and at most 100,000",
+    ),
+    "layers without end": (
+        ["--model=LightGCN", ML, "--n_layers=100000000"],
+        "--n_layers=100000000; expected a whole number of at least 0 and at most 1,000",
+    ),
+    "a model that torch cannot build": (
+        on_known_answer(model="ConvNCF", cnn_channels="[1]"),
+        "ConvNCF refuses its settings: channels, kernels",
+    ),
+    "a convolution wider than its input": (
+        on_known_answer(model="NNCF", pool_kernel_size=100),
+        "--neigh_num=20 is too small for NNCF's conv_kernel_size=5",
+    ),
+    "neither half of NeuMF": (
+        on_known_answer(model="NeuMF", mf_train="false", mlp_train="false"),
+        "--mf_train and --mlp_train are both false",
+    ),
+    "a cutoff above the catalogue": (
+        on_known_answer(teacher="BPR", distill="rkd", topk="[10,41]"),
+        "--topk=41 exceeds the catalogue of 40 items",
+    ),
+    "clusters of a teacher above the catalogue": (
+        on_known_answer(teacher="NCL", distill="rkd", **{"teacher.num_clusters": 41}),
+        "--teacher.num_clusters=41 is more than the 40",
+    ),
+    "a column of ids that is not loaded": (
+        on_known_answer(load_col="{inter: [user_id]}"),
+        ": the column 'item_id' is not loaded. Check --load_col",
+    ),
     "no columns": ([*BPR, "--load_col={inter: []}"], "--load_col={'inter': []}; expected columns"),
     "a split of nothing": ([*BPR, "--eval_args.split={RS: [0,0,0]}"], "--eval_args.split={'RS': [0, 0, 0]}; expected"),
     "fewer than no candidates": ([*BPR, "--eval_args.mode=uni-1"], "--eval_args.mode='uni-1'; expected full"),

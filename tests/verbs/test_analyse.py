@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,16 @@ def test_what_the_models_do_not_allow_is_left_out_with_its_reason(runs: Runs, tm
     assert not (tmp_path / "other").exists()
     parts, _ = analyse(teacher, runs.neural, tmp_path, parts=["gain"], config_dict=runs.quiet)
     assert {row["grouping"] for row in table(tmp_path / "gain.csv")} == {"activity"}, "no vectors, no tastes"
+
+
+def test_the_log_says_what_each_file_is(runs: Runs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    files = {"baseline": runs.result["baseline"]["checkpoint"], "others": [runs.pair["student"]]}
+    analyse(**runs.pair, **files, output=tmp_path / "out", parts=["smoothing"])
+    told = dict(re.findall(r"The (\w+) BPR comes from (\S+)", caplog.text))
+    assert told == {role: runs.result[role]["checkpoint"] for role in ("teacher", "baseline")} | {
+        "student": files["others"][0]
+    }
 
 
 def test_a_checkpoint_of_recbole_itself_is_a_teacher_too(runs: Runs, tmp_path: Path) -> None:

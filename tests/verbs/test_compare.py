@@ -404,6 +404,23 @@ def test_prefixes_and_sweeps_are_in_the_results(known_answer: Path) -> None:
     assert np.mean(values) == pytest.approx(nested["runs"][0]["test_result"]["ndcg@10"], abs=1e-4), "of the whole"
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rrd.pool": 100}, r"^RRDStudent: rrd\.pool=100 is more than the 40 items"),
+        ({"topk": [10, 41]}, r"^BPR \(plain\): --topk=41 exceeds the catalogue of 40 items"),
+        ({"models": "RRDStudent,NCL", "num_clusters": 41}, r"^NCL: --num_clusters=41 is more than the 40 users"),
+    ],
+)
+def test_what_the_data_cannot_meet_is_refused_before_anything_is_trained(
+    given: dict[str, Any], message: str, known_answer: Path
+) -> None:
+    runner = Runner()
+    with pytest.raises(UserError, match=message):
+        compare(settings(known_answer, **given), runner)
+    assert not runner.made
+
+
 @pytest.mark.usefixtures("no_report")
 def test_the_same_command_goes_on_where_it_was_stopped(known_answer: Path) -> None:
     first, second, third = Runner(stop_before=3), Runner(), Runner()

@@ -289,6 +289,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"users": "7,8"},
         "None of the users is in known-answer; --users takes its original ids, such as u",
     ),
+    "a file without @": ({"users": __file__}, f"'{__file__}' is a file, whose lines --users=@{__file__} reads"),
+    "a file of a history": ({"users": None, "history": __file__}, f"whose lines --history=@{__file__} reads"),
     "users and a history": ({"history": "i1"}, "--users and --history both say for whom; keep one"),
     "a history that nobody knows": (
         {"users": None, "history": "x,y"},

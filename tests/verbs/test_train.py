@@ -202,3 +202,22 @@ def test_the_package_offers_the_run() -> None:
     assert recbole_kd.run_recbole_kd is run_recbole_kd
     with pytest.raises(AttributeError):
         _ = recbole_kd.nothing
+
+
+@pytest.mark.parametrize("setting", ["resume", "warm_start", "teacher.1.checkpoint"])
+def test_a_file_that_is_read_late_is_looked_at_before_a_teacher_is_trained(
+    setting: str, known_answer: Path, tmp_path: Path
+) -> None:
+    given = {
+        "distill": "kd",
+        "kd.items": 8,
+        "teacher.0.model": "BPR",
+        "teacher.1.model": "BPR",
+        "checkpoint_dir": str(tmp_path),
+    }
+    given |= {"teacher.1.model": None} if setting == "teacher.1.checkpoint" else {}
+    with pytest.raises(UserError, match=r"There is no checkpoint 'nowhere\.pth'"):
+        run_recbole_kd(
+            "BPR", "known-answer", config_dict=known_answer_settings(known_answer, **given, **{setting: "nowhere.pth"})
+        )
+    assert not (tmp_path / "teachers").exists()

@@ -144,7 +144,8 @@ def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> 
                 f"'{path}' and '{student}' were trained on different splits of {trained.config['dataset']}; "
                 f"give --{setting} a checkpoint of the same split."
             )
-        views[setting].append(saved_teacher(trained.config, splits, TeacherSource.of_checkpoint(path)))
+        role = setting if setting in ("teacher", "baseline") else "student"
+        views[setting].append(saved_teacher(trained.config, splits, TeacherSource.of_checkpoint(path, ""), role))
     folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
     learner = FrozenTeacher(trained, splits, folder)
     name = str(options.metric or trained.config["valid_metric"]).lower()

@@ -23,6 +23,7 @@ from recbole_kd.files.atomic import check_place
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import save_json
 from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.needs import check_data
 from recbole_kd.stages.result import Framed
 from recbole_kd.trainer.trackers import check_trackers
 from recbole_kd.verbs.compare.perform import Job, perform
@@ -83,7 +84,8 @@ def _splits(planned: Plan) -> dict[str, Splits]:
     """The data as the models read them, by the name of the first that does: sequences, pairs, or both.
 
     Raises:
-        UserError: no validation or no test split; or models of both kinds, with other targets for each.
+        UserError: no validation or no test split; settings that the data cannot meet; or models of both kinds, with
+            other targets for each.
     """
     first: dict[bool, Row] = {}
     for row in planned.students:
@@ -91,6 +93,11 @@ def _splits(planned: Plan) -> dict[str, Splits]:
     loaded = {first[kind].name: load_splits(first[kind].first_config) for kind in sorted(first)}
     for splits in loaded.values():
         splits.require("compare")
+    for row in () if planned.tune_trials else planned.students:  # a search may choose others than a row's own settings
+        try:
+            check_data(row.experiment(row.seeds[0]), loaded[first[not row.first_config.sequential].name], True)
+        except UserError as error:
+            raise UserError(f"{row.name}: {error}") from None
     if len(loaded) > 1:
         names, (sequences, pairs) = list(loaded), loaded.values()
         if not _same_targets(sequences, pairs):

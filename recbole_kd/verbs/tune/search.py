@@ -35,7 +35,7 @@ from recbole_kd.files.properties import overall_properties
 from recbole_kd.files.reading import read_json
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.log import start_logging
-from recbole_kd.stages.needs import check_models
+from recbole_kd.stages.needs import check_data, check_models
 from recbole_kd.stages.result import Framed
 from recbole_kd.stages.student import build_student
 from recbole_kd.text import duration
@@ -131,6 +131,7 @@ def search(
     with _claimed(place, task):
         journal = Journal(task, base, domains)
         if journal.pending:
+            check_data(task.experiment(), splits)
             teacher = teacher_of(experiment, splits)
             # What the settings refuse is said here, and ranked lists are computed once, before any worker starts.
             build_student(task.experiment(), splits, teacher)
