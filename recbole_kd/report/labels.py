@@ -55,7 +55,7 @@ def label_sides(points: Sequence[tuple[float, float]], names: Sequence[str]) -> 
         (x, y), length = places[index], LETTER * len(names[index])
         boxes = {}
         for side, (right, below) in SIDES.items():
-            left = x - HALF / 2 if right else x + HALF / 2 - length
+            left = x + HALF / 2 if right else x - HALF / 2 - length
             bottom = y - HALF - LINE if below else y + HALF
             boxes[side] = left, left + length, bottom, bottom + LINE
         free = [side for side, box in boxes.items() if _inside(box) and not any(_meet(box, one) for one in named)]

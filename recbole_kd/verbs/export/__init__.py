@@ -151,7 +151,8 @@ def _explored(options: ExportOptions, whole: Bundle, recommender: Recommender) -
         Observed(*splits.pairs(part), len(splits.user_tokens), len(splits.item_tokens))
         for part in (splits.train, splits.valid)
     )
-    choices = explore(whole, training, valid, _faiss_or_none())
+    left_out = training if recommender.exclude_seen else recommender.left_out()
+    choices = explore(whole, left_out, valid, _faiss_or_none())
     chosen, _ = take(choices, loss)
     index = None if chosen.index is None else "faiss"
     kept: dict[str, Any] = {
