@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Optional
 
 from recbole_kd.report.frame import INK, MUTED, Chart, axis_title, chart_layout, escaped, named_axis, rounded
-from recbole_kd.report.labels import front_labels
+from recbole_kd.report.labels import NARROW, WIDE, front_labels
 from recbole_kd.report.looks import (
     DEPTHS,
     ink_on,
@@ -154,8 +154,8 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
     prices = [point.price for point in points]
     low_price, high_price = min(prices) / 1.35, max(prices) * 1.35
     places = side_by_side(points, front) if cost == ("parameters",) else prices
-    labels = front_labels(points, places, front, low_price, high_price)
-    for point, place, (name, side) in zip(points, places, labels):
+    labels, narrow = (front_labels(points, places, front, low_price, high_price, width) for width in (WIDE, NARROW))
+    for point, place, (name, side), (there, elsewhere) in zip(points, places, labels, narrow):
         model, value = point.model, point.value
         low, high = (point.prefix is None and model.confidence(metric)) or (value, value)
         on_front = point in front
@@ -165,6 +165,7 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
                 "mode": "markers+text" if name else "markers",
                 "text": [escaped(name)],
                 "textposition": side,
+                "customdata": [elsewhere if there else ""],  # on a telephone
                 "textfont": {"size": 11, "color": INK},
                 "cliponaxis": False,
                 "meta": model.name,

@@ -8,22 +8,25 @@ from collections.abc import Sequence
 from recbole_kd.report.looks import wrapped
 from recbole_kd.report.view import Point
 
-__all__ = ["SIDES", "front_labels", "label_sides"]
+__all__ = ["NARROW", "SIDES", "WIDE", "front_labels", "label_sides"]
 
-#: Pixels of a picture on a telephone, of a letter and a line of its names, and of half a point.
-NARROW, LETTER, LINE, HALF = (250, 320), 6.2, 15, 8
+#: Pixels of a picture's width on a telephone and elsewhere, and of its height.
+NARROW, WIDE, HEIGHT = 250, 560, 320
+#: Pixels of a letter and a line of its names, and of half a point.
+LETTER, LINE, HALF = 6.2, 15, 8
 #: Where a name may stand beside its point, in plotly's words: whether to the right, and whether below.
 SIDES = {"top left": (False, False), "top right": (True, False), "bottom right": (True, True)}
 
 
 def front_labels(
-    points: Sequence[Point], places: Sequence[float], front: Sequence[Point], low: float, high: float
+    points: Sequence[Point], places: Sequence[float], front: Sequence[Point], low: float, high: float, width: int
 ) -> list[tuple[str, str]]:
     """The name of each point, "" off the front, and a key of :data:`SIDES`. Where there is no room, it has no name.
 
     Args:
         places: where the points are drawn on the logarithmic axis.
         low, high: its ends.
+        width: :data:`NARROW` or :data:`WIDE`.
     """
     values = [point.value for point in points]
     span = (max(values) - min(values)) or 1.0
@@ -34,18 +37,19 @@ def front_labels(
     own = [
         wrapped(point.model.name, 20, lines=1)[0] if point in front and point.prefix is None else "" for point in points
     ]
-    return [(name if side else "", side or "top left") for name, side in zip(own, label_sides(spots, own))]
+    return [(name if side else "", side or "top left") for name, side in zip(own, label_sides(spots, own, width))]
 
 
-def label_sides(points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[str]:
+def label_sides(points: Sequence[tuple[float, float]], names: Sequence[str], width: int = NARROW) -> list[str]:
     """A key of :data:`SIDES` for the name of each point: names hide no other name, and no other point where they can.
 
-    It is "" where there is no name, or no room, in a picture on a telephone. The highest point chooses first.
+    It is "" where there is no name, or no room. The highest point chooses first.
 
     Args:
         points: shares of the picture's width and height, from its lower left corner.
+        width: of the picture, in pixels.
     """
-    places = [(x * NARROW[0], y * NARROW[1]) for x, y in points]
+    places = [(x * width, y * HEIGHT) for x, y in points]
     marks = [(x - HALF, x + HALF, y - HALF, y + HALF) for x, y in places]
     named: list[tuple[float, float, float, float]] = []
     sides = [""] * len(points)
@@ -58,16 +62,16 @@ def label_sides(points: Sequence[tuple[float, float]], names: Sequence[str]) -> 
             left = x + HALF / 2 if right else x - HALF / 2 - length
             bottom = y - HALF - LINE if below else y + HALF
             boxes[side] = left, left + length, bottom, bottom + LINE
-        free = [side for side, box in boxes.items() if _inside(box) and not any(_meet(box, one) for one in named)]
+        free = [
+            side
+            for side, box in boxes.items()
+            if box[0] >= -HALF / 2 and box[1] <= width + HALF and not any(_meet(box, one) for one in named)
+        ]
         free.sort(key=lambda side: any(_meet(boxes[side], one) for one in marks))
         if free:
             sides[index] = free[0]
             named.append(boxes[free[0]])
     return sides
-
-
-def _inside(box: tuple[float, float, float, float]) -> bool:
-    return box[0] >= 0 and box[1] <= NARROW[0] + HALF
 
 
 def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

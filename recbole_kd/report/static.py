@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from recbole_kd.errors import UserError
 from recbole_kd.report.frame import INK, MUTED
 from recbole_kd.report.interactive import MATRIX_COLORS, MOST_NUMBERED, matrix
-from recbole_kd.report.labels import SIDES, front_labels
+from recbole_kd.report.labels import SIDES, WIDE, front_labels
 from recbole_kd.report.looks import ink_on, is_numeric, log_ticks, metric_label, short, spans_decades, wrapped
 from recbole_kd.report.sweeps import HEAT_COLORS
 from recbole_kd.report.view import LEVEL, Comparison, Curve, Model, is_wide, mean_curve, side_by_side
@@ -138,7 +138,7 @@ def _trade_off(comparison: Comparison, cost: tuple[str, ...], title: str) -> Opt
     prices = [point.price for point in points]
     by_size = cost == ("parameters",)
     places = side_by_side(points, front) if by_size else prices
-    labels = front_labels(points, places, front, min(prices) / 1.35, max(prices) * 1.35)
+    labels = front_labels(points, places, front, min(prices) / 1.35, max(prices) * 1.35, WIDE)
     for point, x, (name, side) in zip(points, places, labels):
         y, style = point.value, point.model.style
         right, below = SIDES[side]

@@ -282,7 +282,7 @@ def _name_cell(model: Model) -> str:
 
 def breakable(name: str) -> str:
     """A name as HTML whose long words may be broken, so that it fits a narrow place."""
-    return html.escape(with_breaks(name, 12, "\u200b")).replace("\u200b", "<wbr>")
+    return html.escape(with_breaks(name, 10, "\u200b")).replace("\u200b", "<wbr>")
 
 
 def _html_table(headings: Sequence[str], body: Sequence[tuple[Model, Sequence[str]]]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from recbole_kd.report.labels import label_sides
+from recbole_kd.report.labels import WIDE, label_sides
 
 
 def test_a_name_stands_to_the_left_where_it_fits() -> None:
     assert label_sides([(0.5, 0.5)], ["BPR"]) == ["top left"]
     assert label_sides([(0.18, 0.5)], ["KD from LightGCN"]) == ["top right"], "on the left it would leave the picture"
+    assert label_sides([(0.18, 0.5)], ["KD from LightGCN"], WIDE) == ["top left"]
     assert label_sides([(0.5, 0.5), (0.5, 0.2)], ["BPR", ""]) == ["top left", ""]
 
 
