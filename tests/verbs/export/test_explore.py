@@ -72,7 +72,11 @@ def test_what_can_be_recommended_again_is_compared_with_the_rest(
     given = {**trained[1], "repeatable": True, "topk": [20], "metrics": ["NDCG"]}
     manifest = run_export(trained[0], str(tmp_path / "bundle"), explore=True, config_dict=given)
     found = manifest["explored"]["choices"][0]["ndcg"]
-    assert found == pytest.approx(evaluate_checkpoint(trained[0], given)["valid_result"]["ndcg@20"], abs=5e-5)
+    evaluated = evaluate_checkpoint(trained[0], given)
+    assert found == pytest.approx(evaluated["valid_result"]["ndcg@20"], abs=5e-5)
+    assert {name: manifest[name] for name in ("valid_result", "test_result")} == {
+        name: evaluated[name] for name in ("valid_result", "test_result")
+    }
     without = evaluate_checkpoint(trained[0], {**given, "repeatable": False})["valid_result"]["ndcg@20"]
     assert abs(found - without) > 0.01
 
