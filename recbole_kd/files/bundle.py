@@ -6,9 +6,10 @@ Every row of a bundle is a user's or an item's place in ``users.jsonl`` or ``ite
 kind          what is beside ids and seen items                           score of a user and an item
 ============  ==========================================================  =======================================
 ``vectors``   ``vectors.safetensors``: users (U, d), items (I, d)         the product of their vectors
-``sequence``  ``model.onnx``: history (n, L) -> vectors (n, d);           the product of the history's vector and
-              ``vectors.safetensors``: items (I, d), perhaps bias (I,);   the item's, plus the item's bias; of a
-              ``histories.safetensors``: what each user had               distance also -||vector||^2 / 4
+``sequence``  ``model.onnx``: history (n, L), and of most models the      the product of the history's vector and
+              vectors of its items (n, L, d) -> vectors (n, d);           the item's, plus the item's bias; of a
+              ``vectors.safetensors``: items (I, d), perhaps bias (I,);   distance also -||vector||^2 / 4
+              ``histories.safetensors``: what each user had
 ``pairs``     ``model.onnx``: users (n,), items (n,) -> scores (n,)       the graph's
 ============  ==========================================================  =======================================
 
@@ -22,7 +23,7 @@ import hashlib
 import importlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,7 @@ class _Added(TypedDict, total=False):
 
     kind: str
     history_length: int
+    history_vectors: bool
     repeatable: bool
 
 
@@ -139,8 +141,8 @@ class Bundle:
         return rows
 
     @cached_property
-    def _run(self) -> Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]:
-        """The graph, by its inputs."""
+    def _session(self) -> Any:
+        """What runs the graph."""
         try:
             onnxruntime = importlib.import_module("onnxruntime")
         except ImportError:
@@ -149,13 +151,12 @@ class Bundle:
             ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
 
-        def run(given: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-            answer: NDArray[np.float32] = session.run(None, given)[0]
-            return answer
-
-        return run
+    def _run(self, given: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """What the graph computes of its inputs."""
+        answer: NDArray[np.float32] = self._session.run(None, given)[0]
+        return answer
 
     def vector(self, user: int) -> NDArray[np.float32]:
         """The vector (d,) of a user, in float32.
@@ -173,7 +174,10 @@ class Bundle:
         latest = list(history)[-length:]
         row = np.full((1, length), -1, dtype=np.int64)
         row[0, : len(latest)] = latest
-        return self._run({"history": row})[0]
+        given: dict[str, NDArray[Any]] = {"history": row}
+        if self.manifest.get("history_vectors"):
+            given["items"] = self._rows("items", row)
+        return self._run(given)[0]
 
     def scores(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores (I,) of all items for a vector (d,) of :meth:`vector`."""
@@ -205,7 +209,7 @@ class Bundle:
         """
         return best(self.user_scores(user), self.seen(user), k)
 
-    def _rows(self, name: str, rows: slice) -> NDArray[np.float32]:
+    def _rows(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         values: NDArray[np.float32] = self.vectors[name][rows].astype(np.float32)
         scale = self.vectors.get(f"{name}_scale")
         return values if scale is None else values * scale[rows, None]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Optional
 
 from recbole_kd.report.frame import INK, MUTED, Chart, axis_title, chart_layout, escaped, named_axis, rounded
+from recbole_kd.report.labels import NARROW, WIDE, front_labels
 from recbole_kd.report.looks import (
     DEPTHS,
     ink_on,
@@ -18,7 +19,6 @@ from recbole_kd.report.looks import (
     p_text,
     percent,
     short,
-    wrapped,
 )
 from recbole_kd.report.sweeps import sweep
 from recbole_kd.report.tables import figure, memory
@@ -152,18 +152,20 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
                 }
             )
     prices = [point.price for point in points]
+    low_price, high_price = min(prices) / 1.35, max(prices) * 1.35
     places = side_by_side(points, front) if cost == ("parameters",) else prices
-    for point, place in zip(points, places):
+    labels, narrow = (front_labels(points, places, front, low_price, high_price, width) for width in (WIDE, NARROW))
+    for point, place, (name, side), (there, elsewhere) in zip(points, places, labels, narrow):
         model, value = point.model, point.value
-        named = point in front and point.prefix is None
         low, high = (point.prefix is None and model.confidence(metric)) or (value, value)
         on_front = point in front
         traces.append(
             {
                 "type": "scatter",
-                "mode": "markers+text" if named else "markers",
-                "text": [escaped(wrapped(model.name, 20, lines=1)[0])] if named else [""],
-                "textposition": "top right" if point.price == min(prices) else "top left",
+                "mode": "markers+text" if name else "markers",
+                "text": [escaped(name)],
+                "textposition": side,
+                "customdata": [elsewhere if there else ""],  # on a telephone
                 "textfont": {"size": 11, "color": INK},
                 "cliponaxis": False,
                 "meta": model.name,
@@ -190,14 +192,13 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
             }
         )
     layout = chart_layout(height=400)
-    low, high = min(prices) / 1.35, max(prices) * 1.35
-    ticks = log_ticks(low, high)
+    ticks = log_ticks(low_price, high_price)
     layout["xaxis"].update(
         type="log",
         title=axis_title(title),
         tickvals=ticks,
         ticktext=[short(tick) for tick in ticks],
-        range=[math.log10(low), math.log10(high)],
+        range=[math.log10(low_price), math.log10(high_price)],
     )
     layout["yaxis"].update(title=axis_title(metric_label(metric)), automargin=True)
     return {"data": traces, "layout": layout}

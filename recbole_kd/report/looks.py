@@ -66,11 +66,13 @@ def styles_of(rows: Sequence[Mapping[str, Any]], teacher: Any, reference: Any) -
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two positive numbers; only powers of ten where they span over three."""
+    """A few round numbers between two positive ones: powers of ten, and multiples of them where they span few."""
     if high / low > 1e3:
         steps: tuple[int, ...] = (1,)
-    elif high / low > 4:
+    elif high / low > 20:
         steps = (1, 2, 5)
+    elif high / low > 4:
+        steps = (1, 2, 3, 5, 7)
     else:
         steps = (1, 2, 3, 4, 5, 6, 7, 8, 9)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -120,17 +122,21 @@ def percent(share: Optional[float]) -> str:
     return "–" if share is None else f"{100 * share:+.1f} %"
 
 
+def with_breaks(name: str, width: int, mark: str) -> str:
+    """The name with `mark` where its words of more than `width` letters may be broken."""
+    return " ".join(BREAKS.sub(mark, word) if len(word) > width else word for word in name.split(" "))
+
+
 def wrapped(name: str, width: int = 18, lines: int = 3) -> list[str]:
-    """A long model name in lines of at most `width`, broken at spaces, punctuation and inner capitals.
+    """A long model name in lines of at most `width`, broken at spaces, long words at punctuation and inner capitals.
 
     Of a name that takes more than `lines`, the middle is left out: names of variants differ at their ends.
     """
     if lines == 1:
         half = (width - 1) // 2
         return [name if len(name) <= width else f"{name[:half].rstrip()}…{name[-half:].lstrip()}"]
-    pieces = BREAKS.sub("\u200b", name)
     found: list[str] = []
-    for piece in re.split("(\u200b| )", pieces):
+    for piece in re.split("(\u200b| )", with_breaks(name, width, "\u200b")):
         glue = " " if piece == " " else ""
         if piece in ("\u200b", " "):
             if glue and found:

@@ -14,6 +14,12 @@ function themed(figure) {
   const dark = darkness.matches && !printing;
   return JSON.parse(dark ? text.replace(colors, (whole, color) => `"${onDark[color]}"`) : text);
 }
+// Where a name stands on a telephone, if it has room there.
+function named(trace) {
+  if (trace.mode !== "markers+text") return {};
+  const side = trace.customdata[0];
+  return side ? { textposition: side } : { mode: "markers" };
+}
 function draw(name) {
   const byMetric = report.charts[name];
   const found = byMetric[""] || byMetric[document.getElementById("metric").value];
@@ -21,7 +27,8 @@ function draw(name) {
   place.hidden = !found;
   if (!found) return;
   const figure = themed(found);
-  const data = figure.data.map(trace => ({ ...trace, visible: !hidden.has(trace.meta) }));
+  const narrow = place.clientWidth < 480;
+  const data = figure.data.map(trace => ({ ...trace, ...(narrow && named(trace)), visible: !hidden.has(trace.meta) }));
   Plotly.react(place, data, figure.layout, config);
 }
 function drawAll() { Object.keys(report.charts).forEach(draw); }

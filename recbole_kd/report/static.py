@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from recbole_kd.errors import UserError
 from recbole_kd.report.frame import INK, MUTED
 from recbole_kd.report.interactive import MATRIX_COLORS, MOST_NUMBERED, matrix
+from recbole_kd.report.labels import SIDES, WIDE, front_labels
 from recbole_kd.report.looks import ink_on, is_numeric, log_ticks, metric_label, short, spans_decades, wrapped
 from recbole_kd.report.sweeps import HEAT_COLORS
 from recbole_kd.report.view import LEVEL, Comparison, Curve, Model, is_wide, mean_curve, side_by_side
@@ -136,12 +137,13 @@ def _trade_off(comparison: Comparison, cost: tuple[str, ...], title: str) -> Opt
         axes.plot([p.price for p in own], [p.value for p in own], color=model.style.color, lw=1, zorder=2)
     prices = [point.price for point in points]
     by_size = cost == ("parameters",)
-    for point, x in zip(points, side_by_side(points, front) if by_size else prices):
+    places = side_by_side(points, front) if by_size else prices
+    labels = front_labels(points, places, front, min(prices) / 1.35, max(prices) * 1.35, WIDE)
+    for point, x, (name, side) in zip(points, places, labels):
         y, style = point.value, point.model.style
-        if point in front and point.prefix is None:
-            name = wrapped(point.model.name, 20, lines=1)[0]
-            side = ("left", 5) if point.price == min(prices) else ("right", -5)
-            axes.annotate(name, (x, y), (side[1], 6), textcoords="offset points", ha=side[0], fontsize=8, zorder=4)
+        right, below = SIDES[side]
+        offset, aligned = (5 if right else -5, -12 if below else 6), "left" if right else "right"
+        axes.annotate(name, (x, y), offset, textcoords="offset points", ha=aligned, fontsize=8, zorder=4)
         low, high = (point.prefix is None and point.model.confidence(metric)) or (y, y)
         axes.errorbar(x, y, yerr=[[max(0, y - low)], [max(0, high - y)]], color=style.color, lw=1, zorder=2)
         edge, width = (INK, 1.6) if point in front else ("white", 0.8)

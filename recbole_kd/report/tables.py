@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Optional
 
 from recbole_kd.files.tables import csv_text
-from recbole_kd.report.looks import BREAKS, metric_label, percent
+from recbole_kd.report.looks import metric_label, percent, with_breaks
 from recbole_kd.report.view import Comparison, Model
 from recbole_kd.text import duration
 
@@ -281,8 +281,8 @@ def _name_cell(model: Model) -> str:
 
 
 def breakable(name: str) -> str:
-    """A name as HTML that may be broken where :data:`BREAKS` says, so that a long one fits a narrow place."""
-    return "<wbr>".join(html.escape(piece) for piece in BREAKS.split(name))
+    """A name as HTML whose long words may be broken, so that it fits a narrow place."""
+    return html.escape(with_breaks(name, 10, "\u200b")).replace("\u200b", "<wbr>")
 
 
 def _html_table(headings: Sequence[str], body: Sequence[tuple[Model, Sequence[str]]]) -> str:

@@ -21,7 +21,7 @@ LEVEL = 0.05
 #: next by as much.
 NOISE = 0.1
 #: Shares of a picture's width and height within which a point would hide another.
-BESIDE, OVER = 0.02, 0.04
+BESIDE, OVER = 0.03, 0.04
 #: Times the smallest value that the largest one of a panel has where its axis is logarithmic.
 WIDE = 30
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation import maps
@@ -44,6 +48,23 @@ def test_near_directions_are_near_on_the_map(method: str) -> None:
     own = [np.linalg.norm(part - middle, axis=1).mean() for part, middle in zip((places[:25], places[25:]), middles)]
     assert np.linalg.norm(middles[0] - middles[1]) > 2 * max(own)
     np.testing.assert_array_equal(plane(vectors, method), places)
+
+
+def test_umap_is_asked_for_directions_and_for_the_same_map_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in, as umap-learn is seldom installed; the test above asks the package itself."""
+
+    class StandIn:
+        def __init__(self, **given: object) -> None:
+            self.given = given
+
+        def fit_transform(self, units: NDArray[np.float64]) -> NDArray[np.float64]:
+            assert self.given == {"n_neighbors": 4, "metric": "cosine", "random_state": 3, "n_jobs": 1}
+            np.testing.assert_allclose(np.linalg.norm(units, axis=1), 1)
+            return 2 * units[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=StandIn))
+    vectors = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_allclose(plane(vectors, "umap", seed=3), 2 * maps.directions(vectors)[:, :2])
 
 
 def test_umap_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,6 +323,7 @@ def test_losses_of_different_sizes_have_a_logarithmic_axis() -> None:
 def test_names_are_broken_where_words_end() -> None:
     assert wrapped("BPR") == ["BPR"]
     assert wrapped("DERRDStudent", 8) == ["DERRD", "Student"]
+    assert wrapped("KD from LightGCN", 14) == ["KD from", "LightGCN"], "a word that fits stays whole"
     assert wrapped("SimRecTeacher (teacher)", 14) == ["SimRecTeacher", "(teacher)"]
     assert wrapped("x" * 40, 18, lines=3) == ["x" * 18, "x" * 18, "x" * 4]
     long = wrapped("DERRDStudentWithAVeryLongName (teacher LightGCN, d=64)", 18, lines=2)

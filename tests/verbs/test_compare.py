@@ -291,6 +291,10 @@ def test_what_a_run_depends_on() -> None:
         ({"models": "BPR,BPR"}, "lists 'BPR' more than once; give the second one a label"),
         ({"models": "BPR,LihgtGCN"}, "LihgtGCN: Unknown model 'LihgtGCN'. Did you mean 'LightGCN'?"),
         ({"models": None}, "--models=None; expected names"),
+        (
+            {"models": ["BPR", {"A": {"model": "BPR"}}]},
+            "models lists {'A': {'model': 'BPR'}}; expected names, or labels",
+        ),
         ({"models": {"A": 3}}, "models.A is 3; expected the settings of a model"),
         ({"models": {"A": {"model": "BPR", "seeds": [1, 2]}}}, "models.A.seeds has 2 seeds and --seeds 1"),
         ({"models": {"A": {"model": "BPR", "seed": 2}}}, "models.A.seed is not a model's own setting"),

@@ -718,6 +718,18 @@ def test_the_picture_shows_what_each_setting_does() -> None:
     assert [label.get_text() for label in rate.get_xticklabels()] == ["0.0001", "0.001", "0.01", "0.1"]
     assert [label.get_text() for label in loss.get_xticklabels()] == ["BP", "CE"]
     assert layers.get_xscale() == "linear"
+    assert list(layers.get_xticks()) == [0, 1, 2]
     for axes in (by_trial, rate, loss, layers):
         points = sum(len(drawn.get_offsets()) for drawn in axes.collections)
         assert points == 11 + 1, "a trial without a score has no point; the best one has a ring"
+
+
+def test_ticks_stand_at_chosen_values_and_at_round_ones_of_a_range() -> None:
+    result = _result()
+    result["trials"] = [record for record in result["trials"] if record["score"] is not None][:4]
+    for record, rate, size in zip(result["trials"], (0.00375, 0.0215, 0.0411, 0.256), (10, 40, 40, 40)):
+        record["settings"] = {"learning_rate": rate, "layers": size}
+    result["best"], result["space"] = result["trials"][0], dict.fromkeys(("learning_rate", "layers"))
+    _, rate, layers = [axes for axes in picture(result).axes if axes.get_visible()]
+    assert [label.get_text() for label in rate.get_xticklabels()] == ["0.005", "0.01", "0.02", "0.05", "0.1", "0.2"]
+    assert list(layers.get_xticks()) == [10, 40]

@@ -233,6 +233,12 @@ def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:
         described, models = models, list(models)
     if not isinstance(models, (list, tuple)) or not models:
         raise UserError(f"--models={models!r}; expected names, such as --models=BPR,DERRDStudent.")
+    for one in models:
+        if isinstance(one, Mapping):
+            raise UserError(
+                f"models lists {dict(one)}; expected names, or labels with settings "
+                "(models: {LABEL: {model: BPR}}): write them without dashes."
+            )
     names = [str(name) for name in models]
     for name in names:
         if names.count(name) > 1:

@@ -151,7 +151,8 @@ def _explored(options: ExportOptions, whole: Bundle, recommender: Recommender) -
         Observed(*splits.pairs(part), len(splits.user_tokens), len(splits.item_tokens))
         for part in (splits.train, splits.valid)
     )
-    choices = explore(whole, training, valid, _faiss_or_none())
+    left_out = training if recommender.exclude_seen else recommender.left_out()
+    choices = explore(whole, left_out, valid, _faiss_or_none())
     chosen, _ = take(choices, loss)
     index = None if chosen.index is None else "faiss"
     kept: dict[str, Any] = {
@@ -196,6 +197,7 @@ def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> 
     keys = [key for key in sorted(config.model_keys()) if not key.endswith("_path")]
     settings = {key: kept[key] for key in keys if isinstance(kept.get(key), (int, float, str))}
     sections = {name: state["config"].get(name) or {} for name in distillers}
+    valid, test = _results(recommender)
     told = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return {
         "format": FORMAT,
@@ -212,8 +214,8 @@ def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> 
         "seen": {"splits": list(SEEN[options.seen]), "pairs": len(recommender.left_out())},
         "repeatable": not recommender.exclude_seen,
         "final": bool(state.get("final")),
-        "valid_result": state["best_valid_result"],
-        "test_result": _test_result(recommender),
+        "valid_result": valid,
+        "test_result": test,
         "teacher": teacher.get("model") if isinstance(teacher, Mapping) else str(teacher),
         "distillers": distillers,
         "settings": {**settings, **told},
@@ -223,14 +225,23 @@ def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> 
     }
 
 
-def _test_result(recommender: Recommender) -> dict[str, float]:
-    """Metrics on the test split; none where there is no such split."""
+def _results(recommender: Recommender) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics on validation and on test, both of what is exported: its prefix, and its rule of what is ranked.
+
+    Where there is no such split they are those that chose the epoch, and none.
+    """
     trained = recommender.trained
+    kept = trained.state["best_valid_result"]
     if "test_result" in trained.state:
-        return trained.test_result
+        return kept, trained.test_result
     config: KDConfig = trained.config
-    trainer, (_, _, test) = make_evaluator(config, trained.model, recommender.splits)
-    return {} if test is None else evaluated(trainer, test, "test", trained.checkpoint, {})
+    trainer, (_, *loaders) = make_evaluator(config, trained.model, recommender.splits)
+    found = {
+        split: evaluated(trainer, data, split, trained.checkpoint, {})
+        for split, data in zip(("valid", "test"), loaders)
+        if data is not None
+    }
+    return found.get("valid", kept), found.get("test", {})
 
 
 def _write(folder: Path, bundle: Bundle) -> None:

@@ -1,6 +1,7 @@
 """``export --explore=true``: what fewer numbers, narrower types and an index cost a student of two towers.
 
-Every combination answers the same users on validation, training items left out. One is on the front where no other has
+Every combination answers the same users on validation. Training items are left out, unless what was seen can be
+recommended again. One is on the front where no other has
 at least its NDCG in at most its bytes and its time. Times that differ by less than a fifth are equal: that is noise.
 """
 
@@ -96,18 +97,18 @@ def ndcg(lists: Lists, relevant: Sequence[set[int]], k: int) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
-def explore(bundle: Bundle, training: Observed, valid: Observed, faiss: Any) -> list[Choice]:
+def explore(bundle: Bundle, left_out: Observed, valid: Observed, faiss: Any) -> list[Choice]:
     """All combinations of :func:`fewer_dimensions`, types and indexes, in the order of tables.
 
     Args:
         bundle: two towers in float32; what it leaves out does not matter here.
-        training, valid: pairs by internal ids. The first are left out of the lists, the second are to be found.
+        left_out, valid: pairs by internal ids. The first are left out of the lists, the second are to be found.
         faiss: the package, or None without indexes.
 
     Raises:
         UserError: no user has validation items.
     """
-    bundle = replace(bundle, seen_offsets=training.offsets[1:].numpy(), seen_items=training.indices.numpy() - 1)
+    bundle = replace(bundle, seen_offsets=left_out.offsets[1:].numpy(), seen_items=left_out.indices.numpy() - 1)
     relevant = [
         set((valid.indices[valid.offsets[row + 1] : valid.offsets[row + 2]] - 1).tolist())
         - set(bundle.seen(row).tolist())

@@ -41,16 +41,48 @@ def require_onnx() -> None:
             ) from None
 
 
+class _Given(nn.Module):
+    """In place of a model's table of items: the rows of a history, which come with it.
+
+    Ids are places in the history, from 1. Padding, and what a model adds behind the items (BERT4Rec's mask), stay.
+    """
+
+    padding: Tensor
+    added: Tensor
+    rows: Tensor | None = None
+
+    def __init__(self, table: nn.Embedding, ids: int) -> None:
+        super().__init__()
+        self.ids = ids
+        self.register_buffer("padding", table.weight[:1].detach().clone())
+        self.register_buffer("added", table.weight[ids:].detach().clone())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        assert self.rows is not None
+        count, length, size = self.rows.shape
+        first, last = (part.unsqueeze(0).expand(count, -1, -1) for part in (self.padding, self.added))
+        known = torch.cat([first, self.rows, last], dim=1)
+        places = torch.where(ids < self.ids, ids, ids - self.ids + length + 1)
+        return known.gather(1, places.unsqueeze(2).expand(-1, -1, size))
+
+
 class _Encoder(nn.Module):
-    """History (n, L), item rows, oldest first, -1 where there is none -> vectors (n, d)."""
+    """History (n, L), item rows, oldest first, -1 where there is none, and perhaps their vectors -> vectors (n, d)."""
 
     def __init__(self, model: Any, size: int, factor: float) -> None:
         super().__init__()
         self.model, self.size, self.factor = model, size, factor
 
-    def forward(self, history: Tensor) -> Tensor:
-        lengths = (history >= 0).sum(dim=1)
-        return sequence_vectors(self.model, Sequences(history + 1, lengths))[:, : self.size] * self.factor
+    def forward(self, history: Tensor, items: Tensor | None = None) -> Tensor:
+        there = history >= 0
+        ids = history + 1
+        if items is not None:
+            ids = (1 + torch.arange(history.shape[1], device=history.device)) * there
+            self.model.item_embedding.rows = items
+        outputs = sequence_vectors(self.model, Sequences(ids, there.sum(dim=1)))
+        if items is not None:
+            self.model.item_embedding.rows = None
+        return outputs[:, : self.size] * self.factor
 
 
 class _Pairs(nn.Module):
@@ -64,15 +96,28 @@ class _Pairs(nn.Module):
         return pair_scores(self.model, users + 1, items + 1)
 
 
-def encoder_graph(model: Any, length: int, size: int, factor: float, device: Any) -> bytes:
+def encoder_graph(model: Any, length: int, size: int, factor: float, device: Any, given: bool = False) -> bytes:
     """The graph `history` (n, `length`) -> `vectors` (n, `size`), the model's first numbers times a factor.
+
+    Args:
+        given: whether the vectors of the history are an input too, `items` (n, `length`, d): the graph then holds no
+            table of items.
 
     Raises:
         Unexportable: torch cannot trace the model.
     """
     history = torch.full((2, length), -1, device=device)
     history[:, 0] = 0
-    return _graph(_Encoder(model, size, factor), {"history": history}, "vectors")
+    encoder = _Encoder(model, size, factor)
+    if not given:
+        return _graph(encoder, {"history": history}, "vectors")
+    table = model.item_embedding
+    model.item_embedding = _Given(table, model.n_items)
+    try:
+        vectors = torch.zeros(2, length, table.embedding_dim, device=device)
+        return _graph(encoder, {"history": history, "items": vectors}, "vectors")
+    finally:
+        model.item_embedding = table
 
 
 def pair_graph(model: Any, device: Any) -> bytes:

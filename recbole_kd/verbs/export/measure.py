@@ -7,6 +7,7 @@ over the model's own vectors in float32.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -53,6 +54,8 @@ def index_module(index: str) -> Any:
     Raises:
         UserError: it is not installed.
     """
+    # Which variants of itself faiss tries first is nothing for a terminal.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         return importlib.import_module(index)
     except ImportError:

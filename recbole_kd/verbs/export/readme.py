@@ -73,6 +73,13 @@ _PRODUCTS = {
     ),
 }
 
+#: dtype -> the vectors of the items in a history, for a graph that holds none.
+_LOOKED_UP = {
+    "float32": 'vectors["items"][row]',
+    "float16": 'vectors["items"][row].astype(np.float32)',
+    "int8": 'vectors["items"][row] * vectors["items_scale"][row][..., None]',
+}
+
 _VECTORS = Template(f"""\
 vectors, seen = tensors("vectors.safetensors"), tensors("seen.safetensors")
 {_IDS}
@@ -91,7 +98,7 @@ encoder = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionPro
 def vector(history):  # rows of items, oldest first
     row = np.full((1, $length), -1, np.int64)
     row[0, : len(history[-$length:])] = history[-$length:]
-    return encoder.run(None, {{"history": row}})[0][0]
+    return encoder.run(None, {{"history": row$given}})[0][0]
 
 def recommend_after(history, left_out, k=20):  # rows of items: for somebody who is not in the data, too
     own = vector(history)
@@ -145,9 +152,10 @@ def readme(manifest: Mapping[str, Any], example: str) -> str:
     bias = ' + vectors["bias"]' if manifest["bias"] else ""
     distance = " - own @ own / 4" if manifest["score"].startswith(DISTANCE) else ""
     length = manifest.get("history_length")
+    given = f', "items": {_LOOKED_UP[dtype]}' if manifest.get("history_vectors") else ""
     lines = {
         "vectors": _VECTORS.substitute(product=product, user=user),
-        "sequence": _SEQUENCE.substitute(product=product, rest=bias + distance, length=length),
+        "sequence": _SEQUENCE.substitute(product=product, rest=bias + distance, length=length, given=given),
         "pairs": _PAIRS,
     }[kind]
     kinds = {"float32": "", "float16": ', "F16": "<f2"', "int8": ', "I8": "|i1"'}[dtype]
@@ -219,7 +227,9 @@ def _files(manifest: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if kind == "sequence":
         bias = ", and `bias`, float32" if manifest["bias"] else ""
         yield "`vectors.safetensors`", f"`items` {numbers.format(manifest['items'])}, {dtype}{bias}"
-        yield "`model.onnx`", f"`history` (n, {manifest['history_length']}), item rows and -1 -> `vectors` (n, d)"
+        inputs = f"`history` (n, {manifest['history_length']}), item rows and -1"
+        given = ", and `items` (n, L, d), their vectors" if manifest.get("history_vectors") else ""
+        yield "`model.onnx`", f"{inputs}{given} -> `vectors` (n, d)"
         yield "`histories.safetensors`", "what each user had, oldest first, as `seen.safetensors` has it"
     if kind == "pairs":
         yield "`model.onnx`", "`users` (n,), `items` (n,), rows -> `scores` (n,)"

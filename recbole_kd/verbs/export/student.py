@@ -13,6 +13,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.evaluation.compression import principal_scores
 from recbole_kd.files.bundle import DISTANCE, Bundle, Tensors
 from recbole_kd.student.readers import item_vectors, names_with_vectors
+from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.verbs.export.graph import Unexportable, encoder_graph, pair_graph, require_onnx
 from recbole_kd.verbs.recommender import Recommender
 
@@ -20,6 +21,8 @@ __all__ = ["DTYPES", "exported", "kind_of", "narrowed", "student_bundle", "with_
 
 #: Sequential architectures that are known to have a graph; others are tried.
 SEQUENCES = ("GRU4Rec", "SASRec", "BERT4Rec", "STOSA")
+#: Those whose encoder looks items up in the table that scores them, and reads nothing else of an id.
+ONE_TABLE = ("GRU4Rec", "SASRec", "BERT4Rec")
 #: Architectures that score a pair by a network over both, and whose graph is exported.
 PAIRS = ("NeuMF",)
 #: Users whose scores are compared with the model's own before a bundle is written: by vectors, and by a graph.
@@ -94,8 +97,10 @@ def _parts(recommender: Recommender, kind: str) -> tuple[dict[str, Any], Tensors
         return {"score": "the graph's, of a user and an item"}, {}, pair_graph(model, device)
     length = recommender.sequences[0].shape[1]
     tensors, score, factor = _item_side(model)
-    graph = encoder_graph(model, length, tensors["items"].shape[1], factor, device)
-    return {"score": score, "history_length": length}, tensors, graph
+    size = tensors["items"].shape[1]
+    given = _reads_the_vectors(recommender.model, size, length)
+    graph = encoder_graph(model, length, size, factor, device, given)
+    return {"score": score, "history_length": length, "history_vectors": given}, tensors, graph
 
 
 def _no_exporter(recommender: Recommender, reason: str) -> UserError:
@@ -116,6 +121,16 @@ def _advice(recommender: Recommender) -> str:
         "Write its lists with `recbole-kd recommend --users=all`, or teach a student that has one "
         f"(--model={student} --teacher={recommender.trained.state['backbone']} --distill=rrd)."
     )
+
+
+def _reads_the_vectors(model: FrozenTeacher, size: int, length: int) -> bool:
+    """Whether a sequential model's encoder reads the items' exported vectors, so that its graph needs no table."""
+    if model.name not in ONE_TABLE:
+        return False
+    encoder: Any = model.model
+    table: torch.Tensor = encoder.item_embedding.weight
+    # Places in a history stand for ids, below those of what the model adds behind the items.
+    return bool(table.shape[1] == size and table.dtype == torch.float32 and length < encoder.n_items)
 
 
 @torch.no_grad()

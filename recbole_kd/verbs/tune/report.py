@@ -129,8 +129,12 @@ def _by_setting(axes: Any, name: str, scored: Sequence[Mapping[str, Any]]) -> No
     if all(map(is_numeric, values)):
         _points(axes, scored, values)
         low, high = min(values), max(values)
+        # Numbers that were drawn from a range stand anywhere: the ticks are round then.
+        shown = distinct if len(distinct) <= 5 and _few(scored, name) else None
         if spans_decades(values):
-            log_axis(axes, low, high, distinct if len(distinct) <= 5 else None)
+            log_axis(axes, low, high, shown)
+        elif shown and min(b - a for a, b in itertools.pairwise(shown)) > (high - low) / 10:
+            axes.set_xticks(shown)
         else:
             whole = all(isinstance(value, int) for value in values)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))

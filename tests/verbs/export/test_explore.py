@@ -64,6 +64,23 @@ def test_without_faiss_exact_search_is_compared(
     assert manifest["index"] is None
 
 
+def test_what_can_be_recommended_again_is_compared_with_the_rest(
+    trained: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--repeatable=True``: the evaluator's NDCG, which ranks training items too."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    given = {**trained[1], "repeatable": True, "topk": [20], "metrics": ["NDCG"]}
+    manifest = run_export(trained[0], str(tmp_path / "bundle"), explore=True, config_dict=given)
+    found = manifest["explored"]["choices"][0]["ndcg"]
+    evaluated = evaluate_checkpoint(trained[0], given)
+    assert found == pytest.approx(evaluated["valid_result"]["ndcg@20"], abs=5e-5)
+    assert {name: manifest[name] for name in ("valid_result", "test_result")} == {
+        name: evaluated[name] for name in ("valid_result", "test_result")
+    }
+    without = evaluate_checkpoint(trained[0], {**given, "repeatable": False})["valid_result"]["ndcg@20"]
+    assert abs(found - without) > 0.01
+
+
 def test_ndcg_is_that_of_the_formula() -> None:
     """Hits at places 1 and 3 of two that count; a user without any does not count; of five, three can be hit."""
     two = (1 + 1 / math.log2(4)) / (1 + 1 / math.log2(3))
