@@ -2,6 +2,13 @@
 
 import sys
 
+if sys.version_info < (3, 10):  # noqa: UP036 - before the imports, which an older Python cannot read
+    found = sys.version.split()[0]
+    sys.stderr.write(
+        "recbole-kd: This is Python " + found + "; expected 3.10 or later: install it, and start with it.\n"
+    )
+    sys.exit(2)
+
 from recbole_kd.cli import main
 
 if __name__ == "__main__":

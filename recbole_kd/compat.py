@@ -178,12 +178,12 @@ def install(host: Callable[[], Any]) -> None:
 
 
 def check() -> None:
-    """Whether Python and the packages are there and new enough; every verb asks before it begins.
+    """Whether Python and the packages are there and new enough, and adapted; every verb asks before it begins.
 
     Warns of a version of RecBole that was not tested.
 
     Raises:
-        UserError: something is missing or too old.
+        UserError: something is missing or too old, or RecBole was imported too early.
     """
     if sys.version_info[:2] < _numbers(LOWEST["python"]):
         found = ".".join(map(str, sys.version_info[:3]))
@@ -191,6 +191,12 @@ def check() -> None:
     for package in ("torch", "numpy"):
         require(package, LOWEST[package])
     recbole = require("recbole", None)
+    for name in [name for name in sys.modules if name.startswith("recbole.")]:
+        if type(getattr(sys.modules[name].__spec__, "loader", None)) is SourceFileLoader:
+            raise UserError(
+                f"{name} was imported before recbole_kd, which adapts RecBole to today's packages; start anew (restart "
+                "the kernel), and write `import recbole_kd` before the first import of RecBole."
+            )
     if recbole != RECBOLE:
         logging.getLogger(__name__).warning(
             f"RecBole {recbole} is installed, and recbole-kd is made for {RECBOLE}. It tries; if something fails, run: "
