@@ -19,7 +19,7 @@ inplace=True)``
 A spelling that still works is left alone. :func:`check` says in a line what is missing or too old.
 
 RecBole's functions also learn our models: ``get_model("STOSA")`` and ``Config(model="STOSA")`` find them in
-:mod:`recbole_kd.host`, as if RecBole had modules and properties files of these names.
+:mod:`recbole_kd.host`, as if RecBole had modules, properties files and loaders of these names.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LOWEST = {"python": "3.10", "torch": "2.4", "numpy": "1.22"}
 #: numpy's names until version 1, and the same types today.
 _NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
 _NEEDED = re.compile(
-    rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)|torch\.load\(|\bmodel_init_file\b"
+    rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)|torch\.load\(|\bmodel_init_file\b|\bregister_table\b"
 )
 #: What RecBole's adapted modules call the function that brings :mod:`recbole_kd.host`.
 _HOST = "_recbole_kd"
@@ -83,6 +83,9 @@ class _Today(ast.NodeTransformer):
             node.value = _of_host(
                 "properties_of", ast.Name("self", ast.Load()), ast.Name("model", ast.Load()), node.value
             )
+        elif ast.unparse(node.targets[0]) == "register_table":
+            # data/utils.py: which models have loaders of their own.
+            node.value = _of_host("loaders", node.value)
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
