@@ -2,8 +2,15 @@
 
 import sys
 
+if sys.version_info < (3, 10):  # noqa: UP036 - before the imports, which an older Python cannot read
+    found = sys.version.split()[0]
+    sys.stderr.write(
+        "recbole-kd: This is Python " + found + "; expected 3.10 or later: install it, and start with it.\n"
+    )
+    sys.exit(2)
 
-def main() -> int:
+
+def main():  # type: () -> int - as an older Python reads it too
     """The command line; ``recbole-kd`` is this function too. Imports are in it, so that Ctrl-C ends them quietly."""
     try:
         from recbole_kd.cli import main as command_line

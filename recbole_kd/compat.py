@@ -22,7 +22,7 @@ import auc`` and others      of a second for six names              used
 A spelling that still works is left alone. :func:`check` says in a line what is missing or too old.
 
 RecBole's functions also learn our models: ``get_model("STOSA")`` and ``Config(model="STOSA")`` find them in
-:mod:`recbole_kd.host`, as if RecBole had modules and properties files of these names.
+:mod:`recbole_kd.host`, as if RecBole had modules, properties files and loaders of these names.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LOWEST = {"python": "3.10", "torch": "2.4", "numpy": "1.22"}
 _NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
 _NEEDED = re.compile(
     rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)|torch\.load\(|\bmodel_init_file\b|"
-    r"from sklearn\b"
+    r"from sklearn\b|\bregister_table\b"
 )
 #: What RecBole's adapted modules call the function that brings :mod:`recbole_kd.host`.
 _HOST = "_recbole_kd"
@@ -106,6 +106,9 @@ class _Today(ast.NodeTransformer):
             node.value = _of_host(
                 "properties_of", ast.Name("self", ast.Load()), ast.Name("model", ast.Load()), node.value
             )
+        elif ast.unparse(node.targets[0]) == "register_table":
+            # data/utils.py: which models have loaders of their own.
+            node.value = _of_host("loaders", node.value)
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
@@ -206,12 +209,12 @@ def install(host: Callable[[], Any]) -> None:
 
 
 def check() -> None:
-    """Whether Python and the packages are there and new enough; every verb asks before it begins.
+    """Whether Python and the packages are there and new enough, and adapted; every verb asks before it begins.
 
     Warns of a version of RecBole that was not tested.
 
     Raises:
-        UserError: something is missing or too old.
+        UserError: something is missing or too old, or RecBole was imported too early.
     """
     if sys.version_info[:2] < _numbers(LOWEST["python"]):
         found = ".".join(map(str, sys.version_info[:3]))
@@ -219,6 +222,12 @@ def check() -> None:
     for package in ("torch", "numpy"):
         require(package, LOWEST[package])
     recbole = require("recbole", None)
+    for name in [name for name in sys.modules if name.startswith("recbole.")]:
+        if type(getattr(sys.modules[name].__spec__, "loader", None)) is SourceFileLoader:
+            raise UserError(
+                f"{name} was imported before recbole_kd, which adapts RecBole to today's packages; start anew (restart "
+                "the kernel), and write `import recbole_kd` before the first import of RecBole."
+            )
     if recbole != RECBOLE:
         logging.getLogger(__name__).warning(
             f"RecBole {recbole} is installed, and recbole-kd is made for {RECBOLE}. It tries; if something fails, run: "

@@ -15,7 +15,10 @@ from recbole_kd.files.checkpoint import load_any
 from recbole_kd.files.properties import PROPERTIES, read_yaml
 from recbole_kd.registry import load_class, models, recipes
 
-__all__ = ["load", "model_of", "properties_of"]
+__all__ = ["load", "loaders", "model_of", "properties_of"]
+
+#: Our models whose batches are users and not pairs, as MultiVAE's are.
+_OF_USERS = ("MultiVAEVariant", "MultiDAEVariant", "WMF")
 
 
 def model_of(kind: str, module: str) -> type[Any] | None:
@@ -56,6 +59,11 @@ def properties_of(config: Any, model: str, file: str) -> str:
     if "distill" in read_yaml(ours):
         raise _needs_a_teacher(model)
     return str(ours)
+
+
+def loaders(table: dict[str, Any]) -> dict[str, Any]:
+    """RecBole's table of models whose batches are not pairs, with ours."""
+    return table | dict.fromkeys(_OF_USERS, table["MultiVAE"])
 
 
 def load(module: str, path: Any) -> dict[str, Any]:

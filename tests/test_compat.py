@@ -9,6 +9,7 @@ import ast
 import configparser
 import importlib.util
 import inspect
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,7 +131,7 @@ def test_nothing_else_of_recbole_is_changed() -> None:
     after = [line for name in changed for line in ast.unparse(compat.adapted(SOURCES[name])).splitlines()]
     assert len(before) == len(after)
     lines = {old for old, new in zip(before, after) if old != new}
-    words = ("np.", "_update(", ".fillna(", ".agg(len)", "torch.load(", "model_init_file =")
+    words = ("np.", "_update(", ".fillna(", ".agg(len)", "torch.load(", "model_init_file =", "register_table =")
     assert all(any(word in line for word in (*words, "sklearn", *SKLEARN)) for line in lines), lines
 
 
@@ -230,10 +231,23 @@ def test_another_version_of_recbole_is_tried_and_named() -> None:
     assert "DERRDStudent" in output
 
 
-def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", ["import recbole.config", "from recbole.quick_start import run_recbole"])
+def test_recbole_that_was_imported_too_early(first: str) -> None:
+    assert "recbole_kd.errors.UserError: recbole." in run(f"{first}\nfrom recbole_kd import run_recbole_kd")
+    assert "`import recbole_kd` before" in run(f"{first}\nfrom recbole_kd import run_recbole_kd")
+    assert run(f"import recbole_kd\n{first}\nrecbole_kd.compat.check(); print('good')") == "good"
+
+
+def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
     with pytest.raises(UserError, match=r"This is Python 3\.9\.18; expected 3\.10 or later"):
         compat.check()
+    # A clone that was never installed: pip has not refused, and the imports would.
+    monkeypatch.setattr(sys, "version", "3.9.18 (main)")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(Path(__file__).parents[1] / "run_recbole_kd.py"))
+    message = "This is Python 3.9.18; expected 3.10 or later: install it, and start with it."
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"recbole-kd: {message}\n")
 
 
 def test_the_lowest_versions_are_those_of_the_metadata() -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from recbole.config import Config
+from recbole.data.dataloader import UserDataLoader
+from recbole.data.utils import get_dataloader
 from recbole.quick_start import load_data_and_model as recboles_load
 from recbole.quick_start import run_recbole
 from recbole.trainer import Trainer
-from recbole.utils import get_model
+from recbole.utils import ModelType, get_model
 
 import recbole_kd
 from recbole_kd.errors import UserError
@@ -41,6 +43,13 @@ def test_models_of_ours_have_a_name_there() -> None:
 def test_their_settings_are_ours() -> None:
     config = Config(model="STOSA", dataset="ml-100k")
     assert config["pvn_weight"] == KDConfig("STOSA", "ml-100k")["pvn_weight"] is not None
+
+
+@pytest.mark.parametrize("name", ["MultiVAEVariant", "MultiDAEVariant", "WMF"])
+def test_their_batches_are_ours(name: str) -> None:
+    """Users, as RecBole gives them to MultiVAE; a batch of pairs would train something else, and say nothing."""
+    table = {"model": name, "MODEL_TYPE": ModelType.GENERAL}
+    assert get_dataloader(table, "train") is get_dataloader({**table, "model": "MultiVAE"}, "train") is UserDataLoader
 
 
 @pytest.mark.parametrize("name", ["SimRecStudent", "RRDStudent"])

@@ -21,21 +21,12 @@ from torch import Tensor
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 
-__all__ = ["FastTrainDataLoader", "Negatives", "go_on_drawing", "loaded_as", "samples_fast"]
+__all__ = ["FastTrainDataLoader", "Negatives", "go_on_drawing", "samples_fast"]
 
 #: Drawn entries of a chunk, about: enough that Python's share vanishes, few enough that the chunk stays in the cache.
 CHUNK = 2**16
 #: Places in the table of marks for each observed pair, at least: one unobserved pair in eight at most is looked up.
 _PLACES = 8
-
-
-#: Our models whose batches are users and not pairs -> a model of RecBole with such batches.
-_OF_USERS = dict.fromkeys(("MultiVAEVariant", "MultiDAEVariant", "WMF"), "MultiVAE")
-
-
-def loaded_as(backbone: str) -> str:
-    """The model by whose name RecBole finds the loader of an architecture: its own, where RecBole knows it."""
-    return _OF_USERS.get(backbone, backbone)
 
 
 def samples_fast(backbone: str, kind: ModelType) -> bool:
@@ -45,7 +36,7 @@ def samples_fast(backbone: str, kind: ModelType) -> bool:
         backbone: the architecture's name.
         kind: its type.
     """
-    return bool(get_dataloader({"model": loaded_as(backbone), "MODEL_TYPE": kind}, "train") is TrainDataLoader)
+    return bool(get_dataloader({"model": backbone, "MODEL_TYPE": kind}, "train") is TrainDataLoader)
 
 
 class Negatives:

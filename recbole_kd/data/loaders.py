@@ -17,7 +17,7 @@ from recbole.sampler import RepeatableSampler
 from recbole.utils import InputType, ModelType
 
 from recbole_kd.data.dataset import BEFORE
-from recbole_kd.data.fast_sampling import FastTrainDataLoader, loaded_as, samples_fast
+from recbole_kd.data.fast_sampling import FastTrainDataLoader, samples_fast
 from recbole_kd.data.negatives import ObservedSampler
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.overlaid import Overlaid
@@ -88,8 +88,7 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
     loaders: list[Any] = []
     sized = Overlaid(config, eval_batch_size=eval_batch_size(config, splits))
     # RecBole knows an autoencoder's loader by the model's name, which a recipe's is not.
-    model = loaded_as(config["student"])
-    chosen_by = {"model": model, "MODEL_TYPE": config["MODEL_TYPE"], "eval_args": config["eval_args"]}
+    chosen_by = {"model": config["student"], "MODEL_TYPE": config["MODEL_TYPE"], "eval_args": config["eval_args"]}
     for phase, part, sampler in zip(("train", "valid", "test"), parts, samplers):
         if not asked_for.get(phase, True):
             loaders.append(None)

@@ -24,8 +24,8 @@ __all__ = ["GROUP", "KINDS", "Tracker", "Trackers", "check_trackers"]
 
 #: Environment variable of wandb that names the group, and is heeded for MLflow too.
 GROUP = "WANDB_RUN_GROUP"
-#: The first wandb that keeps several runs of one program apart.
-_OLDEST_WANDB = "0.20"
+#: The first wandb that says of a key at once whether it can be one; earlier ones wait for their server for minutes.
+_OLDEST_WANDB = "0.30"
 _OFFLINE = "or set the environment variable WANDB_MODE=offline to keep the runs in the folder wandb"
 
 
@@ -60,10 +60,7 @@ def check_trackers(config: Any) -> None:
     try:
         if wandb.setup().settings.mode not in ("online", "shared", None):
             return  # offline or disabled
-        try:
-            known = wandb.login(prompt=False, verify=False)
-        except TypeError:  # wandb before 0.30
-            known = bool(wandb.api.api_key)
+        known = wandb.login(prompt=False, verify=False)
     except (wandb.Error, ValueError) as error:  # a ValueError is one of wandb's environment variables
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(f"--log_wandb=true: {reason}; run: wandb login, {_OFFLINE}.") from None

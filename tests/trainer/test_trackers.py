@@ -121,11 +121,11 @@ def test_a_package_that_is_missing_or_old(
     version = compat.version
     monkeypatch.setattr(compat, "version", lambda name: absent(name) if name == "wandb" else version(name))
     with pytest.raises(
-        UserError, match=r"The package wandb is not installed; run: pip install 'wandb>=0\.20', or leave"
+        UserError, match=r"The package wandb is not installed; run: pip install 'wandb>=0\.30', or leave"
     ):
         distil(known_answer, log_wandb=True)
-    monkeypatch.setattr(compat, "version", lambda name: "0.12.1" if name == "wandb" else version(name))
-    with pytest.raises(UserError, match=r"wandb 0\.12\.1 is installed; expected 0\.20 or later"):
+    monkeypatch.setattr(compat, "version", lambda name: "0.29.0" if name == "wandb" else version(name))
+    with pytest.raises(UserError, match=r"wandb 0\.29\.0 is installed; expected 0\.30 or later"):
         distil(known_answer, log_wandb=True)
     assert not memories
 
@@ -176,6 +176,7 @@ def test_wandb_gets_three_runs_of_a_group(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert "wandb:" not in capsys.readouterr().err, "--quiet=true"
 
+    wandb.teardown()  # its process writes the rest of the files
     groups, told = set(), {}
     for file in Path("wandb").glob("offline-run-*/*.wandb"):
         found = list(records(file))
@@ -208,6 +209,7 @@ def test_the_users_own_run_stays(wandb: Any, known_answer: Path, monkeypatch: py
     run_recbole_kd("BPR", "known-answer", config_dict=settings)
     assert wandb.run is own
     own.finish()
+    wandb.teardown()
     runs = [
         one.run for file in Path("wandb").glob("offline-run-*/*.wandb") for one in records(file) if one.HasField("run")
     ]
