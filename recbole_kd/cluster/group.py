@@ -28,10 +28,12 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 from recbole_kd.contracts import Share
 from recbole_kd.errors import UserError
 
-__all__ = ["ALONE", "PATIENCE", "STORE", "Group", "joined", "processes_around", "take_own_gpu"]
+__all__ = ["ALONE", "PATIENCE", "STORE", "Group", "joined", "lost", "processes_around", "take_own_gpu"]
 
 #: How long a process waits for the others within a step or an evaluation, which take seconds.
 PATIENCE = timedelta(hours=1)
+#: How long it waits for them to meet. Restarted processes now and then miss each other: then another restart helps.
+MEETING = timedelta(minutes=5)
 #: Environment variable with the file through which processes of one machine meet, instead of a port.
 STORE = "RECBOLE_KD_STORE"
 
@@ -160,7 +162,7 @@ def joined() -> Iterator[Group]:
     All processes but the first are silent inside. A process group that is there already is used as it is.
 
     Raises:
-        UserError: the processes cannot meet.
+        UserError: the processes cannot meet, or one of those that torchrun started has ended.
     """
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -176,7 +178,8 @@ def joined() -> Iterator[Group]:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             meeting = {"store": PrefixStore(str(restarts), FileStore(os.environ[STORE], count))}
         try:
-            dist.init_process_group(backend, rank=rank, world_size=count, timeout=PATIENCE, **meeting)
+            dist.init_process_group(backend, rank=rank, world_size=count, timeout=MEETING, **meeting)
+            dist.distributed_c10d._set_pg_timeout(PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"Process {rank} of {count} cannot meet the others ({' '.join(str(error).split())[:120]}); start all "
@@ -186,9 +189,22 @@ def joined() -> Iterator[Group]:
     try:
         with contextlib.nullcontext() if rank == 0 else _silence():
             yield Group(rank, count, store, _stamp(), restarts > 0)
+    except RuntimeError as error:
+        if not own or STORE in os.environ or not lost(error):
+            raise
+        raise UserError(
+            f"Process {rank} of {count} has lost another one, which has ended ({' '.join(str(error).split())[:120]}); "
+            "torchrun says why, and starts all of them again where --max-restarts allows it."
+        ) from None
     finally:
         if own:
             dist.destroy_process_group()
+
+
+def lost(error: Exception) -> bool:
+    """Whether an error says that the connection to another process broke."""
+    words = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe", "socket")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def take_own_gpu(device: torch.device) -> None:

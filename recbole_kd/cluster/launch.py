@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Optional
 
-from recbole_kd.cluster.group import STORE, Group, joined
+from recbole_kd.cluster.group import STORE, Group, joined, lost
 from recbole_kd.errors import TrainingError, UserError
 
 __all__ = ["RESTARTS", "attempted", "in_own_process", "raise_told", "together"]
@@ -186,15 +186,9 @@ def attempted(function: Callable[..., Any], arguments: tuple[Any, ...], group: G
     except (UserError, TrainingError) as error:
         return type(error).__name__, str(error)
     except Exception as error:
-        if _lost(error):
+        if lost(error):
             raise
         return "RuntimeError", f"process {group.rank}:\n{traceback.format_exc()}"
-
-
-def _lost(error: Exception) -> bool:
-    """Whether an error says that the connection to another process broke."""
-    words = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe", "socket")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def _told(folder: str) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recbole_kd.cluster.group import ALONE, Group, processes_around, take_own_gpu
+from recbole_kd.cluster.group import ALONE, Group, joined, processes_around, take_own_gpu
 from recbole_kd.cluster.launch import together
 from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
@@ -226,6 +227,20 @@ def test_torchruns_variables_and_nproc_agree(monkeypatch: pytest.MonkeyPatch) ->
     assert processes_around() == processes_around(nproc=2) == 4
     with pytest.raises(UserError, match=r"torchrun started 2 processes .* and --nproc=3; leave --nproc out"):
         processes_around(nproc=3)
+
+
+def test_under_torchrun_a_process_that_has_ended_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun tells why it ended, and starts all again; the others' errors are no errors of the program."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Process 0 of 1 has lost another one, which has ended"), joined():
+        raise RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="a fault of the program"), joined():
+        raise RuntimeError("a fault of the program")
 
 
 @pytest.mark.parametrize("setting", ["world_size", "group_offset", "ip", "port", "local_rank"])
