@@ -185,7 +185,9 @@ class KDMixin:
                 and epoch_idx == self.start_epoch
                 and not multiplies_bf16(self.device)
             ):
-                self.logger.warning("--precision=bf16: this processor multiplies no bf16; products are those of fp32.")
+                self.logger.warning(
+                    "--precision=bf16: a processor without AMX gains nothing by it; products are those of fp32."
+                )
             self.distillers.train()
             # What ranks by the student does so without dropout, whatever ran before; RecBole calls train() after this.
             self.model.eval()

@@ -16,6 +16,7 @@ from recbole_kd.contracts import Share
 from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, Side, draw_uniform, linear
 from recbole_kd.loss.kernel.layout import GroupLayout
 from recbole_kd.loss.kernel.regression import expert_error, mixture_error
+from recbole_kd.loss.kernel.streamed import rounds_to_bf16
 from recbole_kd.options import option
 
 __all__ = [
@@ -144,8 +145,8 @@ class Selection:
 
     @cached_property
     def layout(self) -> GroupLayout:
-        """The nodes by choice."""
-        return GroupLayout(self.choice, self.experts)
+        """The nodes by choice; of few lengths for bf16 products, which prepare themselves for each shape."""
+        return GroupLayout(self.choice, self.experts, 32 if rounds_to_bf16(self.table) else 1)
 
     @cached_property
     def targets(self) -> Tensor:

@@ -56,15 +56,16 @@ class GroupLayout:
         nodes, rows: n, and R with the padding.
     """
 
-    def __init__(self, groups: Tensor, count: int) -> None:
+    def __init__(self, groups: Tensor, count: int, multiple: int = 1) -> None:
         """
         Args:
             groups: (n,) the group of each row, in 0 .. G - 1.
             count: G, the groups, some of which may have no row.
+            multiple: padded lengths are multiples of it.
         """
         self._sizes = torch.bincount(groups, minlength=count)
         sizes: list[int] = self._sizes.tolist()
-        self.groups, self.runs, self.nodes = groups, list(_runs(sizes)), len(groups)
+        self.groups, self.runs, self.nodes = groups, list(_runs(sizes, multiple)), len(groups)
         self.rows = sum(run.count * run.length for run in self.runs)
         starts = [run.start + index * run.length for run in self.runs for index in range(run.count)]
         before = torch.tensor([0, *sizes[:-1]]).cumsum(0)
@@ -121,12 +122,14 @@ class Grouped:
         return norms.reciprocal().masked_fill_(norms == 0, 0)
 
 
-def _runs(sizes: Sequence[int], first: int = 0, start: int = 0) -> Iterator[Run]:
+def _runs(sizes: Sequence[int], multiple: int = 1, first: int = 0, start: int = 0) -> Iterator[Run]:
     """Runs of neighbouring groups whose padded length is not far above their sizes."""
     count, length = len(sizes), max([1, *sizes])
     if count == 1 or length <= max(SHORT, PADDING * sum(sizes) / count):
-        yield Run(first, count, start, length)
+        yield Run(first, count, start, -(-length // multiple) * multiple)
         return
-    left = list(_runs(sizes[: count // 2], first, start))
+    left = list(_runs(sizes[: count // 2], multiple, first, start))
     yield from left
-    yield from _runs(sizes[count // 2 :], first + count // 2, left[-1].start + left[-1].count * left[-1].length)
+    yield from _runs(
+        sizes[count // 2 :], multiple, first + count // 2, left[-1].start + left[-1].count * left[-1].length
+    )

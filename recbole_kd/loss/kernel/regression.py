@@ -69,8 +69,7 @@ def expert_error(
 
     Nodes lie side by side by expert, and experts with about as many nodes share a batched product. With
     `product_precision("bf16")` the products' factors and results are bfloat16, each result rounded once; the sums over
-    nodes, the loss and the gradients are in the inputs' type. torch's own "medium" precision, which rounds factors
-    alone, gains a fifth here, and this more than half.
+    nodes, the loss and the gradients are in the inputs' type.
 
     Raises:
         ValueError: the shapes do not fit.

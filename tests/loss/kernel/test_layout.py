@@ -42,6 +42,14 @@ def test_groups_of_about_one_size_are_one_batch() -> None:
     assert len(GroupLayout(torch.arange(1000) % 30, 30).runs) == 1
 
 
+def test_lengths_are_multiples_where_that_is_wanted() -> None:
+    """A product that prepares itself for each shape wants few shapes."""
+    layout = GroupLayout(torch.tensor([0] * 5 + [1] * 33 + [2] * 20), 3, 16)
+    assert [run.length for run in layout.runs] == [16, 48]
+    rows = torch.arange(58.0).unsqueeze(1)
+    assert torch.equal(layout.unpadded(layout.padded(rows)), rows)
+
+
 def test_means_are_those_of_groups_that_have_rows() -> None:
     layout = GroupLayout(torch.tensor([2, 0, 2]), 3)
     assert layout.means(layout.padded(torch.tensor([[1.0], [7.0], [5.0]]))).tolist() == [[7.0], [3.0]]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recbole_kd.loss.contrastive import catalogue_logsumexp
+from recbole_kd.loss.kernel import streamed
 from recbole_kd.loss.kernel.streamed import product_precision, streamed_logsumexp
 
 
@@ -88,11 +89,12 @@ def test_without_weights_every_row_counts_once():
 
 @pytest.mark.parametrize("scale", [0.3, 3.0], ids=["scores near 0", "scores beyond 40"])
 @pytest.mark.parametrize("blocks", [(64, 500), (64, 90)], ids=["whole rows", "blocks of columns"])
-def test_bf16_products_stay_near_float64(scale, blocks):
+def test_bf16_products_stay_near_float64(scale, blocks, monkeypatch):
     q = drawn(70, 32, scale=scale, dtype=torch.float32)
     k = drawn(500, 32, seed=1, scale=scale, dtype=torch.float32)
     values, of_queries, of_keys = with_autograd(lambda q, k: catalogue_logsumexp(q, k, 1.0), q, k)
     got_queries, got_keys = torch.zeros_like(q), torch.zeros_like(k)
+    monkeypatch.setattr(streamed, "multiplies_bf16", lambda device: True)
     with product_precision("bf16"):
         got = streamed_logsumexp(q, k, 1.0, query_gradient=got_queries, key_gradient=got_keys, blocks=blocks)
     assert got.dtype == got_queries.dtype == torch.float32
@@ -103,7 +105,8 @@ def test_bf16_products_stay_near_float64(scale, blocks):
         assert (found - expected).norm() < 2**-8 * max(2, largest) * expected.norm()
 
 
-def test_bf16_leaves_the_precision_of_other_products_as_it_was():
+def test_bf16_leaves_the_precision_of_other_products_as_it_was(monkeypatch):
+    monkeypatch.setattr(streamed, "multiplies_bf16", lambda device: True)
     torch.set_float32_matmul_precision("high")
     try:
         with product_precision("bf16"):
