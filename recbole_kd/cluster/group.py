@@ -23,7 +23,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from recbole_kd.contracts import Share
 from recbole_kd.errors import UserError
@@ -178,6 +178,12 @@ def joined() -> Iterator[Group]:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             meeting = {"store": PrefixStore(str(restarts), FileStore(os.environ[STORE], count))}
         try:
+            if STORE not in os.environ and _is_torchruns_alone(count):
+                # torchrun keeps its store over restarts, and with it the addresses of the processes before.
+                place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+                meeting = {
+                    "store": PrefixStore(f"recbole-kd-meets-{restarts}", TCPStore(*place, count, timeout=MEETING))
+                }
             dist.init_process_group(backend, rank=rank, world_size=count, timeout=MEETING, **meeting)
             dist.distributed_c10d._set_pg_timeout(PATIENCE)
         except (RuntimeError, ValueError) as error:
@@ -199,6 +205,12 @@ def joined() -> Iterator[Group]:
     finally:
         if own:
             dist.destroy_process_group()
+
+
+def _is_torchruns_alone(count: int) -> bool:
+    """Whether torchrun on this machine started all processes; on others, their numbers of restarts may differ."""
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return kept and int(os.environ.get("LOCAL_WORLD_SIZE", 0)) == count
 
 
 def lost(error: Exception) -> bool:

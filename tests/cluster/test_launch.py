@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -219,6 +220,37 @@ def test_torchrun_starts_a_run(known_answer: Path) -> None:
     assert done.stdout.count("test split, epoch") == 1, "the first process alone tells"
     result = json.loads((known_answer / "result.json").read_text())
     assert result["test_result"] == alone["test_result"]
+
+
+MEETS = """
+import os, signal, torch
+import torch.distributed as dist
+from recbole_kd.cluster.group import joined
+with joined() as group:
+    dist.all_reduce(torch.ones(1))
+    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if restarts < 2:
+        if group.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.all_reduce(torch.ones(1))
+    open(f"met-{group.rank}-{restarts}", "w").close()
+"""
+
+
+@pytest.mark.parametrize("meeting", ["--standalone", "--master-port"])
+def test_processes_of_torchrun_meet_again_after_each_restart(meeting: str, tmp_path: Path) -> None:
+    """torchrun's store still has the addresses of the processes before, to which nobody answers."""
+    (tmp_path / "meets.py").write_text(MEETS)
+    if meeting == "--master-port":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = f"{meeting}={free.getsockname()[1]}"
+    launcher = ["-m", "torch.distributed.run", meeting, "--nproc-per-node=2", "--max-restarts=2", "meets.py"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert sorted(path.name for path in tmp_path.glob("met-*")) == ["met-0-2", "met-1-2"], done.stderr
 
 
 def test_an_interrupt_says_what_the_run_goes_on_from(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
