@@ -180,11 +180,8 @@ class KDMixin:
         self._epoch = epoch_idx
         schedule_learning_rate(self.optimizer, self.config, epoch_idx)
         if len(self.distillers):
-            if (
-                self.config["precision"] == "bf16"
-                and epoch_idx == self.start_epoch
-                and not multiplies_bf16(self.device)
-            ):
+            first = epoch_idx == self.start_epoch
+            if first and self.config["precision"] == "bf16" and not multiplies_bf16(self.device):
                 self.logger.warning(
                     "--precision=bf16: a processor without AMX gains nothing by it; products are those of fp32."
                 )

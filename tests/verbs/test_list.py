@@ -54,7 +54,7 @@ def test_a_models_own_settings_are_listed(name: str, capsys: pytest.CaptureFixtu
 
 def test_a_models_setting_has_recboles_words(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--kind=students", "--name=LightGCN")
-    assert "--n_layers=2                  The number of layers in LightGCN [at least 0]" in text
+    assert "--n_layers=2                  The number of layers in LightGCN [at least 0 and at most 1,000]" in text
 
 
 @pytest.mark.parametrize("name", recipes())
