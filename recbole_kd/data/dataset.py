@@ -137,10 +137,11 @@ class _Fast(Dataset):
         return pd.DataFrame(frame, copy=False)
 
     def _get_load_and_unload_col(self, source: Any) -> Any:
-        """RecBole's, and the column of time where it is read unasked."""
+        """RecBole's, and columns that are read unasked: of time, and those that --threshold and --val_interval name."""
         load, unload = super()._get_load_and_unload_col(source)
-        if load and source == FeatureSource.INTERACTION and reads_time(self.config):
-            load = {*load, self.time_field}
+        if load and source == FeatureSource.INTERACTION:
+            named = {*(self.config["threshold"] or {}), *(self.config["val_interval"] or {})}
+            load = {*load, *named, *([self.time_field] if reads_time(self.config) else [])}
         return load, unload
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:

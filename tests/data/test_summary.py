@@ -23,8 +23,8 @@ def numbers(splits: Splits) -> dict[str, int]:
 def rated(folder: Path, model: str = "BPR", **settings: Any) -> Splits:
     users, items = zip(*pairs_of_shop())
     write(folder, "shop", user_id=list(users), item_id=list(items), rating=[1 + row % 5 for row in range(len(users))])
-    columns = {"inter": ["user_id", "item_id", "rating"]}
-    return Splits(config_of(model, "shop", folder, data_path=str(folder), load_col=columns, **settings))
+    given = {"load_col": {"inter": ["user_id", "item_id", "rating"]}, **settings}
+    return Splits(config_of(model, "shop", folder, data_path=str(folder), **given))
 
 
 def test_rows_read_dropped_and_left_add_up(tmp_path: Path) -> None:
@@ -63,6 +63,13 @@ def test_low_ratings_that_train_as_positives_are_counted(tmp_path: Path) -> None
     splits = rated(tmp_path, "LightGCN", threshold={"rating": 4}, val_interval={"rating": "[4,inf)"})
     assert not warnings(splits)
     assert numbers(splits)["dropped by --val_interval"] == 288
+
+
+@pytest.mark.parametrize("named", [{"threshold": {"rating": 4}}, {"val_interval": {"rating": "[4,inf)"}}])
+def test_a_column_that_a_setting_names_is_read_unasked(tmp_path: Path, named: dict[str, Any]) -> None:
+    asked, unasked = rated(tmp_path, **named), rated(tmp_path, load_col={"inter": ["user_id", "item_id"]}, **named)
+    assert unasked.dataset.field2type == asked.dataset.field2type
+    assert len(unasked.train) == len(asked.train)
 
 
 def test_a_pairwise_model_without_negatives_is_refused(tmp_path: Path) -> None:
