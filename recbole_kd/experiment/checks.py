@@ -26,7 +26,10 @@ from recbole_kd.files.reading import open_regular
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.sevo.graphs import SEvoOptions
 
-__all__ = ["PICKLES", "TEACHER_KEYS", "WEIGHT_FILES", "WITHOUT_FILES", "check_files", "check_known", "check_metrics"]
+__all__ = [
+    *("PICKLES", "TEACHER_KEYS", "WEIGHT_FILES", "WITHOUT_FILES"),
+    *("check_files", "check_known", "check_metrics", "check_transform"),
+]
 
 #: What section ``teacher`` holds beside the settings of the teacher's model.
 TEACHER_KEYS = ("model", *known_keys.TEACHER_FILES, "allow_other_split", "count", "share", "fusion")
@@ -136,6 +139,40 @@ def _check_mode(metrics: list[Any], evaluating: Mapping[str, Any]) -> None:
         raise UserError(
             f"--metrics={metrics} reads a ranking, and --eval_args.mode=labeled scores the rows of the split alone; "
             "set --eval_args.mode=full, or --metrics=[AUC] --valid_metric=AUC."
+        )
+
+
+#: RecBole's transforms of a batch's sequences, and the share of a sequence that each reads.
+_SHARES = {"mask_itemseq": "mask_ratio", "crop_itemseq": "eta", "reorder_itemseq": "beta"}
+
+
+def check_transform(final: Mapping[str, Any], own: str | None, sequential: bool, prefix: str) -> None:
+    """
+    Args:
+        final: the settings.
+        own: the transform of the model itself.
+        sequential: whether the model reads sequences.
+        prefix: of its settings.
+
+    Raises:
+        UserError: a transform of sequences where there are none, or in place of the model's own; one without its
+            share; or RecBole's empty one.
+    """
+    name = final["transform"]
+    if own is not None and name != own:
+        raise UserError(
+            f"--{prefix}transform={name}: {final['student']} learns from what {own} hides; leave --transform out."
+        )
+    if name is None:
+        return
+    given, share = f"--{prefix}transform={name}", _SHARES.get(name, "")
+    if not sequential:
+        raise UserError(f"{given} changes sequences, and {final['student']} has none; leave it out.")
+    if name == "user_defined":
+        raise UserError(f"{given} is a place for code in RecBole, and holds none; leave it out.")
+    if share and (final.get(share) is None or not 0 <= final[share] <= 1):
+        raise UserError(
+            f"{given} reads which share of a sequence it changes, from 0 to 1; set --{prefix}{share}=0.2, say."
         )
 
 

@@ -182,6 +182,7 @@ class KDConfig(Config):
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
             self.sources["train_neg_sample_args"] = "the loss without its distiller"
         checks.check_metrics(final)
+        checks.check_transform(final, self.internal_config_dict.get("transform"), self.sequential, self.prefix)
         return final
 
     def _set_next_item_training(self, final: dict[str, Any]) -> None:

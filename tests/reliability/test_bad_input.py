@@ -253,6 +253,19 @@ BAD: dict[str, Case] = {
     ),
     "a level of the log": ([*BPR, "--state=5"], "--state='5' is not one of DEBUG, INFO"),
     "an encoding": ([*BPR, "--encoding=x"], "--encoding='x'; expected an encoding"),
+    "a transform of no sequence": (
+        [*BPR, "--transform=crop_itemseq"],
+        "crop_itemseq changes sequences, and BPR has none",
+    ),
+    "a transform without its share": (
+        ["--model=SASRec", ML, "--transform=crop_itemseq"],
+        "--transform=crop_itemseq reads which share of a sequence it changes, from 0 to 1; set --eta=0.2",
+    ),
+    "an empty transform": (
+        ["--model=SASRec", ML, "--transform=user_defined"],
+        "is a place for code in RecBole, and holds none",
+    ),
+    "another transform": (["--model=BERT4Rec", ML, "--transform=None"], "BERT4Rec learns from what mask_itemseq hides"),
     "a transform": ([*BPR, "--transform=x"], "--transform='x' is not one of mask_itemseq"),
     "a column that is a list": (on_known_answer(USER_ID_FIELD="[a]"), "has no column '[a]'"),
     "a prefix of nothing": ([*BPR, "--NEG_PREFIX="], "--NEG_PREFIX=''; expected a name"),

@@ -147,14 +147,14 @@ def test_the_commands_work_unchanged(
 
 
 @within_time
-@settings(**examples(80))
+@settings(**examples(230))
 @given(given=training())
 def test_training(given: dict[str, Any], data: Path, fuzzer: Fuzzer) -> None:
     fuzzer.tries(quick(data, **given))
 
 
 @within_time
-@settings(**examples(60))
+@settings(**examples(175))
 @given(draw=st.data())
 def test_the_other_verbs(
     draw: st.DataObject, commands: dict[str, dict[str, Any]], fuzzer: Fuzzer, undrawn: None
@@ -195,7 +195,7 @@ LINES = st.tuples(
 
 
 @within_time
-@settings(**examples(12))
+@settings(**examples(25))
 @given(draw=st.data())
 def test_searches(draw: st.DataObject, commands: dict[str, dict[str, Any]], fuzzer: Fuzzer, here: None) -> None:
     """Any model, recipe, distiller, split, budget and search space."""
@@ -212,7 +212,7 @@ def test_searches(draw: st.DataObject, commands: dict[str, dict[str, Any]], fuzz
 
 
 @within_time
-@settings(**examples(12))
+@settings(**examples(25))
 @given(draw=st.data())
 def test_comparisons(draw: st.DataObject, commands: dict[str, dict[str, Any]], fuzzer: Fuzzer, here: None) -> None:
     """Any models and recipes, by name or described in a file, with any seeds, splits and settings."""

@@ -233,7 +233,7 @@ def test_whole_files_are_read(
 
 
 @within_time
-@settings(**examples(60))
+@settings(**examples(175))
 @given(draw=st.data())
 def test_a_damaged_file(
     draw: st.DataObject, formats: dict[str, Format], tmp_path: Path, fuzzer: Fuzzer, undrawn: None
