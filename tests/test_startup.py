@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import recbole_kd
 from recbole_kd.registry import MODELS, load_class
 from recbole_kd.student.readers import capabilities, capabilities_of
 from recbole_kd.testing import write_known_answer
+from tests.fresh import last_line
 
 GIVEN = ["--dataset=known-answer", "--benchmark_filename=[train,valid,test]", "--topk=[10]", "--valid_metric=NDCG@10"]
 
 
 def imported(program: str, folder: Path) -> set[str]:
     """Names of the modules that a program in a fresh process has imported at its end."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{program}\nimport sys; print('\\n', *sys.modules)"],
-        cwd=folder,
-        env={"PYTHONPATH": str(Path(recbole_kd.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.splitlines()[-1].split())
+    return set(last_line(f"{program}\nimport sys; print('\\n', *sys.modules)", folder).split())
 
 
 def test_the_package_itself_imports_no_other(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ __all__ = ["ALONE", "PATIENCE", "STORE", "Group", "joined", "lost", "processes_a
 
 #: How long a process waits for the others within a step or an evaluation, which take seconds.
 PATIENCE = timedelta(hours=1)
-#: How long it waits for them to meet. Restarted processes now and then miss each other: then another restart helps.
+#: How long it waits for them to meet; torchrun may start those that missed each other again.
 MEETING = timedelta(minutes=5)
 #: Environment variable with the file through which processes of one machine meet, instead of a port.
 STORE = "RECBOLE_KD_STORE"

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-import recbole_kd
 from recbole_kd.testing import write_known_answer
-
-
-def output(program: str, folder: Path) -> str:
-    """What a program in a fresh process prints last."""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=folder,
-        env={"PYTHONPATH": str(Path(recbole_kd.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+from tests.fresh import last_line
 
 
 def test_a_run_imports_neither_torchs_compiler_nor_scikit_learn(tmp_path: Path) -> None:
@@ -34,7 +18,7 @@ def test_a_run_imports_neither_torchs_compiler_nor_scikit_learn(tmp_path: Path) 
     words = ["--model=BPR", "--teacher=LightGCN", "--distill=rkd", "--epochs=1", "--teacher.epochs=1", *data]
     words.append(f"--data_path={write_known_answer(tmp_path / 'data')}")
     program = f"import sys; from recbole_kd.cli import main; assert main({words!r}) == 0"
-    assert output(f"{program}; print({{'torch._dynamo', 'sklearn'}} & set(sys.modules))", tmp_path) == "set()"
+    assert last_line(f"{program}; print({{'torch._dynamo', 'sklearn'}} & set(sys.modules))", tmp_path) == "set()"
 
 
 STEP = """
@@ -58,7 +42,7 @@ import torch._dynamo
 step(torch.optim.Adam([weight]))
 print(bool((weight == first).all()))
 """
-    assert output(program, tmp_path) == "True"
+    assert last_line(program, tmp_path) == "True"
 
 
 def test_a_compiled_model_is_compiled(tmp_path: Path) -> None:
@@ -69,4 +53,4 @@ with without_compiler():
     step(torch.optim.Adam([weight]))
 print(doubled.tolist(), hasattr(sys.modules["torch._dynamo"], "eval_frame"))
 """
-    assert output(program, tmp_path) == "[2.0, 2.0] True"
+    assert last_line(program, tmp_path) == "[2.0, 2.0] True"
