@@ -27,7 +27,7 @@ from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.sevo.graphs import SEvoOptions
 
 __all__ = [
-    *("PICKLES", "TEACHER_KEYS", "WEIGHT_FILES", "WITHOUT_FILES"),
+    *("PICKLES", "TEACHER_KEYS", "TRANSFORMED_SHARES", "WEIGHT_FILES", "WITHOUT_FILES"),
     *("check_files", "check_known", "check_metrics", "check_transform"),
 ]
 
@@ -143,7 +143,7 @@ def _check_mode(metrics: list[Any], evaluating: Mapping[str, Any]) -> None:
 
 
 #: RecBole's transforms of a batch's sequences, and the share of a sequence that each reads.
-_SHARES = {"mask_itemseq": "mask_ratio", "crop_itemseq": "eta", "reorder_itemseq": "beta"}
+TRANSFORMED_SHARES = {"mask_itemseq": "mask_ratio", "crop_itemseq": "eta", "reorder_itemseq": "beta"}
 
 
 def check_transform(final: Mapping[str, Any], own: str | None, sequential: bool, prefix: str) -> None:
@@ -165,7 +165,7 @@ def check_transform(final: Mapping[str, Any], own: str | None, sequential: bool,
         )
     if name is None:
         return
-    given, share = f"--{prefix}transform={name}", _SHARES.get(name, "")
+    given, share = f"--{prefix}transform={name}", TRANSFORMED_SHARES.get(name, "")
     if not sequential:
         raise UserError(f"{given} changes sequences, and {final['student']} has none; leave it out.")
     if name == "user_defined":

@@ -395,6 +395,8 @@ class KDConfig(Config):
         keys -= {key for key in probe.final_config_dict if key.isupper() or key.endswith("_neg_sample_args")}
         keys -= set(checks.WEIGHT_FILES)
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
+        shares = checks.TRANSFORMED_SHARES.values() if settings.get("transform") else ()
+        settings |= {key: stored[key] for key in shares if stored.get(key) is not None}
         if model not in MODELS:  # one of another package may have no properties file that lists what it reads
             read = checks.keys_read_by_model(probe.resolved.model_class) - shared_keys()
             settings |= {key: stored[key] for key in read if key in stored and not key.isupper()}
@@ -413,6 +415,7 @@ class KDConfig(Config):
         model = backbone if name == "student" else name
         if model == backbone:
             keys = {*training_arguments, "learning_rate_schedule", "fused_adam", "fast_sampling", *self.model_keys()}
+            keys |= set(checks.TRANSFORMED_SHARES.values()) if self["transform"] else set()
             settings = {key: self[key] for key in keys - {"sevo"} if key in self}
             if self.sevo is not None and self.sevo.graph == "teacher":
                 settings["learner"] = str(settings["learner"]).lower().removeprefix("sevo_")

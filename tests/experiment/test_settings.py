@@ -388,3 +388,10 @@ def test_a_gpu_in_a_file_may_be_another_machines(tmp_path: Path, monkeypatch: py
     KDConfig("BPR", "ml-100k", config_dict=config.external_config_dict)
     with pytest.raises(UserError, match="--use_gpu=true asks for a GPU"):
         KDConfig("BPR", "ml-100k", config_dict={"use_gpu": True})
+
+
+def test_a_transform_keeps_its_share_in_the_baseline_and_in_a_checkpoint() -> None:
+    given = {"transform": "crop_itemseq", "eta": 0.5, "train_neg_sample_args": None}
+    config = KDConfig("SASRec", "ml-100k", config_dict=given)
+    assert config.baseline_config()["eta"] == 0.5
+    assert config.checkpoint_config("SASRec", config.plain_values())["eta"] == 0.5
