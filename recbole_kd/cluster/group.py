@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,6 +205,9 @@ def joined() -> Iterator[Group]:
         ) from None
     finally:
         if own:
+            # Older torch (2.4) holds Python's lock while it waits for gloo's threads to end, and one of them may still need
+            # that lock to let go of the last tensor. Here they get it.
+            time.sleep(0.05)
             dist.destroy_process_group()
 
 
