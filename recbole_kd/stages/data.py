@@ -22,9 +22,10 @@ def fetch(config: KDConfig) -> None:
     """Fetches and prepares the dataset of a run where it is missing and can be."""
     folder, name, parts = Path(config["data_path"]), config["dataset"], config["benchmark_filename"]
     files = [folder / f"{name}.{part}.inter" for part in parts] if parts else [folder / f"{name}.inter"]
-    if all(file.is_file() for file in files) or not can_prepare(name) or (parts and name in PREPARABLE):
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is None or not can_prepare(name) or (parts and name in PREPARABLE):
         return
-    logging.getLogger().info(f"There is no '{folder}': fetching {name}, as `recbole-kd prepare --dataset={name}` does.")
+    logging.getLogger().info(f"There is no '{missing}': fetching it, as `recbole-kd prepare --dataset={name}` does.")
     prepare(name, config.data_root, show_progress=config["show_progress"])
 
 
