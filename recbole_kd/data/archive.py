@@ -6,12 +6,15 @@ A zip is somebody else's. Only atomic files of one dataset leave it, and nothing
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,28 +104,49 @@ def _place(dataset: str, folder: Path, raw: RawFile, facts: Mapping[str, Any], f
 def _extracted(raw: RawFile, size: int, dataset: str, stem: str, folder: Path) -> dict[str, tuple[int, str, str]]:
     """Unpacks the dataset's files to ``NAME.part``: a name -> bytes, sha256 and columns."""
     files = {}
-    try:
-        with zipfile.ZipFile(raw.path) as archive:
-            members = _members(raw, archive.infolist(), dataset, stem)
-            total, limit = sum(one.file_size for one in members.values()), max(_SMALL, _MOST_EXPANDED * size)
-            if total > min(limit, _LARGEST_CONTENT):
-                raw.refuse(f"{raw.path} unpacks to {total:,} bytes; expected at most {min(limit, _LARGEST_CONTENT):,}")
-            for name, member in members.items():
-                part, hasher = folder / f"{name}.part", hashlib.sha256()
-                with archive.open(member) as content, part.open("wb") as file:
-                    while block := content.read(1 << 20):
-                        hasher.update(block)
-                        file.write(block)
-                    file.flush()
-                    os.fsync(file.fileno())
-                try:
-                    columns = " ".join(f"{field.name}:{field.kind}" for field in fields_of(part, Layout()))
-                except UserError as error:
-                    raise UserError(f"{raw.path}: {str(error).replace(str(part), member.filename)}") from None
-                files[name] = (part.stat().st_size, hasher.hexdigest(), columns)
-    except (zipfile.BadZipFile, NotImplementedError, zlib.error, EOFError) as error:
-        raw.refuse(f"{raw.path} is no whole zip file ({error}); expected one of RecBole's atomic files")
+    with raw.path.open("rb") as file:
+        with _reading(raw):
+            archive = zipfile.ZipFile(file)
+        members = _members(raw, archive.infolist(), dataset, stem)
+        total, limit = sum(one.file_size for one in members.values()), max(_SMALL, _MOST_EXPANDED * size)
+        if total > min(limit, _LARGEST_CONTENT):
+            raw.refuse(f"{raw.path} unpacks to {total:,} bytes; expected at most {min(limit, _LARGEST_CONTENT):,}")
+        for name, member in members.items():
+            part, hasher = folder / f"{name}.part", hashlib.sha256()
+            with part.open("wb") as copy:
+                for block in _blocks(raw, archive, member):
+                    hasher.update(block)
+                    copy.write(block)
+                copy.flush()
+                os.fsync(copy.fileno())
+            try:
+                columns = " ".join(f"{field.name}:{field.kind}" for field in fields_of(part, Layout()))
+            except UserError as error:
+                raise UserError(f"{raw.path}: {str(error).replace(str(part), member.filename)}") from None
+            files[name] = (part.stat().st_size, hasher.hexdigest(), columns)
     return files
+
+
+def _blocks(raw: RawFile, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    with _reading(raw):
+        content = archive.open(member)
+    while True:
+        with _reading(raw):
+            block = content.read(1 << 20)
+        if not block:
+            return
+        yield block
+
+
+@contextmanager
+def _reading(raw: RawFile) -> Iterator[None]:
+    """Refuses the zip for whatever zipfile raises of one that is damaged, an OSError too."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, ValueError) as error:
+        raw.refuse(f"{raw.path} is no whole zip file ({error}); expected one of RecBole's atomic files")
+    except NotImplementedError as error:
+        raw.refuse(f"{raw.path} is compressed in a way that is not read ({error}); expected a common zip")
 
 
 def _members(raw: RawFile, infos: list[zipfile.ZipInfo], dataset: str, stem: str) -> dict[str, zipfile.ZipInfo]:
