@@ -98,7 +98,10 @@ def unprepared(name: str) -> str:
         return "ml-100k is inside RecBole and needs no file; use it in a training with --dataset=ml-100k."
     if not (PROPERTIES / "dataset" / f"{name}.yaml").is_file():
         return ""
-    text = f"{name} cannot be downloaded: it is the data that properties/dataset/{name}.yaml describes."
+    text = (
+        f"{name} cannot be downloaded: it is the data that properties/dataset/{name}.yaml describes; put its atomic "
+        f"files into DATA_PATH/{name} yourself."
+    )
     if name in recbole_downloads():
         text += (
             f" RecBole's data of that name is other data; prepare it under another name: `recbole-kd prepare "

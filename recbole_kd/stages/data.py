@@ -25,7 +25,10 @@ def fetch(config: KDConfig) -> None:
     missing = next((file for file in files if not file.is_file()), None)
     if missing is None or not can_prepare(name) or (parts and name in PREPARABLE):
         return
-    logging.getLogger().info(f"There is no '{missing}': fetching it, as `recbole-kd prepare --dataset={name}` does.")
+    logging.getLogger().info(
+        f"There is no '{missing}': preparing it, as `recbole-kd prepare --dataset={name}` does. Data that lies "
+        "elsewhere is read with --data_path."
+    )
     prepare(name, config.data_root, show_progress=config["show_progress"])
 
 

@@ -303,7 +303,7 @@ def test_what_a_zip_has_nothing_to_do_with_is_said(tmp_path: Path, server: Serve
 def test_recboles_zip_does_not_stand_in_for_data_of_ours(tmp_path: Path, server: Server, source: str | None) -> None:
     refused(
         tmp_path,
-        "amazon-beauty cannot be downloaded: it is the data that properties/dataset/amazon-beauty.yaml describes.* "
+        "amazon-beauty cannot be downloaded: it is the data that properties/dataset/amazon-beauty.yaml describes; put .* "
         f"`recbole-kd prepare --dataset=recbole-amazon-beauty --source={server.url}`",
         "amazon-beauty",
         source,
@@ -323,7 +323,7 @@ def test_a_training_fetches_what_is_missing_and_says_so(
 ) -> None:
     caplog.set_level(logging.INFO)
     assert set(load_splits(config_of(tmp_path, "ml-1m")).user_tokens[1:]) == {f"u{user}" for user in range(12)}
-    assert "ml-1m.inter': fetching it, as `recbole-kd prepare --dataset=ml-1m` does" in caplog.text
+    assert "ml-1m.inter': preparing it, as `recbole-kd prepare --dataset=ml-1m` does" in caplog.text
     fetch(config_of(tmp_path, "ml-1m"))
     assert len(server.requests) == 1
 
