@@ -83,7 +83,7 @@ def _interactions(folder: Path, files: Mapping[str, Any]) -> Path:
 
 
 def _place(dataset: str, folder: Path, raw: RawFile, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    """Writes the record, then gives the files their names."""
+    """Writes the record, then gives the files their names, interactions last: where they are, the others are too."""
     record = {
         "dataset": dataset,
         "source": raw.origin,
@@ -93,7 +93,7 @@ def _place(dataset: str, folder: Path, raw: RawFile, facts: Mapping[str, Any], f
     }
     save_json(record, folder / RECORD, "data_path")
     try:
-        for name in files:
+        for name in sorted(files, key=lambda name: name.endswith(".inter")):
             (folder / f"{name}.part").replace(folder / name)
     except BaseException:
         for name in (*files, RECORD):

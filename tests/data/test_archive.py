@@ -253,6 +253,14 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, server: Server) -> None:
     assert not (tmp_path / "out" / "ml-1m").exists()
 
 
+def test_interactions_appear_last(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training looks for them alone: where a kill leaves them, no other file is missing."""
+    order, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: order.append(target.name) or replace(path, target))
+    make(tmp_path)
+    assert order == ["ml-1m.item", "ml-1m.inter"]
+
+
 @pytest.mark.parametrize("name", ["ml-1m.inter", "ml-1m.item"])
 def test_a_file_of_somebody_elses_is_not_touched(tmp_path: Path, server: Server, name: str) -> None:
     mine = tmp_path / "ml-1m" / name
