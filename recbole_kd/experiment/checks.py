@@ -67,6 +67,11 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
             )
     if "MODEL_TYPE" in given:
         raise UserError(f"--{config.prefix}MODEL_TYPE is the model's own and is not set; leave it out.")
+    if given.get("warm_start_new", "mean") != "mean" and not given.get("warm_start"):
+        raise UserError(
+            f"--warm_start_new={given['warm_start_new']} is read with --warm_start=FILE alone; set it, or leave "
+            "--warm_start_new out."
+        )
     names = distiller_names(given.get("distill", config.internal_config_dict.get("distill")) or [])
     if given.get("teacher") and not names and "sevo" not in config.internal_config_dict:
         raise UserError(

@@ -33,7 +33,7 @@ from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
 from recbole_kd.trainer.eager import without_compiler
-from recbole_kd.trainer.learner import lazy_adam, schedule_learning_rate, use_fused_adam
+from recbole_kd.trainer.learner import add_gradients_by_rows, lazy_adam, schedule_learning_rate, use_fused_adam
 from recbole_kd.trainer.progress import Bar
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
@@ -126,9 +126,9 @@ class KDMixin:
         elif learner == "lazy_adam":
             # Elsewhere a gradient is read before the step: it is cut, scaled or summed over processes.
             alone = getattr(self, "group", ALONE).count == 1
-            by_rows = alone and not (self.config["clip_grad_norm"] or self.config["enable_amp"])
+            sparse = alone and not (self.config["clip_grad_norm"] or self.config["enable_amp"])
             rates = self.config["learning_rate"], self.config["weight_decay"]
-            optimizer = lazy_adam(self.model, kwargs.get("params", self.model.parameters()), *rates, by_rows)
+            optimizer = lazy_adam(self.model, kwargs.get("params", self.model.parameters()), *rates, sparse)
         elif learner not in _LEARNERS:
             raise UserError(
                 f"Unknown learner '{learner}'.{closest(learner, _LEARNERS + _OWN)} "
@@ -143,6 +143,7 @@ class KDMixin:
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
         if self.fused:
             use_fused_adam(optimizer)
+            add_gradients_by_rows(self.model)
         return optimizer
 
     # One epoch

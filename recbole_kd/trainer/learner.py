@@ -16,7 +16,7 @@ from recbole_kd.contracts import TeacherView
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.loss.kernel.rows import mark_by_rows
+from recbole_kd.loss.kernel.rows import ADDED, SPARSE, by_rows, mark_by_rows
 from recbole_kd.sevo.graphs import SEvoOptions, cached_adjacency
 from recbole_kd.sevo.optimizer import NeumannSmoother, sevo_optimizer, smoothed_groups
 from recbole_kd.student.readers import embedding_tables, is_sequential, item_tables, tables_read_by_rows
@@ -119,19 +119,25 @@ def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
 
 
 def lazy_adam(
-    model: nn.Module, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float, by_rows: bool
+    model: nn.Module, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float, sparse: bool
 ) -> LazyAdam:
     """``--learner=lazy_adam`` for parameters of a model, whose embedding tables rest by rows.
 
     Args:
-        by_rows: whether gradients of tables that are read by rows can be sparse.
+        sparse: whether gradients of tables that are read by rows can be sparse.
     """
-    if by_rows:
+    if sparse:
         for table in tables_read_by_rows(model):
-            table.sparse = True
-            mark_by_rows(table.weight)
+            mark_by_rows(table, SPARSE)
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     return LazyAdam(parameters, tables, learning_rate, weight_decay)
+
+
+def add_gradients_by_rows(model: nn.Module) -> None:
+    """Lets each loss add its rows' gradients to the tables' own, on a CPU; else each makes a table of gradients."""
+    for table in tables_read_by_rows(model):
+        if table.weight.device.type == "cpu" and by_rows(table.weight) is None:
+            mark_by_rows(table, ADDED)
 
 
 def use_fused_adam(optimizer: Optimizer) -> None:

@@ -145,8 +145,6 @@ def _run_as_one_of_several(
 def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     """A run in one process, of which process 0 returns the result."""
     config = experiment.settings
-    if group.is_first:
-        start_logging(config)
     check_models(experiment)
     check_files(experiment)
     if config["final"]:
@@ -160,6 +158,8 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
         from recbole_kd.cluster.ray import check_cluster  # brings Ray
 
         check_cluster(config["ray_address"])
+    if group.is_first:
+        start_logging(config)
     with group.first("data"):
         fetch(config)
     splits = load_splits(config)

@@ -3,6 +3,7 @@
     python tests/benchmarks/load.py --scale=0.01                 # 10,000 x 10,000 x 200,000: half a minute or so
     python tests/benchmarks/load.py --scale=0.1 --steps=0        # whole epochs, to hold the extrapolated ones against
     python tests/benchmarks/load.py                              # 1M users x 1M items x 20M interactions
+    python tests/benchmarks/load.py --steps=0 --methods=plain,rrd --set learner=lazy_adam fast_sampling=true
 
 Users and items are drawn with power laws. The files are read as any dataset is; then each method runs in a process of
 its own, forked from the one that read them, in which more than ``--limit_gb`` of address space is an error:
@@ -47,6 +48,7 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 import torch
+import yaml
 from torch import Tensor
 
 from recbole_kd.data.observed import Observed
@@ -146,6 +148,19 @@ class First:
         return getattr(self.loader, name)
 
     @property
+    def __class__(self) -> Any:
+        # A resumed run asks what its loader is, and sets how it draws.
+        return type(self.loader)
+
+    @property
+    def fast(self) -> bool:
+        return bool(self.loader.fast)
+
+    @fast.setter
+    def fast(self, value: bool) -> None:
+        self.loader.fast = value
+
+    @property
     def step(self) -> float:
         """Median seconds of a step; the first one warms up."""
         spent = [later - earlier for earlier, later in zip(self.asked, self.asked[1:])]
@@ -181,6 +196,7 @@ def settings(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
         **({"distill": ["simrec"], "teacher": "LightGCN"} if method == "simrec" else {}),
         **({"teacher": "LightGCN"} if "distill" in own else {}),
         **own,
+        **{key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in arguments.set)},
     }
 
 
@@ -314,6 +330,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="a thousandth of the interactions")
     parser.add_argument("--steps", type=int, default=6, help="of an epoch; 0: all")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of every method")
     parser.add_argument("--catalogue", type=int, default=8192, help="nodes that SimRec's sums run over; 0: all")
     parser.add_argument("--held_out", type=int, default=200, help="users of the validation split, and of the test's")
     parser.add_argument("--ranked", type=int, default=64, help="users whose ranked lists are timed")

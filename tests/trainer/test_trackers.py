@@ -128,6 +128,7 @@ def test_a_package_that_is_missing_or_old(
     with pytest.raises(UserError, match=r"wandb 0\.29\.0 is installed; expected 0\.30 or later"):
         distil(known_answer, log_wandb=True)
     assert not memories
+    assert not Path("log").exists(), "a refusal writes nothing"
 
 
 # Weights & Biases, offline

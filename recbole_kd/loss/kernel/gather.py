@@ -7,14 +7,14 @@ table's gradient is one sparse-dense product, so that nothing of size (n, k, d) 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from recbole_kd.loss.kernel.rows import by_rows, gradient_of_rows
+from recbole_kd.loss.kernel.rows import by_rows, gradient_of_rows, rows_at
 
 #: Dot products over 20 dimensions take half as long again as those over 24: a table that is read often is padded.
 LANES = 8
@@ -42,7 +42,7 @@ def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor
         IndexError: on a CPU, an id without a row in its table. A GPU's own kernels check ids without a wait for them.
     """
     if items.dim() == 2 and items.stride(0) == 0 and len(items) > 1:
-        return user_embeddings[users] @ item_embeddings[items[0]].t()
+        return rows_at(user_embeddings, users) @ rows_at(item_embeddings, items[0]).t()
     if items.dim() == 1:
         distinct, runs = items.unique_consecutive(return_counts=True)
         if 0 < len(distinct) < len(items) and bool((runs == runs[0]).all()):
@@ -62,8 +62,8 @@ def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor
 class _GatheredDot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
-        ctx.save_for_backward(user_embeddings, item_embeddings, users, items)
-        ctx.by_rows = by_rows(user_embeddings), by_rows(item_embeddings)
+        ctx.tables = user_embeddings, item_embeddings
+        ctx.save_for_backward(users, items)
         vectors = user_embeddings.index_select(0, users)
         if items.dim() == 2 and items.shape[1] > len(item_embeddings):
             # torch's sampled product takes no more entries than there are cells, and all cells are fewer here.
@@ -81,24 +81,23 @@ class _GatheredDot(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        user_embeddings, item_embeddings, users, items = ctx.saved_tensors
+        users, items = ctx.saved_tensors
+        user_embeddings, item_embeddings = ctx.tables
         of_users = of_items = None
         gradient = gradient.contiguous()
         if ctx.needs_input_grad[0]:
             if items.dim() == 1:
-                of_users = _scatter(gradient, users, item_embeddings, items, len(user_embeddings), ctx.by_rows[0])
+                of_users = _scatter(gradient, users, item_embeddings, items, user_embeddings)
             else:
+                table = item_embeddings.detach()
                 if _sparse_products(gradient) and items.numel():
                     ids = items.contiguous()
-                    summed = functional.embedding_bag(ids, item_embeddings, mode="sum", per_sample_weights=gradient)
+                    summed = functional.embedding_bag(ids, table, mode="sum", per_sample_weights=gradient)
                 else:
-                    summed = (gradient.unsqueeze(1) @ item_embeddings[items]).squeeze(1)
-                if ctx.by_rows[0]:
-                    of_users = gradient_of_rows(users, summed, len(user_embeddings))
-                else:
-                    of_users = torch.zeros_like(user_embeddings).index_add_(0, users, summed)
+                    summed = (gradient.unsqueeze(1) @ table[items]).squeeze(1)
+                of_users = gradient_of_rows(user_embeddings, users, summed)
         if ctx.needs_input_grad[1]:
-            of_items = _scatter(gradient, items, user_embeddings, users, len(item_embeddings), ctx.by_rows[1])
+            of_items = _scatter(gradient, items, user_embeddings, users, item_embeddings)
         return of_users, of_items, None, None
 
 
@@ -120,19 +119,22 @@ def _offsets(rows: int, each: int) -> Tensor:
     return torch.arange(rows + 1, dtype=torch.int32) * each
 
 
-def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, count: int, sparse: bool) -> Tensor:
-    """(count, d) sums over entries (n,) or (n, k) of `weights[r, e] * source[rows[r]]` at row `targets[r, e]`."""
-    vectors = source.detach().index_select(0, rows)
+def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, table: Tensor) -> Optional[Tensor]:
+    """The gradient of `table`; None where it is added to the table's own.
+
+    It sums over entries (n,) or (n, k): `weights[r, e] * source[rows[r]]` at row `targets[r, e]`.
+    """
+    vectors, ids, count = source.detach().index_select(0, rows), targets.reshape(-1), len(table)
     each = 1 if targets.dim() == 1 else targets.shape[1]
-    sparse = sparse and targets.numel() < count
-    if sparse or not _sparse_products(weights):
+    by_its_rows = by_rows(table) is not None and targets.numel() < count
+    if by_its_rows or not _sparse_products(weights):
         spread = (weights.view(len(rows), each, 1) * vectors.unsqueeze(1)).flatten(0, 1)
-        if sparse:
-            return gradient_of_rows(targets.reshape(-1), spread, count)
-        return vectors.new_zeros(count, vectors.shape[1]).index_add_(0, targets.reshape(-1), spread)
+        if by_its_rows:
+            return gradient_of_rows(table, ids, spread)
+        return vectors.new_zeros(count, vectors.shape[1]).index_add_(0, ids, spread)
     from scipy.sparse import csr_matrix  # late: `list` reads this module, and does without SciPy
 
     # SciPy adds up the product of a transposed matrix entry by entry, in their order. torch would have them sorted,
     # which takes three times as long as the product.
-    parts = weights.reshape(-1).numpy(), targets.reshape(-1).int().numpy(), _offsets(len(rows), each).numpy()
+    parts = weights.reshape(-1).numpy(), ids.int().numpy(), _offsets(len(rows), each).numpy()
     return torch.from_numpy(csr_matrix(parts, shape=(len(rows), count)).T @ vectors.numpy())

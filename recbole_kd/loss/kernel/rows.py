@@ -1,35 +1,78 @@
 """Gradients of an embedding table by the rows that a step reads, instead of a table of which most rows are 0.
 
-A dense gradient has as many rows as the table, whatever a step reads. A table that is marked gets sparse gradients, for
-an optimiser that takes them (`trainer/lazy_adam.py`). Fused Adam gains nothing from them: it reads every row anyway.
+A dense gradient has as many rows as the table, whatever a step reads, and each loss that reads the table makes one. A
+table that is marked does without: its rows' gradients are *added* to its ``grad`` at once, or stay *sparse* for an
+optimiser that takes them so (`trainer/lazy_adam.py`).
 """
 
 from __future__ import annotations
 
+from typing import Any, Optional
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-__all__ = ["by_rows", "gradient_of_rows", "mark_by_rows", "rows_at"]
+__all__ = ["ADDED", "SPARSE", "by_rows", "gradient_of_rows", "mark_by_rows", "rows_at"]
+
+#: Gradients are added to the table's ``grad`` during the backward pass, which hands none on: for ``loss.backward()``.
+ADDED = "added"
+#: Gradients are sparse tensors.
+SPARSE = "sparse"
 
 
-def mark_by_rows(table: Tensor) -> None:
-    """Marks a parameter (N, d) as one whose optimiser takes sparse gradients."""
-    table._gradient_by_rows = True  # type: ignore[attr-defined]
+def mark_by_rows(embedding: nn.Embedding, kind: str) -> None:
+    """Marks the table of a module: its rows, however they are read, get gradients of this kind."""
+    embedding.weight._gradient_by_rows = kind  # type: ignore[attr-defined]
+    embedding.__class__ = _ByRows
 
 
-def by_rows(table: Tensor) -> bool:
-    """Whether a tensor is a parameter that :func:`mark_by_rows` marked; what is computed from one is not."""
-    return hasattr(table, "_gradient_by_rows")
+class _ByRows(nn.Embedding):
+    def forward(self, input: Tensor) -> Tensor:
+        return rows_at(self.weight, input.reshape(-1)).view(*input.shape, -1)
+
+
+def by_rows(table: Tensor) -> Optional[str]:
+    """ADDED or SPARSE of a table that is marked; None of another, and of what is computed from one."""
+    return getattr(table, "_gradient_by_rows", None)
 
 
 def rows_at(table: Tensor, ids: Tensor) -> Tensor:
     """(n, d) rows of a table (N, d) at ids (n,)."""
-    return functional.embedding(ids, table, sparse=True) if by_rows(table) else table.index_select(0, ids)
+    kind = by_rows(table)
+    if kind == SPARSE:
+        return functional.embedding(ids, table, sparse=True)
+    if kind == ADDED:
+        rows: Tensor = _AddedRows.apply(table, ids)
+        return rows
+    return table.index_select(0, ids)
 
 
-def gradient_of_rows(ids: Tensor, gradients: Tensor, rows: int) -> Tensor:
-    """The sparse gradient (rows, d) that is the sum of `gradients` (n, d) at their ids (n,)."""
-    return torch.sparse_coo_tensor(
-        ids.unsqueeze(0), gradients, (rows, gradients.shape[1]), check_invariants=False, is_coalesced=False
-    )
+def gradient_of_rows(table: Tensor, ids: Tensor, gradients: Tensor) -> Optional[Tensor]:
+    """What a backward pass hands on for `gradients` (n, d) of a table's rows at ids (n,): None where they are added."""
+    kind = by_rows(table)
+    if kind == SPARSE:
+        return torch.sparse_coo_tensor(
+            ids.unsqueeze(0), gradients, tuple(table.shape), check_invariants=False, is_coalesced=False
+        )
+    if kind is None:
+        return torch.zeros_like(table).index_add_(0, ids, gradients)
+    if table.grad is None:
+        table.grad = torch.zeros_like(table)
+    table.grad.index_add_(0, ids, gradients)
+    return None
+
+
+class _AddedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.table = table
+        ctx.save_for_backward(ids)
+        return table.index_select(0, ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Optional[Tensor], None]:
+        (ids,) = ctx.saved_tensors
+        return gradient_of_rows(ctx.table, ids, gradients), None

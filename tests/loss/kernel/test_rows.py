@@ -7,23 +7,32 @@ import torch
 from torch import Tensor
 
 from recbole_kd.loss.kernel.gather import gathered_dot
-from recbole_kd.loss.kernel.rows import by_rows, mark_by_rows, rows_at
+from recbole_kd.loss.kernel.rows import ADDED, SPARSE, by_rows, mark_by_rows, rows_at
 
 USERS, ITEMS = torch.tensor([4, 2, 4]), torch.tensor([[1, 1, 5], [5, 3, 0], [6, 2, 1]])
 
 
-def parameters(marked: bool) -> list[torch.nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.nn.Parameter(torch.randn(rows, 3, generator=generator)) for rows in (6, 40)]
-    for table in drawn if marked else []:
-        mark_by_rows(table)
+def parameters(kind: str | None) -> list[torch.nn.Embedding]:
+    torch.manual_seed(0)
+    drawn = [torch.nn.Embedding(rows, 3) for rows in (6, 40)]
+    for table in drawn if kind else []:
+        mark_by_rows(table, str(kind))
     return drawn
 
 
-def gradients(marked: bool, read: str) -> list[Tensor]:
-    users, items = parameters(marked)
+def gradients(kind: str | None, read: str) -> list[Tensor]:
+    tables = parameters(kind)
+    users, items = (table.weight for table in tables)
     if read == "vectors":
         (rows_at(users, USERS).square().sum() + rows_at(items, ITEMS[0]).square().sum()).backward()
+    elif read == "modules":
+        (tables[0](USERS).square().sum() + tables[1](ITEMS).square().sum()).backward()
+    elif read == "several losses":
+        whole = users.square().sum() + items.square().sum()
+        rows = rows_at(users, USERS).sum() + gathered_dot(users, items, USERS, ITEMS).square().sum()
+        (whole + rows + tables[1](ITEMS).square().sum()).backward()
+    elif read == "one list for all":
+        gathered_dot(users, items, USERS, ITEMS[:1].expand(3, -1)).square().sum().backward()
     else:
         pairs = (USERS, ITEMS) if read == "lists" else (USERS, ITEMS[:, 2])
         gathered_dot(users, items, *pairs).square().sum().backward()
@@ -32,32 +41,42 @@ def gradients(marked: bool, read: str) -> list[Tensor]:
     return [users.grad, items.grad]
 
 
-@pytest.mark.parametrize("read", ["vectors", "lists", "pairs"])
-def test_they_sum_to_the_dense_gradients(read: str) -> None:
-    for sparse, dense in zip(gradients(True, read), gradients(False, read)):
-        assert sparse.is_sparse or read != "vectors"
-        torch.testing.assert_close(sparse.to_dense(), dense)
+@pytest.mark.parametrize("kind", [ADDED, SPARSE])
+@pytest.mark.parametrize("read", ["vectors", "modules", "lists", "one list for all", "pairs", "several losses"])
+def test_they_sum_to_the_dense_gradients(read: str, kind: str) -> None:
+    for found, dense in zip(gradients(kind, read), gradients(None, read)):
+        assert found.is_sparse == (kind == SPARSE and read != "several losses")
+        torch.testing.assert_close(found.to_dense(), dense)
 
 
 def test_only_rows_that_were_read_are_kept() -> None:
-    _, items = gradients(True, "lists")
-    assert items.is_sparse
+    _, items = gradients(SPARSE, "lists")
     assert set(items._indices()[0].tolist()) == {0, 1, 2, 3, 5, 6}
 
 
-def test_where_more_entries_are_read_than_there_are_rows_the_gradient_is_dense() -> None:
-    users = gradients(True, "pairs")[0]
-    assert users.is_sparse  # 3 entries of 6 rows
-    table, few = parameters(True)[1], torch.nn.Parameter(torch.ones(4, 3))
-    mark_by_rows(few)
-    gathered_dot(table, few, USERS, ITEMS.clamp(max=3)).sum().backward()
-    assert few.grad is not None
-    assert not few.grad.is_sparse
+def test_added_gradients_make_no_table_of_their_own() -> None:
+    """What a first loss left in ``grad`` is the tensor that later ones add to."""
+    users, items = (table.weight for table in parameters(ADDED))
+    for table in (users, items):
+        table.grad = torch.zeros_like(table)
+    places = users.grad.data_ptr(), items.grad.data_ptr()  # type: ignore[union-attr]
+    (gathered_dot(users, items, USERS, ITEMS).sum() + rows_at(items, ITEMS[0]).sum()).backward()
+    assert (users.grad.data_ptr(), items.grad.data_ptr()) == places  # type: ignore[union-attr]
 
 
-def test_what_is_computed_from_a_marked_table_has_a_gradient_of_its_own() -> None:
-    users, _ = parameters(True)
-    assert by_rows(users)
+@pytest.mark.parametrize("kind", [ADDED, SPARSE])
+def test_where_more_entries_are_read_than_there_are_rows_the_gradient_is_dense(kind: str) -> None:
+    few = torch.nn.Embedding(4, 3)
+    mark_by_rows(few, kind)
+    gathered_dot(parameters(kind)[1].weight, few.weight, USERS, ITEMS.clamp(max=3)).sum().backward()
+    assert few.weight.grad is not None
+    assert not few.weight.grad.is_sparse
+
+
+@pytest.mark.parametrize("kind", [ADDED, SPARSE])
+def test_what_is_computed_from_a_marked_table_has_a_gradient_of_its_own(kind: str) -> None:
+    users = parameters(kind)[0].weight
+    assert by_rows(users) == kind
     assert not by_rows(users[:, :2])
     assert not by_rows(users.detach())
     rows_at(users[:, :2], USERS).sum().backward()
