@@ -73,7 +73,7 @@ def raw_file(dataset: str, address: str, folder: Path, known: str | None, limit:
     path = Path(os.path.expanduser(url2pathname(parts.path) if parts.scheme == "file" else address))
     if not path.is_file():
         found = "is not a file" if path.exists() else "does not exist"
-        raise UserError(f"--source={address} {found}; expected the raw file of {dataset}, text or gzip.")
+        raise UserError(f"--source={address} {found}; expected the raw file of {dataset}.")
     if not os.access(path, os.R_OK):
         raise UserError(f"--source={address} cannot be read; change its permissions or give another file.")
     return RawFile(path.name, path)

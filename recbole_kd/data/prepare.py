@@ -1,4 +1,4 @@
-"""RecBole's atomic files, made from a table of events or from a public dataset.
+"""RecBole's atomic files, made from a table of events or from a public dataset, or unpacked from RecBole's own zips.
 
 :func:`prepare` reads events (CSV, TSV or Parquet), keeps the first of each (user, item) pair and reduces the pairs to
 their k-core. It writes ``DATA_PATH/DATASET/DATASET.inter`` and ``prepare.json``, the record of what it was made from. A
@@ -11,8 +11,6 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,9 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from recbole_kd.data.archive import unpacked
 from recbole_kd.data.download import RawFile, decompressed, raw_file
-from recbole_kd.data.preparable import PREPARABLE, Preparable
+from recbole_kd.data.preparable import PREPARABLE, Preparable, archives, unprepared
+from recbole_kd.data.raw_forms import as_lines
 from recbole_kd.data.reader import Field, Layout, first_line, read_columns, seconds_of
+from recbole_kd.data.records import RECORD, check_own, folder_of, read_record
 from recbole_kd.errors import UserError, closest
 from recbole_kd.files.atomic import write_content
 from recbole_kd.files.plain import save_json
@@ -64,7 +65,7 @@ class Columns:
 
 def can_prepare(name: str) -> bool:
     """Whether :func:`prepare` knows the dataset `name`."""
-    return name in PREPARABLE
+    return name in PREPARABLE or name in archives()
 
 
 def prepare(
@@ -75,7 +76,9 @@ def prepare(
     minimum: int | None = None,
     columns: Columns | None = None,
 ) -> Path:
-    """Converts a table of events, or a public dataset, to an atomic file that RecBole reads.
+    """Converts a table of events, or a public dataset, to an atomic file that RecBole reads; or unpacks a zip of them.
+
+    RecBole's own datasets are zips of atomic files, which stay as they are. What follows is about tables.
 
     Of several interactions of one user with one item the earliest is kept, without times the first in the file. Users
     and items with fewer than `minimum` interactions are then removed until none is left (the k-core). Ids are those of
@@ -85,37 +88,50 @@ def prepare(
     is kept beside the result.
 
     Args:
-        dataset: the name that the result gets; one of :data:`PREPARABLE` where `columns` is None.
+        dataset: the name that the result gets; where `columns` is None one of :data:`PREPARABLE` or of RecBole's, or
+            any other for a zip.
         data_path: the folder of datasets; the result lies in ``data_path/dataset``.
-        source: a path, or a http, https or file address; text or gzip, and Parquet with `columns`. None is the public
-            dataset's address.
+        source: a path, or a http, https or file address; text or gzip, Parquet with `columns`, or a zip of
+            atomic files (``.zip``). None is the public dataset's address.
         show_progress: whether a bar is drawn for the download.
-        minimum: interactions that every user and every item must have in the result; None is 10 for a public dataset
-            and 1, which keeps all, for other tables.
+        minimum: interactions that every user and every item must have in the result; None is the public dataset's own
+            and 1, which keeps all, for other tables. Nothing is removed from a zip's files.
         columns: which columns are read; None for a public dataset.
 
     Returns:
         ``data_path/dataset/dataset.inter``, columns ``user_id:token item_id:token``, ``rating:float`` and
-        ``timestamp:float`` where there are.
+        ``timestamp:float`` where there are; those of a zip are its own.
 
     Raises:
         UserError: an unknown dataset; a source that is missing, unreachable, too large, truncated, malformed or not the
             one recorded; a result that this function did not write; a folder that cannot be written.
     """
-    if columns is None and not can_prepare(dataset):
+    entry = PREPARABLE.get(dataset) if columns is None else None
+    is_zip = columns is None and entry is None
+    if is_zip and unprepared(dataset):
+        raise UserError(unprepared(dataset))
+    if is_zip and not (can_prepare(dataset) or (source or "").lower().endswith(".zip")):
         raise UserError(
-            f"Dataset '{dataset}' cannot be prepared.{closest(dataset, PREPARABLE)} Expected --dataset= one of: "
-            f"{', '.join(PREPARABLE)}; or a table of your own, with --source=FILE --user=COLUMN --item=COLUMN."
+            f"Dataset '{dataset}' cannot be prepared.{closest(dataset, [*PREPARABLE, *archives()])} Expected "
+            f"--dataset= one of: {', '.join(PREPARABLE)} and RecBole's (recbole-kd list --kind=datasets --all=true); "
+            "or a table of your own, with --source=FILE --user=COLUMN --item=COLUMN; or a zip, with --source=FILE.zip."
         )
     if columns is not None and source is None:
         raise UserError("--user and --item name columns of a table; set --source to its file or address.")
     if not dataset or Path(dataset).name != dataset or dataset in (".", ".."):
         raise UserError(f"--dataset={dataset!r} is not a name; expected one word, which names a folder and a file.")
-    minimum = minimum if minimum is not None else 10 if columns is None else 1
+    if is_zip and minimum is not None:
+        raise UserError(
+            f"--minimum={minimum} is for tables, and {dataset} is unpacked as it is; leave it out, and set "
+            "--user_inter_num_interval and --item_inter_num_interval in the training."
+        )
+    minimum = minimum if minimum is not None else entry.minimum if entry is not None else 1
     if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
         raise UserError(f"--minimum={minimum!r}; expected a whole number of at least 1.")
     try:
-        with _folder(Path(data_path) / dataset) as folder:
+        with folder_of(Path(data_path) / dataset) as folder:
+            if is_zip:
+                return unpacked(dataset, folder, source, show_progress)
             return _prepared(dataset, folder, source, show_progress, minimum, columns)
     except OSError as error:
         raise UserError(
@@ -126,16 +142,19 @@ def prepare(
 
 def described(path: Path) -> str:
     """What the record beside a prepared file says of it, a line each."""
-    record = json.loads((path.parent / "prepare.json").read_text(encoding="utf-8"))
-    return "\n".join(_columns(record["summary"]))
+    record = json.loads((path.parent / RECORD).read_text(encoding="utf-8"))
+    return "\n".join(columns(list(record["summary"].items())))
 
 
-def k_core(users: NDArray[np.int64], items: NDArray[np.int64], minimum: int) -> NDArray[np.int64]:
+def k_core(
+    users: NDArray[np.int64], items: NDArray[np.int64], minimum: int, of_items: bool = True
+) -> NDArray[np.int64]:
     """The largest subset of pairs in which every user and every item occurs at least `minimum` times.
 
     Args:
         users, items: (n,) codes from 0; a pair occurs once.
         minimum: at least 1.
+        of_items: whether it holds for items too.
 
     Returns:
         (m,) ascending positions of the pairs that stay; the k-core is unique, whatever the order of removal.
@@ -143,7 +162,7 @@ def k_core(users: NDArray[np.int64], items: NDArray[np.int64], minimum: int) -> 
     kept = np.arange(len(users))
     while True:
         frequent_users = np.bincount(users[kept]) >= minimum
-        frequent_items = np.bincount(items[kept]) >= minimum
+        frequent_items = np.bincount(items[kept]) >= (minimum if of_items else 1)
         stays = frequent_users[users[kept]] & frequent_items[items[kept]]
         if stays.all():
             return kept
@@ -154,17 +173,23 @@ def _prepared(
     dataset: str, folder: Path, source: str | None, show_progress: bool, minimum: int, chosen: Columns | None
 ) -> Path:
     """:func:`prepare` once its arguments are checked; an OSError here is about `folder`."""
-    target, record_file = folder / f"{dataset}.inter", folder / "prepare.json"
-    record = _read_record(record_file)
+    target, record_file = folder / f"{dataset}.inter", folder / RECORD
+    record = read_record(folder)
     way = {"minimum": minimum, **({} if chosen is None else {"columns": vars(chosen)})}
     made = record is not None and target.exists() and all(record.get(key) == value for key, value in way.items())
-    if target.exists():
-        _check_own(target, record, record_file)
+    check_own(folder, target.name, record)
+    if record is not None and "result" not in record:
+        raise UserError(f"{record_file} says that {dataset} was unpacked from a zip; move that folder away.")
     if made and source is None:
         return target
     entry = None if chosen is not None else PREPARABLE[dataset]
     limits = entry or PREPARABLE["gowalla"]
     address = source if source is not None else limits.url
+    if address is None:
+        raise UserError(
+            f"{dataset} cannot be downloaded: {limits.advice}, then run "
+            f"`recbole-kd prepare --dataset={dataset} --source=FILE`."
+        )
     known = None if record is None else record["source"]
     raw = raw_file(dataset, address, folder, known, limits.download_limit, show_progress)
     digest, _ = file_digest(raw.path)
@@ -195,17 +220,25 @@ def _make(
 ) -> None:
     """Writes the atomic file and the record of it."""
     entry = None if chosen is not None else PREPARABLE[dataset]
-    with decompressed(raw, (entry or PREPARABLE["gowalla"]).raw_limit) as plain:
+    limit = (entry or PREPARABLE["gowalla"]).raw_limit
+    with decompressed(raw, limit) as plain, as_lines(plain, entry, raw.path) as table:
         try:
-            events = _events(plain, entry, chosen)
+            events = _events(table, entry, chosen)
         except UserError as error:
-            raise UserError(str(error).replace(str(plain), str(raw.path))) from None
-    kept, steps = _distinct_core(events, way["minimum"], chosen)
+            raise UserError(str(error).replace(str(table), str(raw.path))) from None
+    kept, steps = _distinct_core(events, way["minimum"], entry, chosen)
     if not len(kept):
         raw.refuse(
             f"{raw.path} holds no users and items with {way['minimum']} interactions each; expected a smaller --minimum"
         )
     result = events.take(pa.array(kept))
+    sizes = len(pc.unique(result["user_id"])), len(pc.unique(result["item_id"])), len(result)
+    facts = _facts(result)
+    if entry is not None and entry.counts not in (None, sizes) and way["minimum"] == entry.minimum:
+        wanted = "{:,} users, {:,} items, {:,} interactions".format(*entry.counts)
+        if raw.origin == entry.url:
+            raw.refuse(f"{raw.path} gives " + "{:,}, {:,} and {:,}".format(*sizes) + f"; expected {wanted}")
+        facts["not as published, which has"] = wanted
     content = _written(result)
     target.unlink(missing_ok=True)  # a record never stands beside a result that it does not describe
     save_json(
@@ -217,11 +250,9 @@ def _make(
             "result": {
                 "bytes": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
-                "users": len(pc.unique(result["user_id"])),
-                "items": len(pc.unique(result["item_id"])),
-                "interactions": len(result),
+                **dict(zip(("users", "items", "interactions"), sizes)),
             },
-            "summary": {"rows read": f"{len(events):,}", **steps, **_facts(result)},
+            "summary": {"rows read": f"{len(events):,}", **steps, **facts},
         },
         record_file,
         "data_path",
@@ -233,62 +264,15 @@ def _make(
         raise
 
 
-def _columns(summary: Mapping[str, str]) -> list[str]:
-    return columns(list(summary.items()))
-
-
-# The record, and what it protects
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        texts = [record["source"], record["raw"]["sha256"], record["result"]["sha256"]]
-        if not all(isinstance(text, str) for text in texts) or not isinstance(record["minimum"], int):
-            raise TypeError
-        return record
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise UserError(f"{path} is not a record that `recbole-kd prepare` wrote; delete it and run again.") from None
-
-
-def _check_own(target: Path, record: dict[str, Any] | None, record_file: Path) -> None:
-    """Refuses to take or to replace a result that somebody else wrote or changed."""
-    if record is None:
-        raise UserError(
-            f"{target} was not written by `recbole-kd prepare` (there is no {record_file.name} beside it) and is not "
-            f"replaced; move it away, or set another --data_path."
-        )
-    if file_digest(target)[0] != record["result"]["sha256"]:
-        raise UserError(
-            f"{target} differs from the sha256 in {record_file.name}: it was changed after it was prepared; "
-            f"delete it to prepare it anew, or set another --data_path."
-        )
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """Makes a folder, and removes it again if the block fails and leaves nothing in it."""
-    existed = path.is_dir()
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield path
-    except BaseException:
-        for temporary in path.glob("*.part"):
-            temporary.unlink(missing_ok=True)
-        if not existed and not any(path.iterdir()):
-            path.rmdir()
-        raise
-
-
 # From events to the result
 
 
 def _events(path: Path, entry: Preparable | None, chosen: Columns | None) -> pa.Table:
     """Columns user_id and item_id (dictionaries), and rating and timestamp where there are, a row an event."""
     if entry is not None:
-        names, own = list(entry.fields), Columns("user", "item", "timestamp")
+        names = list(entry.fields)
+        time, rating = (name if name in names else None for name in ("timestamp", "rating"))
+        own = Columns("user", "item", time, rating)
         layout = Layout(separator="\t", header=False)
     else:
         assert chosen is not None
@@ -368,7 +352,9 @@ def _named(table: pa.Table, chosen: Columns) -> pa.Table:
     return pa.table({name: table[there] for name, there in names.items() if there is not None})
 
 
-def _distinct_core(events: pa.Table, minimum: int, chosen: Columns | None) -> tuple[NDArray[np.int64], dict[str, str]]:
+def _distinct_core(
+    events: pa.Table, minimum: int, entry: Preparable | None, chosen: Columns | None
+) -> tuple[NDArray[np.int64], dict[str, str]]:
     """Rows that stay, in the result's order: the earliest of each pair, then the k-core; and what was dropped why."""
     steps: dict[str, str] = {}
     kept = np.arange(len(events))
@@ -378,13 +364,17 @@ def _distinct_core(events: pa.Table, minimum: int, chosen: Columns | None) -> tu
         kept, steps[f"dropped: rated below {chosen.minimum_rating:g}"] = kept[~low], f"{int(low.sum()):,}"
     users, items = (_codes(events[side], by_number=chosen is None) for side in ("user_id", "item_id"))
     times = events["timestamp"].to_numpy() if "timestamp" in events.column_names else np.zeros(len(events), np.int64)
+    if entry is not None and entry.before is not None:
+        late = times >= datetime.fromisoformat(entry.before).replace(tzinfo=timezone.utc).timestamp()
+        kept, steps[f"dropped: from {entry.before} on"] = kept[~late], f"{int(late.sum()):,}"
     pairs = users * (int(items.max()) + 1) + items
     kept = kept[np.lexsort((times[kept], pairs[kept]))]
     first = np.diff(pairs[kept], prepend=-1) != 0
     steps["dropped: a pair again"] = f"{int((~first).sum()):,}"
     kept = np.sort(kept[first])
-    core = kept[k_core(users[kept], items[kept], minimum)]
-    steps[f"dropped: users and items with fewer than {minimum}"] = f"{len(kept) - len(core):,}"
+    of_items = entry is None or entry.of_items
+    core = kept[k_core(users[kept], items[kept], minimum, of_items)]
+    steps[f"dropped: users{' and items' * of_items} with fewer than {minimum}"] = f"{len(kept) - len(core):,}"
     last = items[core] if chosen is None else core
     return core[np.lexsort((last, times[core], users[core]))], steps
 

@@ -158,10 +158,14 @@ def model_names() -> list[str]:
 
 def dataset_names(data_path: str) -> list[str]:
     """Datasets that can be named: folders under `data_path`, those we know, those RecBole downloads, ml-100k."""
-    import recbole
-
     folder = Path(data_path)
     local = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     ours = [path.stem for path in (PROPERTIES / "dataset").glob("*.yaml")]
-    downloads = read_yaml(Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml")
-    return sorted({"ml-100k", *local, *ours, *downloads})
+    return sorted({"ml-100k", *local, *ours, *recbole_downloads()})
+
+
+def recbole_downloads() -> Mapping[str, str]:
+    """RecBole's own datasets: a name -> the address of a zip of atomic files."""
+    import recbole
+
+    return _cached(Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml")

@@ -8,6 +8,7 @@ from pathlib import Path
 from recbole.utils import init_seed
 
 from recbole_kd.data import summary
+from recbole_kd.data.preparable import PREPARABLE, unprepared
 from recbole_kd.data.prepare import can_prepare, prepare
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
@@ -19,9 +20,16 @@ __all__ = ["fetch", "load_splits"]
 
 def fetch(config: KDConfig) -> None:
     """Fetches and prepares the dataset of a run where it is missing and can be."""
-    folder, name = Path(config["data_path"]), config["dataset"]
-    if can_prepare(name) and not config["benchmark_filename"] and not (folder / f"{name}.inter").is_file():
-        prepare(name, config.data_root, show_progress=config["show_progress"])
+    folder, name, parts = Path(config["data_path"]), config["dataset"], config["benchmark_filename"]
+    files = [folder / f"{name}.{part}.inter" for part in parts] if parts else [folder / f"{name}.inter"]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is None or not can_prepare(name) or (parts and name in PREPARABLE):
+        return
+    logging.getLogger().info(
+        f"There is no '{missing}': preparing it, as `recbole-kd prepare --dataset={name}` does. Data that lies "
+        "elsewhere is read with --data_path."
+    )
+    prepare(name, config.data_root, show_progress=config["show_progress"])
 
 
 def load_splits(config: KDConfig) -> Splits:
@@ -30,11 +38,8 @@ def load_splits(config: KDConfig) -> Splits:
     fetch(config)
     if not folder.is_dir():
         names = dataset_names(config.data_root)
-        if name in names:
-            raise UserError(
-                f"There is no dataset folder '{folder}'. RecBole offers {name} for download: fetch it from "
-                "https://recbole.io/dataset_list.html into that folder, or set --data_path to the folder above it."
-            )
+        if why := unprepared(name):
+            raise UserError(f"There is no dataset folder '{folder}', and {why} Or set --data_path to the folder above.")
         raise UserError(
             f"Unknown dataset '{name}': there is no folder '{folder}'.{closest(name, names)} "
             "Set --data_path to the folder above the dataset's, or see 'recbole-kd list'."

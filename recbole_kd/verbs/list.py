@@ -137,7 +137,7 @@ def _datasets(data_path: str, everything: bool) -> dict[str, str]:
     for file in sorted(PROPERTIES.glob("dataset/*.yaml")):
         texts.setdefault(file.stem, f"not at hand; its settings are in properties/dataset/{file.name}")
     for name in names if everything else ():
-        texts.setdefault(name, "not at hand; RecBole names it")
+        texts.setdefault(name, "recbole-kd prepare: RecBole's zip, as it is")
     return texts
 
 

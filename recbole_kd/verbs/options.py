@@ -134,10 +134,15 @@ class PrepareOptions(VerbOptions):
     summary = "make RecBole's atomic files from a table of events, or from a public dataset"
 
     dataset: str = option(
-        None, "the name that the data gets; gowalla is downloaded", metavar="NAME", needed="a dataset"
+        None,
+        "the name that the data gets; citeulike, gowalla and RecBole's own are downloaded",
+        metavar="NAME",
+        needed="a dataset",
     )
     source: str | None = option(
-        None, "a table (CSV, TSV or Parquet), or gowalla's raw file: a file or an address", metavar="FILE"
+        None,
+        "a table (CSV, TSV or Parquet), a public dataset's raw file, or a zip of atomic files: a file or an address",
+        metavar="FILE",
     )
     user: str | None = option(None, "the table's column of users", metavar="COLUMN")
     item: str | None = option(None, "the table's column of items", metavar="COLUMN")
@@ -145,7 +150,9 @@ class PrepareOptions(VerbOptions):
     rating: str | None = option(None, "its column of ratings", metavar="COLUMN")
     minimum_rating: float | None = option(None, "drops events with a lower rating")
     minimum: int | None = option(
-        None, "interactions that every user and item must have in the result; by default 1, for gowalla 10", minimum=1
+        None,
+        "interactions that every user and item must have in the result; by default 1, of public datasets their own",
+        minimum=1,
     )
     separator: str | None = option(None, "between the table's columns, where it is not found", metavar="TEXT")
     encoding: str | None = option(None, "of the table's text; by default UTF-8", metavar="NAME")

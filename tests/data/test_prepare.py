@@ -19,9 +19,9 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.verbs.train import run_recbole_kd
+from tests.data.serving import Server, serving
 
 module: Any = importlib.import_module("recbole_kd.data.prepare")
 
@@ -86,59 +87,10 @@ def rows_of(path: Path) -> list[tuple[int, int, int]]:
     return [tuple(int(field) for field in line.split("\t")) for line in lines]  # type: ignore[misc]
 
 
-class Server:
-    """Serves one file and keeps the headers of every request.
-
-    Attributes:
-        cuts: after how many bytes the next responses break, one entry a response; those after the last are whole.
-        sized: whether the response says how long it is.
-        status: an error that is answered instead.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.cuts: list[int] = []
-        self.sized = True
-        self.status: Optional[int] = None
-        self.requests: list[dict[str, str]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.answer(self)
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/data/loc-gowalla_totalCheckins.txt.gz"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        self.requests.append(dict(request.headers))
-        if self.status is not None:
-            request.send_error(self.status)
-            return
-        body = self.content
-        request.send_response(200)
-        if self.sized:
-            request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body[: self.cuts.pop(0)] if self.cuts else body)
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(ZIPPED)
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with serving(ZIPPED, "loc-gowalla_totalCheckins.txt.gz", monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture
@@ -300,7 +252,7 @@ def test_an_unknown_dataset_names_the_closest(tmp_path: Path) -> None:
         prepare("gowala", tmp_path)
 
 
-def test_no_network_says_what_to_do_instead(tmp_path: Path) -> None:
+def test_no_network_says_what_to_do_instead(tmp_path: Path, server: Server) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

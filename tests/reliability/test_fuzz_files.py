@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_kd.cli import main
+from tests.data.test_archive import zipped
+from tests.data.test_raw_forms import YELP
 from tests.reliability.fuzzing import VALUES, Fuzzer, examples, within_bounds, within_time
 from tests.reliability.test_formats import LEFT_OUT, changed, places
 from tests.reliability.test_formats import VALUES as PARTS
@@ -99,6 +101,10 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Format]:
         (source,) = folder.glob("events*")
         return [["prepare", f"--source={source}", f"--data_path={folder / 'made'}", *columns]]
 
+    def prepare_public(dataset: str, *more: str) -> Callable[[Path], list[list[str]]]:
+        words = ["prepare", f"--dataset={dataset}", *more]
+        return lambda folder: [[*words, f"--source={next(folder.glob('raw*'))}", f"--data_path={folder / 'made'}"]]
+
     def recommend(folder: Path) -> list[list[str]]:
         (file,) = folder.iterdir()
         return [["recommend", *model, "--k=3", f"--{file.name}=@{file}"]]
@@ -114,6 +120,9 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Format]:
         "data": Format({"tiny/tiny.inter": inter, "tiny/tiny.user": users, "tiny/tiny.item": items}, read_data),
         "csv": Format({"events.csv": events.encode()}, prepare),
         "tsv": Format({"events.tsv": dated.replace(",", "\t").encode()}, prepare),
+        "zip": Format({"raw.zip": zipped({"x.inter": inter.decode()})}, prepare_public("movies")),
+        "lists of items": Format({"raw": b"3 1 2 3\n2 2 9\n" * 4}, prepare_public("citeulike", "--minimum=2")),
+        "reviews": Format({"raw": YELP[:9000].rpartition(b"\n")[0]}, prepare_public("yelp2018", "--minimum=1")),
         "lists": Format({"lists.csv": listed.to_csv(index=False).encode()}, read_lists),
         "lists in parquet": Format({"lists.parquet": (data / "lists.parquet").read_bytes()}, read_lists),
         "vectors": Format({"vectors.csv": text.encode()}, read_vectors),
@@ -202,7 +211,9 @@ def of_json(draw: st.DrawFn, whole: bytes) -> bytes:
 @st.composite
 def damaged(draw: st.DrawFn, name: str, whole: bytes) -> bytes:
     """A file with one to three changes."""
-    kinds = [of_bytes] if name.endswith((".npy", ".arrow", ".pth", ".parquet")) else [of_bytes, of_lines, of_lines]
+    kinds = (
+        [of_bytes] if name.endswith((".npy", ".arrow", ".pth", ".parquet", ".zip")) else [of_bytes, of_lines, of_lines]
+    )
     if name.endswith((".json", ".safetensors")):
         kinds = [of_bytes, of_json, of_json]
     for _ in range(draw(st.integers(1, 3))):

@@ -374,6 +374,14 @@ _prepare(
 _prepare(
     "a gzip that declares nothing", lambda data, canary: _bytes(data, "raw.gz", b"\x1f\x8b" + b"\xff" * 99), "raw.gz"
 )
+
+
+@sample("prepare: a zip of atomic files that climbs")
+def _(data: Path, canary: Path) -> tuple[Words, str]:
+    words = ["prepare", "--dataset=movies", f"--data_path={data / 'to'}", f"--source={_zip(data, canary)}"]
+    return words, "which lies outside of its folder"
+
+
 _prepare("an address of a local device", lambda data, canary: Path("/dev/zero"), "is not a file")
 
 
