@@ -7,7 +7,6 @@ the graph. The distillation losses that join the two are in :mod:`recbole_kd.dis
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Optional
 
 import torch
@@ -19,19 +18,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_kd.data.graphs import symmetric_normalized
-
-
-class _SymmetricProduct(torch.autograd.Function):
-    """adjacency @ x for a symmetric sparse matrix, whose backward pass is the same product."""
-
-    @staticmethod
-    def forward(ctx: Any, adjacency: Tensor, x: Tensor) -> Tensor:
-        ctx.adjacency = adjacency
-        return adjacency @ x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.adjacency @ gradients[0]
+from recbole_kd.loss.kernel.graph import Graph
 
 
 class TwoTables(GeneralRecommender):
@@ -101,24 +88,16 @@ class SimRecTeacher(TwoTables):
         loops = loops[(loops != 0) & (loops != self.n_users)]  # the padding user and item stay outside the graph
         rows, columns = torch.cat([users, items, loops]), torch.cat([items, users, loops])
         size = self.n_users + self.n_items
-        self.adjacency = symmetric_normalized(rows, columns, torch.ones(len(rows)), size).to(self.device)
+        self.graph = Graph(symmetric_normalized(rows, columns, torch.ones(len(rows)), size).to(self.device))
         self.bpr_loss = BPRLoss()
         self.apply(xavier_uniform_initialization)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SimRecTeacher:
-        """A copy that shares the graph, which never changes and which torch cannot copy (RecBole counts on a copy)."""
-        memo[id(self.adjacency)] = self.adjacency
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return copied
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(users (U, d), items (I, d)) of H_0, ..., H_L."""
         current = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
         outputs = [current]
         for _ in range(self.n_layers):
-            current = _SymmetricProduct.apply(self.adjacency, current)
+            current = self.graph(current)
             outputs.append(current)
         return [(output[: self.n_users], output[self.n_users :]) for output in outputs]
 

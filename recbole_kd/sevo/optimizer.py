@@ -32,12 +32,14 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from recbole_kd.loss.kernel.graph import graph_product, to_csr
+
 
 class NeumannSmoother:
     """psi of the module's docstring, for one graph.
 
     A group of an optimiser carries it under ``smoother``; the rows of the group's tables, one table after the other,
-    are the graph's nodes. Each layer is one product of a sparse matrix and a dense one, with the sum fused into it.
+    are the graph's nodes. Each layer is one product of a sparse matrix and a dense one.
     """
 
     def __init__(self, adjacency: Tensor, beta: float, layers: int, iterative: bool = False) -> None:
@@ -63,14 +65,7 @@ class NeumannSmoother:
         self.beta = float(beta)
         self.layers = int(layers)
         self.iterative = iterative
-        # MKL and cuSPARSE work on 32-bit indices; with 64-bit ones they are converted again in every product.
-        self.adjacency = torch.sparse_csr_tensor(
-            adjacency.crow_indices().int(),
-            adjacency.col_indices().int(),
-            adjacency.values(),
-            adjacency.shape,
-            check_invariants=False,
-        )
+        self.adjacency = to_csr(adjacency)
         self._settings: Optional[dict[str, Any]] = None
 
     @property
@@ -104,11 +99,11 @@ class NeumannSmoother:
             self.adjacency = self.adjacency.to(device=updates.device, dtype=updates.dtype)
         if self.is_identity:
             return updates
-        # Horner's scheme, x <- Delta + beta Ã x: one product for each layer, the sum fused into it.
+        # Horner's scheme, x <- Delta + beta Ã x: one product for each layer.
         own = 1 - self.beta if self.iterative else 1.0
         smoothed = updates
         for _ in range(self.layers):
-            smoothed = torch.addmm(updates, self.adjacency, smoothed, beta=own, alpha=self.beta)
+            smoothed = graph_product(self.adjacency, smoothed).mul_(self.beta).add_(updates, alpha=own)
         if not self.iterative:
             smoothed.mul_((1 - self.beta) / (1 - self.beta ** (self.layers + 1)))
         return smoothed

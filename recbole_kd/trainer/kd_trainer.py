@@ -33,7 +33,7 @@ from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
 from recbole_kd.trainer.eager import without_compiler
-from recbole_kd.trainer.learner import add_gradients_by_rows, lazy_adam, schedule_learning_rate, use_fused_adam
+from recbole_kd.trainer.learner import compute_faster, lazy_adam, schedule_learning_rate, use_fused_adam
 from recbole_kd.trainer.progress import Bar
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
@@ -143,7 +143,7 @@ class KDMixin:
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
         if self.fused:
             use_fused_adam(optimizer)
-            add_gradients_by_rows(self.model)
+            compute_faster(self.model)
         return optimizer
 
     # One epoch

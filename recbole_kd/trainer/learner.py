@@ -133,11 +133,15 @@ def lazy_adam(
     return LazyAdam(parameters, tables, learning_rate, weight_decay)
 
 
-def add_gradients_by_rows(model: nn.Module) -> None:
-    """Lets each loss add its rows' gradients to the tables' own, on a CPU; else each makes a table of gradients."""
+def compute_faster(model: nn.Module) -> None:
+    """Kernels that give the same up to rounding, on a CPU: for gradients of tables, and for LightGCN's propagation."""
     for table in tables_read_by_rows(model):
         if table.weight.device.type == "cpu" and by_rows(table.weight) is None:
             mark_by_rows(table, ADDED)
+    if type(model).__name__ == "LightGCN":
+        from recbole_kd.model.graph_variants import propagate_faster  # brings all of RecBole's models
+
+        propagate_faster(model)
 
 
 def use_fused_adam(optimizer: Optimizer) -> None:

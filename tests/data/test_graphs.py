@@ -140,6 +140,17 @@ def test_gradients_are_the_transposed_filter(theta: list[float], nodes: Tensor |
     assert torch.autograd.gradcheck(lambda x: smooth(x, nodes), (signal,))
 
 
+@pytest.mark.parametrize("width", [2, 64])
+def test_gradients_of_wide_signals_are_those_of_narrow_ones(width: int) -> None:
+    """From 64 columns on, another product computes them."""
+    smooth, nodes = PolynomialFilter(bipartite_adjacency(observed()), [1.0, -0.4]), torch.tensor([3, 12, 1])
+    signal = torch.randn(USERS + ITEMS, width, requires_grad=True)
+    weights = torch.randn(3, width)
+    found = torch.autograd.grad(smooth(signal, nodes), signal, weights)[0]
+    rows = smooth(torch.eye(USERS + ITEMS), nodes)
+    torch.testing.assert_close(found, rows.t() @ weights)
+
+
 def test_rows_cut_by_torch_are_those_cut_by_scipy() -> None:
     """Devices other than the CPU slice and multiply with torch; here both are run on the CPU."""
     smooth = PolynomialFilter(bipartite_adjacency(observed()), [1.0, -0.4])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recbole_kd.errors import UserError
-from recbole_kd.model.graph_variants import NORMS
+from recbole_kd.model.graph_variants import NORMS, propagate_faster
 from tests.student.test_readers import build
 
 LIGHT = "LightGCNVariant"
@@ -67,6 +67,21 @@ def test_gradients_flow_through_a_graph_that_is_not_symmetric(norm: str, known_a
 def test_by_default_it_is_recboles_lightgcn(known_answer: Path) -> None:
     variant, recboles = (build(name, known_answer, embedding_size=4) for name in (LIGHT, "LightGCN"))
     torch.testing.assert_close(torch.cat(variant.forward()), torch.cat(recboles.forward()), rtol=1e-5, atol=1e-6)
+
+
+def test_faster_propagation_is_recboles_lightgcn(known_answer: Path) -> None:
+    usual, faster = (build("LightGCN", known_answer, embedding_size=4) for _ in range(2))
+    propagate_faster(faster)
+    assert type(faster).__name__ == "LightGCN"
+    target = torch.randn(usual.n_users + usual.n_items, 4, generator=torch.Generator().manual_seed(0))
+    for model in (usual, faster):
+        (torch.cat(model.forward()) * target).sum().backward()
+    torch.testing.assert_close(torch.cat(faster.forward()), torch.cat(usual.forward()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(faster.item_embedding.weight.grad, usual.item_embedding.weight.grad)
+    other = build("BPR", known_answer, embedding_size=4)
+    kind = type(other)
+    propagate_faster(other)
+    assert type(other) is kind
 
 
 def test_single_is_the_last_layer_alone(known_answer: Path) -> None:

@@ -74,13 +74,13 @@ def test_a_repeated_interaction_is_one_edge(known_answer: Path) -> None:
     config = KDConfig("SimRecTeacher", "known-answer", config_dict=known_answer_settings(known_answer))
     train = Splits(config).train
     once, twice = (SimRecTeacher(config, dataset) for dataset in (train, Repeating(train)))
-    torch.testing.assert_close(twice.adjacency.to_dense(), once.adjacency.to_dense(), rtol=0, atol=0)
+    torch.testing.assert_close(twice.graph.matrix.to_dense(), once.graph.matrix.to_dense(), rtol=0, atol=0)
 
 
 def test_the_gradient_of_the_propagation_is_that_of_the_dense_product(teacher: Any) -> None:
     weights = torch.randn(teacher.n_users, 4)
     (teacher.forward()[0] * weights).sum().backward()
-    dense = teacher.adjacency.to_dense().double()
+    dense = teacher.graph.matrix.to_dense().double()
     power, total = torch.eye(len(dense), dtype=torch.float64), torch.eye(len(dense), dtype=torch.float64)
     for _ in range(3):
         power = dense @ power
