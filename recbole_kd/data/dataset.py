@@ -41,7 +41,7 @@ from recbole_kd.data.columns import (
     row_type,
     some_rows,
 )
-from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, reads_time
+from recbole_kd.data.parts import held_out_users, is_ordered, is_whole, parts_of_time, parts_of_users, reads_time
 from recbole_kd.data.reader import Layout, fields_of
 from recbole_kd.data.store import PAD, kept, load_atomic
 from recbole_kd.errors import UserError
@@ -49,7 +49,7 @@ from recbole_kd.files.digest import digest
 
 __all__ = ["BEFORE", "PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
-#: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test.
+#: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test, 3 history alone.
 PART = "\0part"
 #: While a dataset is split, and in `timed` from then on, the column of each row's place in time.
 PLACE = "\0place"
@@ -75,6 +75,8 @@ def layout_of(config: Any) -> Layout:
 class _Fast(Dataset):
     """What both datasets do otherwise than RecBole's."""
 
+    #: Of a training split whose users are not those who are ranked: the same rows, and the history of those.
+    history: Any = None
     _feat: Any = None
     _order: Any = None
 
@@ -387,6 +389,8 @@ class _Fast(Dataset):
         Loaders sort the rows themselves, `inter_feat`. That of the whole is put in order when it is asked for.
         """
         self._change_feat_format()
+        if held_out_users(self.config) is not None:
+            self.inter_feat[PART] = parts_of_users(self.config, self.inter_feat[self.uid_field])
         order, *rows = self._split_rows()
         columns = self.inter_feat.interaction
         hidden = {name: columns.pop(name) for name in (PART, PLACE, BEFORE) if name in columns}
@@ -397,12 +401,16 @@ class _Fast(Dataset):
             if PLACE in hidden:
                 part.timed = Interaction(part.inter_feat.interaction | {name: hidden[name][index] for name in hidden})
         self._order = order
+        if len(parts) > 3:
+            parts[0].history = parts.pop()
         return parts
 
     def _split_rows(self) -> list[Any]:
         """The numbers of the whole's rows in RecBole's order, and of each part's."""
         if PART in self.inter_feat:
-            return [slice(None), *((self.inter_feat[PART] == part).nonzero().squeeze(1) for part in range(3))]
+            part = self.inter_feat[PART]
+            chosen = [part == 0, part == 1, part == 2, *([part % 3 == 0] if bool((part == 3).any()) else [])]
+            return [slice(None), *(rows.nonzero().squeeze(1) for rows in chosen)]
         fields = [field for field in (self.uid_field, self.time_field, PLACE) if field in self.inter_feat]
         deciding = {field: self.inter_feat[field] for field in fields}
 

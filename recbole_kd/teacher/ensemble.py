@@ -139,9 +139,10 @@ class TeacherEnsemble(BareTeacher):
 
     @cached_property
     def _moments(self) -> list[tuple[float, float]]:
-        """Mean and standard deviation of each member's scores, over all items for evenly spaced users."""
-        count = max(1, min(self.observed.users - 1, _PAIRS_FOR_MOMENTS // self.observed.items))
-        users = torch.linspace(1, self.observed.users - 1, count).round().long().to(self._device)
+        """Mean and standard deviation of each member's scores, over all items for evenly spaced training users."""
+        known = self.observed.counts.nonzero().squeeze(1)
+        count = max(1, min(len(known), _PAIRS_FOR_MOMENTS // self.observed.items))
+        users = known[torch.linspace(1, len(known), count).round().long() - 1].to(self._device)
         items = torch.arange(1, self.observed.items, device=self._device).expand(count, -1)
         found = []
         for member in self._rankers:
