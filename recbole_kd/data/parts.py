@@ -13,13 +13,8 @@ from recbole_kd.errors import UserError
 from recbole_kd.text import moment, unit_of
 
 __all__ = [
-    "held_out_users",
-    "is_ordered",
-    "is_whole",
-    "parts_asked_for",
-    "parts_of_time",
-    "parts_of_users",
-    "reads_time",
+    *("held_out_users", "is_ordered", "is_whole", "reads_time"),
+    *("parts_asked_for", "parts_of_time", "parts_of_users"),
 ]
 
 

@@ -212,8 +212,8 @@ class Splits:
 
         Of sequences their order too, and what is folded in of held-out users.
         """
-        parts = (self.train, self.valid, *([] if self.history is self.train else [self.history]))
-        splits = [part for split in parts for part in self.pairs(split)]
+        known = dict.fromkeys((self.train, self.valid, self.history))
+        splits = [part for split in known for part in self.pairs(split)]
         if self.sequential:
             splits += [split.inter_feat[self._histories] for split in (self.train, self.valid)]
         return [self._tokens(self.train.uid_field), self._tokens(self.train.iid_field), *splits]
@@ -231,7 +231,7 @@ class Splits:
             rank[torch.from_numpy(order.to_numpy().astype(np.int64))] = torch.arange(len(tokens))
             ranks.append(rank)
             parts.append(tokens.take(order))
-        for split in (self.train,) if self.history is self.train else (self.train, self.history):
+        for split in dict.fromkeys((self.train, self.history)):
             users, items = self._interactions(split)
             parts.append(np.sort((ranks[0][users] * self.train.item_num + ranks[1][items]).numpy()))
         if self.sequential:
@@ -298,11 +298,7 @@ def check_files(config: Any) -> None:
             f"There is no dataset folder '{folder}'; put {name}.inter there, or set --data_path to the folder above it."
         )
     parts = config["benchmark_filename"]
-    given = {
-        "split_time": config["split_time"],
-        "benchmark_filename": parts,
-        "held_out_users": config["held_out_users"],
-    }
+    given = {key: config[key] for key in ("split_time", "benchmark_filename", "held_out_users")}
     both = [f"--{key}={value}" for key, value in given.items() if value not in (None, (), [])]
     if len(both) > 1:
         raise UserError(f"{both[0]} and {both[1]} both say how the data is split; keep one.")

@@ -350,13 +350,12 @@ class Evaluation(Options):
     )
     held_out_users: Any = option(
         None,
-        "validation and test users, on whom nothing is trained; of each, --fold_in of the items is the history, and the "
-        "rest is ranked",
+        "validation and test users: nothing is trained on them, and what --fold_in leaves of their items is ranked",
         noun="two shares of the users or two numbers of users, such as [0.1,0.1]",
         test=_are_users,
         metavar="[0.1,0.1]",
     )
-    fold_in: float = option(0.8, "share of a held-out user's interactions that is the history", above=0, below=1)
+    fold_in: float = option(0.8, "share of a held-out user's interactions that the model is given", above=0, below=1)
     repeatable: bool | None = option(
         False,
         "whether what a user has seen is ranked too; by default of sequential models where the data has an item of a "
