@@ -204,11 +204,11 @@ def check_held_out(config: Any) -> None:
     """
     if held_out_users(config) is None:
         return
-    setting = f"--{config.prefix}{'student' if config.resolved.recipe else 'model'}"
     if not ranks_held_out(config.resolved.model_class):
         raise UserError(
             f"--held_out_users ranks users whom no model was trained on, and {config.resolved.backbone} cannot rank "
-            f"them; set {setting} to a model that reads a user's items alone ({', '.join(RANKING_HELD_OUT)})."
+            "them; name one that reads a user's items alone in its place "
+            f"({', '.join(RANKING_HELD_OUT)}), or leave --held_out_users out."
         )
     if config["knn_method"] == "user":
         raise UserError(
