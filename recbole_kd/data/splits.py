@@ -81,7 +81,7 @@ class Splits:
     @property
     def history(self) -> Any:
         """The training split, with what is folded in of users who are held out: what models know when they rank."""
-        return self.train if self.train.history is None else self.train.history
+        return getattr(self.train, "history", None) or self.train
 
     @property
     def asked_for(self) -> tuple[bool, bool]:
@@ -222,7 +222,7 @@ class Splits:
     def training_digest(self) -> str:
         """Content of the training split, whatever the order of the internal ids; of sequences their order too.
 
-        What is folded in of held-out users is a part of its own.
+        Of held-out users also what is folded in, and what the validation users' ranked items are.
         """
         ranks, parts = [], []
         for tokens in map(self._tokens, (self.train.uid_field, self.train.iid_field)):
@@ -231,7 +231,7 @@ class Splits:
             rank[torch.from_numpy(order.to_numpy().astype(np.int64))] = torch.arange(len(tokens))
             ranks.append(rank)
             parts.append(tokens.take(order))
-        for split in dict.fromkeys((self.train, self.history)):
+        for split in (self.train,) if self.history is self.train else (self.train, self.history, self.valid):
             users, items = self._interactions(split)
             parts.append(np.sort((ranks[0][users] * self.train.item_num + ranks[1][items]).numpy()))
         if self.sequential:
@@ -246,7 +246,7 @@ class Splits:
             A RecBole dataset with remapped ids, for building that model; its loaders are not meant to be used.
         """
         dataset = self._reordered(self.train, user_tokens, item_tokens)
-        if self.train.history is not None:
+        if self.history is not self.train:
             dataset.history = self._reordered(self.history, user_tokens, item_tokens)
         return dataset
 
