@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recbole_kd.data.loaders import make_loaders
+from recbole_kd.data.parts import parts_of_users
 from recbole_kd.data.splits import Splits
 from recbole_kd.data.summary import table
 from recbole_kd.errors import UserError
@@ -73,6 +74,12 @@ def test_how_many_of_ten_are_ranked(tmp_path: Path, share: float, left: int) -> 
     splits = split(tmp_path, [3, 4], fold_in=share)
     _, valid, test, _ = parts_of(splits)
     assert Counter(user for user, _ in valid | test)["e"] == left
+
+
+def test_a_share_is_exact(tmp_path: Path) -> None:
+    """0.28 x 25 is 7, and a little more in float64."""
+    config = config_of("EASE", "shop", tmp_path, held_out_users=[1, 0], fold_in=0.28)
+    assert parts_of_users(config, torch.tensor([1] * 25 + [2])).bincount().tolist() == [1, 18, 0, 7]
 
 
 @pytest.mark.parametrize("seed", range(4))
