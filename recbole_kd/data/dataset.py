@@ -41,7 +41,7 @@ from recbole_kd.data.columns import (
     row_type,
     some_rows,
 )
-from recbole_kd.data.parts import held_out_users, is_ordered, is_whole, parts_of_time, parts_of_users, reads_time
+from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, parts_of_users, reads_time, rows_of_parts
 from recbole_kd.data.reader import Layout, fields_of
 from recbole_kd.data.store import PAD, kept, load_atomic
 from recbole_kd.errors import UserError
@@ -75,8 +75,6 @@ def layout_of(config: Any) -> Layout:
 class _Fast(Dataset):
     """What both datasets do otherwise than RecBole's."""
 
-    #: Of a training split whose users are not those who are ranked: the same rows, and the history of those.
-    history: Any = None
     _feat: Any = None
     _order: Any = None
 
@@ -384,12 +382,13 @@ class _Fast(Dataset):
     def build(self) -> list[Any]:
         """The splits. `timed` of each are its rows as they are now, with a column PLACE, and of sequences BEFORE.
 
-        It is None where no time is loaded.
+        It is None where no time is loaded. Where users are held out, a fourth split is the training split with what is
+        folded in of them.
 
         Loaders sort the rows themselves, `inter_feat`. That of the whole is put in order when it is asked for.
         """
         self._change_feat_format()
-        if held_out_users(self.config) is not None:
+        if self.config["held_out_users"] is not None and not is_whole(self.config):
             self.inter_feat[PART] = parts_of_users(self.config, self.inter_feat[self.uid_field])
         order, *rows = self._split_rows()
         columns = self.inter_feat.interaction
@@ -401,16 +400,12 @@ class _Fast(Dataset):
             if PLACE in hidden:
                 part.timed = Interaction(part.inter_feat.interaction | {name: hidden[name][index] for name in hidden})
         self._order = order
-        if len(parts) > 3:
-            parts[0].history = parts.pop()
         return parts
 
     def _split_rows(self) -> list[Any]:
         """The numbers of the whole's rows in RecBole's order, and of each part's."""
         if PART in self.inter_feat:
-            part = self.inter_feat[PART]
-            chosen = [part == 0, part == 1, part == 2, *([part % 3 == 0] if bool((part == 3).any()) else [])]
-            return [slice(None), *(rows.nonzero().squeeze(1) for rows in chosen)]
+            return [slice(None), *rows_of_parts(self.inter_feat[PART])]
         fields = [field for field in (self.uid_field, self.time_field, PLACE) if field in self.inter_feat]
         deciding = {field: self.inter_feat[field] for field in fields}
 

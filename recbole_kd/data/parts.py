@@ -14,7 +14,7 @@ from recbole_kd.text import moment, unit_of
 
 __all__ = [
     *("held_out_users", "is_ordered", "is_whole", "reads_time"),
-    *("parts_asked_for", "parts_of_time", "parts_of_users"),
+    *("parts_asked_for", "parts_of_time", "parts_of_users", "rows_of_parts"),
 ]
 
 
@@ -93,6 +93,12 @@ def parts_of_users(config: Any, users: Tensor) -> Tensor:
     parts = role[users]
     parts[(parts > 0) & (place < history[users])] = 3
     return parts
+
+
+def rows_of_parts(part: Tensor) -> list[Tensor]:
+    """The rows of training, validation and test by the part of each row (rows,); then of history, if there is any."""
+    chosen = [part == 0, part == 1, part == 2, *([part % 3 == 0] if bool((part == 3).any()) else [])]
+    return [rows.nonzero().squeeze(1) for rows in chosen]
 
 
 def _boundaries(config: Any) -> list[Any]:

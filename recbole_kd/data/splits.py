@@ -57,7 +57,8 @@ class Splits:
             )
         try:
             self.dataset = (KDSequentialDataset if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else KDDataset)(config)
-            self.train, self.valid, self.test = self.dataset.build()
+            self.train, self.valid, self.test, *more = self.dataset.build()
+            self.train.history = more[0] if more else None  # models are built on it
         except (ValueError, KeyError, IndexError, NotImplementedError, TypeError, AssertionError) as error:
             problem = re.sub(r"np\.str_\((.*?)\)", r"\1", " ".join(str(error).split())) or type(error).__name__
             if isinstance(error, KeyError):
