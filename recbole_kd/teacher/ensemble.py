@@ -94,7 +94,7 @@ class TeacherEnsemble(BareTeacher):
     def ranks_key(self) -> str:
         """Under which its ranked lists are kept: of the members' lists, how they are fused, and the training split."""
         members = [member.ranks_key for member in self._rankers]
-        return digest("ensemble 3", members, self.fusion, self._ranking_shares, self.observed.keys)
+        return digest("ensemble 4", members, self.fusion, self._ranking_shares, self.observed.keys)
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0.
