@@ -41,7 +41,7 @@ from recbole_kd.data.columns import (
     row_type,
     some_rows,
 )
-from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, reads_time
+from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, parts_of_users, reads_time, rows_of_parts
 from recbole_kd.data.reader import Layout, fields_of
 from recbole_kd.data.store import PAD, kept, load_atomic
 from recbole_kd.errors import UserError
@@ -49,7 +49,7 @@ from recbole_kd.files.digest import digest
 
 __all__ = ["BEFORE", "PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
-#: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test.
+#: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test, 3 history alone.
 PART = "\0part"
 #: While a dataset is split, and in `timed` from then on, the column of each row's place in time.
 PLACE = "\0place"
@@ -382,11 +382,14 @@ class _Fast(Dataset):
     def build(self) -> list[Any]:
         """The splits. `timed` of each are its rows as they are now, with a column PLACE, and of sequences BEFORE.
 
-        It is None where no time is loaded.
+        It is None where no time is loaded. Where users are held out, a fourth split is the training split with what is
+        folded in of them.
 
         Loaders sort the rows themselves, `inter_feat`. That of the whole is put in order when it is asked for.
         """
         self._change_feat_format()
+        if self.config["held_out_users"] is not None and not is_whole(self.config):
+            self.inter_feat[PART] = parts_of_users(self.config, self.inter_feat[self.uid_field])
         order, *rows = self._split_rows()
         columns = self.inter_feat.interaction
         hidden = {name: columns.pop(name) for name in (PART, PLACE, BEFORE) if name in columns}
@@ -402,7 +405,7 @@ class _Fast(Dataset):
     def _split_rows(self) -> list[Any]:
         """The numbers of the whole's rows in RecBole's order, and of each part's."""
         if PART in self.inter_feat:
-            return [slice(None), *((self.inter_feat[PART] == part).nonzero().squeeze(1) for part in range(3))]
+            return [slice(None), *rows_of_parts(self.inter_feat[PART])]
         fields = [field for field in (self.uid_field, self.time_field, PLACE) if field in self.inter_feat]
         deciding = {field: self.inter_feat[field] for field in fields}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader, UserDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import RepeatableSampler
@@ -27,6 +27,7 @@ from recbole_kd.errors import UserError
 
 __all__ = [
     "FastFullSortEvalDataLoader",
+    "TrainedUserDataLoader",
     "WholeSequenceDataLoader",
     "eval_batch_size",
     "make_loaders",
@@ -76,7 +77,7 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
             "leave --train_neg_sample_args out, and leave low ratings out with --val_interval."
         )
     try:
-        samplers = _samplers(config, splits, parts)
+        samplers = _samplers(config, splits, [splits.history, splits.valid, splits.test])
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
     can = samples_fast(config["student"], config["MODEL_TYPE"])
@@ -96,6 +97,8 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
         loader = get_dataloader(chosen_by, phase)
         if loader is FullSortEvalDataLoader:
             loader = FastFullSortEvalDataLoader
+        elif loader is UserDataLoader and splits.history is not splits.train:
+            loader = TrainedUserDataLoader
         elif phase == "train" and splits.sequential and config["loss_type"] == "BCE":
             loader = WholeSequenceDataLoader
         elif phase == "train" and fast and can:
@@ -252,3 +255,15 @@ class WholeSequenceDataLoader(TrainDataLoader):
     def collate_fn(self, index: Any) -> Any:
         """The batch of the users at `index`."""
         return super().collate_fn(self._rows[np.asarray(index)])
+
+
+class TrainedUserDataLoader(UserDataLoader):
+    """RecBole's loader of an autoencoder's batches, of the users of the training split alone: others are held out."""
+
+    def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
+        self.logger = getLogger()
+        self.uid_field = dataset.uid_field
+        self.user_list = Interaction({self.uid_field: torch.unique(dataset.inter_feat[self.uid_field])})
+        self.sample_size = len(self.user_list)
+        # Past UserDataLoader's own constructor, which takes all users.
+        super(UserDataLoader, self).__init__(config, dataset, sampler, shuffle=True)

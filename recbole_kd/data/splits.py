@@ -57,7 +57,8 @@ class Splits:
             )
         try:
             self.dataset = (KDSequentialDataset if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else KDDataset)(config)
-            self.train, self.valid, self.test = self.dataset.build()
+            self.train, self.valid, self.test, *more = self.dataset.build()
+            self.train.history = more[0] if more else None  # models are built on it
         except (ValueError, KeyError, IndexError, NotImplementedError, TypeError, AssertionError) as error:
             problem = re.sub(r"np\.str_\((.*?)\)", r"\1", " ".join(str(error).split())) or type(error).__name__
             if isinstance(error, KeyError):
@@ -77,6 +78,11 @@ class Splits:
                 f"Dataset {config['dataset']} has no training interactions after filtering and splitting; "
                 "loosen --user_inter_num_interval, --item_inter_num_interval or --eval_args."
             )
+
+    @property
+    def history(self) -> Any:
+        """The training split, with what is folded in of users who are held out: what models know when they rank."""
+        return getattr(self.train, "history", None) or self.train
 
     @property
     def asked_for(self) -> tuple[bool, bool]:
@@ -102,9 +108,16 @@ class Splits:
         return Observed(*self._interactions(self.train), self.train.user_num, self.train.item_num)
 
     @cached_property
+    def seen(self) -> Observed:
+        """The pairs of the training split, and those that are folded in."""
+        if self.history is self.train:
+            return self.observed
+        return Observed(*self._interactions(self.history), self.train.user_num, self.train.item_num)
+
+    @cached_property
     def unknown(self) -> dict[str, int]:
         """How many users and items of validation and test have no training interaction: no model can know them."""
-        known = (self.observed.counts > 0, self.observed.popularity > 0)
+        known = (self.seen.counts > 0, self.observed.popularity > 0)
         later = [torch.zeros_like(side) for side in known]
         for split in (self.valid, self.test):
             for side, field in zip(later, (split.uid_field, split.iid_field)):
@@ -114,14 +127,14 @@ class Splits:
 
     @cached_property
     def duplicates(self) -> tuple[int, int]:
-        """Rows of the training split that repeat a pair, and rows of the other splits whose pair is in it."""
-        across = sum(int(self.observed.contains(*self.pairs(split)).sum()) for split in (self.valid, self.test))
+        """Rows of the training split that repeat a pair, and rows of validation and test whose pair was seen."""
+        across = sum(int(self.seen.contains(*self.pairs(split)).sum()) for split in (self.valid, self.test))
         return len(self.train) - len(self.observed), across
 
     @cached_property
     def repeated(self) -> int:
         """Interactions of an item that its user had before."""
-        parts = map(interactions_of, (self.train, self.valid, self.test))
+        parts = map(interactions_of, (self.history, self.valid, self.test))
         users, items = (torch.cat(side) for side in zip(*parts))
         return len(users) - len(Observed(users, items, self.train.user_num, self.train.item_num))
 
@@ -198,16 +211,20 @@ class Splits:
     def content(self) -> list[Any]:
         """What a teacher's training and selection depends on, for a digest: tokens, training and validation pairs.
 
-        Of sequences their order too.
+        Of sequences their order too, and what is folded in of held-out users.
         """
-        splits = [part for split in (self.train, self.valid) for part in self.pairs(split)]
+        known = dict.fromkeys((self.train, self.valid, self.history))
+        splits = [part for split in known for part in self.pairs(split)]
         if self.sequential:
             splits += [split.inter_feat[self._histories] for split in (self.train, self.valid)]
         return [self._tokens(self.train.uid_field), self._tokens(self.train.iid_field), *splits]
 
     @cached_property
     def training_digest(self) -> str:
-        """Content of the training split, whatever the order of the internal ids; of sequences their order too."""
+        """Content of the training split, whatever the order of the internal ids; of sequences their order too.
+
+        Of held-out users also what is folded in, and what the validation users' ranked items are.
+        """
         ranks, parts = [], []
         for tokens in map(self._tokens, (self.train.uid_field, self.train.iid_field)):
             order = pc.sort_indices(tokens)
@@ -215,8 +232,9 @@ class Splits:
             rank[torch.from_numpy(order.to_numpy().astype(np.int64))] = torch.arange(len(tokens))
             ranks.append(rank)
             parts.append(tokens.take(order))
-        users, items = self._interactions(self.train)
-        parts.append(np.sort((ranks[0][users] * self.train.item_num + ranks[1][items]).numpy()))
+        for split in (self.train,) if self.history is self.train else (self.train, self.history, self.valid):
+            users, items = self._interactions(split)
+            parts.append(np.sort((ranks[0][users] * self.train.item_num + ranks[1][items]).numpy()))
         if self.sequential:
             users, items = (rank[ids] for rank, ids in zip(ranks, self._interactions(self.train)))
             parts.append(items[torch.argsort(users, stable=True)])
@@ -228,8 +246,14 @@ class Splits:
         Returns:
             A RecBole dataset with remapped ids, for building that model; its loaders are not meant to be used.
         """
-        dataset = copy.copy(self.train)
-        features = dict(self.train.inter_feat.interaction)
+        dataset = self._reordered(self.train, user_tokens, item_tokens)
+        if self.history is not self.train:
+            dataset.history = self._reordered(self.history, user_tokens, item_tokens)
+        return dataset
+
+    def _reordered(self, split: Any, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> Any:
+        dataset = copy.copy(split)
+        features = dict(split.inter_feat.interaction)
         dataset.field2id_token = copy.copy(self.train.field2id_token)
         for field, tokens in ((self.train.uid_field, user_tokens), (self.train.iid_field, item_tokens)):
             there = token_map(self._tokens(field).to_pylist(), tokens)
@@ -275,11 +299,10 @@ def check_files(config: Any) -> None:
             f"There is no dataset folder '{folder}'; put {name}.inter there, or set --data_path to the folder above it."
         )
     parts = config["benchmark_filename"]
-    if config["split_time"] is not None and parts:
-        raise UserError(
-            f"--split_time={config['split_time']} and --benchmark_filename={list(parts)} both say how the data is "
-            "split; keep one."
-        )
+    given = {key: config[key] for key in ("split_time", "benchmark_filename", "held_out_users")}
+    both = [f"--{key}={value}" for key, value in given.items() if value not in (None, (), [])]
+    if len(both) > 1:
+        raise UserError(f"{both[0]} and {both[1]} both say how the data is split; keep one.")
     users, items, *time = ("USER_ID_FIELD", "ITEM_ID_FIELD", *(["TIME_FIELD"] if reads_time(config) else []))
     for key in (users, items, *time):
         if config[key] in ((config["unload_col"] or {}).get("inter") or ()):

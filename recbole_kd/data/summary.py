@@ -18,6 +18,10 @@ def table(splits: Splits) -> str:
     if splits.sequential:
         lines.append(("rows that begin a user's sequence", read - sum(rows for _, rows in dropped) - len(data)))
     lines += [(f"rows to {name}", len(split)) for name, split in _parts(splits)]
+    if splits.history is not splits.train:
+        lines.append(("rows to fold in", len(splits.history) - len(splits.train)))
+        for name, split in _parts(splits)[1:]:
+            lines.append((f"users held out to {name}", len(split.inter_feat[split.uid_field].unique())))
     lines += [("users", data.user_num - 1), ("items", data.item_num - 1)]
     lines += [(f"{kind} of validation and test unknown to training", new) for kind, new in splits.unknown.items()]
     if not splits.sequential:

@@ -17,18 +17,20 @@ from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_kd.contracts import DistillerOptions
+from recbole_kd.data.parts import held_out_users
 from recbole_kd.errors import UnknownSetting, UserError, closest
 from recbole_kd.experiment import known_keys
 from recbole_kd.experiment.presets import distiller_names
 from recbole_kd.experiment.values import merge
 from recbole_kd.files.checkpoint import load_any
 from recbole_kd.files.reading import open_regular
+from recbole_kd.model.held_out import RANKING_HELD_OUT, ranks_held_out
 from recbole_kd.registry import distiller_class, distillers
 from recbole_kd.sevo.graphs import SEvoOptions
 
 __all__ = [
     *("PICKLES", "TEACHER_KEYS", "TRANSFORMED_SHARES", "WEIGHT_FILES", "WITHOUT_FILES"),
-    *("check_files", "check_known", "check_metrics", "check_transform"),
+    *("check_files", "check_held_out", "check_known", "check_metrics", "check_transform"),
 ]
 
 #: What section ``teacher`` holds beside the settings of the teacher's model.
@@ -197,6 +199,32 @@ def check_files(config: Any) -> None:
                 f"'{path}' is no plain array, and RecBole would execute what is in it; save the items' vectors as "
                 "numbers, with numpy.save."
             ) from None
+
+
+def check_held_out(config: Any) -> None:
+    """Refuses models and distillers that know users by rows of their own, where the users who are ranked are held out.
+
+    Raises:
+        UserError: such a model, and those that do; or such a distiller.
+    """
+    if held_out_users(config) is None:
+        return
+    if not ranks_held_out(config.resolved.model_class):
+        raise UserError(
+            f"--held_out_users ranks users whom no model was trained on, and {config.resolved.backbone} cannot rank "
+            "them; name one that reads a user's items alone in its place "
+            f"({', '.join(RANKING_HELD_OUT)}), or leave --held_out_users out."
+        )
+    if config["knn_method"] == "user":
+        raise UserError(
+            f"--{config.prefix}knn_method=user compares users, and --held_out_users leaves out those who are ranked; "
+            f"set --{config.prefix}knn_method=item."
+        )
+    if "ir_rrd" in config.active_distillers():
+        raise UserError(
+            "ir_rrd draws users of each item from all users, and --held_out_users keeps some out of training; set "
+            "--distill=rrd."
+        )
 
 
 def _keys_read(source: str) -> set[str]:

@@ -23,6 +23,7 @@ from recbole_kd.text import moment
 __all__ = [
     "GROUPS",
     "OMITTED",
+    "SPLIT_KEYS",
     "WITHOUT_CUTOFF",
     "Teacher",
     "check",
@@ -36,6 +37,8 @@ __all__ = [
 _LARGEST = 1e38
 #: A pair's negatives are drawn at once.
 _MOST_NEGATIVES = 100_000
+#: Our settings that decide the split, beside RecBole's.
+SPLIT_KEYS = ("split_seed", "split_time", "held_out_users", "fold_in")
 #: RecBole's metrics that are computed over the whole list.
 WITHOUT_CUTOFF = ("auc", "gauc", "logloss", "mae", "rmse")
 
@@ -96,6 +99,14 @@ def _are_times(value: Any) -> bool:
     times: list[Any] = [moment(one) for one in (value if isinstance(value, (list, tuple)) else [value])]
     of_a_kind = None not in times and len({*map(type, times)}) == 1
     return value is None or (len(times) < 3 and of_a_kind and times == sorted({*times}))
+
+
+def _are_users(value: Any) -> bool:
+    """Whether it is a share below 1 or a whole number of users for validation, and one for test; not both 0."""
+    if not isinstance(value, (list, tuple)):
+        return value is None
+    fit = (isinstance(one, (int, float)) and one >= 0 and (one < 1 or type(one) is int) for one in value)
+    return len(value) == 2 and all(fit) and any(value) and not any(isinstance(one, bool) for one in value)
 
 
 def _are_columns(value: Mapping[str, Any] | None) -> bool:
@@ -337,6 +348,14 @@ class Evaluation(Options):
         test=_are_times,
         metavar="[2025-01-01,2025-02-01]",
     )
+    held_out_users: Any = option(
+        None,
+        "validation and test users: nothing is trained on them, and what --fold_in leaves of their items is ranked",
+        noun="two shares of the users or two numbers of users, such as [0.1,0.1]",
+        test=_are_users,
+        metavar="[0.1,0.1]",
+    )
+    fold_in: float = option(0.8, "share of a held-out user's interactions that the model is given", above=0, below=1)
     repeatable: bool | None = option(
         False,
         "whether what a user has seen is ranked too; by default of sequential models where the data has an item of a "

@@ -15,6 +15,7 @@ from recbole_kd.contracts import DistillerOptions
 from recbole_kd.data.fast_sampling import samples_fast
 from recbole_kd.errors import UserError
 from recbole_kd.experiment import checks
+from recbole_kd.experiment.known_keys import SPLIT_KEYS
 from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import SafeLoader, overall_properties, read_properties, read_yaml
@@ -97,6 +98,7 @@ class KDConfig(Config):
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"RecBole refuses the settings: {str(error).strip()}") from error
         checks.check_files(self)
+        checks.check_held_out(self)
 
     # What RecBole's constructor calls, in its order.
 
@@ -470,7 +472,7 @@ def shared_keys() -> set[str]:
         set(general_arguments)
         | set(evaluation_arguments)
         | set(DATASET_KEYS)
-        | {"worker", "save_last", "split_seed", "split_time", "trim_padding", "wandb_project", *_OF_THE_LOG}
+        | {"worker", "save_last", *SPLIT_KEYS, "trim_padding", "wandb_project", *_OF_THE_LOG}
     )
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from recbole_kd.errors import UserError
 from recbole_kd.model.every_position import at_every_position
+from recbole_kd.model.held_out import with_history
 from recbole_kd.model.mlp0 import without_hidden_layers
 from recbole_kd.model.trimming import trimmed
 
@@ -32,7 +33,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     if config.sequential and config["loss_type"] == "BCE":
         model_class = at_every_position(model_class)
     try:
-        model: nn.Module = model_class(config, dataset).to(config["device"])
+        model: nn.Module = with_history(model_class, config, dataset).to(config["device"])
     except ImportError as error:
         raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
     except (ValueError, TypeError, KeyError, AssertionError, IndexError, ZeroDivisionError, RuntimeError) as error:

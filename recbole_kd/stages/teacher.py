@@ -126,7 +126,7 @@ def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource, role:
     require_same_task(config, own, role)
     if kind == "recbole":
         user_tokens, item_tokens = _recbole_tokens(config, own, splits, stored)
-        data_keys = ("dataset", "eval_args", "benchmark_filename")
+        data_keys = ("dataset", "eval_args", "benchmark_filename", "split_time", "held_out_users")
         same_split = all(_comparable(stored.get(key)) == _comparable(config[key]) for key in data_keys)
         same_split = same_split and stored.get("seed") == config.split_seed
     else:

@@ -14,6 +14,7 @@ from torch import nn
 from recbole_kd.data.loaders import eval_batch_size, make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.known_keys import SPLIT_KEYS
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.files.checkpoint import FORMAT, KeptState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
@@ -30,7 +31,7 @@ __all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch
 NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
     *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
     *("nproc", "ray_address", "warm_start", "warm_start_new", "precision", "matryoshka"),
-    *("split_seed", "split_time"),  # the split itself is part of the key
+    *SPLIT_KEYS,  # the split itself is part of the key
 }
 
 

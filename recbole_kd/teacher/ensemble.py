@@ -94,7 +94,7 @@ class TeacherEnsemble(BareTeacher):
     def ranks_key(self) -> str:
         """Under which its ranked lists are kept: of the members' lists, how they are fused, and the training split."""
         members = [member.ranks_key for member in self._rankers]
-        return digest("ensemble 3", members, self.fusion, self._ranking_shares, self.observed.keys)
+        return digest("ensemble 4", members, self.fusion, self._ranking_shares, self.observed.keys)
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0.
@@ -139,9 +139,10 @@ class TeacherEnsemble(BareTeacher):
 
     @cached_property
     def _moments(self) -> list[tuple[float, float]]:
-        """Mean and standard deviation of each member's scores, over all items for evenly spaced users."""
-        count = max(1, min(self.observed.users - 1, _PAIRS_FOR_MOMENTS // self.observed.items))
-        users = torch.linspace(1, self.observed.users - 1, count).round().long().to(self._device)
+        """Mean and standard deviation of each member's scores, over all items for evenly spaced training users."""
+        known = self.observed.counts.nonzero().squeeze(1)
+        count = max(1, min(len(known), _PAIRS_FOR_MOMENTS // self.observed.items))
+        users = known[torch.linspace(1, len(known), count).round().long() - 1].to(self._device)
         items = torch.arange(1, self.observed.items, device=self._device).expand(count, -1)
         found = []
         for member in self._rankers:

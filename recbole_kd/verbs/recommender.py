@@ -78,7 +78,7 @@ class Recommender:
         self.users = {token: user for user, token in enumerate(self.splits.user_tokens) if user}
         self.items = self.splits.item_tokens
         self.item_ids = {token: item for item, token in enumerate(self.items) if item}
-        parts = [getattr(self.splits, split) for split in SEEN[seen]]
+        parts = [getattr(self.splits, "history" if split == "train" else split) for split in SEEN[seen]]
         users, items = (torch.cat(part) for part in zip(*map(self.splits.pairs, parts)))
         self.seen = Observed(users, items, len(self.splits.user_tokens), len(self.items))
         # Of sequential models older programs ranked what was seen and did not recommend it; so it stays.

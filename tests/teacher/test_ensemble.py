@@ -149,7 +149,7 @@ def ensemble(
         member.digest = member.ranks_key = str(index)
         member.parameters, member.files = 1, []
     shares = [1.0] * len(members) if shares is None else shares
-    observed = Observed(torch.tensor([1, 1, 2]), torch.tensor([1, 2, 3]), 9, 12)
+    observed = Observed(torch.tensor([1, 1, 2, *range(3, 9)]), torch.tensor([1, 2, 3, *range(3, 9)]), 9, 12)
     return TeacherEnsemble(members, observed, torch.device("cpu"), shares, fusion, folder)
 
 
@@ -201,7 +201,7 @@ def test_ranked_by_scores_the_best_are_those_of_the_highest_mean(tmp_path: Path)
     both = ensemble(first, second, shares=[2.0, 1.0], fusion="scores", folder=str(tmp_path))
     mean = both.scores(torch.arange(1, 9), torch.arange(12).expand(8, -1))
     mean[:, 0] = -torch.inf
-    mean[0, 1] = mean[0, 2] = mean[1, 3] = -torch.inf  # observed
+    mean[both.observed.user_ids - 1, both.observed.indices] = -torch.inf
     assert torch.equal(both.ranked_items(6)[1:].long(), mean.topk(6).indices)
     assert torch.equal(both.ranked_items(4), both.ranked_items(6)[:, :4])
 

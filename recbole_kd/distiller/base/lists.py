@@ -129,6 +129,9 @@ class ListDistiller(Distiller[ListOptionsT]):
             UserError: the teacher ranks fewer for a user of the training split.
         """
         ranked = self.teacher.ranked_items(k).cpu()
+        untrained = self.data.observed.counts == 0
+        if bool((ranked[untrained] > 0).any()):  # they are in no batch, and in no mean over all lists
+            ranked = ranked.masked_fill(untrained.unsqueeze(1), 0)
         require_listed(self.data.observed, f"{self.name}.{setting}", ranked, self.teacher.name)
         listed = ranked[:, 0] > 0
         if bool((self.data.observed.counts[~listed] > 0).any()):

@@ -246,14 +246,13 @@ def _draw_experts(axes: Any, choices: NDArray[np.int64], epochs: NDArray[Any], e
 
 def gain(subject: Subject) -> Part:
     """The metric of groups of users."""
-    observed = subject.splits.observed
     values: dict[str, NDArray[Any]] = {}
     users: Optional[NDArray[Any]] = None
     for role, model in subject.models().items():
         users, values[role] = per_user(subject, role, model)
     assert users is not None
     against = "baseline" if subject.baseline is not None else "teacher"
-    activity = observed.counts.numpy()[users]
+    activity = subject.splits.seen.counts.numpy()[users]
     groupings = {"activity": activity_groups(activity, 5)}
     vectors = None
     if "representations" in subject.teacher.capabilities:

@@ -1,0 +1,64 @@
+"""Models that rank users whom they were not trained on (``--held_out_users``), by the items that these have had.
+
+What a model learns is learned of the training users alone. What it knows when it ranks is the history: the training
+split, and what is folded in of the users who are held out.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+__all__ = ["RANKING_HELD_OUT", "ranks_held_out", "with_history"]
+
+#: They read the rows of a batch's users, and batches are of training users.
+_AUTOENCODERS = (
+    *("MultiVAE", "MultiDAE", "MultiVAEVariant", "MultiDAEVariant"),
+    *("RecVAE", "MacridVAE", "RaCT", "DiffRec", "LDiffRec"),
+)
+#: They learn weights of items from the matrix of all rows, and rank by a user's row.
+_LINEAR = ("EASE", "ItemKNN", "SLIMElastic", "ADMMSLIM")
+#: Those of them that an empty row changes: they take means over rows.
+_MEANS_OVER_ROWS = ("SLIMElastic", "ADMMSLIM")
+
+#: Names of the models, from which others may be derived.
+RANKING_HELD_OUT = (*_AUTOENCODERS, *_LINEAR, "Pop", "Random")
+
+
+def _is_one_of(names: tuple[str, ...], kind: type[Any]) -> bool:
+    return any(base.__name__ in names for base in kind.__mro__)
+
+
+def ranks_held_out(kind: type[Any]) -> bool:
+    """Whether a class of models ranks users whom it was not trained on."""
+    return _is_one_of(RANKING_HELD_OUT, kind)
+
+
+def with_history(kind: type[Any], config: Any, dataset: Any) -> Any:
+    """A model of the class, on a training split; where users are held out, it knows their history and did not learn it.
+
+    Args:
+        kind: the class; where users are held out, one of those that :func:`ranks_held_out`.
+        dataset: the training split; ``history``, if it has one, are its rows and those that are folded in.
+    """
+    history = getattr(dataset, "history", None)
+    if history is None:
+        return kind(config, dataset)
+    if _is_one_of(_AUTOENCODERS, kind):
+        return kind(config, history)
+    model = kind(config, _of_trained_users(dataset) if _is_one_of(_MEANS_OVER_ROWS, kind) else dataset)
+    if _is_one_of(_LINEAR, kind):
+        model.interaction_matrix = history.inter_matrix(form="csr").astype(np.float32)
+        if hasattr(model, "pred_mat"):  # ItemKNN multiplies at once
+            model.pred_mat = model.interaction_matrix.dot(model.w).tolil()
+    return model
+
+
+def _of_trained_users(dataset: Any) -> Any:
+    """A training split whose matrix has rows of padding and of the training users alone, as if there were no others."""
+    rows = np.append(0, np.unique(dataset.inter_feat[dataset.uid_field].numpy()))
+    alone = copy.copy(dataset)
+    alone.inter_matrix = lambda **asked: dataset.inter_matrix(**{**asked, "form": "csr"})[rows]
+    return alone
