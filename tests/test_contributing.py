@@ -102,7 +102,7 @@ def test_it_is_used_by_its_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: 
     [
         ("nowhere.at_all:Class", "There is no distiller at 'nowhere.at_all:Class'"),
         ("contributed_centred:Missing", "There is no distiller at"),
-        ("contributed_centred:CentredOptions", "is no distiller; expected a subclass"),
+        ("contributed_centred:CentredOptions", "is not a distiller; expected a subclass"),
     ],
 )
 def test_what_is_no_distiller_is_refused(path: str, message: str) -> None:

@@ -212,7 +212,7 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ({"eval_args": {"mode": {"tset": "full"}}}, "Unknown option 'eval_args.mode.tset'"),
         ({"train_neg_sample_args.sample_nun": 2}, "Did you mean 'sample_num'"),
         ({"save_dataset": True}, "--save_dataset is not supported: RecBole keeps datasets as pickles"),
-        ({"student": "BPR"}, "--student=BPR changes the backbone of a recipe, and SimRecStudent is no recipe"),
+        ({"student": "BPR"}, "--student=BPR changes the backbone of a recipe, but SimRecStudent is an architecture"),
         ({".x": 1}, "has an empty part"),
         ({"distill": [], "teacher": "LightGCN"}, "Section 'teacher' is set but not used: --distill is empty"),
     ],
