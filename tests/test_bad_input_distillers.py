@@ -60,7 +60,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a score beyond 32 bits": (["--distill=kd", "--kd.items=10", "--teacher.ranks={large}"], r"--teacher\.ranks=.*: the score in row 2 is not a finite number of 32 bits"),
     "vectors of a recipe's backbone": (["--model=FreqDStudent", "--student=NeuMF"], r"freqd reads a vector for each user and each item of the student; NeuMF has none\. Use a distiller that does not \(.*\) or another student \(--student=BPR\|LightGCN\|SimpleX\)"),
     "a guide that the file is not": (["--distill=kd", "--kd.items=10", "--kd.guide=student", "--teacher.ranks={scored}"], r"kd reads scores of single users .* With its default options .* or use another teacher \(--teacher=BPR"),
-    "a setting of a teacher from a file": ([*RRD, "--teacher.ranks={ranks}", "--teacher.foo=3"], r"--teacher\.foo is set, and the teacher comes from a file"),
+    "a setting of a teacher from a file": ([*RRD, "--teacher.ranks={ranks}", "--teacher.foo=3"], r"--teacher\.foo is set, but the teacher comes from a file"),
     "a misspelt source": ([*RRD, "--teacher.checkpont=x"], r"needs a teacher; .* --teacher\.checkpont is none of these\. Did you mean 'checkpoint'"),
     "no such file": ([*RRD, "--teacher.ranks=none.csv"], r"--teacher\.ranks=none\.csv: there is no such file"),
     "unknown users": ([*RRD, "--teacher.ranks={unknown}"], r"--teacher\.ranks=.*: 1 of 961 rows name users that the dataset does not have .* such as 'stranger'; drop those rows"),

@@ -126,7 +126,7 @@ def test_an_entry_point_that_is_broken_breaks_nothing_else(
     assert main(["list", "--kind=students"]) == 0
     listed = capsys.readouterr().out
     assert "There is no distiller at 'nowhere.gone:Nothing'" in listed
-    assert "'collections:OrderedDict' is no distiller" in listed
+    assert "'collections:OrderedDict' is not a distiller" in listed
     assert "[cannot be loaded: No module named 'nowhere']" in listed
     for name, message in {"gone": "There is no distiller at", "other": "is no distiller"}.items():
         with pytest.raises(UserError, match=message):

@@ -245,7 +245,7 @@ def test_under_torchrun_a_process_that_has_ended_is_a_line(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("setting", ["world_size", "group_offset", "ip", "port", "local_rank"])
 def test_several_machines_are_torchruns_to_start(setting: str, known_answer: Path) -> None:
-    with pytest.raises(UserError, match=f"--{setting} is the launcher's to say: set --nproc=2 .* torchrun"):
+    with pytest.raises(UserError, match=f"--{setting} is set by the launcher only: set --nproc=2 .* torchrun"):
         KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **{setting: 2}))
 
 

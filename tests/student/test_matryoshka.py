@@ -382,7 +382,7 @@ def test_what_reads_no_prefix_is_refused_before_a_teacher_is_trained(data: Path)
         run(data, "SimRecStudent", **given)
     taught = run(data, "SimRecStudent", **{**given, "simrec.embedding_weight": 0, "simrec.triplets": 50, "epochs": 1})
     assert set(taught["loss_history"][0]) == {"rec", "simrec.prediction", "simrec.regularization", "simrec.decay"}
-    with pytest.raises(UserError, match="--teacher.matryoshka is set, and only the student has prefixes"):
+    with pytest.raises(UserError, match="--teacher.matryoshka is set, but only the student has prefixes"):
         run(data, "BPR", **{**TAUGHT, "teacher.matryoshka": [2]})
 
 
