@@ -333,7 +333,7 @@ def test_a_teacher_is_kept_for_each_way(data_path: Path) -> None:
         ({"loss_type": "BPR", "train_neg_sample_args": None}, "--train_neg_sample_args draws none"),
         ({"MAX_ITEM_LIST_LENGTH": 0}, "--MAX_ITEM_LIST_LENGTH=0"),
         ({"model": "BERT4Rec", "MAX_ITEM_LIST_LENGTH": 2}, "hides no item of a sequence of --MAX_ITEM_LIST_LENGTH=2"),
-        ({"distill": "unkd", "teacher": "SASRec"}, "unkd distils scores or vectors of users, and GRU4Rec predicts"),
+        ({"distill": "unkd", "teacher": "SASRec"}, "unkd distils scores or vectors of users, but GRU4Rec predicts"),
         ({"distill": "kd", "teacher": "BPR"}, "the teacher BPR is a general model"),
         ({"distill": "kd", "teacher": "SASRec", "baseline": "BPR"}, "the baseline BPR is a general model"),
         ({"learner": "sevo_adam", "sevo.beta": 1.0}, "sevo.beta=1.0 is out of range"),

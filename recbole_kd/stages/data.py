@@ -1,4 +1,4 @@
-"""The data of a run: fetched and prepared where it is missing, loaded and split once."""
+"""The data of a run: fetched and prepared if it is missing, loaded and split once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["fetch", "load_splits"]
 
 
 def fetch(config: KDConfig) -> None:
-    """Fetches and prepares the dataset of a run where it is missing and can be."""
+    """Fetches and prepares a run's dataset if it is missing and available."""
     folder, name = Path(config["data_path"]), config["dataset"]
     if can_prepare(name) and not config["benchmark_filename"] and not (folder / f"{name}.inter").is_file():
         prepare(name, config.data_root, show_progress=config["show_progress"])
 
 
 def load_splits(config: KDConfig) -> Splits:
-    """The dataset of a run, fetched and prepared where it is missing and can be, loaded and split once."""
+    """A run's dataset, loaded and split once; it is fetched and prepared first if it is missing and available."""
     folder, name = Path(config["data_path"]), config["dataset"]
     fetch(config)
     if not folder.is_dir():

@@ -87,7 +87,7 @@ def test_users_and_items_keep_their_vectors_whatever_their_numbers(
     shop(tmp_path, grown())
     with caplog.at_level("INFO"):
         _, after = run(tmp_path, model, warm_start=first["checkpoint"], epochs=0)
-    assert "39 users known, 1 new, 1 gone; 60 items known, 1 new, 0 gone. New ones begin at the mean" in caplog.text
+    assert "39 users known, 1 new, 1 gone; 60 items known, 1 new, 0 gone. New ones start at the mean" in caplog.text
     moved = 0
     for name, weights in before["state_dict"].items():
         kind = next(
@@ -133,7 +133,7 @@ def test_a_teacher_says_beside_whom_new_ones_begin(tmp_path: Path) -> None:
         ),
         ("BPR", {"warm_start": "none.pth"}, "There is no checkpoint 'none.pth'"),
         ("BPR", {"warm_start_new": "teacher"}, "and there is no teacher; set --warm_start_new=mean"),
-        ("Pop", {}, "Pop is computed in closed form and begins from nothing; leave --warm_start out"),
+        ("Pop", {}, "Pop is computed in closed form and has no initial weights; leave --warm_start out"),
         ("BPR", {"teacher": "BPR", "distill": "rrd", "teacher.warm_start": "x.pth"}, "only the student can start from a"),
     ],
     ids=str,

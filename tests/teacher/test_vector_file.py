@@ -145,8 +145,8 @@ def test_another_content_is_another_run(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--distill=simrec", "--simrec.prediction_weight=0"], r"simrec reads a vector for each user and each item of the teacher; the file items\.csv has vectors of items alone\..* or a file with vectors of users too\."),
-        (["--distill=fitnet", "--model=NeuMF"], r"NeuMF has vectors of pairs of a user and an item, and the file items\.csv has vectors of items alone"),
+        (["--distill=simrec", "--simrec.prediction_weight=0"], r"simrec reads a vector for each user and each item of the teacher; the file items\.csv has only vectors of items\..* or a file with vectors of users too\."),
+        (["--distill=fitnet", "--model=NeuMF"], r"NeuMF has vectors of pairs of a user and an item, but the file items\.csv has only vectors of items"),
         (["--distill=rrd"], r"rrd reads a ranking .* of the teacher; the file items\.csv has none"),
         (["--distill=de", "--teacher.ranks=x.csv"], r"--teacher\.vectors and --teacher\.ranks both name the teacher; keep one"),
         (["--distill=de", "--teacher=BPR"], r"--teacher\.vectors and --teacher\.model both name the teacher"),

@@ -307,7 +307,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "format": ({"format": "json"}, "--format='json' is not one of csv, jsonl. Did you mean 'jsonl'?"),
     "seen": ({"seen": "valid"}, "--seen='valid' is not one of train, train+valid, all. Did you mean 'train+valid'?"),
     "exclude_seen": ({"exclude_seen": "test"}, "--exclude_seen='test' is not true or false"),
-    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, and --dataset=ml-100k"),
+    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, not on --dataset=ml-100k"),
     "key": ({"formt": "csv"}, "Unknown setting 'formt'"),
 }
 

@@ -145,8 +145,8 @@ class Pairs(Nodes):
         super().__init__(student, teacher)
         if self.kinds == ("item",):
             raise UserError(
-                f"{student.name} has vectors of pairs of a user and an item, and {teacher.name} has vectors of items "
-                "alone; give a file with users' vectors too, or set --model to a student with vectors of items, such "
+                f"{student.name} has vectors of pairs of a user and an item, but {teacher.name} has only vectors of "
+                "items; give a file with users' vectors too, or set --model to a student with vectors of items, such "
                 "as BPR."
             )
         self.kinds = ("pair",)

@@ -415,7 +415,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "index": ({"index": "hnswlib"}, "--index='hnswlib' is not one of faiss"),
     "seen": ({"seen": "none"}, "--seen='none' is not one of train, train+valid, all"),
     "overwrite": ({"overwrite": "yes"}, "--overwrite='yes' is not true or false"),
-    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, and --dataset=ml-100k"),
+    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, not on --dataset=ml-100k"),
     "a file": ({"output": "taken"}, "is a file; set --output to a folder"),
     "dtype": ({"dtype": "int4"}, "--dtype='int4' is not one of float32, float16, int8"),
     "type without an index": ({"index_type": "flat"}, "--index_type=flat is of an index; set --index=faiss"),
