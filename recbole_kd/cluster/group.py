@@ -205,8 +205,8 @@ def joined() -> Iterator[Group]:
         ) from None
     finally:
         if own:
-            # Older torch (2.4) holds Python's lock while it waits for gloo's threads to end, and one of them may still need
-            # that lock to let go of the last tensor. Here they get it.
+            # torch 2.4 holds Python's lock while it waits for gloo's threads to end. A thread may still need that lock
+            # to release its last tensor, so it gets time here.
             time.sleep(0.05)
             dist.destroy_process_group()
 

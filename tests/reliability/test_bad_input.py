@@ -212,7 +212,7 @@ BAD: dict[str, Case] = {
     "a cutoff beyond the catalogue": (on_known_answer(topk="[50]", valid_metric="NDCG@50"), "--topk"),
     "half precision": (
         on_known_answer(model="SimRecTeacher", enable_amp="true"),
-        "--enable_amp=true: on this device SimRecTeacher needs what torch has in full precision only",
+        "--enable_amp=true: on this device SimRecTeacher needs operations that torch has only in full precision",
     ),
     "a name of thousands of letters": (["--model=BPR", f"--dataset={'x' * 5000}"], "File name too long"),
     "seeds without end": (["compare", ML, "--models=BPR", "--seeds=999999999"], "at most 10,000"),
@@ -345,7 +345,7 @@ BAD: dict[str, Case] = {
             *quick(data, model="LightGCN"),
             with_checkpoint()(data)[0].replace("--checkpoint", "--resume"),
         ],
-        "is a checkpoint of BPR, and --model=LightGCN",
+        "is a checkpoint of BPR, but --model=LightGCN",
     ),
     "a resumed run of another size": (
         lambda data: [
