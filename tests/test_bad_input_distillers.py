@@ -22,7 +22,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "pool of dcd": (["--distill=dcd", "--dcd.pool=40"], r"dcd\.pool=40: .* lower dcd\.pool"),
     "pool of unkd": (["--distill=unkd", "--unkd.pool=1000"], r"unkd\.pool=1,000 is more than the 40 items"),
     "a graph of times": ([*RRD, "--learner=sevo_adam"], r"The consecutive graph needs the time .* column 'timestamp' is not loaded"),
-    "a graph of a category": ([*RRD, "--learner=sevo_adam", "--sevo.graph=category"], r"--sevo\.category=class is no token column"),
+    "a graph of a category": ([*RRD, "--learner=sevo_adam", "--sevo.graph=category"], r"--sevo\.category=class is not a token column"),
     "users of an item": (["--distill=ir_rrd", "--ir_rrd.pool=32", "--ir_rrd.interesting=5", "--ir_rrd.uninteresting=1"], r"ir_rrd\.(uninteresting|pool)="),
     "L below the pool": (["--distill=rrd", "--rrd.pool=30", "--rrd.interesting=5", "--rrd.uninteresting=3"], r"rrd\.uninteresting=3 below the 30 of rrd\.pool: .* lower rrd\.uninteresting or rrd\.pool"),
     "how the student's own list counts": (["--distill=kd", "--kd.guide=student", "--kd.decay=10"], r"kd\.decay weights the teacher's items, but kd\.guide=student lists the student's items"),

@@ -339,7 +339,7 @@ def test_a_teacher_is_kept_for_each_way(data_path: Path) -> None:
         ({"learner": "sevo_adam", "sevo.beta": 1.0}, "sevo.beta=1.0 is out of range"),
         ({"learner": "sevo_adam", "sevo.layers": -1}, "sevo.layers=-1 is out of range"),
         ({"learner": "sevo_adam", "sevo.graph": "bipartite"}, "GRU4Rec has no table of users"),
-        ({"learner": "sevo_adam", "sevo.graph": "category"}, "--sevo.category=class is no token column"),
+        ({"learner": "sevo_adam", "sevo.graph": "category"}, "--sevo.category=class is not a token column"),
         ({"learner": "sevo_adam", "sevo.tables": ["dense.weight"]}, "smooth have 8 rows; set --sevo.tables"),
     ],
     ids=str,

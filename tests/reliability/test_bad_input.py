@@ -235,7 +235,7 @@ BAD: dict[str, Case] = {
         "Unknown option 'teacher.train_neg_sample_args.dist'",
     ),
     "a name twice": ([*BPR, "--eval_args={order: RO, order: TO}"], "'order' is given twice; keep one"),
-    "a name twice, as Python": ([*BPR, "--eval_args={'order': 'RO', 'order': 'TO'}"], "names something twice"),
+    "a name twice, as Python": ([*BPR, "--eval_args={'order': 'RO', 'order': 'TO'}"], "has the same name twice"),
     "no seed": ([*BPR, "--seed="], "--seed=''; expected a whole number"),
     "a rate beyond float32": ([*BPR, "--learning_rate=1e300"], "--learning_rate=1e+300; expected a number of at least"),
     "a batch of everything": ([*BPR, "--train_batch_size=1e18"], "--train_batch_size=1e+18; expected a whole number"),

@@ -202,7 +202,7 @@ def test_without_the_packages_a_line_says_what_to_install(missing: str, monkeypa
 def test_a_reader_without_onnxruntime_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
-        UserError, match="holds an ONNX graph, and onnxruntime is not installed: pip install onnxruntime"
+        UserError, match="holds an ONNX graph, but onnxruntime is not installed; run: pip install onnxruntime"
     ):
         read_bundle(bundle).recommend(0)
 
