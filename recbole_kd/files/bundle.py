@@ -242,8 +242,7 @@ def read_bundle(folder: str | Path) -> Bundle:
 
     Raises:
         UserError: there is no bundle, it has another format, or a file is missing, changed or has the wrong content.
-        The
-            message names the file.
+            The message names the file.
     """
     folder = Path(folder)
     try:

@@ -168,9 +168,7 @@ def _read(path: PathLike, device: torch.device | str) -> tuple[str, dict[str, An
     except (Malformed, Unbounded) as error:
         raise UserError(f"'{path}' is not a whole checkpoint: {error}; give another file.") from None
     except Exception:  # a manipulated file can make the parsers fail with any error
-        raise UserError(
-            f"'{path}' is not a whole checkpoint: it is truncated or damaged; give another file."
-        ) from None
+        raise UserError(f"'{path}' is not a whole checkpoint: it is truncated or damaged; give another file.") from None
     if isinstance(version, str) and version.startswith(FORMAT.split("/")[0]):
         raise UserError(f"'{path}' has the format {shown(version)}; this version of recbole-kd reads '{FORMAT}'.")
     raise UserError(f"'{path}' is a checkpoint of neither recbole-kd nor RecBole; give another file.")

@@ -44,8 +44,7 @@ def listwise_loss(
     Args:
         interesting: (n, K) the student's scores of the interesting items, best rank first.
         uninteresting: (n, L) its scores of the uninteresting items, in any order.
-        interesting_mask, uninteresting_mask: bool, of the same shapes, False where an entry is missing; None: all
-        exist.
+        interesting_mask, uninteresting_mask: bool, in the same shapes, False if an entry is missing; None: all exist.
         weights: (n, K) constant factors of the K terms of the sum; None: 1.
 
     Returns:

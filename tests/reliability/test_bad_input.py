@@ -443,7 +443,7 @@ BAD: dict[str, Case] = {
     "recommend key": (with_checkpoint("recommend", users="u1", fromat="csv"), "Did you mean 'format'"),
     "export key": (with_checkpoint("export", output="x", overwirte="true"), "Did you mean 'overwrite'"),
     "tune key": (["tune", *BPR, "--trails=3"], "Did you mean 'trials'"),
-    "tune part": (["tune", *BPR, "--trials.x=3"], "--trials.x is a part of --trials, which is one value; set that"),
+    "tune part": (["tune", *BPR, "--trials.x=3"], "--trials.x is part of --trials, which is one value; set that"),
     "compare key": (["compare", ML, "--models=BPR", "--paralel=2"], "BPR: Unknown setting 'paralel': no part"),
     "compare key, its name": (["compare", ML, "--models=BPR", "--paralel=2"], "Did you mean 'parallel'"),
     "tune without a space": (["tune", "--model=ItemKNN", ML], "no search space"),

@@ -50,7 +50,7 @@ def test_it_knows_every_interaction_and_serves(finished: dict[str, Any], known_a
     recommender = Recommender(path, config_dict=given)
     assert len(recommender.seen) == len(set(rows))
     assert len(next(recommender.recommend(k=3)).items) == 3
-    with pytest.raises(UserError, match=r"was trained on all of known-answer: no split is left to evaluate it on"):
+    with pytest.raises(UserError, match=r"was trained on all of known-answer, so it cannot be evaluated"):
         evaluate_checkpoint(path, given)
 
 

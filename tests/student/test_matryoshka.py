@@ -393,7 +393,7 @@ def test_dimensions_that_were_not_trained_are_refused(data: Path) -> None:
         evaluate_checkpoint(nested, given, dimensions=3)
     with pytest.raises(UserError, match="--dimensions=2: .* was not trained with --matryoshka"):
         Recommender(plain, config_dict=given, dimensions=2)
-    with pytest.raises(UserError, match="--dimensions is evaluated in this process; leave --ray_address out"):
+    with pytest.raises(UserError, match="--dimensions cannot be evaluated on a cluster; leave --ray_address out"):
         evaluate_checkpoint(nested, {**given, "ray_address": "local"}, dimensions=2)
 
 

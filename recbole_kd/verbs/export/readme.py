@@ -1,4 +1,4 @@
-"""A bundle's README.md: the lines that recommend from it, its measured figures and its card."""
+"""A bundle's README.md: code that recommends from it, its measured figures and its model card."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _IDS = """\
 items = [json.loads(line) for line in open("items.jsonl")]
 rows = {json.loads(line): row for row, line in enumerate(open("users.jsonl"))}
 """
-#: Narrow numbers are widened a block at a time, which stays in the processor's cache.
+#: Conversion to float32, in blocks that stay in the processor's cache.
 _WIDENED = (
     "np.concatenate([part.astype(np.float32) @ own\n"
     '                             for part in np.split(vectors["items"], range(4096, len(items), 4096))])'
