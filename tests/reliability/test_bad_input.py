@@ -126,13 +126,13 @@ def ranks(text: str) -> Callable[[Path], list[str]]:
 BAD: dict[str, Case] = {
     # Words
     "verb": (["lsit"], "Did you mean 'list'"),
-    "a word without dashes": (["train", "model"], "'model' is no setting"),
-    "one dash": (["-model=BPR"], "'-model=BPR' is no setting"),
+    "a word without dashes": (["train", "model"], "'model' is not a setting"),
+    "one dash": (["-model=BPR"], "'-model=BPR' is not a setting"),
     "no value": (["--model"], "--model has no value"),
     "no value before the next": (["--epochs", "--seed=1"], "--epochs has no value"),
     "no name": (["--=3"], "has no name before the '='"),
     "twice": (["--epochs=1", "--epochs=2"], "--epochs is given twice"),
-    "two dashes alone": (["--"], "'--' is no setting"),
+    "two dashes alone": (["--"], "'--' is not a setting"),
     # Names
     "no model": (["--dataset=ml-100k"], "No model is given"),
     "no dataset": (["--model=BPR"], "No dataset is given"),
@@ -311,7 +311,7 @@ BAD: dict[str, Case] = {
     "a threshold that is none": ([*BPR, "--threshold={rating: .nan}"], "--threshold.rating=nan; expected a number"),
     "a filter that is no interval": ([*BPR, "--user_inter_num_interval=50"], "='50'; expected an interval"),
     "values that are no interval": ([*BPR, "--val_interval={rating: '>=3'}"], "expected an interval or a list of ids"),
-    "a NUL in a name": (["--model=BPR", "--dataset=ml\0"], "holds a NUL character"),
+    "a NUL in a name": (["--model=BPR", "--dataset=ml\0"], "contains a NUL character"),
     "a pickled dataset": ([*BPR, "--save_dataset=True"], "--save_dataset is not supported"),
     "code": (["--model=BPR", ML, "--epochs=__import__('os').getcwd()"], "--epochs="),
     # Processes
@@ -462,8 +462,8 @@ BAD: dict[str, Case] = {
     "compare over seeds": (["compare", ML, "--models=BPR", "--seeds=[1,1]"], "distinct seeds"),
     "report nothing": (["report"], "--results"),
     "report none": (["report", "--results=none.json"], "Cannot read 'none.json'"),
-    "report no JSON": (results("{"), "is no JSON"),
-    "report other JSON": (results(json.dumps([1])), "no results of compare"),
+    "report no JSON": (results("{"), "is not valid JSON"),
+    "report other JSON": (results(json.dumps([1])), "not results of compare"),
     "analyse nothing": (["analyse"], "--student"),
 }
 
