@@ -306,7 +306,7 @@ def test_the_start_of_a_run_says_what_is_ranked(data_path: Path, caplog: pytest.
         told[name] = [message for message in caplog.messages if "--repeatable" in message]
     assert told["told"] == []
     (line,) = told["default"]
-    assert line.startswith("No user has an item twice: what a user has seen is left out of rankings.")
+    assert line.startswith("No user has an item twice, so seen items are left out of rankings.")
 
 
 def test_a_teacher_is_kept_for_each_way(data_path: Path) -> None:

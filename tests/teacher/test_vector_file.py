@@ -167,7 +167,7 @@ def test_what_a_file_cannot_teach_is_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("i0,1 2\ni1,1 2 3", "the vector in row 2 has 3 numbers, and that in row 1 2"),
+        ("i0,1 2\ni1,1 2 3", "the vector in row 2 has 3 numbers, but that in row 1 has 2"),
         ("i0,1 2\ni1,1 nan", "the vector in row 2 holds nan"),
         ("i0,1 2\nnowhere,1 2", "1 of 2 rows name items that the dataset does not have"),
     ],

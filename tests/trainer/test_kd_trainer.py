@@ -270,7 +270,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(
 def test_a_fast_run_is_not_resumed_with_recboles_loader(known_answer: Path, pull: None) -> None:
     run(known_answer, distill=["pull"], epochs=3)
     (last,) = (known_answer / "saved").glob("*-last.pth")
-    with pytest.raises(UserError, match="by fast sampling, and --fast_sampling is off; set --fast_sampling=true"):
+    with pytest.raises(UserError, match="used fast sampling, but --fast_sampling is off; set --fast_sampling=true"):
         run(known_answer, distill=["pull"], epochs=5, resume=str(last), fast_sampling=False)
 
 
