@@ -237,7 +237,10 @@ def test_under_torchrun_a_process_that_has_ended_is_a_line(monkeypatch: pytest.M
     variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="Process 0 of 1 lost the connection to another process, which has ended"), joined():
+    with (
+        pytest.raises(UserError, match="Process 0 of 1 lost the connection to another process, which has ended"),
+        joined(),
+    ):
         raise RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     with pytest.raises(RuntimeError, match="a fault of the program"), joined():
         raise RuntimeError("a fault of the program")

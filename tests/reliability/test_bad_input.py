@@ -266,7 +266,10 @@ BAD: dict[str, Case] = {
         ["--model=SASRec", ML, "--transform=user_defined"],
         "is an empty template in RecBole",
     ),
-    "another transform": (["--model=BERT4Rec", ML, "--transform=None"], "BERT4Rec needs its own transform mask_itemseq"),
+    "another transform": (
+        ["--model=BERT4Rec", ML, "--transform=None"],
+        "BERT4Rec needs its own transform mask_itemseq",
+    ),
     "a transform": ([*BPR, "--transform=x"], "--transform='x' is not one of mask_itemseq"),
     "a column that is a list": (on_known_answer(USER_ID_FIELD="[a]"), "has no column '[a]'"),
     "a prefix of nothing": ([*BPR, "--NEG_PREFIX="], "--NEG_PREFIX=''; expected a name"),
@@ -436,7 +439,10 @@ BAD: dict[str, Case] = {
     "serve key": (["serve", "--bundle=x", "--prot=80"], "Did you mean 'port'"),
     "serve what is no bundle": (["serve", "--bundle=none"], "holds no bundle"),
     "list key": (["list", "--knid=students"], "Did you mean 'kind'"),
-    "the kind of a model": ([*BPR, "--MODEL_TYPE=x"], "--MODEL_TYPE follows from the model and cannot be set; leave it out"),
+    "the kind of a model": (
+        [*BPR, "--MODEL_TYPE=x"],
+        "--MODEL_TYPE follows from the model and cannot be set; leave it out",
+    ),
     "a model's word": (["--model=SGL", ML, "--type=XX"], "--type='XX' is not one of ED, ND, RW"),
     "train key": ([*BPR, "--dryrun=true"], "'dryrun': no part of the program reads it. Did you mean 'dry_run'"),
     "evaluate key": (with_checkpoint("evaluate", rseult_file="x"), "Did you mean 'result_file'"),

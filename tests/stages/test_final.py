@@ -83,7 +83,9 @@ def test_a_training_that_ends_early_is_the_beginning_of_the_longer_one(known_ans
 
 
 def test_it_is_refused_where_nothing_is_held_out(known_answer: Path) -> None:
-    with pytest.raises(UserError, match="--final=true trains again with the held-out interactions, but the split holds out none"):
+    with pytest.raises(
+        UserError, match="--final=true trains again with the held-out interactions, but the split holds out none"
+    ):
         run(known_answer, "BPR", final=True, **{"eval_args.split": {"RS": [1, 0, 0]}})
 
 

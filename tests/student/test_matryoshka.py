@@ -358,7 +358,10 @@ def test_two_processes_give_the_losses_of_one(data: Path) -> None:
         ([2.5], "--matryoshka=2.5; expected a whole number of at least 1"),
         ([4, 2], r"--matryoshka=\[4, 2\]; expected sizes in ascending order, each once, such as \[8,16,32\]"),
         ([2, 2], r"--matryoshka=\[2, 2\]; expected sizes in ascending order"),
-        ([4, 16], "--matryoshka=.4, 16. asks for 16 numbers, but --embedding_size=8; lower the first or raise the second"),
+        (
+            [4, 16],
+            "--matryoshka=.4, 16. asks for 16 numbers, but --embedding_size=8; lower the first or raise the second",
+        ),
         (4, r"--matryoshka=4 is not a list; expected a list, such as --matryoshka=\[1,2\]"),
         ("four", "--matryoshka='four' is not a list"),
     ],
@@ -378,7 +381,9 @@ def test_students_that_cannot_be_cut_are_refused(model: str, data: Path) -> None
 
 def test_what_reads_no_prefix_is_refused_before_a_teacher_is_trained(data: Path) -> None:
     given = {"distill": "simrec", "teacher": "SimRecTeacher", "teacher.embedding_size": 8, "matryoshka": [2]}
-    with pytest.raises(UserError, match="simrec compares .* number by number, but --matryoshka cuts the student's to 2 of 8"):
+    with pytest.raises(
+        UserError, match="simrec compares .* number by number, but --matryoshka cuts the student's to 2 of 8"
+    ):
         run(data, "SimRecStudent", **given)
     taught = run(data, "SimRecStudent", **{**given, "simrec.embedding_weight": 0, "simrec.triplets": 50, "epochs": 1})
     assert set(taught["loss_history"][0]) == {"rec", "simrec.prediction", "simrec.regularization", "simrec.decay"}

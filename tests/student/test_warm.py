@@ -134,7 +134,11 @@ def test_a_teacher_says_beside_whom_new_ones_begin(tmp_path: Path) -> None:
         ("BPR", {"warm_start": "none.pth"}, "There is no checkpoint 'none.pth'"),
         ("BPR", {"warm_start_new": "teacher"}, "but there is no teacher; set --warm_start_new=mean"),
         ("Pop", {}, "Pop is computed in closed form and has no initial weights; leave --warm_start out"),
-        ("BPR", {"teacher": "BPR", "distill": "rrd", "teacher.warm_start": "x.pth"}, "only the student can start from a"),
+        (
+            "BPR",
+            {"teacher": "BPR", "distill": "rrd", "teacher.warm_start": "x.pth"},
+            "only the student can start from a",
+        ),
     ],
     ids=str,
 )

@@ -95,7 +95,10 @@ def test_one_model_with_several_seeds_is_several_teachers(known_answer: Path) ->
         ({"teacher.0.model": "BPR", "teacher.1.epochs": 3}, "needs a teacher; set --teacher.1=NAME"),
         ({"teacher": "BPR,EASE", "teacher.1.share": 0}, "--teacher.1.share=0; expected a number above 0"),
         ({"teacher": "BPR,EASE", "teacher.fusion": "sum"}, "--teacher.fusion='sum' is not one of ranks, scores"),
-        ({"teacher": "BPR,EASE", "teacher.1.fusion": "scores"}, "there is one fusion for all teachers; set --teacher.fusion"),
+        (
+            {"teacher": "BPR,EASE", "teacher.1.fusion": "scores"},
+            "there is one fusion for all teachers; set --teacher.fusion",
+        ),
         (
             {"teacher": "BPR,EASE", "teacher.fusion": "scores", "teacher.0.model": None, "teacher.0.ranks": "x.csv"},
             "--teacher.fusion=scores needs scores of all items, but --teacher.0.ranks has only listed items",
