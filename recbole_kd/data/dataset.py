@@ -384,7 +384,7 @@ class _Fast(Dataset):
 
         It is None where no time is loaded.
 
-        Loaders sort the rows themselves, `inter_feat`. That of the whole is put in order when it is asked for.
+        Loaders sort the rows themselves, `inter_feat`. The table of the whole dataset is ordered at first use.
         """
         self._change_feat_format()
         order, *rows = self._split_rows()

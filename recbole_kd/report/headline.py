@@ -163,7 +163,7 @@ def _smaller_prefix(model: Model, metric: str) -> list[str]:
         share = value / whole
         if (share - 1 if smaller_is_better(metric) else 1 - share) <= LITTLE:
             said = f"{metric_label(metric)} {value:.4f}, {100 * share:.1f} % of the whole"
-            return [f"Its first {size} of {model.size} alone reach {said}."]
+            return [f"Its first {size} of {model.size} reach {said}."]
     return []
 
 

@@ -290,7 +290,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "None of the users is in known-answer; --users takes its original ids, such as u",
     ),
     "a file without @": ({"users": __file__}, f"'{__file__}' is a file; --users=@{__file__} reads its lines"),
-    "a file of a history": ({"users": None, "history": __file__}, f"whose lines --history=@{__file__} reads"),
+    "a file of a history": ({"users": None, "history": __file__}, f"--history=@{__file__} reads its lines"),
     "users and a history": ({"history": "i1"}, "--users and --history cannot be used together; keep one"),
     "a history that nobody knows": (
         {"users": None, "history": "x,y"},

@@ -168,7 +168,7 @@ def test_the_card_says_what_the_model_is_and_leaves_the_licence_to_its_user(bund
     assert f"ndcg@10 {manifest['test_result']['ndcg@10']:.4f}" in card["metrics on test"]
     assert "embedding_size 64" in card["settings"]
     assert manifest["date"] in card["exported"]
-    (bundle / "README.md").write_text(text.replace("*to be filled in by who exports it*", "CC BY 4.0"))
+    (bundle / "README.md").write_text(text.replace("*to be filled in by the person who exports it*", "CC BY 4.0"))
     assert read_bundle(bundle).users[0] == "u0"
 
 
