@@ -5,14 +5,14 @@
     s = softmax((log alpha + g) / tau), g Gumbel noise                                                   (eq. 5-6)
     loss = mean over the batch's distinct users and items of ||e_t - sum_m s_m E_m(e_s)||^2              (eq. 7)
 
-Entry: a node. If a model encodes a user and an item together (NeuMF, where e is the last hidden layer), the entry is a
-distinct pair of the batch, positive or negative. Pairs have one set of experts, as in the paper. The temperature falls
-with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10. So s goes from nearly uniform to one
+Entry: a node. A model that encodes a user and an item together (NeuMF, where e is the last hidden layer) has as entries
+the distinct pairs of the batch, positive and negative. Pairs have one set of experts, as in the paper. The temperature
+falls with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10. So s goes from nearly uniform to one
 expert. Deviations:
 
 - The paper's norm is not squared; the authors' code squares it (``squared``, the default).
-- Paper and code sum over the batch's nodes; here it is a mean. If the base loss is a mean over a batch of B pairs, the
-  published lambda corresponds to a weight of lambda times (distinct nodes / B), about two or three lambda.
+- Paper and code sum over the batch's nodes; here it is a mean. With a base loss that is a mean over B pairs, the
+  published lambda corresponds to the weight lambda times (distinct nodes / B), about two or three lambda.
 - The code adds 1e-10 to alpha before the logarithm; here log-softmax is used, which needs no such constant.
 - The code treats positives and negatives as two sets, each with half the weight; here I_B is one set.
 

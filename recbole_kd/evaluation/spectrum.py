@@ -1,8 +1,8 @@
 """The knowledge spectrum: the frequencies of the user-item graph at which a student differs from its teacher.
 
-FreqD (fig. 1-2, table 1) reads the distance of two models' vectors as a signal on the training graph. With the
-eigenvectors u_k of its Laplacian L = I - Ã, whose eigenvalues x_k in [0, 2] are the frequencies, Parseval's identity
-splits the squared distance D over all nodes into bands:
+FreqD (fig. 1-2, table 1) reads the distance of two models' vectors as a signal on the training graph. Its
+Laplacian L = I - Ã has eigenvectors u_k, and its eigenvalues x_k in [0, 2] are the frequencies. Parseval's identity
+divides the squared distance D over all nodes into bands:
 
     ||D||^2 = sum over bands of  sum_{x_k in band} ||u_k^T D||^2
 

@@ -15,7 +15,7 @@ bias-corrected moments: m/(1 - beta1^t) and v/(1 - beta2^t) replace g and g^2, s
 decay.
 
 Deviations: if a smoother changes nothing (beta 0, or no layers), its group is an ordinary one, without the moment
-correction, so that beta 0 is the plain optimiser bit for bit. A row without neighbours keeps the formula's factor
+correction. So beta 0 is the plain optimiser bit for bit. A row without neighbours keeps the formula's factor
 (1 - beta)/(1 - beta^(L+1)), as in the published code.
 """
 

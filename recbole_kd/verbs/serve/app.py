@@ -20,8 +20,8 @@ from recbole_kd.verbs.serve.live import Live, Ready
 
 __all__ = ["LARGEST_BODY", "application", "worker"]
 
-#: Largest body in bytes: about a hundred thousand ids. From a longer body up to the second number of bytes are read and
-#: dropped, so that a client which sends all before it reads gets its answer.
+#: Largest body in bytes: about a hundred thousand ids. Of a longer body, at most the second number of bytes
+#: is read and dropped, so that a client which first sends everything gets its answer.
 LARGEST_BODY, _THROWN_AWAY = 1 << 20, 1 << 26
 #: Seconds between two checks of the folder.
 _PERIOD = 1.0
