@@ -66,7 +66,7 @@ def rank_blocks(observed: Observed, block_users: Optional[int] = None, held: int
 
 @torch.no_grad()
 def rank_block(score_block: Callable[[Tensor], Tensor], observed: Observed, k: int, block: range) -> Tensor:
-    """(users of `block`, k) int32: the rows of :func:`build_rank_bank`'s result, whose arguments these are."""
+    """(users of `block`, k) int32: rows of the result of :func:`build_rank_bank`, from the same arguments."""
     scores = _unobserved_scores(score_block, observed, block)
     longest = min(k, observed.items)
     best, ranked = _best(scores, longest)

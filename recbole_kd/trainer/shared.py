@@ -100,7 +100,7 @@ class SharedMixin:
         self._terms_known: list[str] = []
 
     def _owners_of_distillers(self) -> dict[str, int]:
-        """Distiller that one process computes -> that process; processes take turns, first the base loss's process."""
+        """Distiller that one process computes -> that process, in turns after an undivided base loss at process 0."""
         if not divides_steps(self.model):
             self.logger.warning(
                 f"{type(self.model).__name__} may draw random numbers in a step: process 0 computes the steps, and "
