@@ -197,8 +197,8 @@ class KDConfig(Config):
         able = any(base.__name__ in AT_EVERY_POSITION for base in self.resolved.model_class.__mro__)
         if objective == "BCE" and not able:
             raise UserError(
-                f"--{self.prefix}loss_type=BCE learns at every position of a sequence. It needs a model that does not "
-                f"read later items ({', '.join(AT_EVERY_POSITION)}), which {self.resolved.backbone} does; set it to CE "
+                f"--{self.prefix}loss_type=BCE learns at every position of a sequence. It is for models that do not "
+                f"read later items ({', '.join(AT_EVERY_POSITION)}), not for {self.resolved.backbone}; set it to CE "
                 "or BPR."
             )
         if objective in _WITHOUT_NEGATIVES:

@@ -186,7 +186,7 @@ def test_prefixes_of_a_matryoshka_student_learn_so_too(data_path: Path, monkeypa
     ("model", "settings", "message"),
     [
         ("BERT4Rec", {}, "--loss_type=BCE learns at every position of a sequence"),
-        ("SRGNN", {}, "(GRU4Rec, SASRec), which SRGNN does; set it to CE or BPR"),
+        ("SRGNN", {}, "(GRU4Rec, SASRec), not for SRGNN; set it to CE or BPR"),
         (
             "SASRec",
             {"train_neg_sample_args": {"sample_num": 2}},
