@@ -334,7 +334,7 @@ def test_the_command_line(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixt
         ({"equal_bands": 1}, "--equal_bands=1; expected a whole number of at least 2"),
         ({"projector": "best"}, "--projector='best' is not one of fitted, trained"),
         ({"map_side": "both"}, "--map_side='both' is not one of items, users"),
-        ({"category": "genre"}, "--category=genre is a column of "),
+        ({"category": "genre"}, "--category=genre needs a column of "),
         ({"others": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
         ({"bands": 10}, "--bands=10; expected an odd number of at least 3"),
         ({"bands": 1}, "--bands=1; expected an odd number of at least 3"),
