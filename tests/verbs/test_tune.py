@@ -554,7 +554,7 @@ class Nothing(RKDDistiller):
 
 def test_a_model_without_a_space_of_ours_takes_a_file(known_answer: Path, here: None, tmp_path: Path) -> None:
     given = known_answer_settings(known_answer, epochs=2)
-    with pytest.raises(UserError, match="There is no search space for ENMF .* set --params_file"):
+    with pytest.raises(UserError, match="There is no search space for ENMF, .* set --params_file"):
         search("ENMF", "known-answer", None, given, trials=1)
     with pytest.raises(UserError, match="Cannot read the search space"):
         search("ENMF", "known-answer", None, given, tmp_path / "missing.hyper", trials=1)
