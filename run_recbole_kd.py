@@ -10,13 +10,13 @@ if sys.version_info < (3, 10):  # noqa: UP036 - before the imports, which an old
     sys.exit(2)
 
 
-def main():  # type: () -> int - as an older Python reads it too
-    """The command line; ``recbole-kd`` is this function too. Imports are in it, so that Ctrl-C ends them quietly."""
+def main():  # type: () -> int - older Python reads it too
+    """The command line, also for ``recbole-kd``. Imports are inside, so that Ctrl-C during them ends quietly."""
     try:
         from recbole_kd.cli import main as command_line
 
         return command_line()
-    except KeyboardInterrupt:  # of a run, the command line tells it
+    except KeyboardInterrupt:  # during imports; in a run, `cli.main` handles it
         return 130
 
 

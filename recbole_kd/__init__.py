@@ -31,7 +31,7 @@ def _host() -> Any:
 
 compat.install(_host)
 
-#: What can be imported from here, each with its module. docs/python.md shows their use.
+#: Name that can be imported from here -> its module. docs/python.md shows their use.
 _OFFERED = {
     "compare": "recbole_kd.verbs.compare",
     "load_data_and_model": "recbole_kd.stages.saved",
@@ -44,7 +44,7 @@ __all__ = ["Recommender", "compare", "load_data_and_model", "run_recbole_kd", "s
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: the losses and optimisers are importable without RecBole's long imports.
+    # Loaded at first use, so that losses and optimisers can be imported without RecBole's long imports.
     if name in _OFFERED:
         compat.check()
         return getattr(importlib.import_module(_OFFERED[name]), name)

@@ -1,7 +1,7 @@
 """The command line: ``recbole-kd [VERB] --key=value ...``. The only place that reads sys.argv.
 
-It turns words into a verb and settings, and what goes wrong into a line and an exit code. What a verb takes is in
-``verbs/options.py``, what it does in ``verbs/VERB.py``.
+It turns words into a verb and settings, and errors into one line and an exit code. A verb's options are in
+``verbs/options.py``, its code in ``verbs/VERB.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recbole_kd.options import is_text
 from recbole_kd.verbs.help import overview, usage, versions
 from recbole_kd.verbs.options import VERBS
 
-#: The longest part of an error's own text that the last line shows.
+#: Largest number of characters of an error's own text in the last line.
 _SHOWN = 300
 
 
@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code.
 
     Args:
-        arguments: the words after the program's name; sys.argv where None.
+        arguments: the words after the program's name; None: from sys.argv.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    logging.raiseExceptions = False  # a log that cannot be written is no traceback on the terminal
+    logging.raiseExceptions = False  # no traceback on the terminal if a log cannot be written
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     try:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(versions())
             return 0
         if any("\0" in word for word in words):
-            raise UserError("A word holds a NUL character, which no name or value has; leave it out.")
+            raise UserError("A word contains a NUL character, which is not allowed in names and values; leave it out.")
         verb, given, help_wanted = parse(words)
         if help_wanted:
             print(usage(verb) if words[0] == verb else overview())
@@ -53,16 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             importlib.import_module(f"recbole_kd.verbs.{verb}").run(options, settings)
         except UnknownSetting as error:
-            error.known += vars(options)  # the rest knows settings of a run alone
+            error.known += vars(options)  # elsewhere only settings of a run are known
             raise
     except (UserError, TrainingError) as error:
         return _told(_one_line(str(error)))
     except KeyboardInterrupt as stop:
-        # The line that a progress bar or the terminal's ^C stands on ends first.
+        # Ends the line with a progress bar or the terminal's ^C.
         print(file=sys.stderr)
         return _told(_how_to_go_on(words, stop), 130)
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; nothing is wrong and nothing more can be said.
+        # The reader of our output (head, less) has ended, which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
             detail = re.search(r"\d+ bytes|[\d.]+ [GMT]iB", str(error))
             return _told(
-                f"not enough memory{f' for {detail[0]}' if detail else ''}; lower what a model or step holds, "
+                f"not enough memory{f' for {detail[0]}' if detail else ''}; lower a setting that needs memory, "
                 "such as --train_batch_size, --embedding_size, or a distiller's experts, pool or nodes."
             )
         text = f"{type(error).__name__}: {_one_line(str(error))[:_SHOWN]}"
@@ -86,8 +86,8 @@ def _told(message: str, code: int = 2) -> int:
 
 
 def _written_down(words: Sequence[str]) -> str:
-    """The file that gets the command and the traceback of the error that is being handled."""
-    import tempfile  # help need not wait for these
+    """Writes the command and the traceback of the present error to a file; returns its name."""
+    import tempfile  # imported late, so that help is fast
     import time
     import traceback
 
@@ -103,11 +103,11 @@ def _written_down(words: Sequence[str]) -> str:
             return path if folder is None else os.path.relpath(path)
         except OSError:
             continue
-    return f"no file, as none can be written: {text}"
+    return f"no file, because none can be written: {text}"
 
 
 def _how_to_go_on(words: Sequence[str], stop: KeyboardInterrupt) -> str:
-    """What to say of an interrupt: the command that goes on. Repeated, a command finds what it kept, a teacher say."""
+    """The message after an interrupt: the command that continues. It reuses kept results, such as a teacher."""
     words = list(words)
     if isinstance(stop, Interrupted):
         while (old := _place_of(words, "resume")) is not None:
@@ -115,11 +115,11 @@ def _how_to_go_on(words: Sequence[str], stop: KeyboardInterrupt) -> str:
         words.append(f"--resume={stop.resume}")
     elif stop.args:
         return str(stop)
-    return f"interrupted. To go on: recbole-kd {shlex.join(words)}"
+    return f"interrupted. To continue: recbole-kd {shlex.join(words)}"
 
 
 def _place_of(words: Sequence[str], key: str) -> slice | None:
-    """Where `words` have this setting, as one word or as two."""
+    """The place of a setting in `words`, as one word or as two; None if it is not there."""
     for place, word in enumerate(words):
         if word == f"--{key}":
             return slice(place, place + 2)
@@ -129,16 +129,16 @@ def _place_of(words: Sequence[str], key: str) -> slice | None:
 
 
 def _one_line(text: str) -> str:
-    """A message as one line that a terminal shows: what it quotes of a file may hold anything, of any length."""
+    """A message as one safe line for a terminal: quoted parts of files may contain anything, of any length."""
     line = re.sub(r"(\S{200})\S{100,}(\S{50})", r"\1...\2", " ".join(text.split()))
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
-    """(verb, settings by dotted name, whether help is wanted) of the words on the command line.
+    """(verb, settings by dotted name, whether help is requested) from the words on the command line.
 
     Raises:
-        UserError: an unknown verb, a word that is no setting, or one setting with two values.
+        UserError: an unknown verb, a word that is not a setting, or one setting with two values.
     """
     words = list(words)
     verb = "train"
@@ -152,7 +152,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
         if word in ("-h", "--help"):
             return verb, {}, True
         if not word.startswith("--") or word == "--":
-            raise UserError(f"'{word}' is no setting; expected --key=value, such as --dataset=ml-100k.")
+            raise UserError(f"'{word}' is not a setting; expected --key=value, such as --dataset=ml-100k.")
         key, equals, text = word[2:].partition("=")
         if not equals and words and not words[0].startswith("--"):
             text = words.pop(0)
@@ -170,11 +170,11 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
 
 
 def _value(verb: str, key: str, text: str) -> Any:
-    """A value as its option's type says: text as it stands (a dataset may be called 2020), or a literal."""
+    """A value by its option's type: text (a dataset may be called 2020), or a literal."""
     hint = _hint(verb, key)
     if is_text(hint):
         return None if hint is not str and text in ("None", "null", "~") else text
-    from recbole_kd.files.properties import parse_value  # help need not wait for YAML
+    from recbole_kd.files.properties import parse_value  # imported late, so that help is fast
 
     return parse_value(text)
 

@@ -1,8 +1,8 @@
 """RecBole 1.2.1 on today's numpy, scipy and pandas: the only module that adapts RecBole.
 
-RecBole's last release is of February 2025. Five of its spellings no longer work, and a sixth is slow. Each is replaced
-by today's while Python imports the module of RecBole that holds it. numpy, scipy, pandas and RecBole's files stay as
-they are.
+RecBole's last release is from February 2025. Five of its expressions no longer work, and a sixth is slow. Each is
+replaced while Python imports the RecBole module that contains it. numpy, scipy, pandas and RecBole's files are not
+changed.
 
 ===========================  =====================================  ============================
 RecBole's source             why it fails                           what is compiled instead
@@ -19,9 +19,9 @@ inplace=True)``
 import auc`` and others      of a second for six names              used
 ===========================  =====================================  ============================
 
-A spelling that still works is left alone. :func:`check` says in a line what is missing or too old.
+Expressions that still work are not changed. :func:`check` reports in one line what is missing or too old.
 
-RecBole's functions also learn our models: ``get_model("STOSA")`` and ``Config(model="STOSA")`` find them in
+RecBole's functions also find our models: ``get_model("STOSA")`` and ``Config(model="STOSA")`` look into
 :mod:`recbole_kd.host`, as if RecBole had modules, properties files and loaders of these names.
 """
 
@@ -43,27 +43,27 @@ from recbole_kd.errors import UserError
 
 __all__ = ["RECBOLE", "adapted", "check", "install", "require"]
 
-#: The version of RecBole whose insides are used here.
+#: The version of RecBole whose internals are used here.
 RECBOLE = "1.2.1"
-#: The lowest versions that were tested, of Python and of the packages whose age shows late and in riddles.
+#: The lowest tested versions of Python and of packages that, if too old, fail late with unclear errors.
 LOWEST = {"python": "3.10", "torch": "2.4", "numpy": "1.22"}
 
-#: numpy's names until version 1, and the same types today.
+#: Names that numpy 2 has removed -> today's names of the same types.
 _NUMPY = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}
 _NEEDED = re.compile(
     rf"\bnp\.({'|'.join(_NUMPY)})\b|\._update\(|\.fillna\(|\.agg\(len\)|torch\.load\(|\bmodel_init_file\b|"
     r"from sklearn\b|\bregister_table\b"
 )
-#: What RecBole's adapted modules call the function that brings :mod:`recbole_kd.host`.
+#: Name, in RecBole's adapted modules, of the function that returns :mod:`recbole_kd.host`.
 _HOST = "_recbole_kd"
-#: What they call :func:`_late`.
+#: Name of :func:`_late` there.
 _LATE = "_recbole_kd_late"
 #: The folders in which RecBole looks for a model's module.
 _MODELS = re.compile(r"recbole\.model\.(general|sequential)_recommender\.(\w+)")
 
 
 class _Today(ast.NodeTransformer):
-    """RecBole's syntax tree with today's spellings."""
+    """Replaces outdated expressions in RecBole's syntax tree."""
 
     def __init__(self) -> None:
         #: name in the module -> module of scikit-learn and name there
@@ -102,12 +102,12 @@ class _Today(ast.NodeTransformer):
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         self.generic_visit(node)
         if ast.unparse(node.targets[0]) == "model_init_file":
-            # configurator.py: where a model's properties file is.
+            # configurator.py: the path of a model's properties file.
             node.value = _of_host(
                 "properties_of", ast.Name("self", ast.Load()), ast.Name("model", ast.Load()), node.value
             )
         elif ast.unparse(node.targets[0]) == "register_table":
-            # data/utils.py: which models have loaders of their own.
+            # data/utils.py: the models with special loaders.
             node.value = _of_host("loaders", node.value)
         return node
 
@@ -127,12 +127,12 @@ class _Today(ast.NodeTransformer):
 
 
 def _late(module: str, name: str) -> Any:
-    """What a module holds; the module is imported now, at the first use of what RecBole imports at its beginning."""
+    """An object of a module that RecBole imports at its beginning; here it is imported at first use."""
     return getattr(import_module(module), name)
 
 
 def _of_host(function: str, *arguments: ast.expr) -> ast.Call:
-    """A call of a function of :mod:`recbole_kd.host`, which is imported then and not before."""
+    """A call of a function of :mod:`recbole_kd.host`, which is imported only at the call."""
     host = ast.Call(ast.Name(_HOST, ast.Load()), [], [])
     return ast.Call(ast.Attribute(host, function, ast.Load()), list(arguments), [])
 
@@ -145,7 +145,7 @@ def _dok_keeps_a_dict() -> bool:
 
 
 def adapted(source: str) -> ast.Module:
-    """The syntax tree of a module of RecBole, with today's spellings."""
+    """The adapted syntax tree of a RecBole module."""
     return ast.fix_missing_locations(_Today().visit(ast.parse(source)))
 
 
@@ -168,7 +168,7 @@ class _Adapted(SourceFileLoader):
 
 
 class _Ours(Loader):
-    """Fills a module of a name that RecBole looks for with one of our models."""
+    """Loads one of our models as a module that RecBole looks for."""
 
     def __init__(self, model: type[Any]) -> None:
         self.model = model
@@ -178,7 +178,7 @@ class _Ours(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds RecBole's modules where Python would, and gives them the loader above; and our models among them."""
+    """Finds RecBole's modules as Python would and gives them the loader above; also finds our models."""
 
     def __init__(self, host: Callable[[], Any]) -> None:
         self.host = host
@@ -199,19 +199,19 @@ class _Finder(MetaPathFinder):
 
 
 def install(host: Callable[[], Any]) -> None:
-    """Adapts RecBole's modules as they are imported from now on. ``import recbole_kd`` calls it; once is enough.
+    """Adapts all RecBole modules that are imported from now on. ``import recbole_kd`` calls it; once is enough.
 
     Args:
-        host: gives :mod:`recbole_kd.host`, when it is needed.
+        host: returns :mod:`recbole_kd.host`; called when it is needed.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder(host))
 
 
 def check() -> None:
-    """Whether Python and the packages are there and new enough, and adapted; every verb asks before it begins.
+    """Checks that Python and the packages are installed, new enough and adapted; every verb calls it first.
 
-    Warns of a version of RecBole that was not tested.
+    It warns about a version of RecBole that was not tested.
 
     Raises:
         UserError: something is missing or too old, or RecBole was imported too early.
@@ -225,12 +225,12 @@ def check() -> None:
     for name in [name for name in sys.modules if name.startswith("recbole.")]:
         if type(getattr(sys.modules[name].__spec__, "loader", None)) is SourceFileLoader:
             raise UserError(
-                f"{name} was imported before recbole_kd, which adapts RecBole to today's packages; start anew (restart "
-                "the kernel), and write `import recbole_kd` before the first import of RecBole."
+                f"{name} was imported before recbole_kd, which adapts RecBole to today's packages; restart Python or "
+                "the kernel, and write `import recbole_kd` before the first import of RecBole."
             )
     if recbole != RECBOLE:
         logging.getLogger(__name__).warning(
-            f"RecBole {recbole} is installed, and recbole-kd is made for {RECBOLE}. It tries; if something fails, run: "
+            f"RecBole {recbole} is installed, but recbole-kd is made for {RECBOLE}. If something fails, run: "
             f"pip install --no-deps recbole=={RECBOLE}"
         )
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recbole_kd.data.observed import Observed
 from recbole_kd.options import Options
 
-#: What a distiller can need of a student or a teacher, with the words for a message that refuses it.
+#: Capability that a distiller can need of a student or a teacher -> its words in messages.
 CAPABILITIES: dict[str, str] = {
     "scores": "scores of single users and items",
     "ranks": "a ranking of a user's unobserved items",
@@ -38,11 +38,11 @@ CAPABILITIES: dict[str, str] = {
 
 
 class Sequences(NamedTuple):
-    """What sequential models score: the items that users had so far, oldest first.
+    """Input of sequential models: users' earlier items, oldest first.
 
     Attributes:
         items: (n, L) item ids, filled with 0 at the end.
-        lengths: (n,) how many of them there are, at least 1.
+        lengths: (n,) number of items, at least 1.
     """
 
     items: Tensor
@@ -50,9 +50,9 @@ class Sequences(NamedTuple):
 
 
 class StudentView(Protocol):
-    """The student as distillers see it. All tensors carry gradient to the student's parameters.
+    """The student as distillers see it. All tensors have gradient to the student's parameters.
 
-    Within one training step a graph student is propagated once, however often and from wherever this is read.
+    A graph student is propagated once in a training step, however often its vectors are read.
     """
 
     name: str
@@ -60,7 +60,7 @@ class StudentView(Protocol):
     dimension: Optional[int]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """y_s of users (n,) with items (n,) or (n, k): a tensor shaped like `items`."""
+        """y_s of users (n,) with items (n,) or (n, k): a tensor of the shape of `items`."""
 
     def user_embeddings(self) -> Tensor:
         """e_s of every user, (U, d_s)."""
@@ -72,7 +72,7 @@ class StudentView(Protocol):
         """The vectors that scores of the pairs of users (n,) and items (n,) are linear maps of, (n, d)."""
 
     def tables(self) -> tuple[Tensor, Tensor]:
-        """The parameters under the representations: user table (U, d), item table (I, d)."""
+        """The embedding tables from which the representations are computed: users (U, d), items (I, d)."""
 
     def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
         """y_s of the next item after each of n sequences: (n, k) for items (n, k), (n, I) for every item."""
@@ -82,19 +82,19 @@ class StudentView(Protocol):
 
 
 class TeacherView(Protocol):
-    """The frozen teacher as distillers see it, in the student's ids. Everything is constant: no tensor has gradient."""
+    """The frozen teacher as distillers see it, in the student's ids. No tensor has gradient."""
 
     name: str
     capabilities: frozenset[str]
     dimension: Optional[int]
-    #: (U,), (I,) bool: which users and items have vectors, where not all do; what stands for the others means nothing.
+    #: (U,), (I,) bool: the users and items with vectors; None: all. The other rows of a table are undefined.
     known_users: Optional[Tensor]
     known_items: Optional[Tensor]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """y_t of users (n,) with items (n,) or (n, k): a tensor shaped like `items`.
+        """y_t of users (n,) with items (n,) or (n, k): a tensor of the shape of `items`.
 
-        A teacher with `listed_scores` but not `scores` knows the items of its own ranked lists; others score NaN.
+        A teacher with `listed_scores` but not `scores` scores only items of its ranked lists; the others are NaN.
         """
 
     def user_embeddings(self) -> Tensor:
@@ -110,13 +110,13 @@ class TeacherView(Protocol):
         """(users (U, d_t), items (I, d_t)) of each layer of the graph, the embedding tables first."""
 
     def ranked_items(self, k: int) -> Tensor:
-        """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where a user has fewer."""
+        """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 if a user has fewer."""
 
     def listed_weights(self, k: int) -> Optional[Tensor]:
-        """How much each of :meth:`ranked_items` counts, at least 0: (U, k) float32; None where all count alike."""
+        """Weight of each of :meth:`ranked_items`, at least 0: (U, k) float32; None: all equal."""
 
     def ranked_users(self, k: int) -> Tensor:
-        """The k best users of every item among those who did not observe it, by score: (I, k) int32, filled with 0."""
+        """For every item the k users with the best scores who have not observed it: (I, k) int32, filled with 0."""
 
     def sequence_scores(self, sequences: Sequences, items: Optional[Tensor] = None) -> Tensor:
         """y_t of the next item after each of n sequences: (n, k) for items (n, k), (n, I) for every item."""
@@ -125,9 +125,9 @@ class TeacherView(Protocol):
         """e_t of n sequences, (n, d_t)."""
 
     def ranked_after(self, users: Tensor, sequences: Sequences, k: int) -> tuple[Tensor, Optional[Tensor]]:
-        """The k best next items after n training sequences of users (n,), and how much each counts or None: (n, k).
+        """The k best next items after n training sequences of users (n,), and their weights or None: (n, k).
 
-        Items are 0 after sequences without a list.
+        Rows of sequences without a list are 0.
         """
 
     def listed_scores_after(self, users: Tensor, sequences: Sequences, k: int) -> Tensor:
@@ -136,22 +136,22 @@ class TeacherView(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a step's work is this process's: that of process `rank` of `count`; alone, all of it."""
+    """The part of a step that this process computes: it is process `rank` of `count`; a single process computes all."""
 
     rank: int = 0
     count: int = 1
 
     def part(self, entries: int) -> slice:
-        """This process's part of so many entries: the processes' parts are consecutive and of about one size."""
+        """This process's part of `entries` entries. The parts of the processes are consecutive and of similar size."""
         return slice(entries * self.rank // self.count, entries * (self.rank + 1) // self.count)
 
     def of(self, entries: Tensor) -> tuple[Tensor, float]:
-        """This process's part of entries (n,), and which fraction of them it is: weights for means to become parts."""
+        """This process's part of entries (n,), and its fraction of them. A mean over the part is multiplied by it."""
         own = entries[self.part(len(entries))]
         return own, len(own) / max(1, len(entries))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes of what each has in `tensor`, which is overwritten."""
+        """The sum of the processes' `tensor`, in place."""
         if self.count > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
@@ -166,9 +166,9 @@ class DataView:
     seed: int
     device: torch.device
 
-    #: What of a step this process computes, where a distiller shares (:attr:`Distiller.shares`).
+    #: The part of a step that this process computes, for distillers with :attr:`Distiller.shares`.
     share: Share = Share()
-    #: Whether lists of next items hold what a sequence has already.
+    #: Whether lists of next items may hold items of the sequence.
     repeatable: bool = True
 
     @property
@@ -184,9 +184,9 @@ class DataView:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch: observed pairs, and the base loss's negatives where it draws some.
+    """One training batch: observed pairs, and the negatives if the base loss draws some.
 
-    In a batch of a sequential model each pair is a sequence of the user's and the item that comes next.
+    In a batch of a sequential model each pair is a sequence of a user and the next item.
     """
 
     users: Tensor
@@ -209,7 +209,7 @@ class Batch:
     def distinct_pairs(self) -> tuple[Tensor, Tensor]:
         """(users (n,), items (n,)): the distinct pairs, positives and negatives, ascending.
 
-        Where there are several negatives a pair, they come in blocks, each in the order of the users.
+        Several negatives of a pair come in blocks, each in the order of the users.
         """
         users, items = self.users, self.items
         if self.negatives is not None:
@@ -225,10 +225,10 @@ class Batch:
 
 
 class Needs(NamedTuple):
-    """What a distiller reads: keys of :data:`CAPABILITIES`, of the student and of the teacher.
+    """What a distiller reads of the student and of the teacher: keys of :data:`CAPABILITIES`.
 
     Attributes:
-        otherwise: what will do in place of everything that is read of the teacher; "" if nothing will.
+        otherwise: one capability that replaces everything needed of the teacher; "" if there is none.
     """
 
     student: frozenset[str] = frozenset()
@@ -237,11 +237,11 @@ class Needs(NamedTuple):
 
     @classmethod
     def of(cls, *names: str, teacher: Optional[tuple[str, ...]] = None, otherwise: str = "") -> Needs:
-        """These names of the student; of the teacher the same, or those of `teacher`."""
+        """Needs `names` of the student, and `teacher` of the teacher (by default the same names)."""
         return cls(frozenset(names), frozenset(names if teacher is None else teacher), otherwise)
 
     def lacking(self, role: str, capabilities: frozenset[str]) -> frozenset[str]:
-        """What a ``student`` or ``teacher`` that offers these capabilities lacks."""
+        """The needs that a ``student`` or ``teacher`` with these capabilities does not meet."""
         if role == "teacher" and self.otherwise in capabilities:
             return frozenset()
         lacking: frozenset[str] = getattr(self, role) - capabilities
@@ -250,14 +250,14 @@ class Needs(NamedTuple):
 
 @dataclass(frozen=True)
 class DistillerOptions(Options):
-    """Base of a distiller's options. They also say what it reads, and what its losses are multiplied by.
+    """Base of a distiller's options. They also say what it reads and how its losses are weighted.
 
     A distiller with one loss has an option ``weight``. One with several overrides :attr:`weights`.
     """
 
     @property
     def needs(self) -> Needs:
-        """What is read of the two models. A class whose options do not change it sets ``needs = Needs.of(...)``."""
+        """What is read of the two models. If no option changes it, set ``needs = Needs.of(...)`` in the class."""
         return Needs()
 
     @property
@@ -267,27 +267,27 @@ class DistillerOptions(Options):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each loss by its name; the only loss of a distiller has the name ""."""
+        """Name of each loss -> its weight; a single loss has the name ""."""
         weight: float = getattr(self, "weight")  # noqa: B009
         return {"": weight}
 
     @property
     def is_off(self) -> bool:
-        """Whether every loss has weight 0, so that the distiller need not be built at all."""
+        """Whether every loss has weight 0; the distiller is then not built."""
         return not any(self.weights.values())
 
     def check_sizes(self, student: Optional[int], teacher: Optional[int]) -> None:
-        """Refuses two models whose vectors have sizes that these options cannot compare.
+        """Refuses two models if their vectors' sizes cannot be compared under these options.
 
-        Asked with the sizes that the settings give, before a teacher is trained; None is a size not known yet.
+        It is called with the sizes in the settings, before a teacher is trained; None is a size not known yet.
 
         Raises:
-            UserError: the two sizes, and the setting that changes one of them.
+            UserError: the sizes do not fit; the message names the setting that changes one of them.
         """
 
 
 class Part(NamedTuple):
-    """A loss of one of several processes: the mean over its entries, and which fraction of all entries they are."""
+    """A loss in one of several processes: the mean over its entries, and their fraction of all entries."""
 
     loss: Tensor
     fraction: float
@@ -299,21 +299,21 @@ OptionsT = TypeVar("OptionsT", bound=DistillerOptions)
 class Distiller(nn.Module, Generic[OptionsT]):
     """Base of all distillers, for a class of options: ``class MyDistiller(Distiller[MyOptions])``.
 
-    A subclass sets :attr:`name` and writes :meth:`loss`. What it makes once, such as a projector, it makes in
+    A subclass sets :attr:`name` and writes :meth:`loss`. Things made once, such as a projector, are made in
     :meth:`build`. Its parameters are optimised and checkpointed with the student's. The views are plain objects, so
-    that neither model becomes part of this module.
+    neither model becomes part of this module.
 
     Attributes:
-        options, student, teacher, data: what the distiller was built with.
-        generator: for all random numbers, on the CPU; the base model's random stream stays as RecBole has it.
+        options, student, teacher, data: the arguments of the constructor.
+        generator: draws all random numbers, on the CPU; the base model's random stream does not change.
     """
 
     #: The distiller's section of the settings, and the prefix of its losses in logs.
     name: ClassVar[str]
-    #: Found from the brackets: ``Distiller[MyOptions]``.
+    #: Read from the brackets in ``Distiller[MyOptions]``.
     options_class: ClassVar[type[DistillerOptions]]
-    #: Whether `loss` gives this process's part of each loss, by ``data.share``, so that the processes' losses sum to
-    #: the loss; otherwise one process computes the whole. Random numbers are drawn alike by all processes.
+    #: Whether `loss` returns this process's part of each loss, by ``data.share``; the parts of all processes sum to the
+    #: loss. Otherwise one process computes the whole loss. All processes draw the same random numbers.
     shares: ClassVar[bool] = False
 
     def __init_subclass__(cls, **named: Any) -> None:
@@ -335,22 +335,22 @@ class Distiller(nn.Module, Generic[OptionsT]):
 
     @classmethod
     def check_data(cls, options: OptionsT, data: DataView) -> None:
-        """Refuses a training split on which these options cannot be met; asked before a teacher is trained for it.
+        """Refuses a training split that cannot meet these options; called before a teacher is trained.
 
         Raises:
-            UserError: what is asked for and what there is.
+            UserError: the split has too little; the message says what is needed and what there is.
         """
 
     def build(self) -> None:
-        """Makes projectors, constants and lists, once. Buffers of constants stay out of checkpoints."""
+        """Makes projectors, constants and lists, once. Register constants as buffers that are not persistent."""
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before the first batch of each epoch (0 is the first): resample, anneal."""
+        """Called before the first batch of each epoch (0 is the first), to draw samples or set a temperature."""
 
     def loss(self, batch: Batch) -> Union[Tensor, Part, Mapping[str, Tensor]]:
-        """The loss of a batch, or several by name: scalars, means over their entries, not weighted yet.
+        """The loss of a batch, or several by name: scalars, means over their entries, without their weights.
 
-        An empty mapping where there is nothing to compute in this step.
+        An empty mapping if there is nothing to compute in this step.
         """
         raise NotImplementedError
 
@@ -364,9 +364,9 @@ class Distiller(nn.Module, Generic[OptionsT]):
         return {term or self.name: weights[term] * loss for term, loss in terms.items()}
 
     def get_extra_state(self) -> Tensor:
-        """State of the sampler's generator, for a checkpoint from which the run goes on exactly."""
+        """The generator's state, for a checkpoint from which a run resumes exactly."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restores what :meth:`get_extra_state` gave."""
+        """Restores what :meth:`get_extra_state` returned."""
         self.generator.set_state(state.to(torch.uint8).cpu())

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one sentence each, with what was found, what was expected, which setting to change."""
+"""Errors that a user can correct: one sentence with what was found, what was expected, which setting to change."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 
 class _Line(Exception):
-    """An error whose message says all."""
+    """An error whose message is complete without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython and notebooks show of it: a line, as the command line does."""
+        """The output in IPython and notebooks: one line, as on the command line."""
         return [f"recbole-kd: {self}"]
 
 
 class UserError(_Line):
-    """Something that the user gave is wrong. The command line prints the message as one line and exits with 2."""
+    """Wrong input by the user. The command line prints the message as one line and exits with 2."""
 
 
 class UnknownSetting(UserError):
-    """A setting that nothing reads; `known` are the names of which it may be a misspelling."""
+    """A setting that nothing reads; `known` are the names that it may misspell."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         super().__init__(name, known)
@@ -34,15 +34,15 @@ class TrainingError(_Line):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a student was trained. `resume` is the file from which ``--resume`` goes on."""
+    """Ctrl-C during a student's training. `resume` is the file for ``--resume``."""
 
     def __init__(self, resume: str) -> None:
-        super().__init__(f"interrupted; go on with resume={resume}")
+        super().__init__(f"interrupted; continue with resume={resume}")
         self.resume = resume
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
-    """`" Did you mean 'X'?"` for the choice nearest to `name`, or an empty string where none is near."""
+    """`" Did you mean 'X'?"` for the choice nearest to `name`, or an empty string if none is similar."""
     by_lower = {choice.lower(): choice for choice in choices}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" Did you mean '{by_lower[found[0]]}'?" if found else ""

@@ -1,4 +1,4 @@
-"""What RecBole's own functions get from this package: our models, their settings, and files read without running them.
+"""Extends RecBole's own functions: with our models and their settings, and with reading files without executing them.
 
 After ``import recbole_kd``, RecBole's ``get_model("STOSA")``, ``Config(model="STOSA", ...)`` and
 ``run_recbole(model="SimRecTeacher", ...)`` work. :mod:`recbole_kd.compat` calls these functions where RecBole would
@@ -17,7 +17,7 @@ from recbole_kd.registry import load_class, models, recipes
 
 __all__ = ["load", "loaders", "model_of", "properties_of"]
 
-#: Our models whose batches are users and not pairs, as MultiVAE's are.
+#: Our models whose batches are users, not pairs, like MultiVAE's.
 _OF_USERS = ("MultiVAEVariant", "MultiDAEVariant", "WMF")
 
 
@@ -29,7 +29,7 @@ def model_of(kind: str, module: str) -> type[Any] | None:
         module: the model's name in lower case.
 
     Raises:
-        UserError: a recipe, which is no model of its own.
+        UserError: a recipe, which is not a model.
     """
     for name, entry in models().items():
         if name.lower() == module and not entry.path.startswith("recbole."):
@@ -41,12 +41,12 @@ def model_of(kind: str, module: str) -> type[Any] | None:
 
 
 def properties_of(config: Any, model: str, file: str) -> str:
-    """The properties file of a model for RecBole's Config: RecBole's, or ours where RecBole has none.
+    """The properties file of a model for RecBole's Config: RecBole's, or ours if RecBole has none.
 
     Args:
-        config: the Config that asks. A :class:`~recbole_kd.experiment.settings.KDConfig` finds our files itself.
-        model: the name.
-        file: where RecBole looks.
+        config: the calling Config. A :class:`~recbole_kd.experiment.settings.KDConfig` finds our files itself.
+        model: the model's name.
+        file: the file that RecBole looks for.
 
     Raises:
         UserError: a recipe, which RecBole's functions would train without its teacher.
@@ -67,19 +67,19 @@ def loaders(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(module: str, path: Any) -> dict[str, Any]:
-    """``torch.load`` for RecBole's modules: a checkpoint of RecBole or of recbole-kd, in which nothing is executed.
+    """``torch.load`` for RecBole's modules: reads a checkpoint of RecBole or recbole-kd without executing anything.
 
     Args:
-        module: the module that asks.
+        module: the calling module.
         path: the file.
 
     Raises:
-        UserError: as :func:`~recbole_kd.files.checkpoint.load_any`; or RecBole's ``load_data_and_model`` asks, which
-            needs the Config as an object.
+        UserError: as in :func:`~recbole_kd.files.checkpoint.load_any`; or the caller is RecBole's
+            ``load_data_and_model``, which needs the Config as an object.
     """
     if module == "recbole.quick_start.quick_start":
         raise UserError(
-            f"RecBole's load_data_and_model would run what is in '{path}'; "
+            f"RecBole's load_data_and_model would execute code in '{path}'; "
             "call recbole_kd.load_data_and_model, which reads the same files."
         )
     return load_any(str(path))[1]
@@ -87,6 +87,6 @@ def load(module: str, path: Any) -> dict[str, Any]:
 
 def _needs_a_teacher(recipe: str) -> UserError:
     return UserError(
-        f"{recipe} learns from a teacher, and RecBole's functions train a model alone; "
+        f"{recipe} learns from a teacher, but RecBole's functions train only one model; "
         f"call recbole_kd.run_recbole_kd(model='{recipe}', dataset=...)."
     )

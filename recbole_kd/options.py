@@ -1,6 +1,6 @@
-"""Options of a unit or of a verb: a frozen dataclass whose fields check what is given, and describe themselves.
+"""Options of a unit or of a verb: a frozen dataclass whose fields check their values and describe themselves.
 
-Help, messages and the tables in docs/ are made of the same fields.
+Help, messages and the tables in docs/ are made from the same fields.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, TypeVar, Union
 
 from recbole_kd.errors import UserError, closest
 
-#: Whole numbers beyond it are none that tensors can count to.
+#: The largest whole number in a tensor.
 LARGEST_INT = 2**63 - 1
-#: Whole numbers beyond it are no batch, size or length.
+#: The largest number that makes sense as a batch, size or length.
 LARGEST_SIZE = 2**31 - 1
 
 OptionsT = TypeVar("OptionsT", bound="Options")
@@ -44,18 +44,18 @@ def option(
     """A field of an :class:`Options` class.
 
     Args:
-        default: value when the section does not name the field.
+        default: value if the section does not name the field.
         help: one line on what it means, with its unit; printed by ``recbole-kd list`` and in the docs.
         minimum, maximum: closed bounds of a number (of each number of a list).
         above, below: open bounds.
         choices: the strings that are allowed.
         any_case: whether a choice may be written in upper or lower case.
-        noun: what is expected, for messages and help, where type and bounds do not say all of it.
-        test: whether a value of the right type is one.
-        filled: whether a list or mapping must hold something.
-        metavar: what stands for the value in help, where there is no default.
-        needed: what the verb needs, as in "a checkpoint"; there is no default then.
-        example: a value to name where the needed one is missing.
+        noun: the expected value in words, for messages and help, if type and bounds do not say enough.
+        test: a function that says whether a value of the right type is allowed.
+        filled: whether a list or mapping must not be empty.
+        metavar: the placeholder for the value in help, if there is no default.
+        needed: what the verb needs, such as "a checkpoint"; the option is then required.
+        example: a value that the message about a missing required option names.
     """
     told = dict(locals())
     if isinstance(default, Mapping):
@@ -77,7 +77,7 @@ class Options:
             values: the section as a mapping; None is an empty one.
 
         Raises:
-            UserError: an unknown field, a value of another type or out of range, or one that is needed and missing.
+            UserError: an unknown field, a value of another type or out of range, or a required option is missing.
         """
         if values is None:
             values = {}
@@ -100,11 +100,11 @@ class Options:
         return checked(_joined(section, name), value, _hints(cls)[name], cls.__dataclass_fields__[name].metadata)
 
     def check(self, section: str) -> None:
-        """Relations between fields; a subclass raises :class:`UserError` where they do not hold."""
+        """Checks relations between fields; a subclass raises :class:`UserError` if they do not hold."""
 
 
 def check_names(section: str, names: Iterable[Any], known: Iterable[str]) -> None:
-    """Raises :class:`UserError` where a section holds a name that is not known."""
+    """Raises :class:`UserError` if a section holds an unknown name."""
     known = list(known)
     for name in names:
         if name not in known:
@@ -121,10 +121,10 @@ class Described:
     Attributes:
         name: its name.
         hint: its type.
-        default: its default as the command line takes it; empty for none.
-        expected: what may be given, in words.
-        help: what it means.
-        metavar: what stands for a value.
+        default: its default as written on the command line; empty for none.
+        expected: the allowed values, in words.
+        help: its meaning.
+        metavar: the placeholder for a value.
     """
 
     name: str
@@ -136,19 +136,19 @@ class Described:
 
     @property
     def range(self) -> str:
-        """What `expected` says beyond the type: bounds, choices, a form; empty where that is nothing."""
+        """What `expected` says beyond the type (bounds, choices, a form); empty if nothing."""
         plain = (*_KINDS.values(), *map(_kind, _LISTS), "a mapping", "a name", "a separator")
         bounded = next((kind for kind in plain if self.expected.startswith(f"{kind} ")), "")
         return "" if self.expected in plain else self.expected[len(bounded) :].strip().removeprefix("of ")
 
     @property
     def flag(self) -> str:
-        """``--name=default``, or what stands for a value."""
+        """``--name=default``, or the placeholder in place of the default."""
         return f"--{self.name}={self.default or self.metavar}"
 
 
 def described(cls: type[Options], prefix: str = "") -> Iterator[Described]:
-    """The fields of an options class in their order; those of a nested section by their dotted names."""
+    """The fields of an options class in order; fields of a nested section have dotted names."""
     for field in dataclasses.fields(cls):
         hint = _hints(cls)[field.name]
         kinds = [one for one in _alternatives(hint) if one is not type(None)]
@@ -168,12 +168,12 @@ def described(cls: type[Options], prefix: str = "") -> Iterator[Described]:
 
 
 def is_text(hint: Any) -> bool:
-    """Whether values of a type are text, whatever they look like: a dataset may be called 2020."""
+    """Whether values of a type are always text: a dataset may be called 2020."""
     return str in _alternatives(hint) and all(one in (str, type(None)) for one in _alternatives(hint))
 
 
 def as_text(value: Any) -> str:
-    """A default as the command line takes it."""
+    """A default as written on the command line."""
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(as_text, value))}]"
     if isinstance(value, Mapping):
@@ -184,9 +184,9 @@ def as_text(value: Any) -> str:
 
 
 def expected(hint: Any, metadata: Mapping[str, Any]) -> str:
-    """What an option of this type takes, in words."""
+    """The allowed values of an option of this type, in words."""
     noun, choices = metadata.get("noun"), metadata.get("choices")
-    if (metadata.get("maximum") or 0) >= LARGEST_SIZE:  # a bound of the machine: messages tell it
+    if (metadata.get("maximum") or 0) >= LARGEST_SIZE:  # a limit of the machine: named in messages only
         metadata = {**metadata, "maximum": None}
     if choices:
         return " | ".join(choices)
@@ -227,7 +227,7 @@ def _metavar(hint: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def _joined(section: str, name: str) -> str:
-    """``rrd.weight``, or ``--weight`` in no section."""
+    """``rrd.weight``, or ``--weight`` outside sections."""
     return section + name if section in ("", "--") else f"{section}.{name}"
 
 
@@ -241,10 +241,10 @@ def _missing(who: str, name: str, field: Any) -> str:
 
 
 def checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
-    """`value` as the type `hint` and the bounds in `metadata` say.
+    """`value`, converted to the type `hint` and checked against the bounds in `metadata`.
 
     Args:
-        name: what messages call it: ``rrd.weight``, or ``--trials`` of what is in no section.
+        name: its name in messages: ``rrd.weight``, or ``--trials`` outside sections.
 
     Raises:
         UserError: another type, or a value out of range.
@@ -327,7 +327,7 @@ def _word(name: str, value: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def is_whole(value: int | float) -> bool:
-    """Whether a number is a whole one, however large; infinity and what is not a number are none."""
+    """Whether a number is whole, however large; infinity and NaN are not."""
     return isinstance(value, int) or value.is_integer()
 
 

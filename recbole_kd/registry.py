@@ -1,4 +1,4 @@
-"""Explicit tables of what can be named on the command line, and lookups whose errors list the choices."""
+"""Tables of the models, distillers and recipes that the command line can name; lookup errors list the choices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelEntry:
     Attributes:
         path: "module:Class".
         summary: one line for ``recbole-kd list``.
-        gradient: whether it is trained by gradient; a model that is not can teach but not learn by distillation.
+        gradient: whether it is trained by gradient; other models can be teachers but not students.
         requires: "module (pip name)" that RecBole imports only when such a model trains.
         sequential: whether it predicts the next item of a sequence.
     """
@@ -48,7 +48,7 @@ def _sequential(name: str, summary: str) -> ModelEntry:
     return ModelEntry(f"recbole.model.sequential_recommender:{name}", f"next item: {summary}", sequential=True)
 
 
-#: Architectures. RecBole's own are listed by name, so that a class of ours never shadows one of the host's.
+#: Architectures. RecBole's are listed by name, so that none of our classes hides one of RecBole's.
 MODELS: dict[str, ModelEntry] = {
     "SimRecStudent": ModelEntry("recbole_kd.model.simrec:SimRecStudent", "MLP over embedding tables (SimRec)"),
     "SimRecTeacher": ModelEntry("recbole_kd.model.simrec:SimRecTeacher", "sum of graph convolutions (SimRec)"),
@@ -126,7 +126,7 @@ class DistillerEntry:
 
     Attributes:
         path: "module:Class".
-        sequential: "module:Class" of the one for sequential models; "" where next-item prediction has no such method.
+        sequential: "module:Class" of the class for sequential models; "" if the method has none.
     """
 
     path: str
@@ -134,7 +134,7 @@ class DistillerEntry:
 
 
 def _ours(path: str, sequential: str = "") -> DistillerEntry:
-    """Paths below :mod:`recbole_kd.distiller`; ``sequential="same"`` is one class for both."""
+    """Paths below :mod:`recbole_kd.distiller`; ``sequential="same"``: one class serves both."""
     paths = [f"recbole_kd.distiller.{each}" if each else "" for each in (path, sequential)]
     return DistillerEntry(paths[0], paths[0] if sequential == "same" else paths[1])
 
@@ -160,13 +160,13 @@ DISTILLERS: dict[str, DistillerEntry] = {
 }
 
 
-#: Distillers of other packages that were named as "module:Class" in this process, by their names.
+#: Name -> "module:Class" of distillers of other packages that were named by path in this process.
 _NAMED_BY_PATH: dict[str, str] = {}
 
 
 @cache
 def _offered(group: str) -> dict[str, str]:
-    """name -> "module:Class" of what installed packages offer under an entry point group."""
+    """Name -> "module:Class" of the classes that installed packages offer under an entry point group."""
     points: Any = metadata.entry_points()
     chosen = points.select(group=group) if hasattr(points, "select") else points.get(group, [])
     return {point.name: point.value for point in chosen}
@@ -175,7 +175,7 @@ def _offered(group: str) -> dict[str, str]:
 def distillers() -> dict[str, DistillerEntry]:
     """Name -> entry of every distiller: ours, those of installed packages, those named by their path.
 
-    A class of another package is asked for sequential models too: what it needs says whether it serves them.
+    A class of another package is also tried for sequential models; its needs say whether it can serve them.
     """
     others = {**_offered("recbole_kd.distillers"), **_NAMED_BY_PATH}
     return {**{name: DistillerEntry(path, path) for name, path in others.items()}, **DISTILLERS}
@@ -190,37 +190,37 @@ def models() -> dict[str, ModelEntry]:
 
 
 def distiller_name(given: str) -> str:
-    """The name under which a distiller is known: `given` itself, or that of the class at "module:Class".
+    """A distiller's name: `given` itself, or the name of the class at "module:Class".
 
-    The module is one of an installed package, or a file in the working folder.
+    The module belongs to an installed package, or is a file in the working folder.
 
     Raises:
-        UserError: no such name or class, or a class that is no distiller, or one whose name is taken.
+        UserError: no such name or class, the class is not a distiller, or its name is taken.
     """
     if ":" not in given:
         return lookup("distiller", given, distillers(), "distill")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the program `recbole-kd` does not look there; last, it hides no package
+        sys.path.append(os.getcwd())  # `recbole-kd` does not search it; as the last entry it hides no package
     kind = _checked_distiller(given)
     if distillers().get(kind.name, DistillerEntry(given)).path != given:
-        raise UserError(f"'{given}' calls itself '{kind.name}', and there is a distiller of that name; rename it.")
+        raise UserError(f"'{given}' has name = '{kind.name}', but there is a distiller of that name; rename it.")
     _NAMED_BY_PATH[kind.name] = given
     return kind.name
 
 
 def given_name(distiller: str) -> str:
-    """A distiller's name, or the "module:Class" that another process knows it by."""
+    """A distiller's name as another process can resolve it: the name, or its "module:Class"."""
     return _NAMED_BY_PATH.get(distiller, distiller)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What ``--model`` (and ``--student``) came to.
+    """The resolved ``--model`` (and ``--student``).
 
     Attributes:
-        name: as the user gave it; carried by the class in logs and checkpoints.
-        backbone: the architecture's name, whose properties hold the defaults.
-        model_class: the recommender class; for a recipe, a subclass of its backbone that carries the recipe's name.
+        name: as the user gave it; the class has this name in logs and checkpoints.
+        backbone: the architecture's name; its properties hold the defaults.
+        model_class: the recommender class; for a recipe, a subclass of its backbone with the recipe's name.
         recipe: the recipe's properties, empty for an architecture.
     """
 
@@ -237,10 +237,10 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 
 def lookup(kind: str, name: str, choices: Iterable[str], setting: str) -> str:
-    """`name` as the table spells it.
+    """`name` as spelled in the table.
 
     Raises:
-        UserError: not a choice; the message names the closest one and, where there are few, all of them.
+        UserError: not a choice; the message names the closest one, and all of them if they are few.
     """
     names = list(choices)
     if name in names:
@@ -257,7 +257,7 @@ def load_class(path: str) -> type[Any]:
     module, _, name = path.partition(":")
     anomalies = torch.is_anomaly_enabled()
     loaded: type[Any] = getattr(importlib.import_module(module), name)
-    # RecBole's sine.py switches torch's slow anomaly detection on for the whole process when it is imported.
+    # When RecBole's sine.py is imported, it switches on torch's slow anomaly detection for the whole process.
     torch.autograd.set_detect_anomaly(anomalies)
     return loaded
 
@@ -281,7 +281,7 @@ def resolve_model(name: str, student: Optional[str] = None, setting: str = "mode
         return Resolved(name, backbone, model_class, recipe)
     if student is not None and student != name:
         raise UserError(
-            f"--student={student} changes the backbone of a recipe, and {name} is no recipe but an architecture; "
+            f"--student={student} changes the backbone of a recipe, but {name} is an architecture, not a recipe; "
             f"set --model={student}."
         )
     _require_package(name, architectures[name].requires)
@@ -298,7 +298,7 @@ def distiller_class(name: str, sequential: bool = False) -> type[Distiller[Any]]
     """The distiller of that name, for general models or for sequential ones.
 
     Raises:
-        UserError: no such distiller, or one of another package that cannot be loaded or is none.
+        UserError: no such distiller, or a class of another package that cannot be loaded or is not a distiller.
     """
     entry = distillers()[lookup("distiller", name, distillers(), "distill")]
     path = entry.sequential if sequential and entry.sequential else entry.path
@@ -310,7 +310,7 @@ def _checked_distiller(path: str) -> type[Distiller[Any]]:
     """The distiller of another package at "module:Class".
 
     Raises:
-        UserError: there is none, or it lacks what every distiller has.
+        UserError: there is none, or it lacks an attribute that every distiller has.
     """
     try:
         kind = load_class(path)
@@ -320,7 +320,7 @@ def _checked_distiller(path: str) -> type[Distiller[Any]]:
             "in this folder; see --distill."
         ) from None
     if not (isinstance(kind, type) and issubclass(kind, Distiller)):
-        raise UserError(f"'{path}' is no distiller; expected a subclass of recbole_kd.contracts.Distiller.")
+        raise UserError(f"'{path}' is not a distiller; expected a subclass of recbole_kd.contracts.Distiller.")
     for attribute, written in {"name": "name = 'mine'", "options_class": "Distiller[MyOptions]"}.items():
         if not hasattr(kind, attribute):
             raise UserError(f"'{path}' has no `{attribute}`; write `{written}` in the class; see CONTRIBUTING.md.")

@@ -1,4 +1,4 @@
-"""Tests that any distiller can run on itself: a data set with a known answer, and a conformance suite.
+"""Tests for any distiller: a data set with a known answer, and a conformance suite.
 
 A distiller of ours or of another package is tested in three lines (see CONTRIBUTING.md)::
 
@@ -36,14 +36,14 @@ USERS, ITEMS, TASTES = 48, 40, 4
 def write_known_answer(folder: Path, name: str = "known-answer", seed: int = 0) -> Path:
     """Writes a data set whose answer is known: user u likes exactly the items i with i % 4 == u % 4.
 
-    Four fifths of the liked pairs are observed in training, the rest is split between validation and test, so that a
-    model which learned anything ranks held-out items first (recall@10 near 1), and one which did not at about 10 / 40.
+    Four fifths of the liked pairs are observed in training; the rest is divided between validation and test. A model
+    that has learned ranks held-out items first (recall@10 near 1). One that has not has a recall@10 of about 10 / 40.
 
     Args:
-        folder: gets ``name/name.{train,valid,test}.inter``.
+        folder: the folder for ``name/name.{train,valid,test}.inter``.
 
     Returns:
-        The data path to give as ``data_path``.
+        The value for ``data_path``.
     """
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, list[tuple[int, int]]] = {"train": [], "valid": [], "test": []}
@@ -79,7 +79,7 @@ def known_answer_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
 
 
 class Bench:
-    """A student and a frozen teacher on the known-answer data, without files written for either."""
+    """A student and a frozen teacher on the known-answer data, without files."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Bench:
         config = KDConfig(teacher, "known-answer", config_dict={**settings, **_sized(teacher, teacher_size)})
         model = _typed(build_model(config, self.splits.train), dtype)
         with torch.no_grad():
-            for parameter in model.parameters():  # a teacher with opinions, though untrained
+            for parameter in model.parameters():  # gives the untrained teacher distinct scores
                 parameter.mul_(3.0)
         trained = Trained(config, model, "none", False, {"test_result": {}})
         self.teacher = FrozenTeacher(trained, self.splits, str(data_path / "ranks"))
@@ -117,7 +117,7 @@ class Bench:
 
 
 def _typed(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model in a type of numbers, with the graphs that RecBole's models hold beside their parameters."""
+    """The model in another floating-point type, including the graphs that RecBole's models keep."""
     for name, value in vars(model).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             setattr(model, name, value.to(dtype))
@@ -132,10 +132,10 @@ def _sized(model: str, size: int) -> dict[str, Any]:
 
 
 class DistillerConformance:
-    """What every distiller must do, on every backbone that it says it supports.
+    """Tests that every distiller must pass, on every backbone that it supports.
 
-    Set :attr:`distiller`; :attr:`options` where the defaults do not fit 48 users and 40 items; :attr:`backbones` and
-    :attr:`teacher` where BPR, LightGCN and SimRecStudent or a SimRecTeacher do not fit.
+    Set :attr:`distiller`. Set :attr:`options` if the defaults do not fit 48 users and 40 items. Set :attr:`backbones`
+    if it does not support BPR, LightGCN and SimRecStudent, and :attr:`teacher` if it cannot use a SimRecTeacher.
     """
 
     distiller: ClassVar[type[Distiller[Any]]]
@@ -278,14 +278,14 @@ class DistillerConformance:
 def write_known_sequences(folder: Path, name: str = "known-sequences", users: int = 48, items: int = 24) -> Path:
     """Writes sequences whose next item is known: after item i comes item (i + 1) % items, wherever a user begins.
 
-    User u begins at item u % items and takes 6 + u % 4 items, one a time step. A sequential model which learned
-    anything ranks the next item first; one which did not ranks it first once in `items` times.
+    User u starts at item u % items and has 6 + u % 4 items, one in each time step. A sequential model that has learned
+    ranks the next item first. One that has not ranks it first once in `items` times.
 
     Args:
-        folder: gets ``name/name.inter`` with columns user_id, item_id and timestamp.
+        folder: the folder for ``name/name.inter`` with columns user_id, item_id and timestamp.
 
     Returns:
-        The data path to give as ``data_path``.
+        The value for ``data_path``.
     """
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
     for user in range(users):

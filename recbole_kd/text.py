@@ -1,4 +1,4 @@
-"""What several verbs print and read alike: columns, durations, moments."""
+"""Text shared by several verbs: columns, durations, times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["columns", "duration", "moment", "unit_of"]
 
 
 def columns(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of as many cells each as lines of text, cell under cell.
+    """Rows with equal numbers of cells as lines of text, with aligned columns.
 
     >>> columns([["model", "gain"], ["BPR", "+1 %"]])
     ['model  gain', 'BPR    +1 %']
@@ -21,7 +21,7 @@ def columns(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """In words of at most two units.
+    """A duration in words, with at most two units.
 
     >>> duration(4210), duration(75), duration(8.4)
     ('1 h 10 min', '1 min 15 s', '8 s')
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(value: Any) -> float | datetime | None:
-    """A number, or a date in UTC where it names no other zone; None where it is neither."""
+    """A number, or a date (in UTC if it names no zone); None if it is neither."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value) if math.isfinite(value) else None
     try:
@@ -45,5 +45,5 @@ def moment(value: Any) -> float | datetime | None:
 
 
 def unit_of(time: float) -> int | None:
-    """How many make a second (1, 1000, a million or a milliard), of a time since 1970; None where it can be none."""
+    """Units per second (1, 10^3, 10^6 or 10^9) of a time since 1970; None if it cannot be such a time."""
     return next((unit for unit in (1, 10**3, 10**6, 10**9) if 10**8 <= abs(time) / unit < 10**10), None)

@@ -73,8 +73,8 @@ def test_a_switch_needs_no_value() -> None:
     ("words", "message"),
     [
         (["trian"], "Unknown verb 'trian'. Did you mean 'train'?"),
-        (["train", "model"], "'model' is no setting; expected --key=value"),
-        (["-model=BPR"], "'-model=BPR' is no setting"),
+        (["train", "model"], "'model' is not a setting; expected --key=value"),
+        (["-model=BPR"], "'-model=BPR' is not a setting"),
         (["--epochs"], "--epochs has no value"),
         (["--epochs", "--seed=1"], "--epochs has no value"),
         (["--=3"], "has no name before the '='"),
@@ -282,7 +282,7 @@ def test_an_interrupted_student_goes_on_by_the_command_that_is_printed(
         assert main(words) == 130
         line = capsys.readouterr().err.splitlines()[-1]
         said, _, command = line.partition(" recbole-kd ")
-        assert said == "recbole-kd: interrupted. To go on:"
+        assert said == "recbole-kd: interrupted. To continue:"
         words = shlex.split(command)
         assert len([word for word in words if word.startswith("--resume=")]) == 1
     monkeypatch.setattr(Trainer, "_train_epoch", train_epoch)
@@ -307,10 +307,10 @@ def test_what_keeps_its_own_state_goes_on_when_repeated(
         Path(name).write_text("")
     assert main(words) == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"recbole-kd: interrupted. To go on: recbole-kd {shlex.join(words)}"
+    assert line == f"recbole-kd: interrupted. To continue: recbole-kd {shlex.join(words)}"
     monkeypatch.setattr("recbole_kd.verbs.prepare.prepare", interrupt)
     assert main(["prepare", "--dataset=gowalla"]) == 130
-    assert capsys.readouterr().err.splitlines()[-1].endswith("To go on: recbole-kd prepare --dataset=gowalla")
+    assert capsys.readouterr().err.splitlines()[-1].endswith("To continue: recbole-kd prepare --dataset=gowalla")
 
 
 @pytest.mark.parametrize("module", ["recbole_kd", "recbole_kd.compat", "recbole_kd.cli", "torch"])
@@ -327,7 +327,7 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 130
-    assert done.stderr.strip() in ("", "recbole-kd: interrupted. To go on: recbole-kd list")
+    assert done.stderr.strip() in ("", "recbole-kd: interrupted. To continue: recbole-kd list")
 
 
 def test_the_result_is_printed_once(known_answer: Path) -> None:

@@ -226,7 +226,7 @@ def test_what_is_missing_or_old_is_told_in_a_line(package: str, found: str | Non
 def test_another_version_of_recbole_is_tried_and_named() -> None:
     without = WITHOUT.format(package="recbole", found="1.3.0")
     output = run(f"{without}\nfrom recbole_kd.cli import main; print(main(['list']), flush=True)", both=True)
-    assert "RecBole 1.3.0 is installed, and recbole-kd is made for 1.2.1." in output
+    assert "RecBole 1.3.0 is installed, but recbole-kd is made for 1.2.1." in output
     assert "pip install --no-deps recbole==1.2.1" in output
     assert "DERRDStudent" in output
 

@@ -102,7 +102,7 @@ def test_it_is_used_by_its_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: 
     [
         ("nowhere.at_all:Class", "There is no distiller at 'nowhere.at_all:Class'"),
         ("contributed_centred:Missing", "There is no distiller at"),
-        ("contributed_centred:CentredOptions", "is no distiller; expected a subclass"),
+        ("contributed_centred:CentredOptions", "is not a distiller; expected a subclass"),
     ],
 )
 def test_what_is_no_distiller_is_refused(path: str, message: str) -> None:
@@ -126,7 +126,7 @@ def test_an_entry_point_that_is_broken_breaks_nothing_else(
     assert main(["list", "--kind=students"]) == 0
     listed = capsys.readouterr().out
     assert "There is no distiller at 'nowhere.gone:Nothing'" in listed
-    assert "'collections:OrderedDict' is no distiller" in listed
+    assert "'collections:OrderedDict' is not a distiller" in listed
     assert "[cannot be loaded: No module named 'nowhere']" in listed
     for name, message in {"gone": "There is no distiller at", "other": "is no distiller"}.items():
         with pytest.raises(UserError, match=message):

@@ -306,7 +306,7 @@ def test_the_start_of_a_run_says_what_is_ranked(data_path: Path, caplog: pytest.
         told[name] = [message for message in caplog.messages if "--repeatable" in message]
     assert told["told"] == []
     (line,) = told["default"]
-    assert line.startswith("No user has an item twice: what a user has seen is left out of rankings.")
+    assert line.startswith("No user has an item twice, so seen items are left out of rankings.")
 
 
 def test_a_teacher_is_kept_for_each_way(data_path: Path) -> None:
@@ -333,13 +333,13 @@ def test_a_teacher_is_kept_for_each_way(data_path: Path) -> None:
         ({"loss_type": "BPR", "train_neg_sample_args": None}, "--train_neg_sample_args draws none"),
         ({"MAX_ITEM_LIST_LENGTH": 0}, "--MAX_ITEM_LIST_LENGTH=0"),
         ({"model": "BERT4Rec", "MAX_ITEM_LIST_LENGTH": 2}, "hides no item of a sequence of --MAX_ITEM_LIST_LENGTH=2"),
-        ({"distill": "unkd", "teacher": "SASRec"}, "unkd distils scores or vectors of users, and GRU4Rec predicts"),
-        ({"distill": "kd", "teacher": "BPR"}, "the teacher BPR is no sequential model"),
-        ({"distill": "kd", "teacher": "SASRec", "baseline": "BPR"}, "the baseline BPR is no sequential model"),
+        ({"distill": "unkd", "teacher": "SASRec"}, "unkd distils scores or vectors of users, but GRU4Rec predicts"),
+        ({"distill": "kd", "teacher": "BPR"}, "the teacher BPR is a general model"),
+        ({"distill": "kd", "teacher": "SASRec", "baseline": "BPR"}, "the baseline BPR is a general model"),
         ({"learner": "sevo_adam", "sevo.beta": 1.0}, "sevo.beta=1.0 is out of range"),
         ({"learner": "sevo_adam", "sevo.layers": -1}, "sevo.layers=-1 is out of range"),
         ({"learner": "sevo_adam", "sevo.graph": "bipartite"}, "GRU4Rec has no table of users"),
-        ({"learner": "sevo_adam", "sevo.graph": "category"}, "--sevo.category=class is no token column"),
+        ({"learner": "sevo_adam", "sevo.graph": "category"}, "--sevo.category=class is not a token column"),
         ({"learner": "sevo_adam", "sevo.tables": ["dense.weight"]}, "smooth have 8 rows; set --sevo.tables"),
     ],
     ids=str,

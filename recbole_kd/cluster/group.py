@@ -1,8 +1,8 @@
-"""The processes of one run as one of them sees them, with the results of one process.
+"""The group of processes of one run, and their communication; the results are those of one process.
 
-``torchrun`` starts them, or ``--nproc=2`` does through torch's own launcher (:mod:`recbole_kd.cluster.launch`). What is
-shared out, and how it stays what one process computes, is in :mod:`recbole_kd.trainer.shared`. Processes talk through
-torch.distributed: gloo for tensors on a CPU, nccl for those on a GPU. Plain values go as JSON.
+``torchrun`` starts them, or ``--nproc=2`` with torch's own launcher (:mod:`recbole_kd.cluster.launch`).
+:mod:`recbole_kd.trainer.shared` says how work is divided. Processes communicate through torch.distributed: gloo for
+tensors on a CPU, nccl for tensors on a GPU. Plain values are sent as JSON.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from recbole_kd.errors import UserError
 
 __all__ = ["ALONE", "PATIENCE", "STORE", "Group", "joined", "lost", "processes_around", "take_own_gpu"]
 
-#: How long a process waits for the others within a step or an evaluation, which take seconds.
+#: Time limit for waiting within a step or an evaluation, which take seconds.
 PATIENCE = timedelta(hours=1)
-#: How long it waits for them to meet; torchrun may start those that missed each other again.
+#: Time limit for all processes to connect at the start; torchrun may restart them if it passes.
 MEETING = timedelta(minutes=5)
-#: Environment variable with the file through which processes of one machine meet, instead of a port.
+#: Environment variable with the file through which processes of one machine connect, instead of a port.
 STORE = "RECBOLE_KD_STORE"
 
 
 @dataclass(frozen=True)
 class Group(Share):
-    """The processes of a run, as one of them sees them: its :class:`Share`, and ways to talk.
+    """The processes of a run, seen from one of them: its :class:`Share`, and methods to communicate.
 
     Attributes:
-        store: torch.distributed's key-value store, through which processes wait for one another without a time limit.
-        stamp: part of the names of the run's files, the same on every process and after a restart.
-        restarted: whether the processes were started again, because one of them had ended.
+        store: torch.distributed's key-value store, to wait for other processes without a time limit.
+        stamp: part of the names of the run's files, the same in every process and after a restart.
+        restarted: whether the processes were restarted because one of them had ended.
     """
 
     store: Any = None
@@ -59,12 +59,12 @@ class Group(Share):
         return self.rank == 0
 
     def tell(self, key: str, value: str) -> None:
-        """Publishes a word under a key, once."""
+        """Publishes a text under a key, once."""
         if self.count > 1:
             self.store.set(key, value)
 
     def hear(self, key: str) -> str:
-        """The word under a key, waited for however long it takes: a teacher may train for days."""
+        """The text under a key; waits without a time limit, because a teacher may train for days."""
         while True:
             try:
                 self.store.wait([key], timedelta(minutes=10))
@@ -75,7 +75,7 @@ class Group(Share):
 
     @contextlib.contextmanager
     def first(self, what: str) -> Iterator[None]:
-        """Process 0 goes through the block before the others do."""
+        """Process 0 executes the block before the others do."""
         if not self.is_first:
             self.hear(what)
         yield
@@ -83,7 +83,7 @@ class Group(Share):
             self.tell(what, "done")
 
     def plain(self, value: Any, source: int = 0) -> Any:
-        """A plain value of process `source`, on every process."""
+        """Sends a plain value of process `source` to every process."""
         content = json.dumps(value).encode() if self.rank == source else b""
         size = torch.tensor(len(content))
         dist.broadcast(size, source)
@@ -92,7 +92,7 @@ class Group(Share):
         return json.loads(bytes(text.numpy()))
 
     def tensors(self, values: Optional[Mapping[str, Tensor]], source: int = 0) -> dict[str, Tensor]:
-        """Named tensors of process `source`, on the CPU of every process."""
+        """Sends named tensors of process `source` to the CPU of every process."""
         held = {name: value.detach().cpu().contiguous() for name, value in (values or {}).items()}
         described = {name: [str(value.dtype).replace("torch.", ""), list(value.shape)] for name, value in held.items()}
         described = self.plain(described, source)
@@ -100,23 +100,23 @@ class Group(Share):
         for name, (dtype, shape) in described.items():
             value = held[name] if self.rank == source else torch.empty(shape, dtype=getattr(torch, dtype))
             if value.numel():
-                # gloo knows neither booleans nor short integers; bytes are bytes.
+                # gloo has no booleans and short integers, so the bytes are sent.
                 dist.broadcast(value.reshape(-1).view(torch.uint8), source)
             received[name] = value
         return received
 
     def align(self, tensors: Iterable[Tensor], source: int = 0) -> None:
-        """Gives every process what process `source` has in these tensors, in place."""
+        """Copies the content of these tensors from process `source` to every process, in place."""
         with torch.no_grad():
             for tensor in tensors:
                 if tensor.numel() and tensor.dtype != torch.bool and tensor.layout == torch.strided:
                     dist.broadcast(tensor.data, source)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replaces the gradients by their sums over the processes; one that none has stays None."""
+        """Replaces the gradients by their sums over the processes; if no process has one, it stays None."""
         if not parameters:
             return
-        # A parameter that a process has no gradient of counts as 0 there; the flags tell 0 from none at all.
+        # A missing gradient counts as 0; the flags distinguish 0 from missing in all processes.
         flags = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
         dist.all_reduce(flags)
         by_type: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
@@ -138,10 +138,10 @@ ALONE = Group()
 
 
 def processes_around(nproc: int = 1) -> int:
-    """How many processes ``torchrun`` (or any launcher that sets its variables) has started for this run; 1 for none.
+    """Number of processes that ``torchrun`` (or a launcher that sets its variables) has started; 1 if none.
 
     Args:
-        nproc: ``--nproc``, which says the same or nothing.
+        nproc: ``--nproc``, which must be the same number or 1.
 
     Raises:
         UserError: the two do not agree.
@@ -150,7 +150,7 @@ def processes_around(nproc: int = 1) -> int:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if count > 1 and nproc not in (1, here):
         raise UserError(
-            f"torchrun started {here} processes on this machine (LOCAL_WORLD_SIZE), and --nproc={nproc}; leave --nproc "
+            f"torchrun started {here} processes on this machine (LOCAL_WORLD_SIZE), but --nproc={nproc}; leave --nproc "
             "out, or start without torchrun."
         )
     return count
@@ -160,10 +160,10 @@ def processes_around(nproc: int = 1) -> int:
 def joined() -> Iterator[Group]:
     """This process as a member of the group that its environment describes (``RANK``, ``WORLD_SIZE``, ...).
 
-    All processes but the first are silent inside. A process group that is there already is used as it is.
+    Inside the block only the first process logs. An existing process group is used as it is.
 
     Raises:
-        UserError: the processes cannot meet, or one of those that torchrun started has ended.
+        UserError: the processes cannot connect, or a process that torchrun started has ended.
     """
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -174,13 +174,13 @@ def joined() -> Iterator[Group]:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         meeting: dict[str, Any] = {"init_method": "env://"}
         if STORE in os.environ:
-            # One machine: nothing of it listens where another machine could reach it.
+            # One machine: no port is open to other machines.
             if "lo" in (name for _, name in socket.if_nameindex()):
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             meeting = {"store": PrefixStore(str(restarts), FileStore(os.environ[STORE], count))}
         try:
             if STORE not in os.environ and _is_torchruns_alone(count):
-                # torchrun keeps its store over restarts, and with it the addresses of the processes before.
+                # torchrun keeps its store over restarts, with the addresses of the earlier processes.
                 place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
                 meeting = {
                     "store": PrefixStore(f"recbole-kd-meets-{restarts}", TCPStore(*place, count, timeout=MEETING))
@@ -189,8 +189,8 @@ def joined() -> Iterator[Group]:
             dist.distributed_c10d._set_pg_timeout(PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"Process {rank} of {count} cannot meet the others ({' '.join(str(error).split())[:120]}); start all "
-                "machines' torchrun with the same --rdzv-endpoint."
+                f"Process {rank} of {count} cannot connect to the others ({' '.join(str(error).split())[:120]}); start "
+                "torchrun on all machines with the same --rdzv-endpoint."
             ) from None
     store = PrefixStore(f"recbole-kd-{restarts}", dist.distributed_c10d._get_default_store())
     try:
@@ -200,8 +200,8 @@ def joined() -> Iterator[Group]:
         if not own or STORE in os.environ or not lost(error):
             raise
         raise UserError(
-            f"Process {rank} of {count} has lost another one, which has ended ({' '.join(str(error).split())[:120]}); "
-            "torchrun says why, and starts all of them again where --max-restarts allows it."
+            f"Process {rank} of {count} lost the connection to another process, which has ended "
+            f"({' '.join(str(error).split())[:120]}); torchrun says why, and restarts all if --max-restarts allows it."
         ) from None
     finally:
         if own:
@@ -212,22 +212,22 @@ def joined() -> Iterator[Group]:
 
 
 def _is_torchruns_alone(count: int) -> bool:
-    """Whether torchrun on this machine started all processes; on others, their numbers of restarts may differ."""
+    """Whether torchrun on this machine started all processes; numbers of restarts may differ between machines."""
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return kept and int(os.environ.get("LOCAL_WORLD_SIZE", 0)) == count
 
 
 def lost(error: Exception) -> bool:
-    """Whether an error says that the connection to another process broke."""
+    """Whether an error is a broken connection to another process."""
     words = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe", "socket")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 def take_own_gpu(device: torch.device) -> None:
-    """Processes of one machine compute on different GPUs: this one on that of its number there (``LOCAL_RANK``).
+    """Gives each process of a machine its own GPU, by its number there (``LOCAL_RANK``).
 
     Args:
-        device: of the configuration, which by now has left torch the GPUs of ``--gpu_id`` alone.
+        device: the device of the configuration; torch sees only the GPUs of ``--gpu_id`` by now.
 
     Raises:
         UserError: there are more processes than GPUs.
@@ -237,14 +237,14 @@ def take_own_gpu(device: torch.device) -> None:
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= there:
         raise UserError(
-            f"Process {number + 1} of this machine has no GPU of its own, as torch sees {there}; start fewer "
+            f"Process {number + 1} of this machine has no GPU of its own, because torch sees {there}; start fewer "
             "processes, name more GPUs with --gpu_id, or set --use_gpu=False."
         )
     torch.cuda.set_device(number)
 
 
 def _stamp() -> str:
-    """Names the run: when its launcher started, and as which process. Restarted processes have the same launcher."""
+    """A name for the run: its launcher's start time and process id, which restarts do not change."""
     launcher = psutil.Process(os.getppid())
     started = datetime.fromtimestamp(launcher.create_time())
     return os.environ.get("RECBOLE_KD_STAMP") or f"{started:%Y%m%d-%H%M%S-%f}-{launcher.pid}"
@@ -252,7 +252,7 @@ def _stamp() -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing of this process reaches a log, TensorBoard or the terminal, where process 0 tells the same."""
+    """Inside the block this process writes no log, TensorBoard or terminal output; process 0 writes the same."""
     import recbole.trainer.trainer as recboles
 
     level, writer = logging.root.manager.disable, recboles.get_tensorboard
@@ -268,7 +268,7 @@ def _silence() -> Iterator[None]:
 
 
 class Nothing:
-    """Stands for a TensorBoard writer that writes nothing."""
+    """A TensorBoard writer that writes nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments, **named: None

@@ -1,4 +1,4 @@
-"""Functions in processes of their own: one for its memory alone, or several that train together."""
+"""Runs functions in separate processes: in one, to measure its memory, or in several that train together."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from recbole_kd.errors import TrainingError, UserError
 
 __all__ = ["RESTARTS", "attempted", "in_own_process", "raise_told", "together"]
 
-#: How often the processes of a run are started again when one of them has ended.
+#: Number of restarts of a run's processes after one of them has ended.
 RESTARTS = 3
 
 
 def in_own_process(
     function: Callable[..., Any], *arguments: Any, on_message: Optional[Callable[[Any], None]] = None
 ) -> Any:
-    """``function(*arguments, tell)`` in a fresh process, waited for; `tell` sends what `on_message` gets here.
+    """Runs ``function(*arguments, tell)`` in a new process and waits for it; `tell` sends messages to `on_message`.
 
-    An interrupt (Ctrl-C) is this process's to handle: the other is ended when this function is left, and ends by itself
-    when this process is killed.
+    This process handles an interrupt (Ctrl-C). The new process is ended when this function is left, and ends by itself
+    if this process is killed.
 
     Args:
-        function: importable by its name, like its arguments and what it returns.
+        function: can be imported by its name, as can the types of its arguments and its result.
 
     Raises:
         UserError, TrainingError: what the function raised.
-        TrainingError: the process was ended from outside, as the system does when memory is short.
+        TrainingError: the process was killed from outside, for example because memory was short.
         RuntimeError: any other error, with its traceback.
     """
     context = multiprocessing.get_context("spawn")
@@ -66,7 +66,7 @@ def in_own_process(
         return value
     if kind == "died":
         raise TrainingError(
-            f"Its process was ended from outside (exit code {process.exitcode}); if memory was short, lower "
+            f"Its process was killed from outside (exit code {process.exitcode}); if memory was short, lower "
             "--train_batch_size or --eval_batch_size, or run fewer at a time."
         )
     raise {"UserError": UserError, "TrainingError": TrainingError}.get(kind, RuntimeError)(value)
@@ -86,8 +86,8 @@ def _serve(sender: Connection, function: Callable[..., Any], arguments: tuple[An
 
 @contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
-    """Processes that are started inside never get an interrupt: it is this process's to handle."""
-    # What is blocked here is blocked there, from its first instruction on: Ctrl-C reaches a whole process group.
+    """Processes started inside the block never get an interrupt; this process handles it."""
+    # Ctrl-C reaches a whole process group. New processes inherit blocked signals, from their first instruction on.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -96,7 +96,7 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Lets this process end when the one that started it does: a killed parent can end nobody."""
+    """Makes this process end with its parent; a killed parent cannot end it."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
@@ -110,19 +110,19 @@ def end_with_parent() -> None:
 def together(
     processes: int, stamp: str, function: Callable[..., Any], *arguments: Any, restarts: int = RESTARTS
 ) -> Any:
-    """``function(*arguments, group)`` in several processes of this machine; what the first returned.
+    """Runs ``function(*arguments, group)`` in several processes of this machine; the first one's result.
 
-    torch's own launcher, the one of ``torchrun``, starts and watches them. When one ends, all are started again; the
-    function finds ``group.restarted`` and goes on from what it kept. An interrupt ends all of them.
+    torch's launcher, that of ``torchrun``, starts and watches them. If one ends, all are restarted; the function then
+    sees ``group.restarted`` and resumes from its files. An interrupt ends all of them.
 
     Args:
-        processes: how many.
-        stamp: names the run's files (:attr:`Group.stamp`).
-        function: importable by its name; its arguments can be pickled.
-        restarts: how often they are started again.
+        processes: number of processes.
+        stamp: name for the run's files (:attr:`Group.stamp`).
+        function: can be imported by its name; its arguments can be pickled.
+        restarts: number of restarts.
 
     Raises:
-        UserError, TrainingError: what the function raised, which no restart mends; or a process kept ending.
+        UserError, TrainingError: raised by the function (then there is no restart), or a process kept ending.
         RuntimeError: any other error, with its traceback.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -151,23 +151,23 @@ def together(
             rank, failure = error.get_first_failure()
             how = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
             raise TrainingError(
-                f"Process {rank} of {processes} was ended from outside ({how}), {restarts + 1} times in all; if memory "
-                "was short, lower --train_batch_size or --nproc; a student goes on with --resume=FILE-last.pth, a "
-                "teacher when the command is repeated."
+                f"Process {rank} of {processes} was killed from outside ({how}), {restarts + 1} times; if memory "
+                "was short, lower --train_batch_size or --nproc. To continue a student's training, add "
+                "--resume=FILE-last.pth; a teacher's training continues if the command is repeated."
             ) from None
 
 
 def _member(folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What each of several processes does. An error of the function is written down: no restart mends it."""
+    """The main function of each process. An error of the function is stored in a file; a restart would not help."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _told(folder):
-        sys.exit(1)  # started again after another process's error
+        sys.exit(1)  # restarted after another process's error
     with joined() as group:
         kind, value = attempted(function, arguments, group)
         if kind == "result":
             return value
-        # Before this process leaves the group, which ends the others.
+        # Before this process leaves the group, because that ends the others.
         file = Path(folder, f"error-{group.rank}")
         file.with_suffix(".tmp").write_text(json.dumps([kind, value]))
         file.with_suffix(".tmp").replace(file)
@@ -175,10 +175,10 @@ def _member(folder: str, function: Callable[..., Any], arguments: tuple[Any, ...
 
 
 def attempted(function: Callable[..., Any], arguments: tuple[Any, ...], group: Group) -> tuple[str, Any]:
-    """``("result", value)`` of one of several processes, of which the first has a value; or its error: (kind, text).
+    """``("result", value)`` of one process (only the first has a value), or its error as (kind, text).
 
     Raises:
-        RuntimeError: the connection broke: another process has ended, and the launcher knows which.
+        RuntimeError: the connection broke because another process has ended; the launcher knows which.
     """
     try:
         value = function(*arguments, group)
@@ -196,7 +196,7 @@ def _told(folder: str) -> list[Path]:
 
 
 def raise_told(told: Sequence[tuple[str, Any]]) -> None:
-    """Raises the error among (kind, text) that explains the others, if any: one that the user can mend comes first."""
+    """Raises the most useful error among (kind, text), if any; a UserError comes first."""
     for kind, error in (("UserError", UserError), ("TrainingError", TrainingError), ("RuntimeError", RuntimeError)):
         for name, text in told:
             if name == kind:
@@ -207,9 +207,9 @@ _BACKEND = "recbole-kd"
 
 
 def _meet_in_a_file() -> None:
-    """Registers a rendezvous of torch's launcher that opens no port: the launcher's own ones listen on all interfaces.
+    """Registers a rendezvous for torch's launcher that opens no port; the launcher's own listen on all interfaces.
 
-    One machine alone needs none: all that the launcher keeps there stays in a private file.
+    A single machine needs no port: the launcher's data are in a private file.
     """
     from torch.distributed import FileStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.rendezvous import (
@@ -252,7 +252,7 @@ def _meet_in_a_file() -> None:
 
 @contextmanager
 def _undone() -> Iterator[None]:
-    """The launcher changes the environment, the handlers of signals and its logger's level; all are put back."""
+    """Restores the environment, signal handlers and logger level that the launcher changes."""
     environment = dict(os.environ)
     mine = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

@@ -1,7 +1,7 @@
-"""Ray: a session that is started, joined or shared, and a function over many items in parallel.
+"""Ray: starts, joins or shares a session, and maps a function over many items in parallel.
 
-A Ray session runs whatever code it is sent, as the user who started it. So one that is started here listens on the
-loopback interface only, asks for a token that only this user can read, and has no dashboard.
+A Ray session runs any code that it receives, as the user who started it. So a session started here listens only on the
+loopback interface, requires a token that only this user can read, and has no dashboard.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ __all__ = ["check_cluster", "environment", "parallel_map", "ray_session"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: The first Ray whose local sessions ask for a token.
+#: The first Ray whose local sessions require a token.
 _OLDEST = (2, 59)
 #: Bytes of Ray's object store, which holds only settings; its default is a third of the memory.
 _STORE = 128 << 20
 _PREFIX = "kd-ray-"
-#: Characters of a temporary folder's path above which Ray's sockets below it have names that are too long.
+#: Longest path of a temporary folder, in characters; with longer ones the names of Ray's sockets are too long.
 _LONGEST = 20
 
 
 @contextmanager
 def ray_session(address: str | None = None, cpus: int | None = None, shown: bool = False) -> Iterator[None]:
-    """Ray, started here and ended on leaving, or a cluster that is joined; a session that there is already is shared.
+    """Ray inside the block: started here and ended after it, or a joined cluster. An existing session is shared.
 
     Args:
-        address: of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``; None or ``"local"`` starts Ray on this
-            machine. A cluster's token is the user's, as Ray reads it: ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``.
-        cpus: cores that Ray may use, where it is started here; by default all.
-        shown: whether what workers of a cluster print comes to this terminal.
+        address: address of a running cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``; None or ``"local"`` starts Ray
+            on this machine. Ray reads a cluster's token from ``RAY_AUTH_TOKEN`` or ``RAY_AUTH_TOKEN_PATH``.
+        cpus: cores for a Ray that is started here; by default all.
+        shown: whether the output of a cluster's workers appears in this terminal.
 
     Raises:
         UserError: no cluster answers at `address`, or it refuses the token; Ray is too old.
@@ -62,7 +62,7 @@ def ray_session(address: str | None = None, cpus: int | None = None, shown: bool
 
 @contextmanager
 def _started(cpus: int | None) -> Iterator[None]:
-    """Ray on this machine, for this user alone."""
+    """Ray on this machine, for this user only."""
     from ray._private import ray_constants
 
     with _private_folder() as folder:
@@ -70,7 +70,7 @@ def _started(cpus: int | None) -> Iterator[None]:
         with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
         ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token)}
-        # Ray binds to the loopback interface where it takes the machine for one that cannot have a cluster.
+        # Ray binds to the loopback interface if it believes that the machine cannot have a cluster.
         with _authentication(**ours), patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
             try:
                 ray.init(
@@ -80,7 +80,7 @@ def _started(cpus: int | None) -> Iterator[None]:
                     object_store_memory=_STORE,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
-                    _temp_dir=str(folder / "ray"),  # Ray opens it to everybody: the folder above must not be
+                    _temp_dir=str(folder / "ray"),  # Ray makes it public, so the folder above is private
                 )
                 if ray.util.get_node_ip_address() not in ("127.0.0.1", "::1"):
                     raise RuntimeError(f"Ray {ray.__version__} listens on {ray.util.get_node_ip_address()}")
@@ -90,7 +90,7 @@ def _started(cpus: int | None) -> Iterator[None]:
 
 
 def check_cluster(address: str | None) -> None:
-    """What can be said of Ray and of the cluster at `address` before anything is trained.
+    """Checks Ray and the cluster at `address` before training.
 
     Raises:
         UserError: Ray is too old; nothing answers at `address`.
@@ -131,7 +131,7 @@ def _joined(address: str, shown: bool) -> Iterator[None]:
             if address == "auto":
                 raise _no_cluster(address, error) from None
             raise UserError(
-                f"--ray_address={address} answers and lets nobody in: it asks for another token, or is no Ray cluster; "
+                f"--ray_address={address} refuses the connection: it needs another token, or is not a Ray cluster; "
                 "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token that 'ray get-auth-token' prints there."
             ) from None
         try:
@@ -142,11 +142,11 @@ def _joined(address: str, shown: bool) -> Iterator[None]:
 
 @contextmanager
 def _authentication(**variables: str | None) -> Iterator[None]:
-    """Environment variables for Ray's authentication, which Ray reads once and keeps until it is told."""
+    """Sets environment variables for Ray's authentication and makes Ray read them again."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     def read_again() -> None:
-        Config.initialize("")  # first, so that nothing asks for a token that has gone
+        Config.initialize("")  # first, so that no removed token is requested
         AuthenticationTokenLoader.instance().reset_cache()
 
     try:
@@ -159,7 +159,7 @@ def _authentication(**variables: str | None) -> Iterator[None]:
 
 @contextmanager
 def environment(**variables: str | None) -> Iterator[None]:
-    """Environment variables that are set, or with None unset, until the block is left."""
+    """Sets environment variables inside the block; a variable with value None is unset."""
     with patch.dict(os.environ):
         for name, value in variables.items():
             if value is None:
@@ -171,9 +171,9 @@ def environment(**variables: str | None) -> Iterator[None]:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A temporary folder that only this user enters, removed on leaving.
+    """A temporary folder that only this user can enter, removed after the block.
 
-    It is locked while it is in use. Folders that nobody has locked are of processes that were killed, and are removed.
+    It is locked while it is in use. Unlocked folders belong to killed processes and are removed.
     """
     place = Path(tempfile.gettempdir())
     if len(str(place)) > _LONGEST:
@@ -187,7 +187,7 @@ def _private_folder() -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         lock = _lock(folder)
         if lock is not None and folder.is_dir():
-            break  # otherwise another process has swept it away before it was locked
+            break  # otherwise another process removed it before it was locked
     try:
         yield folder
     finally:
@@ -196,7 +196,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds a folder of this user's, until it is closed; None where another process holds it."""
+    """A descriptor that locks a folder of this user until it is closed; None if another process has locked it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -214,15 +214,15 @@ def _lock(folder: Path) -> int | None:
 def parallel_map(
     function: Callable[[Item], Result], items: Sequence[Item], parallel: int
 ) -> Iterator[tuple[int, Result]]:
-    """(index, function(item)) of every item, in the order in which they are ready.
+    """(index, function(item)) of every item, in the order of completion.
 
     Args:
-        function: runs in worker processes, one thread each; what it raises, Ray raises here, wrapped.
+        function: runs in worker processes with one thread each; Ray raises its errors here, wrapped.
         items: its arguments.
-        parallel: how many run at a time.
+        parallel: number of items that run at a time.
     """
     with ray_session(cpus=parallel):
-        # Without a share of them, Ray hides the GPUs from its workers.
+        # Without a share of the GPUs, Ray hides them from its workers.
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / parallel)
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_call)
         running = {remote.remote(function, item): index for index, item in enumerate(items)}

@@ -1,7 +1,7 @@
 """The processes of one run on a Ray cluster (``--ray_address=HOST:PORT --nproc=8``), which Ray Train starts.
 
-Each is what ``torchrun`` starts on machines (:mod:`recbole_kd.cluster.group`): Ray Train sets the same variables and
-joins the same group of torch.distributed. It starts all of them again when one has ended.
+They work like processes of ``torchrun`` (:mod:`recbole_kd.cluster.group`): Ray Train sets the same variables and joins
+the same group of torch.distributed. If one ends, it restarts all of them.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ __all__ = ["together_on_cluster"]
 
 
 class _Board:
-    """An actor on the cluster that keeps what the processes of a run tell: errors, and the first one's result."""
+    """An actor on the cluster that stores messages of a run's processes: errors, and the first one's result."""
 
     def __init__(self) -> None:
         self.begun: dict[int, int] = {}
         self.told: list[tuple[str, Any]] = []
 
     def begin(self, rank: int) -> int | None:
-        """How often this process was started before; None where an error was told, which no restart mends."""
+        """Number of earlier starts of this process; None if there was an error, so that it should not run again."""
         self.begun[rank] = self.begun.get(rank, -1) + 1
         return None if self.told else self.begun[rank]
 
     def tell(self, kind: str, value: Any) -> None:
-        """Keeps an error's kind and text, or a result."""
+        """Stores an error's kind and text, or a result."""
         self.told.append((kind, value))
 
     def read(self) -> list[tuple[str, Any]]:
-        """All that was told."""
+        """All stored messages."""
         return self.told
 
 
 def together_on_cluster(
     address: str, processes: int, folder: str, stamp: str, function: Callable[..., Any], *arguments: Any
 ) -> Any:
-    """``function(*arguments, group)`` in several processes of a Ray cluster; what the first returned.
+    """Runs ``function(*arguments, group)`` in several processes of a Ray cluster; the first one's result.
 
-    As :func:`recbole_kd.cluster.launch.together` does it on this machine. A process computes on one core.
+    It is :func:`recbole_kd.cluster.launch.together` for a cluster. A process computes on one core.
 
     Args:
-        address: of the cluster.
-        processes: how many.
-        folder: one that all machines share, in which Ray Train keeps a file for the time of the run.
-        stamp: names the run's files.
-        function: importable by its name on every machine; its arguments can be pickled.
+        address: the cluster's address.
+        processes: number of processes.
+        folder: a folder that all machines share; Ray Train keeps a file there during the run.
+        stamp: name for the run's files.
+        function: can be imported by its name on every machine; its arguments can be pickled.
 
     Raises:
-        UserError, TrainingError: what the function raised; fewer cores than processes; a process kept ending.
+        UserError, TrainingError: raised by the function; fewer cores than processes; a process kept ending.
         RuntimeError: any other error, with its traceback.
     """
     os.makedirs(folder, exist_ok=True)
@@ -92,9 +92,9 @@ def together_on_cluster(
         except TrainingFailedError as error:
             raise_told(ray.get(board.read.remote()))
             raise TrainingError(
-                f"A process on the cluster was ended from outside, {RESTARTS + 1} times in all "
-                f"({' '.join(str(error).split())[:200]}); a student goes on with --resume=FILE-last.pth, "
-                "a teacher when the command is repeated."
+                f"A process on the cluster was killed from outside, {RESTARTS + 1} times in all "
+                f"({' '.join(str(error).split())[:200]}). To continue a student's training, add "
+                "--resume=FILE-last.pth; a teacher's training continues if the command is repeated."
             ) from None
         told = ray.get(board.read.remote())
         raise_told(told)
@@ -102,7 +102,7 @@ def together_on_cluster(
 
 
 def _member(config: dict[str, Any]) -> None:
-    """What each process does."""
+    """The main function of each process."""
     board = config["board"]
     restarts = ray.get(board.begin.remote(int(os.environ["RANK"])))
     if restarts is None:

@@ -1,13 +1,13 @@
-"""Groups of equally many frequencies of a graph, and filters that weigh each group: FreqD's table 1.
+"""Groups with equally many frequencies of a graph, and filters that weight each group: FreqD's table 1.
 
-The N eigenvectors of a graph's Laplacian L = I - Ã, by rising frequency, are cut into G groups of N / G. An eigenvalue
-of high multiplicity can lie in several groups, and its eigenvectors have no order among themselves. So each of them
-belongs to the groups in the shares that the whole eigenspace has in them. A user-item graph has such an eigenvalue:
-1, at least |users - items| times.
+The N eigenvectors of a graph's Laplacian L = I - Ã, by ascending frequency, are divided into G groups of N / G. An
+eigenvalue of high multiplicity can be in several groups, and its eigenvectors have no order. So each of them is divided
+among these groups in the same proportions as the whole eigenspace. A user-item graph has such an eigenvalue: 1, at
+least |users - items| times.
 
 Small graphs are decomposed exactly. On large ones the groups' bounds are quantiles of the estimated density of
-frequencies, and a filter is an expansion in Chebyshev polynomials with Jackson's damping (the kernel polynomial method:
-Weiße et al., Rev. Mod. Phys. 78, 2006), whose steps at the bounds are blurred over about pi / degree in angle.
+frequencies. A filter is then an expansion in Chebyshev polynomials with Jackson's damping (the kernel polynomial
+method: Weiße et al., Rev. Mod. Phys. 78, 2006); its steps at the bounds are blurred over about pi / degree in angle.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: Nodes up to which a graph is decomposed exactly: half a minute and a quarter of a GB at the bound.
+#: Largest number of nodes of a graph that is decomposed exactly; it then takes 30 seconds and 0.25 GB.
 EXACT_NODES = 4000
-#: Degree of the polynomials that stand for a group's bounds on larger graphs: products with Ã in each step.
+#: Degree of the polynomials for larger graphs, which is the number of products with Ã in each step.
 DEGREE = 64
-#: Eigenvalues closer than this are one.
+#: Eigenvalues closer than this are treated as equal.
 _EQUAL = 1e-8
 
 
 def equal_shares(frequencies: Array, groups: int) -> Array:
-    """Which part of each eigenvector belongs to each of G groups of equal count: (N, G), rows sum to 1.
+    """The share of each eigenvector in each of G groups of equal size: (N, G), rows sum to 1.
 
     Args:
         frequencies: (N,) eigenvalues of the Laplacian, ascending.
@@ -63,20 +63,20 @@ def equal_shares(frequencies: Array, groups: int) -> Array:
 
 
 def multiplicity_of_one(frequencies: Array) -> int:
-    """How many eigenvectors have frequency 1."""
+    """Number of eigenvectors with frequency 1."""
     return int((np.abs(frequencies - 1) <= _EQUAL).sum())
 
 
 def equal_edges(adjacency: Any, groups: int, degree: int = 256, probes: int = 32, seed: int = 0) -> Array:
-    """(G + 1,) frequencies between which about equally many eigenvectors lie, from the estimated density.
+    """(G + 1,) bounds with about equally many eigenvectors between them, from the estimated density.
 
     Args:
-        adjacency: Ã, (N, N), symmetric, sparse, of nodes that have neighbours.
+        adjacency: Ã, (N, N), symmetric, sparse; every node has neighbours.
         groups: G.
-        degree, probes, seed: of the estimate.
+        degree, probes, seed: parameters of the estimate.
     """
     signs: Any = np.random.default_rng(seed).integers(0, 2, (adjacency.shape[0], probes)) * 2.0 - 1
-    # Narrow bands, equal in angle, whose counts are summed up.
+    # Counts of narrow bands, equal in angle, are summed.
     fine = 1 - np.cos(np.linspace(0, np.pi, 4 * degree + 1))
     counts = band_coefficients(fine, degree) @ chebyshev_moments(adjacency, signs, degree)
     below = np.concatenate([[0.0], np.cumsum(np.maximum(counts, 0))])
@@ -112,17 +112,17 @@ def band_coefficients(edges: Array, degree: int) -> Any:
 def band_filter(adjacency: Tensor, weights: Sequence[float], unit: str = "freqd") -> BandFilter | ChebyshevFilter:
     """The filter H that multiplies the squared difference in group g by ``weights[g]``: h = sqrt(weights[g]) there.
 
-    Nodes without an edge are in no group; they have the weight of frequency 1, which theirs is.
+    Nodes without an edge are in no group; they get the weight of frequency 1, which is their frequency.
 
     Args:
         adjacency: Ã, (N, N) sparse CSR, symmetric.
-        weights: of G groups of equally many frequencies, the lowest first.
-        unit: who says how often frequency 1 occurs.
+        weights: weights of G groups with equally many frequencies, the lowest first.
+        unit: the unit named in the log line.
 
     Returns:
         :class:`BandFilter` up to :data:`EXACT_NODES` nodes with an edge, otherwise :class:`ChebyshevFilter`.
     """
-    from scipy.sparse import csr_matrix  # 0.2 seconds, for which `list` does not wait
+    from scipy.sparse import csr_matrix  # imported late: it takes 0.2 seconds, and the verb `list` does not need it
 
     roots = np.sqrt(np.asarray(weights, dtype=np.float64))
     parts = (adjacency.values().double().numpy(), adjacency.col_indices().numpy(), adjacency.crow_indices().numpy())
@@ -132,15 +132,15 @@ def band_filter(adjacency: Tensor, weights: Sequence[float], unit: str = "freqd"
     if len(nodes) > EXACT_NODES:
         edges = equal_edges(graph, groups)
         bounds = ", ".join(f"{edge:.4g}" for edge in edges[1:-1])
-        logging.getLogger().info(f"{unit}: {groups} groups of {len(nodes):,} frequencies, parted at about {bounds}")
+        logging.getLogger().info(f"{unit}: {groups} groups of {len(nodes):,} frequencies, divided at about {bounds}")
         return ChebyshevFilter(adjacency, roots @ band_coefficients(edges, DEGREE))
     eigenvalues, vectors = np.linalg.eigh(graph.toarray())
     frequencies = np.clip(1 - eigenvalues[::-1], 0, 2)
     shares = equal_shares(frequencies, groups)
     repeated = multiplicity_of_one(frequencies)
     logging.getLogger().info(
-        f"{unit}: {groups} groups of {len(nodes):,} frequencies; {repeated:,} of them are 1, which the groups where "
-        "these lie share evenly"
+        f"{unit}: {groups} groups of {len(nodes):,} frequencies; {repeated:,} of them are 1 and are divided evenly "
+        "among the groups that contain them"
     )
     at_one = shares[np.abs(frequencies - 1).argmin()] if len(nodes) else np.full(groups, 1 / groups)
     scaled = vectors[:, ::-1] * np.sqrt(shares @ roots**2)
@@ -149,7 +149,7 @@ def band_filter(adjacency: Tensor, weights: Sequence[float], unit: str = "freqd"
 
 
 class BandFilter(nn.Module):
-    """H as a matrix of the nodes with an edge: exact, for small graphs. It answers as :class:`PolynomialFilter`."""
+    """H as a matrix over the nodes with an edge, exact, for small graphs; same methods as :class:`PolynomialFilter`."""
 
     connected: Tensor
     matrix: Tensor
@@ -159,8 +159,8 @@ class BandFilter(nn.Module):
         Args:
             size: N.
             connected: (M,) nodes with an edge.
-            matrix: (M, M) H of them.
-            alone: what a node without an edge is multiplied by.
+            matrix: (M, M) H over these nodes.
+            alone: factor of a node without an edge.
         """
         super().__init__()
         self._size, self._alone = size, alone
@@ -187,7 +187,7 @@ class BandFilter(nn.Module):
     def part(
         self, nodes: Tensor, dropped: float = 0.0, generator: Optional[torch.Generator] = None
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The nodes that the rows H[nodes] read, all with an edge, and these rows of a signal on them alone."""
+        """The nodes with an edge that the rows H[nodes] read, and these rows as a function of a signal on them."""
         read = torch.unique(torch.cat([self.connected, nodes]))
 
         def product(signal: Tensor) -> Tensor:
@@ -199,15 +199,15 @@ class BandFilter(nn.Module):
 
 
 class ChebyshevFilter(PolynomialFilter):
-    """H = sum_k c_k T_k(Ã), of any degree: the powers of a step would be too large for floats."""
+    """H = sum_k c_k T_k(Ã), of any degree; coefficients of plain powers would be too large for floats."""
 
     def __init__(self, adjacency: Tensor, coefficients: Sequence[float]) -> None:
         """
         Args:
             adjacency: Ã, (N, N) sparse CSR, symmetric.
-            coefficients: c, of T_0, T_1, T_2 and so on; at least three.
+            coefficients: c, the coefficients of T_0, T_1, T_2 and so on; at least three.
         """
-        super().__init__(adjacency, [0.0, 0.0, 1.0])  # of a degree at which no matrix stands for H
+        super().__init__(adjacency, [0.0, 0.0, 1.0])  # a degree for which H is not formed as a matrix
         self._coefficients = [float(one) for one in coefficients]
 
     def forward(self, signal: Tensor, nodes: Optional[Tensor] = None) -> Tensor:

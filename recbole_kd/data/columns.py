@@ -1,4 +1,4 @@
-"""Columns and rows of a dataset while it is filled and split: tokens by id, groups of rows, rows of all columns."""
+"""Columns and rows of a dataset during reading and splitting: tokens by id, groups of rows, selection of rows."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = [
 
 
 class Tokens(UserDict[str, Any]):
-    """Of each field the tokens by id, made a numpy array when first asked for: a million take 100 MB.
+    """Field -> tokens by id, converted to a numpy array at first use: a million tokens take 100 MB.
 
     Attributes:
-        data: of each field the array, or what it is made of (Arrow).
+        data: field -> the array, or the Arrow data for it.
     """
 
     def __getitem__(self, field: str) -> NDArray[np.str_]:
@@ -42,7 +42,7 @@ class Tokens(UserDict[str, Any]):
 
 
 class TokenIds(dict[str, Any]):
-    """Of each field a dict from tokens to ids, made when it is first asked for."""
+    """Field -> a dict from tokens to ids, made at first use."""
 
     def __init__(self, tokens: Tokens) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TokenIds(dict[str, Any]):
 
 
 class Groups:
-    """Rows by a key: the groups in the order in which their keys first appear, and in each the rows in order."""
+    """Rows grouped by a key: groups in the order in which their keys first appear, rows of a group in order."""
 
     def __init__(self, keys: NDArray[Any]) -> None:
         kind = row_type(len(keys))
@@ -79,14 +79,14 @@ class Groups:
 
 
 def some_rows(features: Interaction, index: Any) -> Interaction:
-    """Some rows, by a slice or by their numbers: twice as fast as Interaction's own indexing."""
+    """Some rows, by a slice or by row numbers; twice as fast as Interaction's own indexing."""
     if isinstance(index, Tensor):
         return Interaction({field: values.index_select(0, index) for field, values in features.interaction.items()})
     return Interaction({field: values[index] for field, values in features.interaction.items()})
 
 
 def as_recboles(features: Interaction, index: Any) -> Interaction:
-    """Some rows as RecBole has them: ids in int64."""
+    """Some rows in RecBole's form, with ids in int64."""
     rows = some_rows(features, index).interaction
     return Interaction(
         {field: values.long() if values.dtype == torch.int32 else values for field, values in rows.items()}
@@ -94,17 +94,17 @@ def as_recboles(features: Interaction, index: Any) -> Interaction:
 
 
 def as_tensor(values: Any) -> Tensor:
-    """The tensor of an array that may be read-only, on the same memory."""
+    """A tensor that shares the memory of an array, which may be read-only."""
     return torch.utils.dlpack.from_dlpack(pa.array(values))
 
 
 def row_type(rows: int) -> type[np.signedinteger[Any]]:
-    """The type of row numbers: int32, half the memory, as long as it counts them."""
+    """The type of row numbers: int32, which takes half the memory, if it is large enough."""
     return np.int32 if rows < 2**31 else np.int64
 
 
 def cut(values: NDArray[Any], parts: Sequence[Any]) -> list[NDArray[Any]]:
-    """`values` in pieces as long as `parts`."""
+    """`values` divided into pieces with the lengths of `parts`."""
     return np.split(values, np.cumsum([len(part) for part in parts])[:-1])
 
 

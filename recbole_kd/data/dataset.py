@@ -1,14 +1,14 @@
 """RecBole's datasets, filled by :mod:`recbole_kd.data.reader`: same ids, splits and batches, in a tenth of the time.
 
-RecBole's steps stay as they are: read, filter, number the ids, fill, split. Those that take time are replaced, with the
-same result to the bit. Two results differ on purpose:
+RecBole's steps are kept: read, filter, number the ids, fill, split. Slow steps are replaced, with the same result bit
+for bit. Two results differ on purpose:
 
-- Ids are text as written, so that ``NA`` and ``null`` are ids.
-- Rows are ordered by their exact time, rows of one time by their place in the file. RecBole orders by the float32 of
-  the time. In this decade that is two minutes coarse, for seconds and for milliseconds.
+- Ids are text as written, so ``NA`` and ``null`` are ids.
+- Rows are ordered by their exact time, and rows with the same time by their place in the file. RecBole orders by time
+  in float32, whose resolution is two minutes in this decade, both for seconds and for milliseconds.
 
-Until ids are numbered, a token column holds codes: int32 places in its field's vocabulary, whose place 0 is padding and
-stands for a missing token. Where no row was dropped or moved, these are the ids.
+Until ids are numbered, a token column holds codes: int32 places in its field's vocabulary. Place 0 is padding and also
+means a missing token. If no row was dropped or moved, the codes are the ids.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ __all__ = ["BEFORE", "PLACE", "KDDataset", "KDSequentialDataset", "layout_of"]
 
 #: Until a dataset is split, the column of each row's split: 0 training, 1 validation, 2 test, 3 history alone.
 PART = "\0part"
-#: While a dataset is split, and in `timed` from then on, the column of each row's place in time.
+#: Column, during the split and later in `timed`, of each row's place in time.
 PLACE = "\0place"
-#: The same of how many items the user of a sequence had before its next one, however many of them are read.
+#: Column, likewise, of the number of items before a sequence's next item, even if fewer are read.
 BEFORE = "\0before"
-#: While a dataset is split, the column of each row's number.
+#: Column, during the split, of each row's number.
 _ROW = "\0row"
-_MANY = 1 << 17  # rows from which on the split is kept
+_MANY = 1 << 17  # with at least this many rows the split is kept
 
 
 def layout_of(config: Any) -> Layout:
-    """How a configuration says that atomic files are read."""
+    """The layout of atomic files in a configuration."""
     return Layout(
         separator=config["field_separator"],
         sequence_separator=config["seq_separator"],
@@ -73,7 +73,7 @@ def layout_of(config: Any) -> Layout:
 
 
 class _Fast(Dataset):
-    """What both datasets do otherwise than RecBole's."""
+    """The replaced steps that both datasets share."""
 
     _feat: Any = None
     _order: Any = None
@@ -106,7 +106,7 @@ class _Fast(Dataset):
         self._vocabulary: dict[str, pa.Array] = {}
         self._places: Tensor | None = None
         self._parts: Tensor | None = None
-        self._as_read = True  # whether every row is still there, and in the order of the file
+        self._as_read = True  # whether no row was dropped or moved
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         load, unload = self._get_load_and_unload_col(source)
@@ -137,7 +137,7 @@ class _Fast(Dataset):
         return pd.DataFrame(frame, copy=False)
 
     def _get_load_and_unload_col(self, source: Any) -> Any:
-        """RecBole's, and columns that are read unasked: of time, and those that --threshold and --val_interval name."""
+        """RecBole's columns, and those always read: the time, and columns in --threshold and --val_interval."""
         load, unload = super()._get_load_and_unload_col(source)
         if load and source == FeatureSource.INTERACTION:
             named = {*(self.config["threshold"] or {}), *(self.config["val_interval"] or {})}
@@ -150,7 +150,7 @@ class _Fast(Dataset):
             self.inter_feat[PART] = np.repeat(np.arange(len(self.file_size_list), dtype=np.int8), self.file_size_list)
 
     def _codes(self, field: str, values: pa.DictionaryArray) -> NDArray[np.int32]:
-        """(rows,) places in the field's vocabulary, which grows by the tokens that it lacks."""
+        """(rows,) places in the field's vocabulary; missing tokens are added to it."""
         codes, known, tokens = values.indices.to_numpy(), self._vocabulary.get(field), values.dictionary[1:]
         if known is None:
             self._vocabulary[field] = values.dictionary
@@ -163,7 +163,7 @@ class _Fast(Dataset):
         return np.append(0, places).astype(np.int32)[codes]
 
     def _sequences(self, field: str, values: pa.DictionaryArray, ftype: FeatureType, separator: str) -> Any:
-        """(rows,) array of each row's sequence; rows of one text share it."""
+        """(rows,) array of each row's sequence; rows with equal text share it."""
         parts = [list(filter(None, text.split(separator))) for text in values.dictionary.to_pylist()]
         cut = (self.config["seq_len"] or {}).get(field)
         longest = max(map(len, parts), default=0)
@@ -177,9 +177,9 @@ class _Fast(Dataset):
     # Filtering
 
     def _data_processing(self) -> None:
-        #: Rows that were read, and that each filter dropped.
+        #: Numbers of rows that were read and that each filter dropped.
         self.steps = [("read", len(self.inter_feat))]
-        if self.benchmark_filename_list is not None:  # which RecBole does not filter, whatever the settings say
+        if self.benchmark_filename_list is not None:  # RecBole never filters these
             self.feat_name_list = self._build_feat_name_list()
             self._data_filtering()
         super()._data_processing()
@@ -226,8 +226,8 @@ class _Fast(Dataset):
                     self._keep(name, values.isin(stays).to_numpy())
                 else:
                     raise UserError(
-                        f"--val_interval says {interval!r} for '{field}', a column of type {kind.value}; expected an "
-                        "interval such as [4,inf) for a column of numbers, and for one of tokens the list that stays."
+                        f"--val_interval has {interval!r} for '{field}', a column of type {kind.value}; expected an "
+                        "interval such as [4,inf) for a column of numbers, or a list of tokens to keep."
                     )
             if kind is None:
                 raise UserError(
@@ -243,7 +243,7 @@ class _Fast(Dataset):
                 self._keep("inter_feat", self.inter_feat[field].isin(feat[field]).to_numpy())
 
     def _filter_by_inter_num(self) -> None:
-        """RecBole's k-core: users and items whose counts are out of range leave together, until none is."""
+        """RecBole's k-core: users and items with counts out of range are dropped, repeatedly until there are none."""
         keys = ("user_inter_num_interval", "item_inter_num_interval")
         sides = [
             (field, name, self._parse_intervals_str(self.config[key]))
@@ -283,7 +283,7 @@ class _Fast(Dataset):
     # Ids
 
     def _remap_ID_all(self) -> None:
-        """Numbers ids by first appearance. Times are ordered before, as later steps may scale them."""
+        """Numbers ids by first appearance. Times are ordered first, because later steps may scale them."""
         if PART in self.inter_feat:
             parts = self.inter_feat.pop(PART).to_numpy()
             self._parts = torch.from_numpy(parts * (0 if is_whole(self.config) else 1))
@@ -296,7 +296,7 @@ class _Fast(Dataset):
         self._vocabulary = {}
 
     def _in_time(self, times: Tensor) -> Tensor:
-        """(rows,) place of each row in time, rows of one time in the order of the file."""
+        """(rows,) place of each row in time; rows with the same time are in the order of the file."""
         places = torch.empty(len(times), dtype=torch.long)
         places[torch.argsort(times, stable=True)] = torch.arange(len(times))
         return places
@@ -320,7 +320,7 @@ class _Fast(Dataset):
             feat[field] = part if ftype == FeatureType.TOKEN else pd.Series(cut(part, feat[field]), dtype=object)
 
     def _text(self, values: pd.Series, field: str, ftype: FeatureType) -> NDArray[np.object_]:
-        """The tokens of a column, one row's after the other's; None for a missing one."""
+        """The tokens of a column, row after row; None for a missing token."""
         if ftype == FeatureType.TOKEN:
             tokens = np.array([None, *self._vocabulary[field][1:].to_pylist()], dtype=object)
             return tokens[values.to_numpy()]
@@ -331,7 +331,7 @@ class _Fast(Dataset):
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         """The columns as tensors: float32 numbers, padded sequences, int64 ids; those of interactions in int32.
 
-        They become int64 when rows are taken, which are then RecBole's.
+        Selected rows have int64, as in RecBole.
         """
         features = Interaction({})
         for field in data:
@@ -351,7 +351,7 @@ class _Fast(Dataset):
         return features
 
     def sort(self, by: str | list[str], ascending: bool | list[bool] = True) -> None:
-        """RecBole's stable sort of the rows, in which the exact time stands for the time."""
+        """RecBole's stable sort of the rows, but by the exact time."""
         if ascending is not True:
             super().sort(by, ascending)
             return
@@ -362,11 +362,11 @@ class _Fast(Dataset):
             self.inter_feat = some_rows(self.inter_feat, torch.argsort(key, stable=True))
 
     def shuffle(self) -> None:
-        """RecBole's shuffle of the rows: the same draws, which take less time as int32."""
-        # numpy's memory comes in huge pages, in which places at random are found in half the time.
+        """RecBole's shuffle of the rows: the same draws, faster with int32."""
+        # numpy's memory has huge pages, in which random access takes half the time.
         order = torch.from_numpy(np.empty(len(self), dtype=row_type(len(self))))
         torch.randperm(len(order), out=order, dtype=order.dtype)
-        numbered = self.inter_feat.interaction.pop(_ROW, None) is not None  # in the order of the file until now
+        numbered = self.inter_feat.interaction.pop(_ROW, None) is not None  # still in the order of the file
         self.inter_feat = some_rows(self.inter_feat, order)
         if numbered:
             self.inter_feat[_ROW] = order
@@ -385,7 +385,7 @@ class _Fast(Dataset):
         It is None where no time is loaded. Where users are held out, a fourth split is the training split with what is
         folded in of them.
 
-        Loaders sort the rows themselves, `inter_feat`. That of the whole is put in order when it is asked for.
+        Loaders sort the rows themselves, `inter_feat`. The table of the whole dataset is ordered at first use.
         """
         self._change_feat_format()
         if self.config["held_out_users"] is not None and not is_whole(self.config):
@@ -403,7 +403,7 @@ class _Fast(Dataset):
         return parts
 
     def _split_rows(self) -> list[Any]:
-        """The numbers of the whole's rows in RecBole's order, and of each part's."""
+        """Row numbers in RecBole's order, for the whole dataset and for each part."""
         if PART in self.inter_feat:
             return [slice(None), *rows_of_parts(self.inter_feat[PART])]
         fields = [field for field in (self.uid_field, self.time_field, PLACE) if field in self.inter_feat]
@@ -453,36 +453,36 @@ class _Fast(Dataset):
         return [self.copy(some_rows(features, index)) for index in indices]
 
     def _split_index_by_leave_one_out(self, grouped_index: Groups, leave_one_num: int) -> list[tuple[Tensor]]:
-        """The rows of each part. In a tuple, which RecBole hands on to the tensors instead of making it a list."""
+        """The rows of each part, as a tuple, which RecBole keeps; it would convert other types to a list."""
         left_out = np.minimum(leave_one_num, grouped_index.sizes - 1)
-        # The last part is the last row, the one before the row before it, and the first part is the rest.
+        # The last part is the last row, the second last part the row before it, and the first part is the rest.
         ends = [grouped_index.sizes - np.minimum(left_out, leave_one_num - part) for part in range(leave_one_num + 1)]
         starts = [np.zeros_like(left_out), *ends[:-1]]
         return [(grouped_index.pieces(first, last),) for first, last in zip(starts, ends)]
 
 
 class KDDataset(_Fast):
-    """:class:`recbole.data.dataset.Dataset`, read and split as this module says."""
+    """:class:`recbole.data.dataset.Dataset`, read and split by this module."""
 
 
 class KDSequentialDataset(_Fast, SequentialDataset):
-    """:class:`recbole.data.dataset.SequentialDataset`, read, cut into histories and split as this module says."""
+    """:class:`recbole.data.dataset.SequentialDataset`, read, cut into histories and split by this module."""
 
     def _in_time(self, times: Tensor) -> Tensor:
-        """(rows,) rank of each row's time; rows of one time share it, so that a stable sort leaves them as they are."""
+        """(rows,) rank of each row's time; equal times have equal ranks, so a stable sort keeps their order."""
         return torch.unique(times, return_inverse=True)[1]
 
     def _benchmark_presets(self) -> None:
-        """Nothing: histories are made of the rows here, also where the split is one of files."""
+        """Does nothing: histories are made from the rows here, also for a split in files."""
 
     def _change_feat_format(self) -> None:
-        """The columns as tensors, and of each user's rows in time a row for each but the first."""
+        """The columns as tensors, with one row for each of a user's rows, in time, except the first."""
         if isinstance(self.inter_feat, pd.DataFrame):
             Dataset._change_feat_format(self)
             self.data_augmentation()
 
     def data_augmentation(self) -> None:
-        """Makes of each user's rows, in time, one row for each but the first: the items before it, and itself."""
+        """Makes a row (items before it, item) from each of a user's rows, in time, except the first."""
         self._check_field("uid_field", "time_field")
         parts = [PART] if PART in self.inter_feat else []
         self.sort(by=[self.uid_field, *parts, self.time_field])

@@ -1,8 +1,9 @@
 """Training batches drawn many at once: RecBole's distributions and columns in a tenth of RecBole's time.
 
-RecBole slices each batch out of its table by a list of Python numbers and draws negatives batch by batch. Here an
-epoch's order is drawn whole. Rows and negatives come in chunks of many batches, on the model's device. A batch has
-RecBole's columns, types and order of rows. The negatives are others than RecBole's, from the same distribution.
+RecBole takes each batch from its table by a list of Python numbers and draws negatives batch by batch. Here the order
+of a whole epoch is drawn at once, and rows and negatives are taken in chunks of many batches, on the model's device. A
+batch has RecBole's columns, types and order of rows. The negatives differ from RecBole's but have the same
+distribution.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from recbole_kd.errors import UserError
 
 __all__ = ["FastTrainDataLoader", "Negatives", "go_on_drawing", "samples_fast"]
 
-#: Drawn entries of a chunk, about: enough that Python's share vanishes, few enough that the chunk stays in the cache.
+#: Approximate number of entries in a chunk: large enough to hide Python's overhead, small enough for the cache.
 CHUNK = 2**16
-#: Places in the table of marks for each observed pair, at least: one unobserved pair in eight at most is looked up.
+#: Least number of table places for each observed pair, so that at most one unobserved pair in eight is looked up.
 _PLACES = 8
 
 
 def samples_fast(backbone: str, kind: ModelType) -> bool:
-    """Whether a model's batches can be drawn here: an autoencoder's and a knowledge graph's are RecBole's own.
+    """Whether a model's batches can be drawn here; autoencoders and knowledge graphs need RecBole's loaders.
 
     Args:
         backbone: the architecture's name.
@@ -40,10 +41,10 @@ def samples_fast(backbone: str, kind: ModelType) -> bool:
 
 
 class Negatives:
-    """Draws a negative item for each row, exactly in proportion to the items' weights among those that are allowed.
+    """Draws a negative item for each row, exactly in proportion to the weights of the allowed items.
 
-    A drawn item that its user has observed is drawn again. A small table of marks, one at a hash of each observed pair,
-    says of most items that they are allowed; the others are looked up among the sorted pairs.
+    If the user has observed the drawn item, another is drawn. A small hash table with a mark for each observed pair
+    shows that most items are allowed; the others are looked up in the sorted pairs.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class Negatives:
         """
         Args:
             items: I, padding included.
-            observed: pairs that are not negatives; None: only a row's own positive item is none.
-            weights: (I,) how probable items are, 0 for padding; None: alike.
-            device: where items are drawn.
+            observed: pairs that are not negatives; None: only a row's own positive item is excluded.
+            weights: (I,) unnormalised probabilities of items, 0 for padding; None: uniform.
+            device: device on which items are drawn.
 
         Raises:
-            UserError: for some user no item is left that has a weight.
+            UserError: for some user no item with a weight is left.
         """
         self._items = items
         self._cumulative = None if weights is None else weights.double().cumsum(0).to(device)
@@ -109,19 +110,19 @@ class Negatives:
         return taken
 
     def _places(self, keys: Tensor) -> Tensor:
-        # Fibonacci hashing: the product's high bits depend on all of the key's. It wraps, as it is meant to.
+        # Fibonacci hashing: the product's high bits depend on all bits of the key. The overflow is intended.
         high = (keys * -7046029254386353131).bitwise_right_shift_(64 - self._bits)
         return high.bitwise_and_(2**self._bits - 1)
 
 
 class FastTrainDataLoader(TrainDataLoader):
-    """RecBole's training loader, whose epochs are drawn many batches at once while `fast` is true.
+    """RecBole's training loader; if `fast` is true, an epoch's batches are drawn many at once.
 
-    All that is random comes from `generator`, whose state a checkpoint keeps: an epoch takes one number of it as the
-    seed of its own stream.
+    All random numbers come from `generator`, whose state is in checkpoints: each epoch takes one number from it to seed
+    its own stream.
 
     Attributes:
-        fast: whether epochs are drawn here; otherwise they are RecBole's to the bit. A resumed run sets it.
+        fast: whether epochs are drawn here; otherwise they equal RecBole's bit for bit. A resumed run sets it.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
@@ -169,7 +170,7 @@ class FastTrainDataLoader(TrainDataLoader):
         return {**source.joined(batch), self.label_field: labels}
 
     def _hardest(self, source: _Source, batch: dict[str, Tensor], drawn: Tensor) -> Tensor:
-        """(negatives * B,) of each negative's candidates the one that the model scores best."""
+        """(negatives * B,) the candidate with the model's best score for each negative."""
         pairs = {name: _repeated(column, source.draws) for name, column in batch.items()}
         self.model.eval()
         with torch.no_grad():
@@ -180,18 +181,15 @@ class FastTrainDataLoader(TrainDataLoader):
 
 
 def go_on_drawing(loader: Any, fast: bool) -> None:
-    """Lets the loader of a resumed run draw as it did before it stopped.
+    """Makes the loader of a resumed run draw as before the interruption.
 
     Raises:
-        UserError: it drew fast, and this loader cannot.
+        UserError: it used fast sampling, but this loader cannot.
     """
     if isinstance(loader, FastTrainDataLoader):
         loader.fast = fast
     elif fast:
-        raise UserError(
-            "The run to go on with drew its batches by fast sampling, and --fast_sampling is off; "
-            "set --fast_sampling=true."
-        )
+        raise UserError("The run to resume used fast sampling, but --fast_sampling is off; set --fast_sampling=true.")
 
 
 def _repeated(column: Tensor, times: int) -> Tensor:
@@ -199,11 +197,11 @@ def _repeated(column: Tensor, times: int) -> Tensor:
 
 
 class _Source:
-    """What a loader draws epochs from: the training split's columns, features to join, and negatives.
+    """The source of a loader's epochs: the training split's columns, features to join, and negatives.
 
     Attributes:
-        device: where all of it is: the model's, or the CPU where a transform goes through rows one by one.
-        columns: of the training split, by name.
+        device: the device of the data: the model's, or the CPU if a transform reads rows one by one.
+        columns: columns of the training split, by name.
         draws: items drawn for each row.
         candidates: items drawn for each negative.
         dynamic: whether the model chooses among them.
@@ -238,7 +236,7 @@ class _Source:
         return {name: column.to(self.device) for name, column in table.interaction.items()}
 
     def draw(self, columns: dict[str, Tensor], generator: torch.Generator) -> Tensor | None:
-        """(draws, n) items for each of n rows; None where no negatives are wanted."""
+        """(draws, n) items for each of n rows; None if no negatives are needed."""
         if self._negatives is None:
             return None
         users, items = (columns[field].repeat(self.draws) for field in self._fields)

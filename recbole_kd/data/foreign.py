@@ -1,4 +1,4 @@
-"""What files of other systems share: columns by their names, and original ids that become this dataset's."""
+"""Shared by readers of other systems' files: columns by name, and original ids mapped to this dataset's."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from recbole_kd.errors import UserError
 
 __all__ = ["LARGEST", "ForeignIds", "find_columns"]
 
-#: The largest number that is taken: numbers are kept in 32 bits.
+#: The largest accepted number, because numbers are kept in 32 bits.
 LARGEST = float(np.finfo(np.float32).max)
 
 
 class ForeignIds:
-    """Original ids in internal ones; those that the dataset does not know are counted and refused at the end.
+    """Maps original ids to internal ids; unknown ids are counted and refused at the end.
 
     Attributes:
         source: the setting and its file, for messages.
-        tokens: original ids by internal id, of ``users`` and of ``items``; index 0 is padding.
+        tokens: original ids by internal id, for ``users`` and for ``items``; index 0 is padding.
     """
 
     def __init__(self, source: str, tokens: Mapping[str, Sequence[str]]) -> None:
@@ -32,7 +32,7 @@ class ForeignIds:
 
     def of(self, kind: str, column: Any) -> Any:
         """(n,) int32 internal ids, 0 for a token that the dataset does not know."""
-        if pa.types.is_floating(column.type):  # whole numbers beside empty cells, as pandas keeps them
+        if pa.types.is_floating(column.type):  # pandas stores whole numbers as floats if there are empty cells
             column = pc.cast(column, pa.int64())
         column = pc.cast(column, pa.string())
         found = pc.index_in(column, value_set=self.known[kind])
@@ -44,7 +44,7 @@ class ForeignIds:
         return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
 
     def refuse_unknown(self, rows: int) -> None:
-        """Raises where one of the file's `rows` named what the dataset does not have."""
+        """Raises an error if one of the file's `rows` has an id that is not in the dataset."""
         for kind, (count, example) in self._unknown.items():
             raise UserError(
                 f"{self.source}: {count:,} of {rows:,} rows name {kind} that the dataset does not have (after its "
@@ -55,17 +55,17 @@ class ForeignIds:
 def find_columns(
     source: str, names: Sequence[str], wanted: Mapping[str, str], needed: Sequence[str], expected: str
 ) -> dict[str, str]:
-    """What a column holds -> its name in the file; RecBole's ``name:type`` is read as the name.
+    """Kind of column -> its name in the file; RecBole's ``name:type`` is read as the name.
 
     Args:
         source: the setting and its file, for messages.
         names: the file's columns.
-        wanted: what a column holds -> its name without a type.
-        needed: those that must be there.
+        wanted: kind of column -> its name without a type.
+        needed: the required kinds.
         expected: the columns of such a file in words.
 
     Raises:
-        UserError: two columns of one name, or a needed one is not there.
+        UserError: two columns have the same name, or a required one is missing.
     """
     found = {}
     for kind, field in wanted.items():

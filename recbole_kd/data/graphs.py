@@ -28,10 +28,10 @@ __all__ = [
     "symmetric_normalized",
 ]
 
-#: Columns of a dense matrix that a filter treats at a time: bounds its temporaries to (size, 64) floats.
+#: Columns of a dense matrix that a filter processes at a time; limits temporary memory to (size, 64) floats.
 COLUMNS = 64
 
-#: Entries of a graph: MKL and cuSPARSE are fast with 32-bit offsets alone.
+#: Largest number of entries of a graph: MKL and cuSPARSE are fast only with 32-bit offsets.
 MOST_ENTRIES = 2**31 - 1
 
 
@@ -49,12 +49,12 @@ def symmetric_normalized(rows: Tensor, columns: Tensor, weights: Tensor, size: i
         (size, size) sparse CSR, of the dtype and device of `weights`, with int32 indices.
 
     Raises:
-        UserError: more entries than 32-bit offsets count.
+        UserError: too many entries for 32-bit offsets.
     """
     if len(rows) > MOST_ENTRIES:
         raise UserError(
-            f"A graph of {len(rows):,} entries, two an interaction, is more than the {MOST_ENTRIES:,} that its offsets "
-            "count; train on fewer interactions (--user_inter_num_interval, --val_interval)."
+            f"The graph has {len(rows):,} entries, two for each interaction; expected at most {MOST_ENTRIES:,}. "
+            "Train on fewer interactions (--user_inter_num_interval, --val_interval)."
         )
     keys, place = torch.unique(rows.long() * size + columns, return_inverse=True)
     row, column = keys // size, keys % size
@@ -74,20 +74,20 @@ def bipartite_adjacency(observed: Observed) -> Tensor:
 
 
 def neighbour_adjacency(observed: Observed, neighbours: int, block: int = 2048) -> Tensor:
-    """Ã of the user-user graph that ties each user to the users who share most items with them.
+    """Ã of the user-user graph that connects each user with the users who share most items.
 
-    Two users are tied, with weight 1, where either is among the other's `neighbours` nearest by the number of shared
-    items; of equally near ones the smaller id comes first. For the item-item graph pass ``observed.transposed()``.
+    Two users are connected, with weight 1, if either is among the other's `neighbours` nearest by the number of shared
+    items; ties are broken by the smaller id. For the item-item graph pass ``observed.transposed()``.
 
     Args:
         observed: the training split.
-        neighbours: neighbours that each user chooses; fewer where fewer users share an item with them.
+        neighbours: neighbours that each user chooses; fewer if fewer users share an item.
         block: users whose co-occurrences are counted at a time.
 
     Returns:
         (U, U) sparse CSR, float32.
     """
-    from scipy.sparse import csr_matrix  # 0.2 seconds, for which `list` does not wait
+    from scipy.sparse import csr_matrix  # imported late: it takes 0.2 seconds, and the verb `list` does not need it
 
     interactions = csr_matrix(
         (np.ones(len(observed), dtype=np.int32), observed.indices.numpy(), observed.offsets.numpy()),
@@ -107,8 +107,8 @@ def neighbour_adjacency(observed: Observed, neighbours: int, block: int = 2048) 
 def _nearest(counts: Any, start: int, neighbours: int) -> tuple[Any, Any]:
     """(rows, columns) of the `neighbours` largest off-diagonal entries of each row of a sparse block of rows.
 
-    One pass over the entries for each neighbour finds every row's largest and strikes it out: a block has hundreds of
-    entries a row of which a handful are wanted, so this is many times faster than sorting them.
+    For each neighbour, one pass over the entries finds and removes every row's largest entry. A row has hundreds of
+    entries and only a few are needed, so this is many times faster than sorting.
     """
     size = counts.shape[1]
     lengths = np.diff(counts.indptr)
@@ -116,7 +116,7 @@ def _nearest(counts: Any, start: int, neighbours: int) -> tuple[Any, Any]:
     first, lengths = counts.indptr[rows], lengths[rows]
     if len(rows) == 0:
         return rows, rows
-    # One number that orders by count and then by smaller id; 0 is an entry that is not to be chosen.
+    # One number that orders by count and then by smaller id; 0 is an entry that must not be chosen.
     keys = counts.data.astype(np.int64) * size + (size - 1 - counts.indices)
     keys[counts.indices == np.repeat(rows + start, lengths)] = 0
     chosen_rows, chosen_columns = [], []
@@ -132,7 +132,7 @@ def _nearest(counts: Any, start: int, neighbours: int) -> tuple[Any, Any]:
 
 
 def check_decreasing(coefficients: Sequence[float], setting: str) -> None:
-    """Refuses a filter whose weight on a squared difference grows somewhere with the frequency.
+    """Refuses a filter whose weight increases with the frequency anywhere.
 
     A filter h multiplies the squared difference at frequency x by h(x)^2, which must not increase on [0, 2]. The
     largest slope is found exactly, from the roots of the slope's own derivative.
@@ -145,8 +145,8 @@ def check_decreasing(coefficients: Sequence[float], setting: str) -> None:
         UserError: h^2 increases on [0, 2]; the message says where.
     """
     theta = np.asarray(coefficients, dtype=np.float64)
-    theta = theta / np.abs(theta).max()  # the filter's size says nothing of its slope
-    # Coefficients that no frequency can make count only break the search for roots.
+    theta = theta / np.abs(theta).max()  # only the shape of the filter matters here
+    # Negligible coefficients would only disturb the search for roots.
     weight = Polynomial(np.where(np.abs(theta) > 1e-15, theta, 0.0)).trim() ** 2
     slope = weight.deriv()
     roots: list[complex] = slope.deriv().roots().tolist()
@@ -162,8 +162,8 @@ def check_decreasing(coefficients: Sequence[float], setting: str) -> None:
 class PolynomialFilter(nn.Module):
     """H = h(L), h(x) = sum_k theta_k x^k, of a graph's Laplacian L = I - Ã.
 
-    H is never formed: as a polynomial of Ã with coefficients c, it takes one sparse product per degree, and the rows
-    that a batch needs take their own rows of Ã in the last product.
+    H is not formed: as a polynomial of Ã with coefficients c it takes one sparse product per degree. For a batch, the
+    last product uses only the needed rows of Ã.
     """
 
     offsets: Tensor
@@ -183,20 +183,20 @@ class PolynomialFilter(nn.Module):
         if len(coefficients) == 0:
             raise ValueError("a filter needs at least one coefficient; expected [theta_0, ...]")
         powers = Polynomial(np.asarray(coefficients, dtype=np.float64))(Polynomial([1.0, -1.0]))
-        # A leading coefficient that rounding swallows cannot be divided by.
+        # A negligible leading coefficient cannot be a divisor.
         powers = powers.trim(np.finfo(np.float64).eps * float(np.abs(powers.coef).max()))
         self._powers = [float(power) for power in powers.coef]
         if len(self._powers) <= 2:
-            # H itself is as sparse as Ã: one product does it all.
+            # H is as sparse as Ã, so one product is enough.
             adjacency = _added(adjacency, *self._powers)
-        # Plain tensors, because a module's buffers follow it to another device or dtype. They are made anew from the
-        # training split, so a checkpoint does without them.
+        # Plain tensors, because buffers would follow the module to another device or dtype. They are made from the
+        # training split, so a checkpoint does not need them.
         self.register_buffer("offsets", adjacency.crow_indices(), persistent=False)
         self.register_buffer("neighbours", adjacency.col_indices(), persistent=False)
         self.register_buffer("values", adjacency.values(), persistent=False)
 
     def forward(self, signal: Tensor, nodes: Optional[Tensor] = None) -> Tensor:
-        """H signal, or its rows H[nodes] signal alone.
+        """H signal, or only its rows H[nodes] signal.
 
         Args:
             signal: (N, d) one row for each node; gradient flows to it.
@@ -226,13 +226,13 @@ class PolynomialFilter(nn.Module):
     def part(
         self, nodes: Tensor, dropped: float = 0.0, generator: Optional[torch.Generator] = None
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The nodes that the rows H[nodes] read, and these rows as a function of a signal on those nodes alone.
+        """The nodes that the rows H[nodes] read, and these rows as a function of a signal on those nodes only.
 
         Args:
             nodes: (n,) distinct nodes.
-            dropped: share of the entries of Ã that are left out at random; the others are divided by 1 - `dropped`.
-                For a filter of degree 1 or 0.
-            generator: draws what is left out.
+            dropped: share of the entries of Ã that are dropped at random; the others are divided by 1 - `dropped`.
+                Only for a filter of degree 1 or 0.
+            generator: draws the dropped entries.
 
         Returns:
             (t,) distinct nodes, and a function (t, d) -> (n, d). A filter of a higher degree reads all nodes.
@@ -242,7 +242,7 @@ class PolynomialFilter(nn.Module):
         offsets, columns, values = self._parts(nodes)
         if dropped:
             rows = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), offsets.diff().long())
-            own = columns == nodes[rows]  # what a node keeps of itself is no edge
+            own = columns == nodes[rows]  # a node's entry for itself is not an edge
             kept = own | (torch.rand(len(values), generator=generator).to(values.device) >= dropped)
             place = kept.nonzero().squeeze(1)
             values = torch.where(own, values, values / (1 - dropped))[place]
@@ -298,8 +298,8 @@ _WIDE = 64
 class _SparseProduct(torch.autograd.Function):
     """M signal for a constant sparse matrix M, (n, N) times (N, d); the gradient is M's transpose times its gradient.
 
-    On a CPU the matrix is scipy's: it cuts rows (0.4 ms against torch's 2) and multiplies by a transpose in one pass
-    over the entries, where torch sorts them first (1.6 ms against 40, for 2,048 interactions of Gowalla and d = 20).
+    On a CPU the matrix is scipy's. It selects rows in 0.4 ms (torch: 2 ms), and multiplies by a transpose in 1.6 ms,
+    because torch sorts the entries first (40 ms), for 2,048 interactions of Gowalla and d = 20.
     """
 
     @staticmethod
@@ -326,7 +326,7 @@ def _added(adjacency: Tensor, constant: float, factor: float = 0.0) -> Tensor:
     size = len(adjacency)
     node = torch.arange(size, device=adjacency.device)
     rows = torch.repeat_interleave(node, adjacency.crow_indices().diff())
-    # An adjacency has no loops, so that no two of these entries meet.
+    # An adjacency has no loops, so no two of these entries coincide.
     rows, columns = torch.cat([rows, node]), torch.cat([adjacency.col_indices().long(), node])
     values = torch.cat([factor * adjacency.values(), adjacency.values().new_full((size,), constant)])
     order = (rows * size + columns).argsort()
@@ -335,7 +335,7 @@ def _added(adjacency: Tensor, constant: float, factor: float = 0.0) -> Tensor:
 
 
 def _csr(offsets: Tensor, columns: Tensor, values: Tensor, size: int) -> Tensor:
-    """A sparse CSR tensor with `size` columns. torch's notice that the layout is in beta is of no use to a reader."""
+    """A sparse CSR tensor with `size` columns. torch's warning that the layout is in beta is suppressed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(

@@ -1,7 +1,7 @@
-"""RecBole's sampler of negative items over sorted pairs: the same draws, in a tenth of the memory and of the time.
+"""RecBole's sampler of negative items on sorted pairs: the same draws with a tenth of the memory and of the time.
 
-RecBole keeps a Python set for each user and split, 2 KB for some twenty items, and looks negatives up one by one: for
-20 million interactions of a million users that is 7 GB before training begins.
+RecBole keeps a Python set for each user and split (2 KB for about twenty items) and looks negatives up one by one. For
+20 million interactions of a million users that takes 7 GB before training begins.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["ObservedSampler"]
 
 
 class ObservedSampler(Sampler):
-    """RecBole's Sampler, whose draws from numpy's global generator and whose negatives it gives, to the bit.
+    """RecBole's Sampler with the same draws from numpy's global generator and the same negatives, bit for bit.
 
     Attributes:
-        used_ids: of each phase, and after `set_phase` of one, the pairs of its split and of those before it.
+        used_ids: phase -> the pairs of its split and of earlier splits; after `set_phase`, those of that phase.
     """
 
     def get_used_ids(self) -> dict[str, Observed]:
@@ -45,7 +45,7 @@ class ObservedSampler(Sampler):
         return used
 
     def sample_by_key_ids(self, key_ids: Any, num: int) -> Tensor:
-        """(len(key_ids) * num,) items that the users `key_ids` have not used, for all of them once, then once again."""
+        """(len(key_ids) * num,) items that the users `key_ids` have not used: one for each user, then another one."""
         users = np.tile(np.asarray(key_ids), num)
         items = np.zeros(len(users), dtype=np.int64)
         pending = np.arange(len(users))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Observed:
-    """Which items each user has in the training split: O(users + interactions) memory, never users x items.
+    """The items of each user in the training split, in O(users + interactions) memory, never users x items.
 
     Attributes:
         users, items: U and I, padding included.
@@ -63,7 +63,7 @@ class Observed:
 
     def rows_and_items(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """Row in `users` and item of every pair of these users: (pairs,) each, on the device of `users`."""
-        if users.device not in self._copies:  # once: a step of a GPU asks for them
+        if users.device not in self._copies:  # copied once, because each step on a GPU needs them
             self._copies[users.device] = self.offsets.to(users.device), self.indices.to(users.device)
         offsets, indices = self._copies[users.device]
         first = offsets[users]
@@ -91,8 +91,8 @@ class Observed:
 
 
 def entries(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries of rows that begin at places `first` (n,) and have `counts` (n,) of them: their rows and places."""
+    """Rows and places of the entries of n rows, which begin at `first` (n,) and have `counts` (n,) entries."""
     rows = torch.repeat_interleave(counts)
-    # Entry m of the answer is entry m - (entries of the rows before) of its row.
+    # Entry m of the result is entry m - (number of entries of earlier rows) of its row.
     shift = first - (counts.cumsum(0) - counts)
     return rows, torch.arange(len(rows), device=first.device) + shift[rows]

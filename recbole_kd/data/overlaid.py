@@ -1,4 +1,4 @@
-"""Settings some of which say something else: RecBole's functions and models read all from one configuration."""
+"""Settings with some values replaced, for RecBole's functions and models, which read one configuration."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["Overlaid"]
 
 
 class Overlaid:
-    """A model's settings, some of which say something else here.
+    """A model's settings with some values replaced.
 
-    What RecBole's transforms write (the names of their columns) goes to the settings themselves, where the model reads
-    it.
+    Values written by RecBole's transforms (the names of their columns) go into the original settings, where the model
+    reads them.
     """
 
     def __init__(self, config: Any, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the settings say of the split: which parts there are, whether time decides, and which part a time is in."""
+"""The settings of the split: its parts, whether it needs times, and the part of a time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = [
 
 
 def is_ordered(config: Any) -> bool:
-    """Whether the time of interactions decides anything, the split or a graph of SEvo: then each must have one."""
+    """Whether the split or a graph of SEvo depends on time; then each interaction must have a time."""
     return bool(config["eval_args"]["order"] == "TO" or config["split_time"] is not None or config["sevo"])
 
 
 def reads_time(config: Any) -> bool:
-    """Whether the split or histories read the time of interactions: its column is read whatever ``load_col`` says."""
+    """Whether the split or histories read times; then their column is read whatever ``load_col`` says."""
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL or config["split_time"] is not None:
         return True
     return bool(config["eval_args"]["order"] == "TO" and not config["benchmark_filename"])
 
 
 def parts_asked_for(config: Any) -> tuple[bool, bool]:
-    """Whether the settings ask for a validation and for a test split."""
+    """Whether there is a validation split, and whether there is a test split."""
     ((how, part),) = config["eval_args"]["split"].items()
     if is_whole(config):
         return False, False
@@ -47,7 +47,7 @@ def parts_asked_for(config: Any) -> tuple[bool, bool]:
 
 
 def is_whole(config: Any) -> bool:
-    """Whether everything is trained on: a split of [1, 0, 0], whatever else says how the data is split."""
+    """Whether all interactions are for training: the split is [1, 0, 0], whatever the other settings of the split."""
     ((how, part),) = config["eval_args"]["split"].items()
     return how != "LS" and not any(part[1:])
 
@@ -110,7 +110,7 @@ def parts_of_time(config: Any, times: Tensor) -> Tensor:
     """(rows,) the split of each row by ``split_time``, exactly: 0 training, 1 validation, 2 test.
 
     Raises:
-        UserError: a date among times that are none, or a time that leaves a split empty.
+        UserError: a date although the times are not dates, or a time that leaves a split empty.
     """
     low, high = times.min().item(), times.max().item()
     bounds = []
@@ -120,7 +120,7 @@ def parts_of_time(config: Any, times: Tensor) -> Tensor:
             unit = unit_of(high)
             if unit is None:
                 raise UserError(
-                    f"--split_time={given} is a date, and the times of {config['dataset']} are from "
+                    f"--split_time={given} is a date, but the times of {config['dataset']} are from "
                     f"{_shown(low)} to {_shown(high)}; give a number among them."
                 )
             bound = moment_given.timestamp() * unit
@@ -137,7 +137,7 @@ def parts_of_time(config: Any, times: Tensor) -> Tensor:
 
 
 def _shown(time: float) -> str:
-    """A time, with its date where it can be one."""
+    """A time, with its date if it can be one."""
     unit = unit_of(time)
     date = "" if unit is None else f" ({datetime.fromtimestamp(time / unit, timezone.utc):%Y-%m-%d})"
     return f"{time:.15g}{date}"

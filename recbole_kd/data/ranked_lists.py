@@ -1,11 +1,11 @@
-"""A file of scores or ranked items, from any other system, as ranked lists of unobserved items in this dataset's ids.
+"""Reads a file of scores or ranked items of another system, as ranked lists of unobserved items in this dataset's ids.
 
-One row says that a user is to get an item, in columns named as the dataset's (``user_id``, ``item_id``), with original
-ids. The order within a user is that of a column ``rank`` (1 is the best), else of a column ``score`` (the highest
-first), else of the rows. A column ``weight``, at least 0, says how sure the system is of a row; for sequential models a
-column ``position`` says after which of the user's training sequences. Text has a header, as RecBole's atomic files do
-(``user_id:token``) or plain, and tabs or commas between columns; Parquet is read too. Rows are read in batches: what is
-held is 20 bytes for each kept row.
+A row recommends an item to a user. The columns have the dataset's names (``user_id``, ``item_id``) and original ids. A
+user's items are ordered by a column ``rank`` (1 is the best), otherwise by a column ``score`` (the highest first),
+otherwise by the order of rows. A column ``weight``, at least 0, is the system's confidence in a row. For sequential
+models a column ``position`` names the user's training sequence after which the item follows. Text has a header, plain
+or as in RecBole's atomic files (``user_id:token``), and tabs or commas between columns; Parquet is read too. Rows are
+read in batches, and 20 bytes are held for each kept row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.reading import file_digest
 from recbole_kd.files.tables import read_batches, readable
 
-_HELP = "expected columns {user} and {item}, and score or rank where the order of the rows is not the ranking"
+_HELP = "expected columns {user} and {item}, and score or rank if the order of the rows is not the ranking"
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class RankedLists:
     Attributes:
         offsets: (U + 1,) int64; the list of user u is ``items[offsets[u]:offsets[u + 1]]``, best first.
         items: (n,) int32.
-        scores, weights: (n,) float32, or None where the file has none.
+        scores, weights: (n,) float32, or None if the file has none.
         catalogue: I.
-        observed_rows: rows of the file that were left out because the training split has observed them.
-        users_without: users of the training split for whom the file lists no unobserved item.
+        observed_rows: number of rows of the file that were left out because they are in the training split.
+        users_without: number of users of the training split for whom the file lists no unobserved item.
         digest: sha256 of the file, in hexadecimal.
     """
 
@@ -55,15 +55,15 @@ class RankedLists:
     digest: str
 
     def top(self, k: int) -> Tensor:
-        """The k best items of every user, best first: (U, k) int32, filled with 0 where a list is shorter."""
+        """The k best items of every user, best first: (U, k) int32, filled with 0 if a list is shorter."""
         return self._top(self.items, k)
 
     def top_weights(self, k: int) -> Optional[Tensor]:
-        """The weights of those, (U, k) float32; None where the file has none."""
+        """Their weights, (U, k) float32; None if the file has none."""
         return None if self.weights is None else self._top(self.weights, k)
 
     def top_scores(self, k: int) -> Optional[Tensor]:
-        """Their scores, (U, k) float32; None where the file has none."""
+        """Their scores, (U, k) float32; None if the file has none."""
         return None if self.scores is None else self._top(self.scores, k)
 
     def _top(self, values: Tensor, k: int) -> Tensor:
@@ -85,7 +85,7 @@ class RankedLists:
         return keys, self.scores[order]
 
     def scores_of(self, users: Tensor, items: Tensor) -> Tensor:
-        """The file's scores of users (n,) with items (n,) or (n, k), shaped like `items`; NaN where it has none."""
+        """The file's scores of users (n,) with items (n,) or (n, k), in the shape of `items`; NaN if missing."""
         keys, scores = self._by_key
         wanted = (users.unsqueeze(1) if items.dim() == 2 else users).cpu().long() * self.catalogue + items.cpu().long()
         position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
@@ -109,12 +109,12 @@ def read_ranked_lists(
         observed: the training split: its pairs are left out, and some of its users must have lists.
         fields: names of the columns of users and of items.
         setting: the setting that named the file, for messages.
-        states: for a sequential model, whose lists are of training sequences in the place of users: of the last one of
-            each user, or of that at a column ``position``. No item is left out of them as observed.
+        states: for a sequential model: lists belong to training sequences instead of users, to the last one of each
+            user or to the one in a column ``position``. Observed items are not left out of them.
 
     Raises:
-        UserError: a file that cannot be read, columns that are missing, ids that are not in the dataset, an item twice
-            in a list, a score that is no number, a weight below 0, or no list for any user of the training split.
+        UserError: a file that cannot be read, missing columns, ids that are not in the dataset, an item twice in a
+            list, a score that is not a number, a weight below 0, or no list for any user of the training split.
     """
     source = f"--{setting}={path}"
     if not Path(path).is_file():
@@ -159,7 +159,7 @@ _NUMBERS = ("rank", "score", "weight", "position")
 
 
 class _Reader:
-    """Collects the rows of a file as internal ids, and what is wrong with them."""
+    """Collects the rows of a file as internal ids, and checks them."""
 
     def __init__(self, source: str, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> None:
         self.source = source
@@ -169,7 +169,7 @@ class _Reader:
         self.parts: list[tuple[Any, ...]] = []
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Takes over a batch of columns: ``users``, ``items``, and those of numbers that there are."""
+        """Adds a batch of columns: ``users``, ``items``, and the existing columns of numbers."""
         ids = {kind: self.ids.of(kind, batch[kind]) for kind in self.tokens}
         first = self.rows + 1
         self.rows += len(ids["users"])
@@ -194,13 +194,13 @@ class _Reader:
             numbers.append(column)
         found = (ids["users"] > 0) & (ids["items"] > 0)
         if batch.get("position") is None and self.rows > len(self.tokens["users"]) * len(self.tokens["items"]):
-            raise UserError(f"{self.source} has more rows than there are users times items; list no pair twice.")
+            raise UserError(f"{self.source} has more rows than users times items; list no pair twice.")
         self.parts.append(
             tuple(None if column is None else column[found] for column in (ids["users"], ids["items"], *numbers))
         )
 
     def columns(self) -> tuple[Any, ...]:
-        """(users, items, order of a user's rows, positions, scores, weights as float32); None what is not there."""
+        """(users, items, order of a user's rows, positions, scores, weights as float32); None for missing columns."""
         if not self.rows:
             raise UserError(f"{self.source} has a header but no rows; expected one for each listed item.")
         self.ids.refuse_unknown(self.rows)
@@ -212,7 +212,7 @@ class _Reader:
         return users, items, order, position, score, weight
 
     def refuse_duplicates(self, keys: Tensor, catalogue: int, states: Optional[SequenceStates]) -> None:
-        """Raises where an item is twice in a list, given the pairs ``user * I + item``, ascending."""
+        """Raises an error if an item is twice in a list, given the pairs ``user * I + item``, ascending."""
         twice = (keys[1:] == keys[:-1]).nonzero().squeeze(1)
         if len(twice):
             user, item = divmod(int(keys[twice[0]]), catalogue)

@@ -1,4 +1,4 @@
-"""The rank bank: each user's best unobserved items in a teacher's eyes, computed in blocks and kept on disk."""
+"""The rank bank: each user's best unobserved items by a teacher's scores, computed in blocks and kept on disk."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from recbole_kd.files.atomic import write_atomic
 from recbole_kd.files.digest import digest as content_of
 from recbole_kd.files.reading import open_regular
 
-#: Bytes of scores held at a time: freed blocks beyond 32 MiB go back to the system, and each new one is paged in anew.
+#: Bytes of scores held at a time. Freed blocks above 32 MiB are returned to the system, which makes new ones slow.
 _BLOCK_BYTES = 16 << 20
-#: The same where each block's users are ranked for all items: every block sorts the best so far again.
+#: The same if users are ranked for all items; larger, because every block sorts the best users so far again.
 _USER_BLOCK_BYTES = 128 << 20
-#: Users scored at a time, at least.
+#: Least number of users scored at a time.
 _LEAST_USERS = 32
 
 
@@ -36,7 +36,7 @@ def build_rank_bank(
 ) -> Tensor:
     """The k best unobserved items of every user, best first.
 
-    The same function ranks users for items: give `observed.transposed()` and a `score_block` of items.
+    To rank users for items, give `observed.transposed()` and a `score_block` of items.
 
     Args:
         score_block: users (n,) -> their scores of every item, (n, I), padding included. The block is overwritten.
@@ -46,7 +46,7 @@ def build_rank_bank(
         show_progress: whether to show a progress bar.
 
     Returns:
-        (U, k) int32 on the CPU, filled with 0 where a user has fewer than k unobserved items. Row 0 is all 0.
+        (U, k) int32 on the CPU, filled with 0 if a user has fewer than k unobserved items. Row 0 is all 0.
     """
     bank = torch.zeros(observed.users, k, dtype=torch.int32)
     blocks = rank_blocks(observed, block_users)
@@ -56,9 +56,9 @@ def build_rank_bank(
 
 
 def rank_blocks(observed: Observed, block_users: Optional[int] = None, held: int = _BLOCK_BYTES) -> list[range]:
-    """The users, padding left out, in the blocks in which they are scored: as many as make a block of `held` bytes.
+    """The users, without padding, in the blocks in which they are scored; a block takes about `held` bytes.
 
-    Of catalogues so large that this is a handful, as many as keep a product busy with an item once it is read.
+    For very large catalogues a block has more users, so that an item that is read is used for several of them.
     """
     rows = block_users or max(_LEAST_USERS, held // (4 * observed.items))
     return [range(start, min(start + rows, observed.users)) for start in range(1, observed.users, rows)]
@@ -66,7 +66,7 @@ def rank_blocks(observed: Observed, block_users: Optional[int] = None, held: int
 
 @torch.no_grad()
 def rank_block(score_block: Callable[[Tensor], Tensor], observed: Observed, k: int, block: range) -> Tensor:
-    """(users of `block`, k) int32: the rows of :func:`build_rank_bank`'s result, whose arguments these are."""
+    """(users of `block`, k) int32: rows of the result of :func:`build_rank_bank`, from the same arguments."""
     scores = _unobserved_scores(score_block, observed, block)
     longest = min(k, observed.items)
     best, ranked = _best(scores, longest)
@@ -76,9 +76,9 @@ def rank_block(score_block: Callable[[Tensor], Tensor], observed: Observed, k: i
 
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, best first, and their columns (n, k); of equal ones the smaller column comes first.
+    """The k largest values of each row, best first, and their columns (n, k); ties keep the smaller column first.
 
-    So the k best are the first of any longer list. `torch.topk` leaves to chance which of equal ones it takes.
+    So the k best are the beginning of any longer list. `torch.topk` takes an arbitrary one of equal values.
 
     Raises:
         UserError: a score is not a number.
@@ -90,7 +90,7 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     broken = int(values[:, 0].isnan().sum())
     if broken:
         raise UserError(
-            f"{broken:,} of {len(values):,} rankings are of scores that are not numbers (NaN); "
+            f"{broken:,} of {len(values):,} rankings have scores that are not numbers (NaN); "
             "train their model again with a lower --teacher.learning_rate, or give another --teacher.checkpoint."
         )
     if k == scores.shape[1]:
@@ -110,7 +110,7 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _unobserved_scores(score_block: Callable[[Tensor], Tensor], observed: Observed, block: range) -> Tensor:
-    """(users of `block`, I) scores, those of observed items and of padding -inf."""
+    """(users of `block`, I) scores; observed items and padding have -inf."""
     scores = score_block(torch.arange(block.start, block.stop))
     pairs = slice(int(observed.offsets[block.start]), int(observed.offsets[block.stop]))
     rows, items = observed.user_ids[pairs] - block.start, observed.indices[pairs]
@@ -121,13 +121,13 @@ def _unobserved_scores(score_block: Callable[[Tensor], Tensor], observed: Observ
 
 @torch.no_grad()
 def ranks_of(lists: Tensor, score_block: Callable[[Tensor], Tensor], observed: Observed) -> Tensor:
-    """Ranks of listed items among all unobserved items of their user, by other scores than those of the lists.
+    """Ranks of listed items among all unobserved items of their user, by another model's scores.
 
     The rank of an item is one more than the number of unobserved items with a higher score.
 
     Args:
-        lists: (U, k) unobserved items, 0 where there is none; what is returned there means nothing.
-        score_block, observed: as of :func:`build_rank_bank`.
+        lists: (U, k) unobserved items, 0 where there is none; the result there is undefined.
+        score_block, observed: as in :func:`build_rank_bank`.
 
     Returns:
         (U, k) int64 on the CPU; row 0 is all 0.
@@ -137,7 +137,7 @@ def ranks_of(lists: Tensor, score_block: Callable[[Tensor], Tensor], observed: O
         rows = slice(block.start, block.stop)
         scores = _unobserved_scores(score_block, observed, block)
         ascending, order = scores.gather(1, lists[rows].to(scores.device).long()).sort(dim=1)
-        # Each item's place among the listed scores says which of them it is above.
+        # Each item's place among the sorted listed scores shows which of them it exceeds.
         place = torch.searchsorted(ascending, scores)
         count = place.new_zeros(len(place), lists.shape[1] + 1).scatter_add_(1, place, torch.ones_like(place))
         above = count.flip(1).cumsum(1).flip(1)[:, 1:]
@@ -148,26 +148,26 @@ def ranks_of(lists: Tensor, score_block: Callable[[Tensor], Tensor], observed: O
 def build_user_bank(
     score_block: Callable[[Tensor], Tensor], observed: Observed, k: int, block_users: Optional[int] = None
 ) -> Tensor:
-    """The k best users of every item among those who did not observe it, best first, as in IR-RRD.
+    """For every item the k best users who have not observed it, best first, as in IR-RRD.
 
-    Users are scored a block at a time, which a teacher that reads a user's whole history does once for all items; each
-    block's users compete with the k best so far. Where items can be scored a block at a time, :func:`build_rank_bank`
-    of ``observed.transposed()`` is faster.
+    Users are scored in blocks, so a teacher that reads a user's whole history scores each user once. Each block's users
+    are merged with the k best so far. If items can be scored in blocks, :func:`build_rank_bank` with
+    ``observed.transposed()`` is faster.
 
     Args:
-        score_block, observed, block_users: as of :func:`build_rank_bank`.
+        score_block, observed, block_users: as in :func:`build_rank_bank`.
         k: K', length of the lists.
 
     Returns:
-        (I, k) int32 on the CPU, filled with 0 where fewer than k users did not observe an item. Row 0 is all 0.
+        (I, k) int32 on the CPU, filled with 0 if fewer than k users have not observed an item. Row 0 is all 0.
     """
     bank, best = torch.zeros(observed.items, k, dtype=torch.long), torch.full((observed.items, k), -torch.inf)
     for block in rank_blocks(observed, block_users, _USER_BLOCK_BYTES):
         scores = _unobserved_scores(score_block, observed, block).t()
         best, bank = best.to(scores), bank.to(scores.device)
-        # Those who were the best so far have smaller ids than this block's users, and are in their order.
+        # The best users so far have smaller ids than this block's users, and are in order.
         best, place = _best(torch.cat([best, scores], dim=1), k)
-        # Places up to k are of those who were the best so far, the others of this block's users.
+        # Places below k are the best users so far, the others are this block's users.
         bank = torch.where(place < k, bank.gather(1, place.clamp(max=k - 1)), place - k + block.start)
     return bank.masked_fill_(best == -torch.inf, 0).int().cpu()
 
@@ -179,16 +179,16 @@ _FUSED_PAIRS = 1 << 22
 def fuse_ranks(lists: Sequence[Tensor], constant: float = 60.0, shares: Optional[Sequence[float]] = None) -> Tensor:
     """Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR'09) of several rankings, in blocks of users.
 
-    An item scores the sum over the lists that hold it of share / (constant + rank), rank 1 being the best; what stands
-    in no list is not ranked. Of equal scores the item that an earlier list ranks, or ranks higher, comes first.
+    An item's score is the sum of share / (constant + rank) over the lists that hold it; rank 1 is the best. Items in no
+    list are not ranked. Among equal scores, the item that an earlier list ranks, or ranks higher, comes first.
 
     Args:
-        lists: of each ranker, (U, k) ids, best first, filled with 0; an id is in a row once.
-        constant: the paper's 60 keeps the first ranks from outweighing agreement further down.
-        shares: of each list, above 0; the paper's are all 1.
+        lists: for each ranker (U, k) ids, best first, filled with 0; an id is at most once in a row.
+        constant: 60 in the paper; a larger one gives the first ranks less weight against agreement further down.
+        shares: weight of each list, above 0; 1 in the paper.
 
     Returns:
-        (U, k) int32, filled with 0 where all lists together have fewer.
+        (U, k) int32, filled with 0 if all lists together have fewer.
     """
     users, k = lists[0].shape
     once = 1 / (constant + torch.arange(1, k + 1, dtype=torch.float64))
@@ -200,7 +200,7 @@ def fuse_ranks(lists: Sequence[Tensor], constant: float = 60.0, shares: Optional
         ordered, position = items.sort(dim=1, stable=True)
         values = reciprocal[position]
         total = values.clone()
-        for shift in range(1, len(lists)):  # an item stands at most once in a list: its places are next to each other
+        for shift in range(1, len(lists)):  # an item is at most once in a list, so its places are adjacent
             same = ordered[:, shift:] == ordered[:, :-shift]
             total[:, :-shift] += values[:, shift:] * same
         first = torch.ones_like(ordered, dtype=torch.bool)
@@ -224,13 +224,13 @@ def require_unobserved(
     Args:
         observed: the training split.
         setting: the option that asks for `count`, such as ``rrd.uninteresting``.
-        count: items asked for.
-        below: length of a ranked list that comes first.
+        count: number of items needed.
+        below: length of a ranked list above them.
         pool: the option that sets `below`.
-        roles: what the rows and columns of `observed` are; the other way round for a transposed split.
+        roles: names of the rows and columns of `observed`; swapped for a transposed split.
 
     Raises:
-        UserError: some user has fewer; it says how many users, and what to set.
+        UserError: some user has fewer; the message says how many users, and what to set.
     """
     unobserved = observed.items - 1 - observed.counts[1:]
     short = int((unobserved < min(below + count, observed.items)).sum())
@@ -258,16 +258,16 @@ def require_unobserved(
 
 
 def require_listed(observed: Observed, setting: str, ranked: Tensor, teacher: str) -> None:
-    """Checks that every user of the training split who has a list has a whole one.
+    """Checks that every list of a user of the training split is complete.
 
     Args:
         observed: the training split.
         setting: the option that asks for as many items as `ranked` has columns, such as ``rrd.pool``.
         ranked: (U, k) items, 0 where there are fewer.
-        teacher: whose lists, for the message.
+        teacher: the name of the teacher, for the message.
 
     Raises:
-        UserError: some user has a shorter list, or nobody has one; it says how many users, and what to set.
+        UserError: some list is shorter, or there is no list; the message says how many users, and what to set.
     """
     lengths = (ranked > 0).sum(dim=1)[observed.counts > 0]
     lengths = lengths[lengths > 0] if bool((lengths > 0).any()) else lengths
@@ -279,26 +279,26 @@ def require_listed(observed: Observed, setting: str, ranked: Tensor, teacher: st
         )
 
 
-#: Length of the digest behind an array.
+#: Length of the digest after an array.
 _DIGEST_BYTES = 64
 
 
 class RankBankCache:
-    """Rank banks on disk, each under a digest of what it was computed from.
+    """Rank banks on disk, each under a digest of its inputs.
 
-    A file is a plain array, then the digest of its key and content. It is written whole or not at all, and read as a
-    memory map once the digest has been checked; nothing is unpickled.
+    A file is a plain array, then the digest of its key and content. It is written completely or not at all. It is read
+    as a memory map after a check of the digest; nothing is unpickled.
     """
 
     def __init__(self, folder: str) -> None:
         """
         Args:
-            folder: made when the first bank is saved.
+            folder: created when the first bank is saved.
         """
         self.folder = folder
 
     def obtain(self, digest: str, k: int, compute: Callable[[], Tensor]) -> Tensor:
-        """The bank (U, k) int32 under `digest`; one that is not there is computed and kept.
+        """The bank (U, k) int32 under `digest`; if it is missing, it is computed and kept.
 
         Raises:
             UserError: the folder cannot be written.
@@ -310,7 +310,7 @@ class RankBankCache:
         return bank
 
     def load(self, digest: str, k: int) -> Optional[Tensor]:
-        """The bank (U, k) int32 under `digest`, cut from a longer one where there is one; None where none is found."""
+        """The bank (U, k) int32 under `digest`, perhaps cut from a longer one; None if there is none."""
         pattern = re.compile(re.escape(digest) + r"-(\d+)\.npy")
         found = (pattern.fullmatch(name) for name in (os.listdir(self.folder) if os.path.isdir(self.folder) else ()))
         for length in sorted(int(match[1]) for match in found if match):
@@ -328,7 +328,7 @@ class RankBankCache:
         array = np.ascontiguousarray(bank.cpu().numpy())
 
         def write(file: BinaryIO) -> None:
-            # np.save would write past `file`, and does not say why a disk refuses.
+            # np.save would bypass `file` and hide the reason of a failed write.
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
             file.write(array.data)
             file.write(content_of(digest, array).encode())
@@ -339,11 +339,11 @@ class RankBankCache:
         return os.path.join(self.folder, f"{digest}-{k}.npy")
 
     def _read(self, digest: str, k: int) -> Optional[Tensor]:
-        """The bank (U, k) in a file; None where the file is damaged, foreign, or of a version without a digest."""
+        """The bank (U, k) in a file; None if the file is damaged, foreign, or of a version without a digest."""
         path = self._path(digest, k)
         try:
             with open_regular(path) as file:
-                # Copy on write: torch accepts no read-only array.
+                # Copy on write, because torch does not accept read-only arrays.
                 array = np.load(path, mmap_mode="c", allow_pickle=False)
                 file.seek(array.offset + array.nbytes)
                 whole = file.read(_DIGEST_BYTES + 1) == content_of(digest, array).encode()
@@ -351,5 +351,7 @@ class RankBankCache:
                 return torch.from_numpy(array)
         except (OSError, ValueError, EOFError, AttributeError, TypeError):  # cut short or foreign
             pass
-        logging.getLogger().warning(f"The ranked lists in '{path}' are damaged or of an earlier version: made anew.")
+        logging.getLogger().warning(
+            f"The ranked lists in '{path}' are damaged or of an earlier version; they are made again."
+        )
         return None

@@ -1,8 +1,8 @@
 """Reads tables: RecBole's atomic files, CSV, TSV and Parquet.
 
-pyarrow does the reading. What it refuses is looked at a second time, line by line, for the message that names the line.
+pyarrow reads. A file that it refuses is read again line by line, to name the wrong line in the message.
 
-A column has one of four kinds, which an atomic file names in its first line (``user_id:token``):
+A column has one of these kinds, which an atomic file names in its first line (``user_id:token``):
 
 =============  ==========================================================  ===============================
 kind           column of the table                                         an empty field
@@ -11,12 +11,12 @@ token          text, numbered by first appearance (a dictionary column)    missi
 float          float64                                                     missing (NaN)
 token_seq,     the text as written (a dictionary column)                   an empty sequence
 float_seq
-time           int64, or float64 where there are fractions; of ISO dates   missing; refused where rows are
-               the seconds since 1970                                      ordered by it
+time           int64, or float64 with fractions; ISO dates become          missing; refused if rows are
+               seconds since 1970                                          ordered by it
 =============  ==========================================================  ===============================
 
-An id is the text between two separators, as it is written: ``NA``, ``null``, ``007`` and ``" x"`` are ids. A quote is a
-letter like any other unless the separator is a comma or a semicolon: that is CSV, where quotes enclose a field.
+An id is the text between two separators, as written: ``NA``, ``null``, ``007`` and ``" x"`` are ids. A quote is an
+ordinary character, unless the separator is a comma or a semicolon: this is CSV, where quotes enclose a field.
 """
 
 from __future__ import annotations
@@ -49,16 +49,17 @@ __all__ = [
     "seconds_of",
 ]
 
-#: What an atomic file's first line may say after a column's name.
+#: The kinds that an atomic file's first line may have after a column's name.
 KINDS = ("token", "float", "token_seq", "float_seq")
-#: What a column of time may hold, the first that fits: whole numbers, numbers, ISO dates, ISO dates with a zone.
+#: Types of a column of time, of which the first that fits is used: whole numbers, numbers, ISO dates without and with
+#: zone.
 _TIMES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _BLOCK = 8 << 20  # bytes that one thread reads at once
 _MISSING = frozenset(pa_csv.ConvertOptions().null_values)  # how a missing number may be written
 _ROWS = 1 << 18  # keys that are numbered at once
-_MANY = 1 << 20  # keys so small are numbered by a table of all that could be
+_MANY = 1 << 20  # keys below this are numbered with a table of all possible keys
 _SHOWN = 40  # letters of a value in a message
-_NUL = "\udc00"  # stands for a NUL byte where Python 3.10's csv would stop at it; no byte is read as this
+_NUL = "\udc00"  # replaces a NUL byte, at which Python 3.10's csv would stop; no byte is decoded to it
 _LONGEST = 4096  # bytes of a token: RecBole keeps all tokens of a column as wide as the longest
 
 
@@ -72,15 +73,15 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file is read.
+    """The format of a file.
 
     Attributes:
         separator: text between two fields.
         sequence_separator: text between two elements of a sequence.
-        encoding: of the text, a name that Python knows; a byte order mark is skipped.
+        encoding: name of the text's encoding in Python; a byte order mark is skipped.
         ids: columns that hold an id in every row.
-        time: the column that is read as time if the first line says float; None where there is none.
-        ordered: whether rows are ordered by time: each has one, even where the first line says token.
+        time: the column that is read as time if the first line says float; None if there is none.
+        ordered: whether rows are ordered by time; then each needs a time, even if the first line says token.
         header: whether the first line names the columns.
     """
 
@@ -99,7 +100,7 @@ class Layout:
 
 
 def fields_of(path: Path, layout: Layout) -> list[Field]:
-    """The columns that the first line of an atomic file names, that of time with its own kind.
+    """The columns in the first line of an atomic file; the column of time has the kind time.
 
     Raises:
         UserError: the line cannot be read, a column has no kind or an unknown one, or two columns have one name.
@@ -122,7 +123,7 @@ def fields_of(path: Path, layout: Layout) -> list[Field]:
                 f"expected one of {', '.join(KINDS)}."
             )
         if field.name in (other.name for other in fields[:place]):
-            raise UserError(f"'{path}', line 1: two columns are called '{field.name}'; expected a name for each.")
+            raise UserError(f"'{path}', line 1: two columns are called '{field.name}'; expected different names.")
         if field.name in layout.ids and field.kind != "token":
             raise UserError(f"'{path}', line 1: '{names[place]}' is a column of ids; expected {field.name}:token.")
     times = ("float", "token") if layout.ordered else ("float",)
@@ -132,7 +133,7 @@ def fields_of(path: Path, layout: Layout) -> list[Field]:
 
 
 def _suggestion(names: Sequence[str], layout: Layout) -> str:
-    """What the first line should be, where it only lacks the types."""
+    """The corrected first line, if it lacks only the types."""
     plain = [name for name in names if name.isidentifier()]
     if len(plain) < 2 or len(plain) < len(names):
         return ""
@@ -146,14 +147,14 @@ def read_atomic(path: Path, layout: Layout, columns: Sequence[str]) -> pa.Table:
 
     Args:
         path: the file.
-        layout: how it is read.
+        layout: its format.
         columns: names without the type, in any order.
 
     Returns:
         The columns in the file's order, each in one chunk.
 
     Raises:
-        UserError: the file, its first line or a value is not as expected; the message names the line.
+        UserError: the file, its first line or a value is wrong; the message names the line.
     """
     return read_columns(path, layout, fields_of(path, layout), columns)
 
@@ -180,7 +181,7 @@ def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: S
         found = {}
         for field in wanted:
             found[field.name] = _column(table[field.name], field)
-            table = table.drop_columns(field.name)  # a column of text is larger than its numbers
+            table = table.drop_columns(field.name)  # frees the text, which is larger than its numbers
         if _whole(found, layout, wanted):
             return pa.table(found)
         break
@@ -188,8 +189,8 @@ def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: S
 
 
 def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
-    source, separator = pa.OSFile(str(path)), layout.separator  # of a path, pyarrow goes by the end of its name
-    if len(separator.encode()) > 1:  # pyarrow separates by one byte
+    source, separator = pa.OSFile(str(path)), layout.separator  # with a path, pyarrow would look at the name's ending
+    if len(separator.encode()) > 1:  # pyarrow needs a separator of one byte
         text = path.read_bytes().decode(layout.encoding).replace(separator, "\x1f").encode(layout.encoding)
         source, separator = pa.BufferReader(text), "\x1f"
     return pa_csv.read_csv(
@@ -207,7 +208,7 @@ def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.Da
 
 
 def _whole(found: dict[str, pa.Array], layout: Layout, fields: Sequence[Field]) -> bool:
-    """Whether every value is one that its column may hold."""
+    """Whether every value is allowed in its column."""
     for field in fields:
         column = found[field.name]
         if field.kind == "time":
@@ -234,7 +235,7 @@ def _whole(found: dict[str, pa.Array], layout: Layout, fields: Sequence[Field]) 
 
 
 def seconds_of(moments: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Seconds since 1970 of a timestamp column: int64, or float64 where there are parts of seconds."""
+    """Seconds since 1970 of a timestamp column: int64, or float64 with fractions of seconds."""
     micros = moments.cast(pa.timestamp("us", moments.type.tz)).cast(pa.int64())
     seconds = pc.divide(micros, 10**6)
     whole = pc.all(pc.equal(pc.multiply(seconds, 10**6), micros)).as_py() is not False
@@ -278,7 +279,7 @@ def _whole_numbers(column: pa.ChunkedArray) -> NDArray[Any] | None:
             return None
         largest = int(numbers.max(initial=0))
         usual = len(numbers) + sum(np.count_nonzero(numbers >= 10**place) for place in range(1, len(str(largest))))
-        # No number is written in fewer letters than as usual, so that the sum tells of each.
+        # The usual form of a number is its shortest, so comparing total lengths checks all numbers.
         if numbers.min(initial=0) < 0 or usual != pc.sum(pc.binary_length(chunk)).as_py():
             return None
         parts.append(numbers)
@@ -286,7 +287,7 @@ def _whole_numbers(column: pa.ChunkedArray) -> NDArray[Any] | None:
 
 
 def _as_whole(text: pa.StringArray) -> NDArray[Any]:
-    """The numbers that a text holds: int32 where they fit, which halves the work that follows."""
+    """The numbers in a text; int32 if they fit, which halves the later work."""
     try:
         return text.cast(pa.int32()).to_numpy()
     except pa.ArrowInvalid:
@@ -308,13 +309,13 @@ def by_first_appearance(keys: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[
         return codes.astype(np.int32), found
     number = np.full(largest + 1, -1, dtype=np.int32)
     codes, parts, count = np.empty(len(keys), dtype=np.int32), [keys[:0]], 0
-    for start in range(0, len(keys), _ROWS):  # most blocks hold few new keys
+    for start in range(0, len(keys), _ROWS):  # most blocks have few new keys
         block, places = keys[start : start + _ROWS], codes[start : start + _ROWS]
         number.take(block, out=places, mode="clip")
         unknown = np.flatnonzero(places < 0)
         new = block[unknown]
         order = np.arange(len(new), dtype=np.int32)
-        number[new[::-1]] = order[::-1]  # of a key's places the first is written last
+        number[new[::-1]] = order[::-1]  # a key's first place is written last
         first = new[number[new] == order]
         number[first] = np.arange(count, count + len(first), dtype=np.int32)
         places[unknown] = number[new]
@@ -322,11 +323,11 @@ def by_first_appearance(keys: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[
     return codes, np.concatenate(parts)
 
 
-# What is wrong, and where
+# Errors, with their lines
 
 
 def _lines(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """(line number, its fields) of each line that is not empty, the first included, whatever it holds."""
+    """(line number, fields) of each line that is not empty, including the first; any content is accepted."""
     separator = layout.separator if len(layout.separator) == 1 else "\x1f"
     encoding = "utf-8-sig" if layout.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else layout.encoding
     with path.open(newline="", encoding=encoding, errors="surrogateescape") as file:
@@ -361,7 +362,7 @@ def first_line(path: Path, layout: Layout) -> list[str]:
 
 
 def _fault(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequence[Field]) -> str | None:
-    """What is wrong with the first line that is not as expected; None where no line is wrong."""
+    """The error in the first wrong line; None if no line is wrong."""
     lines = _lines(path, layout)
     if layout.header:
         next(lines)
@@ -370,7 +371,7 @@ def _fault(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequence
         for number, row in lines:
             where = f"'{path}', line {number}"
             if len(row) != len(fields):
-                names = f", and the first line names {len(fields)} columns" if layout.header else ""
+                names = f", but the first line names {len(fields)} columns" if layout.header else ""
                 return (
                     f"{where}: it has {len(row)} fields{names}; expected {len(fields)}, "
                     f"separated by {layout.separator!r}."
@@ -385,9 +386,9 @@ def _fault(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequence
 
 
 def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
-    """A function from a value to what is wrong with it."""
+    """A function from a value to its error, or None."""
     is_id = field.name in layout.ids
-    kinds: dict[str, str] = {}  # how the column's first time is written
+    kinds: dict[str, str] = {}  # format of the column's first time
 
     def check(value: str) -> str | None:
         if not value.isascii() and any("\udc80" <= letter <= "\udcff" for letter in value):
@@ -405,9 +406,9 @@ def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
             if kind is None:
                 return "is not a time; expected a number, or a date such as 2026-11-29T08:30:00"
             if kind != kinds.setdefault("first", kind):
-                return f"is not {kinds['first']} as the times before it; write all in one way"
+                return f"is not {kinds['first']} like the times before it; write all in the same way"
         if is_id and value in ("", "[PAD]"):
-            what = "is no id" if value else "is empty"
+            what = "is not an id" if value else "is empty"
             return f"{what}; write an id, or remove the line"
         return None
 
@@ -432,7 +433,7 @@ def _is_sequence(value: str, layout: Layout) -> bool:
 
 
 def _time_kind(value: str) -> str | None:
-    """How a time is written; None for what is none."""
+    """The format of a time, in words; None if it is not a time."""
     if _is_plain_number(value):
         return "a number" if math.isfinite(float(value)) else None
     for kind, name in zip(_TIMES[2:], ("a date", "a date with a zone")):
@@ -445,7 +446,7 @@ def _time_kind(value: str) -> str | None:
 
 
 def _shown(value: str, letters: int = _SHOWN) -> str:
-    """A value as a message shows it."""
+    """A value for a message."""
     return repr(value if len(value) <= letters else f"{value[:letters]}...")
 
 

@@ -1,7 +1,7 @@
 """Samplers of response-based distillation: exact in distribution, for all users at once, in O(U K' + observed) memory.
 
-Each draws from the generator that it is given. Ids are RecBole's; 0 stands where a user has no entry, and only there.
-Users are taken in blocks, so that what is held on the way does not grow with their number.
+Each draws from its `generator` argument. Ids are RecBole's; 0 means that a user has no entry. Users are processed in
+blocks, so that temporary memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def better_of_two(log_weights: Tensor) -> Tensor:
 
 
 def draw_without_replacement(log_weights: Tensor, rows: int, samples: int, generator: torch.Generator) -> Tensor:
-    """Positions drawn one after the other, each with probability proportional to its weight among those still there.
+    """Positions drawn without replacement, each with probability proportional to its weight among the remaining ones.
 
-    A race: position k arrives after an exponential time of rate w_k, and the first `samples` to arrive are drawn. This
-    is the Gumbel top-k trick, written with arrival times.
+    Position k gets an exponential arrival time of rate w_k, and the first `samples` arrivals are drawn. This is the
+    Gumbel top-k trick, written with arrival times.
 
     Args:
         log_weights: (k,) for all rows, or (rows, k); -inf is a weight of 0.
@@ -52,7 +52,7 @@ def draw_without_replacement(log_weights: Tensor, rows: int, samples: int, gener
         block = log_weights[start:stop] if log_weights.dim() == 2 else log_weights
         arrival = _exponential(stop - start, length, generator).log_().sub_(block)
         first = arrival.topk(samples, dim=1, largest=False, sorted=False).indices
-        # Marked and read off again: an ascending order that costs less than sorting.
+        # Marking the positions and reading the marks gives ascending order, faster than sorting.
         marked = torch.zeros(stop - start, length, dtype=torch.bool).scatter_(1, first, True)
         drawn[start:stop] = marked.nonzero()[:, 1].view(stop - start, samples)
         if bool(torch.isneginf(block).any()):
@@ -62,12 +62,12 @@ def draw_without_replacement(log_weights: Tensor, rows: int, samples: int, gener
 
 
 def items_at(ranked: Tensor, positions: Tensor) -> Tensor:
-    """Items of ranked lists (n, k) at positions (n, samples), 0 at position -1: (n, samples), typed as `ranked`."""
+    """Items of ranked lists (n, k) at positions (n, samples), 0 at position -1: (n, samples), in `ranked`'s type."""
     return ranked.gather(1, positions.clamp(min=0)).masked_fill_(positions < 0, 0)
 
 
 def draw_distinct(counts: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """`samples` distinct numbers of 0..counts[r]-1 for each row r, every subset alike.
+    """`samples` distinct numbers of 0..counts[r]-1 for each row r; every subset is equally likely.
 
     Args:
         counts: (n,) int32 at least `samples` each.
@@ -81,14 +81,14 @@ def draw_distinct(counts: Tensor, samples: int, generator: torch.Generator) -> T
     scale = (counts / sums[:, -1]).unsqueeze(1)
     drawn = torch.minimum((sums[:, :-1] * scale).int(), counts.unsqueeze(1) - 1)
     repeated = _repeats(drawn)
-    # Dense rows would meet the same numbers again and again; they are short enough to shuffle.
+    # Dense rows would draw the same numbers many times; they are short enough to shuffle.
     dense = counts < 2 * samples
     if bool(dense.any()):
         order = torch.rand(int(dense.sum()), int(counts[dense].max()), generator=generator)
         order.masked_fill_(torch.arange(order.shape[1]) >= counts[dense].unsqueeze(1), 2.0)
         drawn[dense] = order.topk(samples, dim=1, largest=False).indices.int().sort(dim=1).values
         repeated[dense] = False
-    # A number drawn twice is kept once, and the others drawn again: no number is treated unlike another, so that every
+    # A number drawn twice is kept once, and the missing ones are drawn again. All numbers are treated alike, so every
     # subset stays equally likely.
     pending = repeated.any(dim=1).nonzero().squeeze(1)
     while len(pending):
@@ -103,7 +103,7 @@ def draw_distinct(counts: Tensor, samples: int, generator: torch.Generator) -> T
 
 
 def _exponential(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    # Twice as fast as `exponential_`, and fine enough near 0, where races are decided.
+    # Twice as fast as `exponential_`, and precise enough near 0, which matters for the order.
     return torch.rand(rows, columns, dtype=torch.float64, generator=generator).neg_().log1p_().neg_()
 
 
@@ -115,10 +115,10 @@ def _repeats(ascending: Tensor) -> Tensor:
 
 
 class Complement:
-    """Draws items uniformly, without replacement, from those that a user has neither observed nor in a ranked list.
+    """Draws items uniformly, without replacement, that a user has neither observed nor in a ranked list.
 
-    A number j below the size of the complement stands for its j-th item: j plus the excluded items that come before,
-    counted by a search in the user's ascending exclusions.
+    A number j below the size of the complement is mapped to its j-th item: j plus the number of excluded items before
+    it, found by a search in the user's ascending exclusions.
     """
 
     def __init__(self, observed: Observed, ranked: Tensor) -> None:
@@ -128,7 +128,7 @@ class Complement:
             ranked: (U, k) items to exclude as well, 0 where there is none.
         """
         items = observed.items
-        # 32-bit keys are half the memory, and serve a block of users unless the catalogue has millions of items.
+        # 32-bit keys take half the memory; they are enough unless the catalogue has millions of items.
         kind = torch.int32 if _BLOCK * items < 2**31 else torch.int64
         self._items = items
         self._keys: list[Tensor] = []
@@ -149,7 +149,7 @@ class Complement:
             of_row = keys // items
             excluded = torch.bincount(of_row, minlength=len(rows))
             before = excluded.cumsum(0) - excluded
-            # Key of a user's i-th exclusion x: x - 1 - i items that are not excluded come before it.
+            # Key of a user's i-th exclusion x: x - 1 - i items before it are not excluded.
             self._keys.append((keys - 1 - (torch.arange(len(keys)) - before[of_row])).to(kind))
             self._before[start:stop] = before
             self.counts[start:stop] = items - 1 - excluded
@@ -169,7 +169,7 @@ class Complement:
 
 
 def _blocks(users: int) -> Iterator[tuple[int, int]]:
-    """Bounds of blocks of users, padding left out."""
+    """Bounds of blocks of users, without padding."""
     return ((start, min(start + _BLOCK, users)) for start in range(1, users, _BLOCK))
 
 
@@ -181,8 +181,8 @@ def popularity_groups(popularity: Tensor, groups: int) -> Tensor:
         groups: G.
 
     Returns:
-        (I,) int64 in 0..G-1; -1 for padding. An item belongs where the middle of its mass falls; items that nobody
-        observed belong to the last group. A group is empty where one item holds more than a group's mass.
+        (I,) int64 in 0..G-1; -1 for padding. The middle of an item's mass decides its group; items that nobody observed
+        are in the last group. If one item has more than a group's mass, a group can be empty.
     """
     order = popularity[1:].argsort(descending=True, stable=True)
     mass = popularity[1:][order].double()
@@ -196,14 +196,14 @@ def popularity_groups(popularity: Tensor, groups: int) -> Tensor:
 class GroupPairs:
     """Draws pairs of different items of one group from ranked lists, the better-ranked one first.
 
-    Ranks are those within the group: 1 for the best item of the group in a user's list. The first item is drawn with
-    probability proportional to exp(-rank / emphasis), the second likewise among the group's other items.
+    Ranks are within the group: 1 for the group's best item in a user's list. The first item is drawn with probability
+    proportional to exp(-rank / emphasis), the second likewise among the group's other items.
     """
 
     def __init__(self, ranked: Tensor, group_of: Tensor, groups: int) -> None:
         """
         Args:
-            ranked: (U, k) unobserved items, best first, 0 where there are fewer.
+            ranked: (U, k) unobserved items, best first, filled with 0 if there are fewer.
             group_of: (I,) group of each item; -1 for padding.
             groups: G.
         """
@@ -212,20 +212,20 @@ class GroupPairs:
         for start in range(0, len(ranked), _BLOCK):
             block = ranked[start : start + _BLOCK]
             group = group_of[block.long()]
-            # A list keeps its order within each group; what is padding comes last.
+            # A list keeps its order within each group; padding comes last.
             order = group.masked_fill(group < 0, groups).argsort(dim=1, stable=True)
             self._ranked[start : start + _BLOCK] = block.gather(1, order)
             for g in range(groups):
                 self._counts[start : start + _BLOCK, g] = (group == g).sum(dim=1)
 
     def without_pairs(self) -> Tensor:
-        """(G,) the share of users, padding left out, with fewer than two items of each group."""
+        """(G,) the share of users with fewer than two items of each group."""
         return (self._counts[1:] < 2).float().mean(dim=0)
 
     def draw(self, pairs: int, emphasis: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Better and worse items, (U, pairs) int32 each; 0 where a user has fewer than two items of the group.
+        """Better and worse items, (U, pairs) int32 each; 0 if a user has fewer than two items of the group.
 
-        The groups share the pairs evenly; the more popular ones get those that are left over.
+        The pairs are divided evenly among the groups; the more popular groups get the remaining ones.
         """
         groups = self._counts.shape[1]
         better, worse = (torch.empty(len(self._ranked), pairs, dtype=self._ranked.dtype) for _ in range(2))
@@ -236,7 +236,7 @@ class GroupPairs:
             length, offset = (part[block][:, columns] for part in (self._counts, first_of_group))
             first = _truncated_geometric(length.clamp(min=1), emphasis, generator)
             below, above = first - 1, (length - first).clamp(min=0)
-            # The second is a rank below or above the first, by what mass lies there; either side is geometric again.
+            # The second rank is below or above the first, by the mass on each side; each side is geometric again.
             mass_below = -torch.expm1(-below.double() / emphasis)
             mass_above = -torch.expm1(-above.double() / emphasis) * torch.exp(-first.double() / emphasis)
             uniform = torch.rand(first.shape, generator=generator, dtype=torch.float64)
@@ -257,5 +257,5 @@ def _truncated_geometric(lengths: Tensor, emphasis: float, generator: torch.Gene
 
 
 def discrepancy_log_weights(gaps: Tensor, emphasis: float) -> Tensor:
-    """Logarithms of tanh(max(0, gap) / emphasis) (DCD, Lee & Kim, CIKM'21), -inf where the gap is not positive."""
+    """Logarithms of tanh(max(0, gap) / emphasis) (DCD, Lee & Kim, CIKM'21), -inf if the gap is not positive."""
     return torch.tanh(gaps.clamp(min=0) / emphasis).log()

@@ -1,4 +1,4 @@
-"""What users had, in time: their training sequences, found again by content, and all that came before a row."""
+"""Users' items in time: training sequences, which are found by content, and all items before a row."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _BASE = 6364136223846793005
 
 
 def state_keys(users: Tensor, items: Tensor) -> Tensor:
-    """(n,) int64: a number of each user (n,) with a sequence of items (n, L), however many 0 follow the items.
+    """(n,) int64: a hash of each user (n,) with a sequence of items (n, L); it does not depend on trailing zeros.
 
-    It is a polynomial among 64-bit numbers. Two of a million different ones are equal once in ten million splits.
+    It is a polynomial in 64-bit arithmetic. With a million sequences, two have equal hashes in one of ten million
+    splits.
     """
     powers = torch.full((items.shape[1] + 1,), _BASE, device=users.device).cumprod(0)
     return users.long() * powers[0] + (items.long() * powers[1:]).sum(1)
@@ -29,13 +30,13 @@ def state_keys(users: Tensor, items: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SequenceStates:
-    """Rows 1 .. R: the training sequences by user, and of each user in time. Row 0 is padding.
+    """Rows 1 .. R: the training sequences by user, and for each user in time. Row 0 is padding.
 
     Attributes:
-        keys: (R + 1,) of :func:`state_keys`.
-        users: (R + 1,) whose they are.
-        first: (U,) the first row of each user; `counts` rows from there on are the user's.
-        counts: (U,)
+        keys: (R + 1,) results of :func:`state_keys`.
+        users: (R + 1,) the user of each sequence.
+        first: (U,) the first row of each user.
+        counts: (U,) the number of rows of each user, from `first` on.
     """
 
     keys: Tensor
@@ -47,7 +48,7 @@ class SequenceStates:
     def of(cls, train: Any) -> SequenceStates:
         """The states of RecBole's dataset of the training split of a sequential model."""
         rows, config = train.timed, train.config
-        # Sequences of one time are in the order of their lengths.
+        # Sequences with the same time are ordered by their lengths.
         order = torch.argsort(rows[config["ITEM_LIST_LENGTH_FIELD"]], stable=True)
         order = order[torch.argsort(rows[PLACE][order], stable=True)]
         order = order[torch.argsort(rows[train.uid_field][order], stable=True)]
@@ -59,7 +60,7 @@ class SequenceStates:
         return cls(torch.cat([padding, keys]), torch.cat([padding, users]), 1 + counts.cumsum(0) - counts, counts)
 
     def rows(self, users: Tensor, positions: Optional[Tensor]) -> Tensor:
-        """(n,) the rows of users (n,) at positions (n,) from 1 on; None: their last. 0 where there is none."""
+        """(n,) the rows of users (n,) at positions (n,), from 1; None: their last rows. 0 if there is none."""
         counts = self.counts[users]
         positions = counts if positions is None else positions
         there = (positions >= 1) & (positions <= counts)
@@ -68,7 +69,7 @@ class SequenceStates:
 
 @dataclass(frozen=True)
 class Past:
-    """The items that each user had, in time, of all splits: also those that are too long ago to be read.
+    """Each user's items in all splits, in time, including items that are too old to be in a sequence.
 
     Attributes:
         offsets: (U + 1,); the items of user u are ``items[offsets[u]:offsets[u + 1]]``, oldest first.
@@ -84,7 +85,7 @@ class Past:
         rows, config = [part.timed for part in parts], parts[0].config
         user, item = parts[0].uid_field, parts[0].iid_field
         users, items, before = (torch.cat([part[field] for part in rows]) for field in (user, item, BEFORE))
-        # A user's first item is the next one of no row.
+        # A user's first item is not the next item of any row.
         first = before == 1
         begins = torch.cat([part[item + config["LIST_SUFFIX"]][:, 0] for part in rows])[first]
         users, items = torch.cat([users[first], users]), torch.cat([begins, items])
@@ -94,6 +95,6 @@ class Past:
         return cls(torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]), items[order])
 
     def before(self, users: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """The first `counts` (n,) items of users (n,): of each its row in `users`, and the item."""
+        """The first `counts` (n,) items of users (n,): for each, its row in `users` and the item."""
         rows, places = entries(self.offsets[users], counts)
         return rows, self.items[places]

@@ -1,8 +1,7 @@
-"""Tables compiled once: what was read or computed is kept as an Arrow file, and mapped into memory from then on.
+"""Compiled tables: read or computed once, kept as an Arrow file, and memory-mapped afterwards.
 
-A compiled file is named after the content that it was made of and the way it was made, so that a changed byte or
-setting makes it anew. It ends in the sha256 of all its other bytes, which is checked whenever it is read. It holds
-numbers and text only.
+The name of a compiled file depends on its source's content and on the settings, so that any change makes a new one. It
+ends with the sha256 of all its other bytes, which is checked whenever it is read. It holds numbers and text only.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from recbole_kd.files.digest import digest
 
 __all__ = ["PAD", "kept", "load_atomic"]
 
-#: Grows when a reader reads the same file differently.
+#: Changes when a reader reads the same file differently.
 FORMAT = "recbole-kd data/2"
-#: The first word of a column of tokens, which stands for a missing one.
+#: The first word of a column of tokens; it means a missing token.
 PAD = "[PAD]"
 _DIGEST = 32  # bytes of a sha256
 
@@ -34,16 +33,16 @@ _logger = logging.getLogger(__name__)
 
 
 def load_atomic(path: Path, layout: Layout, columns: Sequence[str], folder: Path) -> pa.Table:
-    """What :func:`~recbole_kd.data.reader.read_atomic` reads, from the compiled file in `folder` if there is one.
+    """The result of :func:`~recbole_kd.data.reader.read_atomic`, from the compiled file in `folder` if there is one.
 
-    A column of tokens has :data:`PAD` as its first word here, with code 0, which also stands for a missing token.
+    A column of tokens has :data:`PAD` as its first word here, with code 0, which also means a missing token.
 
     Args:
-        path, layout, columns: as of :func:`~recbole_kd.data.reader.read_atomic`.
-        folder: gets the compiled file; where it cannot be written, the table is read each time.
+        path, layout, columns: as in :func:`~recbole_kd.data.reader.read_atomic`.
+        folder: folder of the compiled file; if it cannot be written, the table is read each time.
 
     Raises:
-        UserError: the source is not as expected.
+        UserError: the source is wrong.
     """
     content = hashlib.sha256(_content(path)).hexdigest()
     way = digest(FORMAT, sorted(columns), list(vars(layout).values()))[:12]
@@ -64,11 +63,11 @@ def _padded(table: pa.Table, path: Path, layout: Layout) -> pa.Table:
 
 
 def kept(folder: Path, name: str, way: str, content: str, make: Callable[[], pa.Table]) -> pa.Table:
-    """What `make` gives, from the compiled file in `folder` if there is one.
+    """The result of `make`, from the compiled file in `folder` if there is one.
 
     Args:
-        folder: gets the compiled file; where it cannot be written, the table is made each time.
-        name, way, content: name the file. It replaces those of other content.
+        folder: folder of the compiled file; if it cannot be written, the table is made each time.
+        name, way, content: parts of the file's name. The file replaces those with other content.
         make: makes the table.
     """
     compiled = folder / f"{name}-{way}-{content[:24]}.arrow"
@@ -80,17 +79,17 @@ def kept(folder: Path, name: str, way: str, content: str, make: Callable[[], pa.
             for older in folder.glob(f"{_literal(name)}-{way}-*.arrow"):
                 if older != compiled:
                     older.unlink(missing_ok=True)
-        pa.default_memory_pool().release_unused()  # else what was read last adds to what comes next
+        pa.default_memory_pool().release_unused()  # otherwise this memory would add to the next table's
     return table
 
 
 def _literal(name: str) -> str:
-    """A file's name as a pattern that matches nothing else."""
+    """A file's name as a pattern that matches only this name."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _content(path: Path) -> pa.Buffer:
-    """The bytes of a file, mapped into memory; none where it cannot be read."""
+    """The bytes of a file, mapped into memory; None if it cannot be read."""
     if not path.is_file():  # opening a pipe would wait for its writer
         return pa.py_buffer(b"")
     try:
@@ -100,7 +99,7 @@ def _content(path: Path) -> pa.Buffer:
 
 
 class _Hashed:
-    """A file that knows the sha256 of what was written to it."""
+    """A file that computes the sha256 of the bytes written to it."""
 
     closed = False
 
@@ -113,7 +112,7 @@ class _Hashed:
         return self._file.write(content)
 
     def flush(self) -> None:
-        """Nothing: the file below is flushed by its owner."""
+        """Does nothing: the owner of the underlying file flushes it."""
 
 
 def _write(table: pa.Table, file: BinaryIO) -> None:
@@ -124,7 +123,7 @@ def _write(table: pa.Table, file: BinaryIO) -> None:
 
 
 def _mapped(path: Path) -> pa.Table | None:
-    """The table in a compiled file; None where there is no file, or a damaged one."""
+    """The table in a compiled file; None if the file is missing or damaged."""
     if not path.exists():
         return None
     content = _content(path)
@@ -136,5 +135,5 @@ def _mapped(path: Path) -> pa.Table | None:
             return table
     except pa.ArrowException:
         pass
-    _logger.warning("The compiled data '%s' is damaged; it is made anew from its source.", path)
+    _logger.warning("The compiled data '%s' is damaged; it is made again from its source.", path)
     return None

@@ -1,4 +1,4 @@
-"""What was done to the data of a run, and what of it a reader should know before the training begins."""
+"""A summary of a run's data, and warnings about it, before training."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def table(splits: Splits) -> str:
 
 
 def ranked(splits: Splits) -> str:
-    """A line on which items are ranked, where the data decides it."""
+    """A line that says which items are ranked, if the data decides it."""
     if splits.repeatable:
         return (
-            f"{splits.repeated:,} interactions repeat an item of their user: what a user has seen is ranked too. "
-            "--repeatable=False leaves it out."
+            f"{splits.repeated:,} interactions repeat an item of their user, so seen items are ranked too. "
+            "--repeatable=False leaves them out."
         )
     return (
-        "No user has an item twice: what a user has seen is left out of rankings. --repeatable=True ranks it too, as "
+        "No user has an item twice, so seen items are left out of rankings. --repeatable=True ranks them too, as "
         "RecBole does."
     )
 
 
 def warnings(splits: Splits) -> list[str]:
-    """Lines on what may well be a mistake: pairs on both sides of the split, users without training, low ratings."""
+    """Warnings about likely mistakes: pairs on both sides of the split, users without training, low ratings."""
     config, found = splits.dataset.config, []
     users = splits.unknown["users"]
     if users:
@@ -57,7 +57,7 @@ def warnings(splits: Splits) -> list[str]:
         if across:
             found.append(
                 f"{across:,} pairs of the validation and test splits are also in the training split: models "
-                "have learned what they are to find. --rm_dup_inter=first keeps the first of a pair, "
+                "have learned these targets. --rm_dup_inter=first keeps the first of equal pairs, "
                 "--rm_dup_inter=last the last."
             )
     label, threshold = splits.train.label_field, config["threshold"]
@@ -73,7 +73,7 @@ def warnings(splits: Splits) -> list[str]:
 
 
 def _draws_negatives(config: Any) -> bool:
-    """Whether a training row is a positive whatever its label, as negatives are drawn."""
+    """Whether a training row is a positive whatever its label, because negatives are drawn."""
     return bool((config["train_neg_sample_args"] or {}).get("distribution", "none") != "none")
 
 

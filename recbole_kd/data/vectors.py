@@ -1,11 +1,11 @@
-"""A file of vectors, from any other system, as tables in this dataset's ids.
+"""Reads a file of another system's vectors, as tables in this dataset's ids.
 
-A table (Parquet, or text with commas or tabs) has a column ``vector`` and a column of ids, named as the dataset's
-(``item_id``). A row is an item; where there is a column ``user_id`` too, a row is a user or an item, and the other of
-its ids is empty. In text a vector is numbers with blanks between, as RecBole writes them (``vector:float_seq``).
+A table (Parquet, or text with commas or tabs) has a column ``vector`` and a column of ids with the dataset's name
+(``item_id``). A row is an item. With a column ``user_id`` too, a row is a user or an item, and its other id is empty.
+In text, a vector is written as numbers separated by blanks, as in RecBole (``vector:float_seq``).
 
-Safetensors hold an array ``items``, and ``users`` where there are some. Their ids stand in ``items.jsonl`` and
-``users.jsonl`` beside the file, a JSON string a line, as ``recbole-kd export`` writes them.
+Safetensors have an array ``items`` and perhaps ``users``. Their ids are in ``items.jsonl`` and ``users.jsonl`` beside
+the file, one JSON string a line, as written by ``recbole-kd export``.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class VectorTable:
     """Vectors of users or of items.
 
     Attributes:
-        rows: (n, d) float32 by internal id; zeros where the file has none.
-        known: (n,) bool, which ids have a vector; None where all have.
+        rows: (n, d) float32 by internal id; zeros for ids without a vector.
+        known: (n,) bool, the ids with a vector; None: all.
     """
 
     rows: Tensor
     known: Optional[Tensor]
 
     def told(self, kind: str) -> str:
-        """How many there are, in words."""
+        """The number of vectors, in words."""
         everything = len(self.rows) - 1
         count = everything if self.known is None else int(self.known.sum())
         return f"{count:,} of {everything:,} {kind}"
@@ -55,12 +55,12 @@ class VectorTable:
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a file of vectors holds.
+    """The content of a file of vectors.
 
     Attributes:
-        users: None where the file has items alone.
-        items: of the same dimension.
-        digest: of the file's content, in hexadecimal.
+        users: vectors of users; None if the file has only items.
+        items: vectors of items, of the same dimension.
+        digest: digest of the file's content, in hexadecimal.
     """
 
     users: Optional[VectorTable]
@@ -84,8 +84,8 @@ def read_vectors(
         setting: the setting that named the file, for messages.
 
     Raises:
-        UserError: a file that cannot be read, columns that are missing, ids that are not in the dataset or come twice,
-            vectors of several lengths, a number that is not finite, or no item.
+        UserError: a file that cannot be read, missing columns, ids that are not in the dataset or occur twice, vectors
+            of different lengths, a number that is not finite, or no item.
     """
     source = f"--{setting}={path}"
     if not Path(path).is_file():
@@ -96,7 +96,7 @@ def read_vectors(
             _read_tensors(reader, path)
         else:
             wanted = {"users": fields[0], "items": fields[1], "vector": "vector"}
-            expected = f"expected columns {fields[1]} and vector, and {fields[0]} where there are vectors of users"
+            expected = f"expected columns {fields[1]} and vector, and {fields[0]} if there are vectors of users"
             choose = partial(find_columns, source, wanted=wanted, needed=("items", "vector"), expected=expected)
             for batch in read_batches(path, choose):
                 reader.add(batch)
@@ -105,7 +105,7 @@ def read_vectors(
 
 
 class _Reader:
-    """Collects vectors by internal ids, and what is wrong with them."""
+    """Collects vectors by internal ids, and checks them."""
 
     def __init__(self, source: str, tokens: dict[str, Sequence[str]]) -> None:
         self.source, self.tokens = source, tokens
@@ -115,7 +115,7 @@ class _Reader:
         self.parts: dict[str, list[tuple[Any, Any]]] = {kind: [] for kind in tokens}
 
     def add(self, batch: dict[str, Any]) -> None:
-        """Takes over a batch of columns: ``vector``, ``items``, and ``users`` where they are."""
+        """Adds a batch of columns: ``vector``, ``items``, and perhaps ``users``."""
         vectors = self._numbers(batch["vector"])
         named = {kind: _is_named(batch[kind]) for kind in self.tokens if kind in batch}
         count = sum(marks.astype(int) for marks in named.values())
@@ -129,7 +129,7 @@ class _Reader:
         self.rows += len(vectors)
 
     def add_array(self, kind: str, ids: list[str], vectors: Any) -> None:
-        """Takes over the vectors (n, d) of ``users`` or ``items``."""
+        """Adds the vectors (n, d) of ``users`` or ``items``."""
         self.parts[kind].append((self.ids.of(kind, pa.array(ids, pa.string())), self._checked(vectors)))
         self.rows += len(ids)
 
@@ -147,8 +147,8 @@ class _Reader:
         self.dimension = self.dimension or int(lengths[0])
         for row in np.flatnonzero((lengths != self.dimension) | (lengths == 0))[:1]:
             raise UserError(
-                f"{self.source}: the vector in row {self.rows + row + 1:,} has {lengths[row]:,} numbers, and that in "
-                f"row 1 {self.dimension:,}; give every row as many, and leave a row out that has none."
+                f"{self.source}: the vector in row {self.rows + row + 1:,} has {lengths[row]:,} numbers, but that in "
+                f"row 1 has {self.dimension:,}; give all rows equally many, and leave out rows without a vector."
             )
         flat = pc.cast(pc.list_flatten(column), pa.float64()).to_numpy(zero_copy_only=False)
         return self._checked(flat.reshape(-1, self.dimension))
@@ -159,7 +159,7 @@ class _Reader:
         for row in np.flatnonzero(wrong.any(axis=1))[:1]:
             raise UserError(
                 f"{self.source}: the vector in row {self.rows + row + 1:,} holds {vectors[row][wrong[row]][0]}, which "
-                "is no finite number of 32 bits; leave out rows that have none."
+                "is not a finite number of 32 bits; leave out rows without a vector."
             )
         return vectors.astype(np.float32)
 
@@ -186,13 +186,13 @@ class _Reader:
 
 
 def _is_named(column: Any) -> Any:
-    """(n,) bool: which cells of a column of ids hold one."""
+    """(n,) bool: the cells of a column of ids that are not empty."""
     empty = pc.equal(pc.cast(column, pa.string()), "")
     return ~pc.fill_null(empty, True).to_numpy(zero_copy_only=False)
 
 
 def _read_tensors(reader: _Reader, path: str) -> None:
-    """Reads safetensors and the ids beside them; those of a bundle are what its manifest says."""
+    """Reads safetensors and the ids beside them; the files of a bundle are checked against its manifest."""
     if is_bundle(Path(path).parent):
         read_bundle(Path(path).parent)
     try:

@@ -2,17 +2,17 @@
 
     loss = mean over drawn items of the binary cross-entropy of sigma(y_s) against q = sigma((y_t + bias) / temperature)
 
-For each user n items are drawn, before each epoch, from the top K' unobserved items of the guide: the teacher, or the
-student as it then is. p_k ∝ exp(-k / (K' T)) for rank k; the items of a user are different ones. Entry: a drawn item of
-a distinct user of the batch.
+Before each epoch n different items are drawn for each user from the guide's top K' unobserved items. The guide is the
+teacher or the present student. The item at rank k has p_k ∝ exp(-k / (K' T)). Entry: a drawn item of a distinct user of
+the batch.
 
-``decay``, ``consistency`` and a file's confidence are factors of the entries (DLLM2Rec, RecSys'24).
+``decay``, ``consistency`` and a file's confidence multiply the entries (DLLM2Rec, RecSys'24).
 
-For next-item prediction the list is that of a sequence: the K' items that the guide, as it is now, ranks highest after
-it, or the first K' of a file's list. Items of the sequence itself are left out where ``repeatable`` is false. Items are
-drawn for each batch. Entry: a drawn item of a sequence of the batch.
+For next-item prediction each sequence has a list: the K' items that the present guide ranks highest after it, or the
+first K' of a file's list. Items of the sequence are left out if ``repeatable`` is false. Items are drawn for each
+batch. Entry: a drawn item of a sequence of the batch.
 
-Where published code differs: it draws two ranks and keeps the better (``better_of_two``).
+Published code differs: it draws two ranks and keeps the better one (``better_of_two``).
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ class CDOptions(ImportanceOptions, GuidedOptions):
 
     samples: int = option(10, "n, items drawn for each user", minimum=1)
     pool: int = option(100, "K', length of the guide's ranked list", minimum=1)
-    emphasis: float = option(0.1, "T, as a share of the pool: how far down the list items are drawn", minimum=1e-6)
+    emphasis: float = option(
+        0.1, "T, as a share of the pool; the larger, the farther down items are drawn", minimum=1e-6
+    )
     temperature: float = option(2.0, "tau, of the teacher's probabilities", above=0)
     bias: float = option(0.0, "b, added to the teacher's scores")
-    guide: str = option("teacher", "whose list items are drawn from", choices=("teacher", "student"))
+    guide: str = option("teacher", "the model from whose list items are drawn", choices=("teacher", "student"))
     better_of_two: bool = option(False, "whether each draw keeps the better of two ranks")
 
     @property
@@ -59,13 +61,13 @@ class CDOptions(ImportanceOptions, GuidedOptions):
         require_drawable(section, self, "samples")
 
     def log_chances(self) -> Tensor:
-        """(K',) logarithms of what the ranks are drawn in proportion to."""
+        """(K',) logarithms of the ranks' unnormalised probabilities."""
         chances = exponential_log_weights(self.pool, self.emphasis * self.pool)
         return better_of_two(chances) if self.better_of_two else chances
 
 
 class CDDistiller(ListDistiller[CDOptions]):
-    """Collaborative distillation: the teacher's scores as soft targets of items that rank high."""
+    """Collaborative distillation: the teacher's scores are soft targets for highly ranked items."""
 
     name = "cd"
 
@@ -99,7 +101,7 @@ class CDDistiller(ListDistiller[CDOptions]):
 
 
 class CDSequenceDistiller(SequenceListDistiller[CDOptions]):
-    """The same of the items after a sequence, for next-item prediction."""
+    """CD for next-item prediction: the listed items follow a sequence."""
 
     name = "cd"
 
@@ -108,7 +110,7 @@ class CDSequenceDistiller(SequenceListDistiller[CDOptions]):
         self._weights = self.options.log_chances()
 
     def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
-        """The mean over the items drawn for the batch's sequences, of a file those that have a list."""
+        """The mean over the items drawn for the batch's sequences; sequences without a list in a file are left out."""
         options, device = self.options, self.data.device
         lists = self.listed(batch, options.pool) if options.guide == "teacher" else self._own(batch)
         if not len(lists.items):
@@ -123,7 +125,7 @@ class CDSequenceDistiller(SequenceListDistiller[CDOptions]):
         return soft_target_loss(scores, targets, options.temperature, options.bias, weights=counts)
 
     def _own(self, batch: Batch) -> SequenceLists:
-        """The student's best items after the batch's sequences, with the teacher's scores of them."""
+        """The student's best items after the batch's sequences, with the teacher's scores."""
         assert batch.sequences is not None, "the student is a sequential model"
         scores = self.student.sequence_scores(batch.sequences).detach()
         items = self.best(scores, batch.sequences, self.options.pool)

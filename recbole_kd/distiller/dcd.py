@@ -1,14 +1,14 @@
 """DCD: dual correction strategy for ranking distillation (Lee & Kim, CIKM'21).
 
-Before each epoch the student ranks all unobserved items. Of the teacher's list of K' unobserved items, K that the
-student under-ranks and L that it over-ranks are drawn without replacement for each user, p ∝ tanh(max(0, gap) / T). The
-gap is how many ranks too low (too high) the student places an item. The loss is RRD's (DE-RRD eq. 9) with the
-under-ranked items, in the teacher's order, as interesting and the over-ranked ones as uninteresting. Entry: a distinct
-user of the batch.
+Before each epoch the student ranks all unobserved items. Items are then drawn from the teacher's list of K' unobserved
+items: for each user K under-ranked and L over-ranked ones, without replacement, p ∝ tanh(max(0, gap) / T). The gap is
+how many ranks the student places an item too low (too high). The loss is RRD's (DE-RRD eq. 9). Under-ranked items, in
+the teacher's order, are its interesting items; over-ranked items are its uninteresting ones. Entry: a distinct user of
+the batch.
 
-Ranks are exact: one more than the number of unobserved items with a higher score. So a list that the student keeps in
-order but far down has gaps. A user with fewer than K (L) such items gives those there are; one without any under-ranked
-item is in no mean.
+Ranks are exact: one more than the number of unobserved items with a higher score. So there are gaps even if the student
+keeps the list in order but ranks it far down. A user with fewer than K (L) such items contributes those that exist. A
+user without any under-ranked item is in no mean.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ class DCDOptions(ListOptions):
     interesting: int = option(40, "K, under-ranked items of each user", minimum=1)
     uninteresting: int = option(40, "L, over-ranked items of each user", minimum=1)
     pool: int = option(100, "K', length of the teacher's ranked list", minimum=2)
-    emphasis: float = option(10.0, "T, in ranks: gaps well above it count alike", minimum=1e-3, maximum=1e9)
+    emphasis: float = option(
+        10.0, "T, in ranks: gaps much larger than T have the same weight", minimum=1e-3, maximum=1e9
+    )
 
     def check(self, section: str) -> None:
         require_drawable(section, self, "interesting", "uninteresting")
 
 
 class DCDDistiller(ListDistiller[DCDOptions]):
-    """Dual correction: what the student ranks too low above what it ranks too high."""
+    """Dual correction: items that the student ranks too low move above items that it ranks too high."""
 
     name = "dcd"
 
@@ -50,7 +52,7 @@ class DCDDistiller(ListDistiller[DCDOptions]):
         self._drawn = torch.empty(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Ranks all unobserved items by the student as it is now, and draws every user's items."""
+        """Ranks all unobserved items with the present student, and draws every user's items."""
         options = self.options
         by_student = ranks_of(self._ranked, catalogue_scores(self.student, self.data), self.data.observed)
         gaps = by_student - torch.arange(1, self._ranked.shape[1] + 1)
@@ -70,6 +72,6 @@ class DCDDistiller(ListDistiller[DCDOptions]):
         """The mean over the batch's distinct users."""
         users, k = batch.distinct_users, self.options.interesting
         items = self._drawn[users].long()
-        # A missing item is scored as if it were item 1 and left out: padding is never looked at.
+        # A missing item is scored as item 1 and masked, so padding is never scored.
         scores, exists = self.student.scores(users, items.clamp(min=1)), items > 0
         return listwise_loss(scores[:, :k], scores[:, k:], exists[:, :k], exists[:, k:])

@@ -5,18 +5,18 @@
     s = softmax((log alpha + g) / tau), g Gumbel noise                                                   (eq. 5-6)
     loss = mean over the batch's distinct users and items of ||e_t - sum_m s_m E_m(e_s)||^2              (eq. 7)
 
-Entry: a node; where a model encodes a user and an item together (NeuMF, whose e is its last hidden layer), a distinct
-pair of the batch, positive or negative, with one set of experts, as in the paper. The temperature falls with the epoch,
-tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10, so that s goes from nearly uniform to exactly one expert.
-Deviations:
+Entry: a node. A model that encodes a user and an item together (NeuMF, where e is the last hidden layer) has as entries
+the distinct pairs of the batch, positive and negative. Pairs have one set of experts, as in the paper. The temperature
+falls with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10. So s goes from nearly uniform to one
+expert. Deviations:
 
 - The paper's norm is not squared; the authors' code squares it (``squared``, the default).
-- Paper and code sum over the batch's nodes; here it is a mean. With a base loss that is a mean over a batch of B pairs,
-  the published lambda corresponds to a weight of lambda times (distinct nodes / B), about two or three lambda.
-- The code adds 1e-10 to alpha before its logarithm; here the logarithm of the softmax is never rounded. It counts
-  positives and negatives as two sets of half the weight; here I_B is one set.
+- Paper and code sum over the batch's nodes; here it is a mean. With a base loss that is a mean over B pairs, the
+  published lambda corresponds to the weight lambda times (distinct nodes / B), about two or three lambda.
+- The code adds 1e-10 to alpha before the logarithm; here log-softmax is used, which needs no such constant.
+- The code treats positives and negatives as two sets, each with half the weight; here I_B is one set.
 
-Ablations of table 4: ``selection: softmax`` is attention, ``experts: 1`` one expert.
+Ablations of table 4: ``selection: softmax`` is attention, ``experts: 1`` is one expert.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ class DEOptions(AnnealedOptions, NodeOrPairOptions):
     """Options of the section ``de``."""
 
     weight: float = option(0.01, "lambda, weight of the loss", minimum=0)
-    experts: int = option(30, "M, experts for users and as many for items, or for pairs", minimum=1)
+    experts: int = option(30, "M, experts for users, and M more for items; or M for pairs", minimum=1)
     squared: bool = option(True, "whether the norm is squared, as in the authors' code; the paper's is not")
     selection: str = option(
-        "gumbel", "gumbel: annealed to one expert a node; softmax: attention over all", choices=("gumbel", "softmax")
+        "gumbel",
+        "gumbel: annealed to one expert for each node; softmax: attention over all",
+        choices=("gumbel", "softmax"),
     )
 
 

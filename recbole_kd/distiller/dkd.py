@@ -2,9 +2,9 @@
 
     loss = tau^2 (alpha TCKD + beta NCKD)
 
-over softmax(y / tau) of all items after a sequence, padding left out, the target class being the item that comes next:
-TCKD compares how sure the models are of it, NCKD how they share what is left among all other items. Entry: a sequence
-of the batch.
+The probabilities are softmax(y / tau) over all items after a sequence, without padding. The target class is the next
+item. TCKD compares the models' probabilities of it; NCKD compares how they divide the rest among all other items.
+Entry: a sequence of the batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class DKDOptions(DistillerOptions):
 
     def check(self, section: str) -> None:
         if self.weight and not (self.alpha or self.beta):
-            raise UserError(f"{section}.alpha and {section}.beta are both 0, which leaves no loss; set one above 0.")
+            raise UserError(
+                f"{section}.alpha and {section}.beta are both 0, so there is no loss; set one of them above 0."
+            )
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -41,7 +43,7 @@ class DKDOptions(DistillerOptions):
 
 
 class DKDDistiller(Distiller[DKDOptions]):
-    """Hinton's distillation taken apart: the next item against the rest, and the rest among themselves."""
+    """Hinton's loss in two terms: the next item against all others, and the others among themselves."""
 
     name = "dkd"
 

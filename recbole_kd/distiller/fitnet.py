@@ -2,11 +2,12 @@
 
     loss = mean over the batch's distinct users and items of ||proj(e_s) - e_t||^2,    entry: a node
 
-proj is linear, one for users and one for items. ``projector: mlp`` has a hidden layer, as FreqD's authors have it, and
-``distance: cosine`` compares directions: 1 - cos(proj(e_s), e_t). Where a model encodes a user and an item together
-(NeuMF), the entries are the batch's distinct pairs, with one proj. The paper regresses a hidden layer before it trains
-the student; here, as in the recommendation literature that compares with it, the hint is the final representation and
-both losses are trained together.
+proj is linear, one for users and one for items. ``projector: mlp`` adds a hidden layer, as in the code of FreqD's
+authors. ``distance: cosine`` compares directions: 1 - cos(proj(e_s), e_t). If a model encodes a user and an item
+together (NeuMF), the entries are the batch's distinct pairs, with one proj.
+
+The paper regresses a hidden layer before it trains the student. Here the hint is the final representation and both
+losses are trained together, as in the recommendation papers that compare with FitNet.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class FitNetOptions(ProjectorOptions, NodeOrPairOptions):
     """Options of the section ``fitnet``."""
 
     weight: float = option(0.01, "weight of the loss", minimum=0)
-    distance: str = option("squared", "between mapped vectors and the teacher's", choices=("squared", "cosine"))
+    distance: str = option(
+        "squared", "distance between projected vectors and the teacher's", choices=("squared", "cosine")
+    )
 
 
 class FitNetDistiller(ProjectedDistiller[FitNetOptions]):

@@ -4,25 +4,31 @@
     H = h(L), by default h(x) = 1 - alpha x, 0 <= alpha <= 0.5, so H = (1 - alpha) I + alpha Ã         (eq. 9-10)
     loss = mean over the batch's distinct users and items of ||(H proj(E_s) - H E_t)[node]||^2         (eq. 8)
 
-Entry: a node. proj is linear, one for users and items alike, as both are nodes of one graph. ``projector: mlp`` is the
-mean of ``projectors`` perceptrons d_s -> hidden -> d_t with ReLU, as in the authors' code. Over all nodes this is the
-feature loss whose part at frequency x is weighted by h(x)^2 (eq. 3; theorem 2): a decreasing filter distils low
-frequencies more. A filter whose weight increases anywhere on [0, 2] is refused (``monotone: false`` admits it, for
-table 1, where bands are removed). ``band_weights: [1,1,1,0]`` weighs groups of equally many frequencies: exactly on
-small graphs, on large ones by Chebyshev polynomials of degree 64, which take as many products with the graph a step.
+Entry: a node. proj is linear and shared by users and items, as both are nodes of one graph. ``projector: mlp`` is the
+mean of ``projectors`` perceptrons d_s -> hidden -> d_t with ReLU, as in the authors' code. Over all nodes the loss is
+the feature loss with its part at frequency x weighted by h(x)^2 (eq. 3; theorem 2): a decreasing filter distils low
+frequencies more.
 
-H E_t is computed once. A step takes only the batch's rows of the filter, on the student's own dimension, because a
-linear projector commutes with it: H proj(E_s) = (H E_s) W + (H 1) b. Of a perceptron the last layer commutes: its
-hidden layer is computed for the nodes that these rows of the filter read, and its last layer for the batch's nodes.
+A filter whose weight increases anywhere on [0, 2] is refused. ``monotone: false`` allows it, for table 1, where bands
+are removed. ``band_weights: [1,1,1,0]`` weights groups with equally many frequencies. It is exact on small graphs.
+Large graphs use Chebyshev polynomials of degree 64, which take 64 products with the graph in each step.
 
-A node without a vector of the teacher (a file need not know all) is in no graph and in no mean. Where the teacher has
-vectors of items alone, the items' graph of ``graph: knn`` is filtered, whatever ``graph`` says.
+H E_t is computed once. A linear projector commutes with the filter, H proj(E_s) = (H E_s) W + (H 1) b, so a step needs
+only the batch's rows of the filter, in the student's dimension. In a perceptron only the last layer commutes. The
+hidden layer is computed for the nodes that these rows read, and the last layer for the batch's nodes.
 
-Deviations: the paper sums over the batch's nodes, here it is a mean. The authors' later code filters user-user and
-item-item 5-NN co-occurrence graphs and uses a cosine loss, with a projector for each side: ``graph: knn``. There proj
-is the mean of 5 perceptrons with dropout 0.2 before each layer, and half of a graph's edges are dropped in each step:
-``edge_dropout: 0.5``. Here they are dropped for the student alone, and H E_t has all of them. All that is the recipe
-FreqDCodeStudent. There a positive and a negative item count half each; here all nodes count alike.
+A node without a teacher's vector (in a file that lacks some) is in no graph and in no mean. If the teacher has vectors
+of items only, the items' graph of ``graph: knn`` is filtered, whatever ``graph`` says.
+
+Deviations: the paper sums over the batch's nodes; here it is a mean. The authors' later code is the recipe
+FreqDCodeStudent:
+
+- It filters user-user and item-item 5-NN co-occurrence graphs, with a cosine loss and a projector for each side
+  (``graph: knn``).
+- proj is the mean of 5 perceptrons with dropout 0.2 before each layer.
+- Half of a graph's edges are dropped in each step (``edge_dropout: 0.5``). Here only the student's graph drops edges;
+  H E_t uses all of them.
+- Positive and negative items have half the weight each; here all nodes have the same weight.
 """
 
 from __future__ import annotations
@@ -45,7 +51,7 @@ from recbole_kd.loss.kernel.regression import linear_error
 from recbole_kd.loss.regression import mean_over_nodes, vector_distances
 from recbole_kd.options import option
 
-#: Coefficients beyond it bring squares near the end of float32.
+#: Squares of larger coefficients come close to the limit of float32.
 _LARGEST = 1e6
 
 
@@ -54,16 +60,16 @@ class FreqDOptions(ProjectorOptions, NodeOptions):
     """Options of the section ``freqd``."""
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
-    alpha: float = option(0.4, "of the linear filter h(x) = 1 - alpha x", minimum=0, maximum=0.5)
+    alpha: float = option(0.4, "alpha of the linear filter h(x) = 1 - alpha x", minimum=0, maximum=0.5)
     filter: Optional[tuple[float, ...]] = option(
         None, "theta of any polynomial h(x) = theta_0 + theta_1 x + ..., instead of alpha: a list, lowest power first"
     )
     band_weights: Optional[tuple[float, ...]] = option(
         None,
-        "instead of alpha: weights of the loss in groups of equally many frequencies, the lowest first, as [1,1,1,0]",
+        "instead of alpha: loss weights of groups with equally many frequencies, lowest first, such as [1,1,1,0]",
         minimum=0,
     )
-    monotone: bool = option(True, "refuse a filter whose weight h(x)^2 increases somewhere on [0, 2]")
+    monotone: bool = option(True, "whether to refuse a filter whose weight h(x)^2 increases somewhere on [0, 2]")
     graph: str = option(
         "bipartite",
         "bipartite: the user-item graph, squared error; knn: user-user and item-item graphs, cosine loss",
@@ -72,7 +78,7 @@ class FreqDOptions(ProjectorOptions, NodeOptions):
     neighbours: int = option(5, "neighbours by co-occurrence that each node of `graph: knn` chooses", minimum=1)
     edge_dropout: float = option(
         0.0,
-        "share of the edges of `graph: knn` that the student's filter leaves out, anew in each step",
+        "share of the edges of `graph: knn` that the student's filter drops, drawn again in each step",
         minimum=0,
         below=1,
     )
@@ -85,15 +91,14 @@ class FreqDOptions(ProjectorOptions, NodeOptions):
     def check(self, section: str) -> None:
         """
         Raises:
-            UserError: the filter has no coefficient that is not 0, or a very large one, or its weight increases on
-                [0, 2].
+            UserError: all coefficients are 0, one is very large, or the filter's weight increases on [0, 2].
         """
         super().check(section)
         if self.band_weights is not None:
             self._check_bands(section)
         if self.edge_dropout and (self.graph != "knn" or self.band_weights or len(self.coefficients) > 2):
             raise UserError(
-                f"{section}.edge_dropout={self.edge_dropout} is for neighbour graphs and a linear filter; set "
+                f"{section}.edge_dropout={self.edge_dropout} needs a neighbour graph and a linear filter; set "
                 f"--{section}.graph=knn and --{section}.alpha, or leave it out."
             )
         if not any(self.coefficients):
@@ -142,7 +147,7 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
         tables = [table for table in self.entries.tables() if table is not None]
         self.graph = options.graph if len(tables) == 2 else "knn"
         if self.graph != options.graph:
-            logging.getLogger().info("freqd: the teacher has no users, so the items' neighbour graph alone is filtered")
+            logging.getLogger().info("freqd: the teacher has no users, so only the items' neighbour graph is filtered")
         if self.graph == "bipartite":
             graphs = [_FilteredGraph(bipartite_adjacency(observed.among(*marks)), options, tables)]
         else:
@@ -192,7 +197,7 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
 
 
 class _FilteredGraph(nn.Module):
-    """A graph's filter and what it makes of the constants: H E_t, (N, d_t), and H 1, (N, 1)."""
+    """A graph's filter H, with the constants H E_t, (N, d_t), and H 1, (N, 1)."""
 
     smooth: PolynomialFilter | BandFilter
     targets: Tensor
@@ -205,7 +210,7 @@ class _FilteredGraph(nn.Module):
             if options.band_weights
             else PolynomialFilter(adjacency.to(vectors[0]), options.coefficients)
         )
-        # Only now: of millions of nodes, this copy and what the filter is made of are both gigabytes.
+        # Last, to save memory: with millions of nodes this copy and the filter's inputs take gigabytes each.
         teacher = torch.cat(vectors)
         self.register_buffer("targets", self.smooth.constant(teacher), persistent=False)
         self.register_buffer("ones", self.smooth.constant(teacher.new_ones(len(teacher), 1)), persistent=False)

@@ -4,7 +4,7 @@
 
 Entry: a pair, a != b (a node has cosine 1 with itself in both spaces). The nodes are the distinct users and the
 distinct items of the batch together. Deviation: the paper and its code sum over the pairs of the batch; here it is a
-mean, so that the published weight corresponds to one times (pairs / batch size).
+mean. The published weight corresponds to that weight times (pairs / batch size).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FTDOptions(NodeOptions):
 
 
 class FTDDistiller(NodeDistiller[FTDOptions]):
-    """The cosines of all pairs of a batch's nodes."""
+    """The student's cosines of all pairs of a batch's nodes, fitted to the teacher's."""
 
     name = "ftd"
 

@@ -1,20 +1,21 @@
 """HTD: hierarchical topology distillation (Kang et al., KDD'21, eq. 4-9).
 
-Groups: a selection network on e_t for each side (users, items), Gumbel-softmax annealed as DE's, puts every node of
-the batch into the group of its largest entry. A group has one expert f_k; the groups of users and of items are apart.
+Groups: each side (users, items) has a selection network on e_t with an annealed Gumbel-softmax, as in DE. A node is in
+the group of its largest entry. A group has one expert f_k. Users and items have separate groups.
 
 - ``assignment``: DE's reconstruction, mean over nodes of ||e_t - sum_k z_k f_k(e_s)||^2. Entry: a node.
-- ``topology``: mean over pairs of nodes of one group whose teacher's cosine is positive of
-  (cos(e_s(a), e_s(b)) - cos(e_t(a), e_t(b)))^2, entry: a pair; plus the same difference between the groups' prototypes
-  (``variant: first``) or between prototypes and nodes (``second``), entry: such a pair. A prototype is the mean of its
-  group's nodes in the batch.
+- ``topology``: mean of (cos(e_s(a), e_s(b)) - cos(e_t(a), e_t(b)))^2 over pairs of nodes in one group with a positive
+  cosine of the teacher. Entry: a pair. To it is added the same mean over pairs of prototypes (``variant: first``) or
+  pairs of a prototype and a node (``second``). A prototype is the mean of its group's nodes in the batch.
 
     loss = alpha * topology + (1 - alpha) * assignment
 
-Groups and prototypes carry no gradient; so the prototype pairs of ``first`` are part of the loss's value alone, as in
-the authors' code. Deviations: paper and code sum over the batch's entries, here each term is a mean. The code's
-temperature is 0.1 throughout; here it is annealed as DE's (``temperature``, ``end_temperature``). The code takes the
-groups of the topology without the Gumbel noise; here, as in the paper, both terms share one assignment.
+Groups and prototypes have no gradient. So the prototype pairs of ``first`` change only the value of the loss, as in
+the authors' code. Deviations:
+
+- Paper and code sum over the batch's entries; here each term is a mean.
+- The code's temperature is 0.1 throughout; here it is annealed as in DE (``temperature``, ``end_temperature``).
+- The code assigns groups for the topology without Gumbel noise; here, as in the paper, both terms share one assignment.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class HTDOptions(AnnealedOptions):
 
     weight: float = option(0.01, "weight of both terms", minimum=0)
     alpha: float = option(0.5, "share of the topology term; the rest is the assignment's", minimum=0, maximum=1)
-    experts: int = option(30, "groups of users and as many of items, each with an expert", minimum=1)
+    experts: int = option(30, "groups of users, and as many groups of items; each has one expert", minimum=1)
     variant: str = option(
         "second",
         "group level: first, between prototypes; second, between prototypes and nodes",

@@ -2,8 +2,8 @@
 
     loss = weight * mean over users of eq. 9 of RRD + item_weight * mean over items of the same
 
-On the item side users are ranked for each distinct item of the batch (entry: an item). Interesting and uninteresting
-ones are drawn in the same way from the users who have not observed it, anew before each epoch.
+On the item side users are ranked for each distinct item of the batch. Entry: an item. Its interesting and uninteresting
+users are drawn as RRD draws items, from the users who have not observed it, again before each epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from recbole_kd.options import option
 
 @dataclass(frozen=True)
 class IRRRDOptions(RelaxedOptions):
-    """Options of the section ``ir_rrd``; the numbers of items serve as numbers of users on the item side."""
+    """Options of the section ``ir_rrd``. Numbers of items are numbers of users on the item side."""
 
     item_weight: float = option(1e-3, "weight of the loss on the item side", minimum=0)
 
@@ -40,7 +40,7 @@ class IRRRDDistiller(ListDistiller[IRRRDOptions]):
     def check_data(cls, options: IRRRDOptions, data: DataView) -> None:
         """
         Raises:
-            UserError: a user has too few unobserved items, or an item too few users who have not observed it.
+            UserError: a user has too few unobserved items, or too few users have not observed an item.
         """
         options.require_lists(cls.name, data.observed, "users", "items")
         options.require_lists(cls.name, data.observed.transposed(), "items", "users")

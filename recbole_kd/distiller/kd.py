@@ -2,16 +2,15 @@
 
     loss = tau^2 * mean over users of the cross-entropy of softmax(y_s / tau) against softmax(y_t / tau_t)
 
-over the K best unobserved items of the guide: the teacher, or the student, ranked anew before each epoch. tau_t is tau
-in the paper; a temperature of its own is for scores of another scale than the student's. Entry: a distinct user of the
-batch.
+The softmax is over the guide's K best unobserved items. The guide is the teacher or the student; a student guide ranks
+again before each epoch. tau_t is tau in the paper; set another one if the teacher's scores have another scale than the
+student's. Entry: a distinct user of the batch.
 
-``decay``, ``consistency`` and a file's confidence are factors of the items' terms in the cross-entropy (DLLM2Rec,
-RecSys'24).
+``decay``, ``consistency`` and a file's confidence multiply the items' terms in the cross-entropy (DLLM2Rec, RecSys'24).
 
-For next-item prediction the list is that of a sequence: the K items that the guide, as it is now, ranks highest after
-it; or all items (``items: ~``). Those that are in it are left out where ``repeatable`` is false. Of a file they are the
-first K of its list. Entry: a sequence of the batch.
+For next-item prediction each sequence has a list: the K items that the present guide ranks highest after it, all items
+(``items: ~``), or the first K of a file's list. Items of the sequence are left out if ``repeatable`` is false. Entry: a
+sequence of the batch.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class KDOptions(ImportanceOptions, GuidedOptions):
         return Needs.of("sequences", otherwise="sequence_listed_scores" if listed else "")
 
     def cross_entropy(self, student: Tensor, teacher: Tensor, weights: Optional[Tensor] = None) -> Tensor:
-        """tau^2 times the mean over rows of scores (n, k) of the cross-entropy of their probabilities."""
+        """tau^2 times the cross-entropy of the softmax of the scores (n, k), the mean over rows."""
         return softmax_loss(student, teacher, self.temperature, self.teacher_temperature, weights)
 
 
@@ -65,12 +64,12 @@ class KDDistiller(ListDistiller[KDOptions]):
     def check_data(cls, options: KDOptions, data: DataView) -> None:
         """
         Raises:
-            UserError: a user has fewer unobserved items than ``items``, or that is None.
+            UserError: a user has fewer unobserved items than ``items``, or ``items`` is None.
         """
         if options.items is None:
             raise UserError(
-                f"{cls.name}.items is None, and the scores of all users with all items are not held: that is for "
-                f"sequential models; set --{cls.name}.items to a number such as 20."
+                f"{cls.name}.items is None, which means all items and is for sequential models only; "
+                f"set --{cls.name}.items to a number such as 20."
             )
         super().check_data(options, data)
 
@@ -87,7 +86,7 @@ class KDDistiller(ListDistiller[KDOptions]):
         self._targets = list_scores(self.teacher, self._items, self.data)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Ranks anew where the student guides; otherwise finds how much the teacher's items count now."""
+        """Ranks again if the student is the guide; otherwise computes the weights of the teacher's items."""
         if self.options.guide == "student":
             self._rank()
             return
@@ -103,13 +102,13 @@ class KDDistiller(ListDistiller[KDOptions]):
 
 
 class KDSequenceDistiller(SequenceListDistiller[KDOptions]):
-    """The same over the best items after a sequence, or over all, for next-item prediction."""
+    """KD for next-item prediction: the softmax is over the best items after a sequence, or over all items."""
 
     name = "kd"
     list_length = "items"
 
     def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
-        """The mean over the batch's sequences, of a file those that have a list."""
+        """The mean over the batch's sequences; sequences without a list in a file are left out."""
         sequences, options = batch.sequences, self.options
         assert sequences is not None, "the student is a sequential model"
         if options.items is None or options.guide == "student":

@@ -2,14 +2,14 @@
 
     loss = mean over the batch's distinct users and items of ||W(e_t) e_s - e_t||^2,    entry: a node
 
-where a personalisation network on the teacher's representation generates each node's own projector, in place of DE's M
-experts, without groups to choose a number for. The network is g = relu(G e_t + c), (rank,), and the projector
+A personalisation network reads the teacher's representation and generates each node's own projector. It replaces DE's M
+experts, so there is no number of groups to choose. The network is g = relu(G e_t + c), (rank,), and the projector is
 
     W(e_t) = W_0 + sum_r g_r W_r
 
-one network and one set of W per side. Written as one linear map of the products of g and e_s, so that no node's matrix
-is formed. Only the matrix is generated: a generated bias could restore e_t without any student. The paper generates
-its projector by a network of more layers; the form above, linear in the last of them, is this project's reading.
+with one network and one set of W for each side. It is computed as one linear map of the products of g and e_s, so no
+node's matrix is formed. Only the matrix is generated: a generated bias could restore e_t without the student. The paper
+generates its projector by a network with more layers; the form above, linear in the last layer, is our interpretation.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class PHROptions(NodeOptions):
     """Options of the section ``phr``."""
 
     weight: float = option(0.01, "weight of the loss", minimum=0)
-    rank: int = option(10, "matrices that a node's own projector is a combination of", minimum=1)
+    rank: int = option(10, "number of matrices that are combined into a node's projector", minimum=1)
 
 
 class PHRDistiller(NodeDistiller[PHROptions]):
-    """Regression of the teacher's representations by projectors that those representations generate."""
+    """Regression of the teacher's representations; projectors are generated from the same representations."""
 
     name = "phr"
 
@@ -54,7 +54,7 @@ class PHRDistiller(NodeDistiller[PHROptions]):
 
 
 class _PersonalProjector(nn.Module):
-    """W_0, ..., W_rank of one side side by side, (d_t, (1 + rank) d_s), and the network that combines them."""
+    """One side's matrix [W_0, ..., W_rank], (d_t, (1 + rank) d_s), and the network that combines them."""
 
     def __init__(self, inputs: int, outputs: int, rank: int, generator: torch.Generator, dtype: torch.dtype) -> None:
         super().__init__()

@@ -2,13 +2,13 @@
 
     loss = -mean over users of sum_{k<=K} w_k log sigma(y_s(u, pi_k))
 
-pi is the teacher's ranking of the user's unobserved items. w_k = a_k b_k with a_k ∝ exp(-k / T); from epoch
-``start_epoch`` on, b_k = max(0, tanh(mu (r_k - k))), where r_k, the student's rank of pi_k, is approximated from
-``dynamic_samples`` random unobserved items: floor((I - 1) * share of them that score above) + 1, I counting no padding.
-Before, b_k = 1. The weights of a user sum to 1 (``renormalise``), or to 0 where the student ranks every item well
-enough; no gradient flows through them. Entry: a distinct user of the batch.
+pi is the teacher's ranking of the user's unobserved items. w_k = a_k b_k with a_k ∝ exp(-k / T). Before epoch
+``start_epoch`` b_k = 1, and from then on b_k = max(0, tanh(mu (r_k - k))). r_k is the student's rank of pi_k. It is
+estimated from ``dynamic_samples`` random unobserved items: floor((I - 1) * share of them that score higher) + 1, where
+I does not count padding. With ``renormalise`` a user's weights sum to 1, or to 0 if the student ranks every item high
+enough. No gradient flows through the weights. Entry: a distinct user of the batch.
 
-The random items of a user are different ones and are drawn anew before each epoch.
+A user's random items are distinct and drawn again before each epoch.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ class RDOptions(ListOptions):
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
     interesting: int = option(10, "K, the teacher's best items taken as positives", minimum=1)
-    emphasis: float = option(1.0, "T, in ranks: how slowly weights fall with the rank", minimum=1e-3)
-    mu: float = option(0.1, "how sharply the student's rank counts against the teacher's", above=0)
+    emphasis: float = option(1.0, "T, in ranks; the larger, the slower weights fall with the rank", minimum=1e-3)
+    mu: float = option(
+        0.1, "how fast the weight grows with the gap between the student's and the teacher's rank", above=0
+    )
     start_epoch: int = option(10, "epoch (0 is the first) from which the student's ranks count", minimum=0)
-    dynamic_samples: int = option(100, "random items that the student's ranks are approximated from", minimum=1)
+    dynamic_samples: int = option(100, "random items from which the student's ranks are estimated", minimum=1)
     renormalise: bool = option(True, "whether a user's weights sum to 1")
 
 
 class RDDistiller(ListDistiller[RDOptions]):
-    """Ranking distillation: the teacher's top items as positives, weighted by rank and by the student's discrepancy."""
+    """Ranking distillation: the teacher's top items are positives, weighted by rank and by the student's gap."""
 
     name = "rd"
     list_lengths = ("interesting", "dynamic_samples")
@@ -51,7 +53,7 @@ class RDDistiller(ListDistiller[RDOptions]):
         self._dynamic = False
 
     def begin_epoch(self, epoch: int) -> None:
-        """From ``start_epoch`` on, draws the items that the student's ranks are approximated from."""
+        """From ``start_epoch`` on, draws the items from which the student's ranks are estimated."""
         self._dynamic = epoch >= self.options.start_epoch
         if self._dynamic:
             drawn = self._unobserved.draw(self.options.dynamic_samples, self.generator)

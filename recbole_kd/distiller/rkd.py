@@ -4,9 +4,9 @@
     angle: mean over triplets of Huber(cos_s, cos_t), the cosine of the angle at b of (a, b, c)        entry: a triplet
     loss = distance + 2 angle
 
-Users and items are taken together. The paper forms all pairs and triplets of a batch, which for the thousands of nodes
-of a recommender's batch would be billions: here ``nodes`` of them are drawn anew for each batch, uniformly and without
-replacement, which leaves the expectation of the terms as it is but for the mean distance.
+Users and items are one set of nodes. The paper forms all pairs and triplets of a batch. With the thousands of nodes in
+a recommender's batch these would be billions, so ``nodes`` of them are drawn for each batch, uniformly and without
+replacement. This does not change the terms' expectation, except through the mean distance.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RKDOptions(NodeOptions):
     weight: float = option(1.0, "weight of both terms", minimum=0)
     distance: float = option(1.0, "weight of the distance term within the loss", minimum=0)
     angle: float = option(2.0, "weight of the angle term within the loss", minimum=0)
-    nodes: int = option(128, "nodes of a batch whose relations are compared: their cube is held", minimum=3)
+    nodes: int = option(128, "nodes drawn from a batch and compared; memory grows with their cube", minimum=3)
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -45,7 +45,7 @@ class RKDDistiller(NodeDistiller[RKDOptions]):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The terms that have a weight: ``distance`` and ``angle``."""
         student, teacher = self.together(batch)
-        if not len(student):  # the teacher knows none of them
+        if not len(student):  # the teacher has no vector of any of them
             return {}
         drawn = torch.randperm(len(student), generator=self.generator)[: self.options.nodes].to(student.device)
         student, teacher = student.index_select(0, drawn), teacher.index_select(0, drawn)

@@ -1,28 +1,28 @@
 """RRD: relaxed ranking distillation (Kang et al., DE-RRD, CIKM'20): interesting items in order, then others.
 
-RRD draws for each user K interesting items from the top K' of the teacher's unobserved items, p_k ∝ exp(-k / T) without
-replacement, in rank order, and L uninteresting ones uniformly, without replacement, from the unobserved items below the
-top K'. The loss is eq. 9, the likelihood of the interesting items' order before all uninteresting ones:
+For each user RRD draws K interesting items from the teacher's top K' unobserved items, p_k ∝ exp(-k / T), without
+replacement, and keeps them in rank order. It draws L uninteresting items uniformly, without replacement, from the
+unobserved items below the top K'. The loss is eq. 9, the likelihood that the interesting items come first, in order:
 
     -log p(pi_1:K | r) = -sum_{k<=K} [r_k - log(sum_{m=k..K} exp r_m + sum_l exp r_l)]
 
-Entry: a distinct user of the batch. All samples are drawn anew before each epoch.
+Entry: a distinct user of the batch. All samples are drawn again before each epoch.
 
-For next-item prediction the list is the teacher's of a sequence: the K' items that it ranks highest after it. The
-uninteresting items are drawn from all below. Items that the sequence holds are left out of both where ``repeatable`` is
+For next-item prediction each sequence has a list: the K' items that the teacher ranks highest after it. The
+uninteresting items are drawn from all items below. Items of the sequence are left out of both if ``repeatable`` is
 false. Both are found and drawn for each batch. Entry: a sequence of the batch.
 
-The paper's r are the scores themselves; ``temperature`` tau makes them r / tau, for a student whose scores are bounded:
-of cosines the likelihood can tell no item from another by more than a factor of exp(2).
+In the paper r are the scores. ``temperature`` tau makes them r / tau, for a student with bounded scores: with cosines,
+the likelihoods of two items could differ at most by a factor of exp(2).
 
-``decay``, ``consistency`` and a file's confidence are factors w_k of the terms of the sum over k (DLLM2Rec, RecSys'24).
+``decay``, ``consistency`` and a file's confidence are factors w_k in the sum over k (DLLM2Rec, RecSys'24).
 
 Ablation of table 4: ``uninteresting: 0`` keeps the order of the interesting items alone.
 
-Where published code differs: it clamps scores at 80 before exp, which log-sum-exp makes unnecessary; it sums over the
-users of a batch beside a base loss that is summed too, with a weight of 1e-3; the mean here, beside a mean, takes about
-the same weight. The authors found later that the plain top K, with no sampling, does considerably better (their
-repository's note on WWW'23): ``sampling: top``.
+Published code differs. It clamps scores at 80 before exp, which log-sum-exp makes unnecessary. It sums both this loss
+and the base loss over a batch, with a weight of 1e-3; here both are means, so the weight is about the same. The authors
+later found that the plain top K, without sampling, does considerably better (note on WWW'23 in their repository):
+``sampling: top``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RRDOptions(RelaxedOptions, ImportanceOptions):
 
 
 class RRDDistiller(ListDistiller[RRDOptions]):
-    """The order of a user's interesting items, and those before uninteresting ones."""
+    """The order of a user's interesting items, all of them before the uninteresting ones."""
 
     name = "rrd"
     shares = True
@@ -84,7 +84,7 @@ class RRDDistiller(ListDistiller[RRDOptions]):
 
 
 class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
-    """The same of the items after a sequence, for next-item prediction."""
+    """RRD for next-item prediction: the items follow a sequence."""
 
     name = "rrd"
 
@@ -99,11 +99,11 @@ class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
         options.require_lists(cls.name, longest, "sequences", "items")
 
     def loss(self, batch: Batch) -> Union[Tensor, dict[str, Tensor]]:
-        """Eq. 9: the mean over the batch's sequences, of a file those that have a list."""
+        """Eq. 9: the mean over the batch's sequences; sequences without a list in a file are left out."""
         listed = self.listed(batch, self.options.pool)
         if not len(listed.items):
             return {}
-        # Row 0 is empty, as a padding user's, and row n is the n-th sequence that has a list.
+        # Row 0 is empty like the padding user's; row n is the n-th sequence with a list.
         lists = self._lists_of(batch, listed)
         own = torch.arange(1, len(listed.items) + 1, device=self.data.device)
         weights = self.importance(batch, listed)
@@ -111,10 +111,10 @@ class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
         return lists.loss(self.student_scores(batch, listed.rows, lists.of(own)), own)
 
     def _lists_of(self, batch: Batch, listed: SequenceLists) -> RelaxedLists:
-        """Lists of the batch's sequences, from the items that are best after each."""
+        """RRD's lists of the batch's sequences, from the best items after each."""
         assert batch.sequences is not None, "the student is a sequential model"
         had = batch.sequences.items[:, : 0 if self.data.repeatable else None]
-        if listed.rows is not None:  # of a file, whose lists are on the CPU
+        if listed.rows is not None:  # lists of a file are on the CPU
             had = had.cpu()[listed.rows]
         ranked, had = torch.cat([listed.items, had], dim=1).cpu().split([listed.items.shape[1], had.shape[1]], dim=1)
         ranked = functional.pad(ranked, (0, 0, 1, 0)).int()

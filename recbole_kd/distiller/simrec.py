@@ -1,7 +1,7 @@
 """SimRec: graph-less collaborative filtering (Xia et al., WWW'23), the student's three distillation terms.
 
-For a batch of observed pairs T2 and |T1| triplets (u, j, k) drawn uniformly from U x I x I, added to the student's own
-L_rec = -mean over T2 of y_s(u, i) (eq. 12):
+T2 is a batch of observed pairs; |T1| triplets (u, j, k) are drawn uniformly from U x I x I. The terms are added to the
+student's own L_rec = -mean over T2 of y_s(u, i) (eq. 12):
 
 - ``prediction``, lambda1 L1 (eq. 7): z = y(u, j) - y(u, k); binary cross-entropy of sigma(z_s / tau1) against
   sigma(z_t / tau1). Entry: a triplet.
@@ -11,24 +11,26 @@ L_rec = -mean over T2 of y_s(u, i) (eq. 12):
 - ``regularization``, lambda3 L3 (eq. 9): for distinct u: w_u log sum_{u'} exp(h_u·h_u' / tau3) + w_u log sum_{i'}
   exp(h_u·h_i' / tau3); for distinct i: w_i log sum_{i'} exp(h_i·h_i' / tau3). All users, all items in the sums. Entry:
   a distinct user (item); the means are added.
-- w (eq. 10): with g1, g2, g_rec the gradients of lambda1 L1, lambda2 L2, L_rec with respect to the node's student
-  embedding: w = 1 - epsilon if (g1 + g2)·g_rec > g1·g2 else 1 + epsilon. w carries no gradient. The equation has the
-  gradients of L1 and L2 without their weights: ``gradient_weighting: unweighted``. The default has them as they add to
-  the loss, lambda1 g1 and lambda2 g2.
+- w (eq. 10): w = 1 - epsilon if (g1 + g2)·g_rec > g1·g2 else 1 + epsilon, without gradient. g1, g2, g_rec are the
+  gradients of lambda1 L1, lambda2 L2, L_rec with respect to the node's student embedding. By default the weights are
+  included, as in the loss. The equation uses the gradients of L1 and L2 alone: ``gradient_weighting: unweighted``.
 - ``decay``, lambda4 L4: squared Frobenius norm of the embedding tables.
 
-For a catalogue too large for sums over all of it, ``catalogue: n`` estimates them from n users and n items that are
-drawn for each batch, the same for all terms (our addition).
+For a catalogue too large to sum over, ``catalogue: n`` estimates the sums from n users and n items. They are drawn for
+each batch and shared by all terms (our addition).
 
-Each term is differentiated once, down to the embeddings, and autograd takes the sum of the pieces through the student
-once. The log-sum-exp over the catalogue streams over blocks of it.
+Each term is differentiated once, down to the embeddings; autograd then takes the sum of these gradients through the
+student once. The log-sum-exp over the catalogue is computed block by block.
 
-Where the authors' code differs: L2 and the gradients of w use the embedding tables *before* the MLP
-(``space: input``); the rule of w compares cosines, cos(g1 + g2, g_rec) > cos(g1, g2), so that the sum is normalised and
-not its parts (``gradient_similarity: cosine``); epsilon = 0.2; one layer; teacher with 2 layers, so only layer 2 is
-high-order; log(x + 1e-5) in L3 (not followed: the sums here are exact).
-Measured on the paper's Yelp (docs/results): validation NDCG@20 0.0384 with the paper's reading, which is the
-default, and 0.0383 with the code's. The second figure is from a rule of w that normalised each gradient by itself.
+The authors' code differs:
+
+- L2 and the gradients of w use the embedding tables *before* the MLP (``space: input``).
+- The rule of w compares cosines, cos(g1 + g2, g_rec) > cos(g1, g2): the sum is normalised, not its parts
+  (``gradient_similarity: cosine``).
+- epsilon = 0.2; one layer; teacher with 2 layers, so only layer 2 is high-order.
+- log(x + 1e-5) in L3 (not followed: the sums here are exact).
+Measured on the paper's Yelp (docs/results): validation NDCG@20 is 0.0384 as in the paper, which is the default, and
+0.0383 as in the code. The second figure is from a rule of w that normalised each gradient by itself.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class SimRecOptions(DistillerOptions):
     embedding_temperature: float = option(0.1, "tau2, of the cosines with the teacher's embeddings", above=0)
     regularization_temperature: float = option(1.0, "tau3, of the student's dot products", above=0)
     triplets: int = option(100_000, "|T1|, triplets (user, item, item) drawn for each batch", minimum=1)
-    epsilon: float = option(0.2, "how far from 1 the adaptive weights are", minimum=0, maximum=1)
+    epsilon: float = option(0.2, "distance of the adaptive weights from 1", minimum=0, maximum=1)
     adaptive: bool = option(True, "whether regularisation is weighted by eq. 10; else by 1")
     space: str = option(
         "output",
@@ -82,7 +84,7 @@ class SimRecOptions(DistillerOptions):
     )
     gradient_weighting: str = option(
         "weighted",
-        "gradients of the terms in eq. 10: weighted, as they add to the loss; unweighted, as the equation is printed",
+        "gradients in eq. 10: weighted, of the terms times their weights; unweighted, as the equation is printed",
         choices=("weighted", "unweighted"),
     )
     embedding_side: str = option(
@@ -90,19 +92,19 @@ class SimRecOptions(DistillerOptions):
     )
     regularization_pairs: tuple[str, ...] = option(
         SIDES,
-        "pairs of nodes that regularisation spreads; table 3 leaves one of the three out",
+        "pairs of nodes that the regularisation moves apart; table 3 leaves out one of the three",
         choices=(*SIDES, "all"),
         filled=True,
     )
     high_order: int = option(2, "first layer of the teacher that counts as high-order", minimum=0)
     catalogue: Optional[int] = option(
         None,
-        "n, users, and as many items, drawn for each batch to stand for all in sums over the catalogue; ~: all",
+        "n, users drawn for each batch, and n items, to estimate sums over the catalogue; ~: all",
         minimum=1,
     )
     precision: str = option(
         "fp32",
-        "how sums over the catalogue are multiplied: fp32, or bf16 with fp32 sums where the processor has it",
+        "precision of products over the catalogue: fp32, or bf16 with fp32 sums if the processor has it",
         choices=("fp32", "bf16"),
     )
 
@@ -126,21 +128,21 @@ class SimRecOptions(DistillerOptions):
         if self.embedding_weight and None not in (student, teacher) and student != teacher:
             raise UserError(
                 f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
-                f"({student}); set --teacher.embedding_size={student} or --simrec.embedding_weight=0. Of several "
-                "teachers those side by side count."
+                f"({student}); set --teacher.embedding_size={student} or --simrec.embedding_weight=0. With several "
+                "teachers the dimensions of all are added."
             )
 
 
 class SimRecDistiller(Distiller[SimRecOptions]):
     """SimRec's terms, for any student and teacher with representations. See the module's docstring for the formulas.
 
-    The teacher's anchors g are the sum of its layers from ``high_order`` on, or its last one where it has fewer; a
-    teacher without layers gives its final embeddings.
+    The teacher's anchors g are the sum of its layers from ``high_order`` on; if it has fewer layers, the last one; if
+    it has no layers, its final embeddings.
 
     With ``space: output``, g1, g2 and g_rec are gradients with respect to the student's final embeddings h, and L2
     compares g_u with h_u. With ``space: input``, L2 compares g_u with the row of the embedding table, and the gradients
-    are taken with respect to the table: those of L1 and L_rec are carried there by the student's own backward pass, one
-    more each. g_rec is the gradient of SimRec's L_rec, in closed form, whatever the student's own loss is.
+    are taken with respect to the table; L1 and L_rec then need one more backward pass through the student each. g_rec
+    is always the gradient of SimRec's L_rec, in closed form, whatever the student's own loss is.
     """
 
     name = "simrec"
@@ -151,23 +153,23 @@ class SimRecDistiller(Distiller[SimRecOptions]):
     def build(self) -> None:
         """
         Raises:
-            UserError: embedding-level distillation between embeddings of different sizes.
+            UserError: the embedding term is on, and the embeddings have different sizes.
         """
         if self.options.embedding_weight:
             user_anchors, item_anchors = _anchors(self.teacher, self.options.high_order)
             compared = self.student.tables()[0].shape[1] if self.options.space == "input" else self.student.dimension
             self.options.check_sizes(compared, user_anchors.shape[1])
-            # Constants: they move with the module, and stay out of its checkpoint.
+            # Constants: they move with the module and are not in its checkpoint.
             self.register_buffer("user_anchors", user_anchors, persistent=False)
             self.register_buffer("item_anchors", item_anchors, persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms whose weight is not 0: prediction, embedding, regularization, decay.
 
-        They are weighted here and not by the base, because eq. 10 compares the gradients of the weighted terms.
+        They are weighted here, not in the base class, because eq. 10 compares the gradients of weighted terms.
         """
         options = self.options
-        # Row r is the node of id r + 1: padding is in nothing that follows.
+        # Row r is the node with id r + 1, so padding is left out below.
         output = Sides(self.student.user_embeddings()[1:], self.student.item_embeddings()[1:])
         compared = self._tables() if options.space == "input" else output
         nodes = Sides(batch.distinct_users - 1, batch.distinct_positives - 1)
@@ -190,7 +192,7 @@ class SimRecDistiller(Distiller[SimRecOptions]):
         return losses
 
     def _sample(self, side: Tensor) -> Optional[Tensor]:
-        """Rows that stand for a side in sums over it; None is all of them."""
+        """Rows drawn to estimate sums over a side; None: all rows."""
         count = self.options.catalogue
         if count is None or count >= len(side):
             return None
@@ -201,7 +203,7 @@ class SimRecDistiller(Distiller[SimRecOptions]):
         return Sides(users[1:], items[1:])
 
     def _prediction(self, output: Sides) -> Tensor:
-        """lambda1 L1 over triplets drawn here."""
+        """lambda1 L1, over triplets that are drawn here."""
         options, count, share = self.options, self.options.triplets, self.data.share
         user, better, worse = (
             torch.randint(high, (count,), generator=self.generator)[share.part(count)].to(output.users.device)
@@ -221,7 +223,7 @@ class SimRecDistiller(Distiller[SimRecOptions]):
         return users.index_select(0, user).mul_(difference).sum(1)
 
     def _embedding(self, compared: Sides, nodes: Sides, samples: list[Optional[Tensor]]) -> Tensor:
-        """lambda2 L2, of the sides that an ablation leaves."""
+        """lambda2 L2, of the sides that ``embedding_side`` keeps."""
         options = self.options
         losses = []
         sides = zip(("user", "item"), (self.user_anchors, self.item_anchors), compared, nodes, samples)
@@ -245,7 +247,7 @@ class SimRecDistiller(Distiller[SimRecOptions]):
             first, second, third = (
                 output.users.new_zeros(len(rows), 1) if gradient is None else gradient[rows] for gradient in of_side
             )
-            # Each process has its part of g1 and g2, and all of g_rec.
+            # Each process has a part of g1 and g2, but the whole of g_rec.
             first, second = self.data.share.sum(first), self.data.share.sum(second)
             if options.gradient_weighting == "unweighted":
                 first = first / (options.prediction_weight or 1)
@@ -255,7 +257,7 @@ class SimRecDistiller(Distiller[SimRecOptions]):
         return Sides(*weights)
 
     def _gradients(self, loss: Optional[Tensor], output: Sides) -> Sequence[Optional[Tensor]]:
-        """Gradients of a loss for users and items, where `space` takes them; None where it does not depend on them."""
+        """Gradients of a loss for users and items in the space `space`; None if the loss does not depend on them."""
         if loss is None:
             return None, None
         if self.options.space == "output":
@@ -285,7 +287,7 @@ class Sides(NamedTuple):
 
 
 def _anchors(teacher: TeacherView, high_order: int) -> tuple[Tensor, Tensor]:
-    """g of users (U - 1, d_t) and items (I - 1, d_t), at length 1."""
+    """g of users (U - 1, d_t) and items (I - 1, d_t), scaled to length 1."""
     if "layers" in teacher.capabilities:
         layers = teacher.layers()
         high = layers[high_order:] or layers[-1:]

@@ -1,23 +1,24 @@
 """Full-ranking evaluation through RecBole's own Evaluator, at a fraction of RecBole's time.
 
-How a trainer uses it, each piece on its own or all together:
+A trainer can use these parts separately or together:
 
-- ``self.eval_collector = FullSortCollector(config)`` after ``Trainer.__init__``; it serves all of RecBole's loaders.
-- :class:`recbole_kd.data.loaders.FastFullSortEvalDataLoader` where RecBole builds a ``FullSortEvalDataLoader``, with
-  batches of :func:`recbole_kd.data.loaders.sized_eval_batch` where the user gave no size.
-- ``self.test_batch_size = PAIRS_PER_CALL``: it bounds the memory of models without ``full_sort_predict``.
+- ``self.eval_collector = FullSortCollector(config)`` after ``Trainer.__init__``; it works with all of RecBole's
+  loaders.
+- :class:`recbole_kd.data.loaders.FastFullSortEvalDataLoader` instead of RecBole's ``FullSortEvalDataLoader``; by
+  default with batches of :func:`recbole_kd.data.loaders.sized_eval_batch`.
+- ``self.test_batch_size = PAIRS_PER_CALL``: it limits the memory of models without ``full_sort_predict``.
 
-What costs RecBole its time, and what is done instead:
+RecBole's time is spent on these steps, which are replaced:
 
-- It takes the top k of each row in a full pass of `torch.topk`, once for "rec.items" and once for "rec.topk":
-  :func:`exact_topk` searches only the blocks with the largest maxima, once.
-- It marks the positives in a dense integer matrix: here a hit is found among the sorted positive pairs.
-- After each batch it concatenates all that was collected so far: here once, at the end.
-- It makes a tensor per user, and joins those of a batch in a loop: here batches are cut out of sorted arrays.
-- A large block of scores goes back to the system after each batch, and the next one pays a page fault per page; a
-  block of one user pays Python's price per user: ``sized_eval_batch`` lies between.
+- RecBole finds the top k of each row with `torch.topk`, once for "rec.items" and once for "rec.topk". Here
+  :func:`exact_topk` runs once and searches only the blocks with the largest maxima.
+- RecBole marks the positives in a dense integer matrix. Here hits are searched in the sorted positive pairs.
+- RecBole concatenates all collected values after each batch. Here this is done once, at the end.
+- RecBole makes a tensor for each user and joins them in a loop. Here batches are slices of sorted arrays.
+- A large block of scores is returned to the system after each batch, which causes page faults in the next one. A block
+  of one user has Python's overhead for each user. ``sized_eval_batch`` chooses a size in between.
 
-Masking (`Trainer._full_sort_batch_eval`) stays RecBole's: it is a few hundredths of what is left.
+Masking (`Trainer._full_sort_batch_eval`) is RecBole's; it takes only a few percent of the remaining time.
 """
 
 from __future__ import annotations
@@ -39,22 +40,22 @@ from recbole_kd.data.splits import interactions_of
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.metrics import metric_class
 
-#: User-item pairs given to one call of `model.predict` where a model scores pair by pair.
+#: User-item pairs in one call of `model.predict`, for models that score pair by pair.
 PAIRS_PER_CALL = 2**17
 
-#: Items under one block maximum.
+#: Number of items in a block of which the maximum is taken.
 _BLOCK = 8
 
 
 def exact_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What ``torch.topk(scores, k)`` returns, ties included, faster on a CPU where the rows are long and k is small.
+    """The result of ``torch.topk(scores, k)``, ties included; faster on a CPU if rows are long and k is small.
 
-    A row's top k lie under its k largest block maxima, so that only these blocks are searched; the maxima are searched
-    the same way. Where equal scores (or NaN) meet among the first k + 1 of a row, the choice and order of its items is
-    torch's to make, and that row goes to `torch.topk` itself.
+    A row's top k are in the blocks with the k largest maxima, so only these blocks are searched. The maxima are
+    searched in the same way. If a row has equal scores (or NaN) among its first k + 1, torch decides their choice and
+    order, so this row is computed by `torch.topk`.
 
     Args:
-        scores: (B, I), -inf where an item must not be recommended.
+        scores: (B, I), -inf for items that must not be recommended.
         k: at most I.
 
     Returns:
@@ -76,7 +77,7 @@ def _blocks_pay(columns: int, k: int) -> bool:
 
 
 def _topk_by_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest values (B, k) of each row, exactly, and where they stand; among equal values any may be chosen."""
+    """The k largest values (B, k) of each row, exactly, and their places; among equal values any may be chosen."""
     columns = scores.shape[1]
     if not _blocks_pay(columns, k):
         return torch.topk(scores, k)
@@ -92,7 +93,7 @@ def _topk_by_blocks(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class _CollectedBatches(DataStruct):
-    """A DataStruct that concatenates what batches brought once, at the end, not anew with each batch."""
+    """A DataStruct that concatenates the batches' values once, at the end, not after each batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,13 +103,13 @@ class _CollectedBatches(DataStruct):
         self.batches.setdefault(name, []).append(value.clone().detach())
 
     def join(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
-        """Adds what other collectors collected, as if their batches had come here, one part after the other."""
+        """Adds the values of other collectors, one after the other, as if their batches had been collected here."""
         for part in parts:
             for name, value in part.items():
                 self.update_tensor(name, value)
 
     def finished(self) -> DataStruct:
-        """All that was set and collected, on the CPU; what batches brought is forgotten here."""
+        """All values, on the CPU; the batches' values are removed from this object."""
         struct = DataStruct()
         for name, value in self._data_dict.items():
             struct.set(name, value.cpu() if isinstance(value, Tensor) else value)
@@ -121,10 +122,10 @@ class _CollectedBatches(DataStruct):
 class FullSortCollector(Collector):
     """RecBole's collector with one top-k per batch and no matrix of positives.
 
-    "rec.topk" and "rec.items" equal what RecBole's collector hands to the Evaluator, to the bit and ties included, but
-    for places of items that are left out (a score of -inf): there "rec.items" says 0, no item. "rec.meanrank",
-    "rec.score" and "data.label" are collected by RecBole's own code. Metrics that need "data.*", such as ItemCoverage,
-    work here, while RecBole 1.2.1 stops at them, calling `.cpu()` on a number.
+    "rec.topk" and "rec.items" equal those of RecBole's collector bit for bit, ties included. The one exception are
+    places of items with score -inf: there "rec.items" is 0, no item. "rec.meanrank", "rec.score" and "data.label" are
+    collected by RecBole's code. Metrics that need "data.*", such as ItemCoverage, work here; RecBole 1.2.1 fails with
+    them, because it calls `.cpu()` on a number.
     """
 
     def __init__(self, config: Any) -> None:
@@ -134,12 +135,12 @@ class FullSortCollector(Collector):
         self._names: list[str] = []
         self._needs_items = self.register.need("rec.items")
         self._needs_hits = self.register.need("rec.topk")
-        # These two are collected here: RecBole's own method, called for the rest, must not collect them again.
+        # These two are collected here, so RecBole's method, which is called for the rest, must not collect them.
         setattr(self.register, "rec.items", False)
         setattr(self.register, "rec.topk", False)
 
     def data_collect(self, train_data: Any) -> None:
-        """Collects how often each item is in the training data, of sequences their first items included."""
+        """Counts each item's occurrences in the training data, including the first items of sequences."""
         super().data_collect(train_data)
         self.data_struct.set("data.num_items", train_data.dataset.item_num)
         if self.register.need("data.count_items"):
@@ -151,7 +152,7 @@ class FullSortCollector(Collector):
         """Collects what the metrics need of one batch.
 
         Args:
-            scores_tensor: (B, I), -inf for padding and for what a user already had.
+            scores_tensor: (B, I), -inf for padding and for items that the user has seen.
             interaction: the batch; its users in the order of the rows.
             positive_u, positive_i: (P,) row and item of each positive.
 
@@ -174,7 +175,7 @@ class FullSortCollector(Collector):
         if self._needs_items:
             self.data_struct.update_tensor("rec.items", ranking.masked_fill(best == -torch.inf, 0))
         if self._needs_hits:
-            # Distinct pairs, ascending: a positive that is listed twice counts once, as in a matrix.
+            # Distinct pairs, ascending, so that a positive listed twice counts once, as in a matrix.
             positives = torch.unique(positive_rows * items + positive_items).to(scores.device)
             wanted = ranking + torch.arange(0, rows * items, items, device=scores.device).unsqueeze(1)
             hits = torch.isin(wanted, positives)
@@ -182,11 +183,11 @@ class FullSortCollector(Collector):
             self.data_struct.update_tensor("rec.topk", torch.cat([hits.long(), lengths], dim=1))
 
     def collected(self) -> dict[str, Tensor]:
-        """What the batches of the latest evaluation brought, by name, each with a row for a user."""
+        """The collected values of the latest evaluation, by name, with one row for each user."""
         return {name: self._collected.get(name) for name in self._names}
 
     def get_data_struct(self) -> DataStruct:
-        """What one evaluation collected, for RecBole's Evaluator; the next evaluation starts afresh."""
+        """The collected values of one evaluation, for RecBole's Evaluator; the next evaluation starts empty."""
         self._names = list(self.data_struct.batches)
         self._collected = self.data_struct.finished()
         return self._collected
@@ -195,8 +196,8 @@ class FullSortCollector(Collector):
         """Each user's metrics in the latest evaluation, for paired tests of significance.
 
         Returns:
-            users (n,), their ids in the order of evaluation, and for each metric that is a mean over users
-            (``recall@10``, ...) its values (n,), unrounded.
+            Users (n,), ids in the order of evaluation; and the unrounded values (n,) of each metric that is a mean over
+            users (``recall@10``, ...).
 
         Raises:
             IndexError: no ranking has been collected yet.
@@ -205,19 +206,19 @@ class FullSortCollector(Collector):
         for name in self.config["metrics"]:
             metric = metric_class(name)(self.config)
             if metric.metric_type == EvaluatorType.RANKING and hasattr(metric, "topk_result"):
-                # RecBole's metrics compute (n, max k) values and give them to `topk_result`, which takes their mean.
+                # RecBole's metrics compute (n, max k) values and pass them to `topk_result`, which takes their mean.
                 metric.topk_result = lambda key, table: {f"{key}@{k}": table[:, k - 1] for k in self.topk}
                 values.update(metric.calculate_metric(self._collected))
         return self._collected.get("rec.users").numpy(), values
 
 
 def _user_of_each_row(users: Tensor, rows: int) -> Tensor:
-    """The user of each row of scores; with sampled negatives a batch lists a user once for each candidate."""
+    """The user of each row of scores; with sampled negatives a batch has a user once for each candidate."""
     return users if len(users) == rows else torch.unique_consecutive(users)
 
 
 class PartOfBatches(FastFullSortEvalDataLoader):
-    """A part of the batches of a loader of full-ranking batches: whole ones, as one process would make them."""
+    """A part of the batches of a full-ranking loader; the batches are those of one process."""
 
     def __init__(self, whole: FastFullSortEvalDataLoader, share: Share) -> None:
         self.__dict__.update(whole.__dict__)

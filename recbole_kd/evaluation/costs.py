@@ -1,12 +1,12 @@
-"""What a recommender costs: the most memory that its training holds, and the time in which it answers.
+"""Costs of a recommender: the peak memory of its training, and the time of its answers.
 
-**Memory.** A process's high-water mark only rises, what a training frees may stay with the process, and `getrusage`
-tells a child its parent's mark. So each training has a process of its own, where the mark is reset (Linux: 5 into
-``/proc/self/clear_refs``) after the data is loaded and before training begins, and is read as ``VmHWM``. Where there is
-no ``/proc`` it is the process's peak from its start.
+**Memory.** A process's peak never falls, memory that a training frees may stay with the process, and in a child process
+`getrusage` includes its parent's peak. So each training has its own process. There the peak is reset after the data are
+loaded and before training (Linux: 5 is written to ``/proc/self/clear_refs``), and is read as ``VmHWM``. Without
+``/proc`` it is the process's peak from its start.
 
-**Time to answer.** A request is a batch of users: scores of every item from the stored weights, the best 20, and their
-ids on the CPU. What a model computes once when it is loaded (a graph model's propagation) falls into the warm-up.
+**Time to answer.** A request is a batch of users. The answer is computed from the stored weights: scores of all items,
+the best 20, and their ids on the CPU. Work that is done once after loading (a graph's propagation) is in the warm-up.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-#: Threads of torch while a recommender's answers are timed, whatever the machine has: one, as a server gives a request.
+#: Threads of torch while answers are timed: always one, as a server uses for a request.
 THREADS = 1
 BATCH_SIZES = (1, 1024)
-#: Parts of the timed requests whose medians tell the noise.
+#: Parts of the timed requests; the spread of their medians shows the noise.
 BLOCKS = 5
 #: Items in an answer.
 CUTOFF = 20
@@ -37,15 +37,15 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def reset_peak_memory() -> None:
-    """Lets :func:`peak_memory` count from here on, where the system can (Linux, CUDA)."""
-    with contextlib.suppress(OSError):  # the peak is then that since the process began
+    """Makes :func:`peak_memory` count from now on, if the system can (Linux, CUDA)."""
+    with contextlib.suppress(OSError):  # then the peak counts from the start of the process
         _CLEAR.write_text("5")
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory() -> int:
-    """The most memory that the process has held, in bytes; on a GPU the most that tensors have held there."""
+    """The process's peak memory in bytes; on a GPU the peak memory of tensors there."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     try:
@@ -57,14 +57,14 @@ def peak_memory() -> int:
 
 
 def trained_numbers(model: torch.nn.Module) -> int:
-    """How many numbers an optimiser can train in a model."""
+    """Number of trainable numbers in a model."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def stored_numbers(model: Any) -> int:
-    """How many numbers a trained model stores: its parameters, and what a closed form keeps beside them.
+    """Number of numbers that a trained model stores: its parameters, and a closed-form model's other values.
 
-    Of a sparse matrix those that are not zero count. ``restore_*`` are only caches of the weights.
+    In a sparse matrix only non-zero numbers count. ``restore_*`` are caches computed from the weights and do not count.
     """
     kept = [value for key, value in model.other_parameter().items() if not key.startswith("restore_")]
     return sum(parameter.numel() for parameter in model.parameters()) + sum(map(_count, kept))
@@ -90,19 +90,19 @@ def inference_costs(
     """Latency and throughput of a recommender, with :data:`THREADS` threads.
 
     Args:
-        answer: gives positions (n,) of users, in [0, users), their recommendations, on the CPU when it returns.
-        users: how many there are to draw from.
-        batch_sizes: users of a request.
+        answer: computes the recommendations of users at positions (n,) in [0, users); they are on the CPU at its end.
+        users: number of users to draw from.
+        batch_sizes: users in a request.
         warm_up: requests that are not counted, for each batch size.
-        requests: how many are timed, unless ...
-        seconds: ... they take longer than this; three at least, and a slow model's warm-up ends early too.
+        requests: number of timed requests.
+        seconds: if requests take longer in total, fewer are timed, at least three; a slow warm-up ends early too.
         clock: seconds, monotonic.
 
     Returns:
         ``latency_ms``: batch_1, batch_1024 -> p50 and p95 over requests, in milliseconds **per user** (a request's time
         divided by its users); ``latency_range_ms``: the same -> the lowest and the highest median among
-        :data:`BLOCKS` equal parts of the requests, which tells how far a median can be trusted; ``users_per_second``:
-        batch_1, batch_1024 -> users answered per second.
+        :data:`BLOCKS` equal parts of the requests, to show the noise; ``users_per_second``: batch_1, batch_1024 ->
+        users answered per second.
     """
     generator = np.random.default_rng(0)
     latency: dict[str, Any] = {}

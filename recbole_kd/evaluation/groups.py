@@ -1,4 +1,4 @@
-"""Who gains: a metric by groups of users (DE-RRD, fig. 5), groups being tastes (k-means) or activity."""
+"""A metric by groups of users (DE-RRD, fig. 5): by taste (k-means) or by activity."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GroupMeans:
 def taste_groups(vectors: NDArray[Any], groups: int, seed: int = 0) -> NDArray[np.int64]:
     """Group of each user by k-means on the directions of the teacher's vectors (n, d); group 0 is the largest.
 
-    Directions, because a user's ranking of items does not depend on the length of the vector.
+    Directions are used because a user's ranking of items does not depend on the length of the vector.
     """
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     groups = min(groups, len(np.unique(units, axis=0)))
@@ -48,7 +48,7 @@ def taste_groups(vectors: NDArray[Any], groups: int, seed: int = 0) -> NDArray[n
 def activity_groups(counts: NDArray[Any], groups: int) -> NDArray[np.int64]:
     """Group of each user by number of training interactions (n,): quantiles, the least active in group 0.
 
-    Users of equal activity are never parted, so that groups differ in size and there may be fewer of them.
+    Users with equal activity are in one group, so groups differ in size and there may be fewer of them.
     """
     inner = np.unique(np.quantile(counts, np.arange(1, groups) / groups))
     labels = np.searchsorted(inner, counts, side="left")
@@ -57,7 +57,7 @@ def activity_groups(counts: NDArray[Any], groups: int) -> NDArray[np.int64]:
 
 
 def group_means(first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64]) -> GroupMeans:
-    """Means by group of two models' values (n,) for the same users, whose groups are `labels` (n,), 0 .. G - 1."""
+    """Means of two models' values (n,) by group, for the same users; `labels` (n,) are the groups, 0 .. G - 1."""
     groups = int(labels.max()) + 1
     users = np.bincount(labels, minlength=groups)
 

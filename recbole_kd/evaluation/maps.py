@@ -1,4 +1,4 @@
-"""Maps of vectors in the plane, the density of their directions, and how close a category's vectors are."""
+"""Maps of vectors in the plane, the density of their directions, and distances within categories."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BANDWIDTH = 0.15
 
 
 def directions(vectors: NDArray[Any]) -> Array:
-    """Rows (n, d) of length 1; rows of zeros stay."""
+    """Rows (n, d) scaled to length 1; rows of zeros stay zero."""
     wide = vectors.astype(np.float64)
     units: Array = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return units
 
 
 def plane(vectors: NDArray[Any], method: str = "tsne", seed: int = 0) -> Array:
-    """Places (n, 2) at which vectors (n, d) of near directions are near; nothing else of a place means anything.
+    """Places (n, 2) in the plane: vectors (n, d) with similar directions are near. Coordinates have no other meaning.
 
     Raises:
         UserError: UMAP is not installed.
@@ -49,9 +49,9 @@ def plane(vectors: NDArray[Any], method: str = "tsne", seed: int = 0) -> Array:
 
 
 def angle_density(places: Array, angles: Array) -> Array:
-    """Density at `angles` (a,), in radians, of the angles under which places (n, 2) are seen from their middle.
+    """Density at `angles` (a,), in radians, of the angles of places (n, 2) as seen from their mean.
 
-    A Gaussian kernel that goes round the circle (Wang and Isola, ICML'20, draw it so). An even density is 1 / (2 pi).
+    The kernel is a Gaussian on the circle (as drawn by Wang and Isola, ICML'20). A uniform density is 1 / (2 pi).
     """
     offsets = places - places.mean(axis=0)
     seen = np.arctan2(offsets[:, 1], offsets[:, 0])
@@ -64,8 +64,8 @@ def angle_density(places: Array, angles: Array) -> Array:
 def class_distances(vectors: NDArray[Any], members: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Intra-class distance: the mean of 1 - cos over pairs of different rows of a category, for each category.
 
-    The sum of all cosines is the squared length of the sum of directions, so that no pair is looked at. A category of
-    fewer than two rows that are not zero has none.
+    The sum of all cosines is the squared length of the sum of directions, so no pairs are formed. A category with fewer
+    than two non-zero rows has no distance.
 
     Args:
         vectors: (n, d).

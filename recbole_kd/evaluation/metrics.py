@@ -1,19 +1,19 @@
-"""RecBole's metrics; those that differ from their definition are replaced here.
+"""RecBole's metrics; metrics that differ from their definition are replaced here.
 
 ====================  ===========================================================================================
-metric                what RecBole 1.2.1 computes, and what is right
+metric                what RecBole 1.2.1 computes; what is correct
 ====================  ===========================================================================================
-ItemCoverage,         the padding counts as an item of the catalogue, so that full coverage stays below 1; right is
-GiniIndex             the catalogue without it
-ShannonEntropy        the entropy divided by the number of distinct items; right is the entropy, in nats
-TailPercentage        items without a training interaction are no tail; right is that they are its first
-AveragePopularity     sequential models: the first item of each user's training sequence is not counted; right is all
-LogLoss               scores outside of [0, 1] are cut to it, silently; they are refused, as no probability
-GAUC                  divides in float32, so that 0.5043 is written as 0.50429999828; right is float64
-all of lists          where a user has fewer than k items left, those left out fill the list; right is a shorter list
+ItemCoverage,         the padding counts as an item of the catalogue, so full coverage is below 1; correct: the
+GiniIndex             catalogue without it
+ShannonEntropy        the entropy divided by the number of distinct items; correct: the entropy, in nats
+TailPercentage        items without a training interaction are not in the tail; correct: they are first in it
+AveragePopularity     sequential models: the first item of each user's training sequence is not counted; correct: all
+LogLoss               scores outside [0, 1] are silently clamped; here they are refused, being no probabilities
+GAUC                  divides in float32, so 0.5043 is written as 0.50429999828; correct: float64
+all of lists          if a user has fewer than k items left, excluded items fill the list; correct: a shorter list
 ====================  ===========================================================================================
 
-The other metrics are RecBole's own. ``tests/evaluation/test_metrics.py`` holds each to its definition.
+The other metrics are RecBole's own. ``tests/evaluation/test_metrics.py`` tests each against its definition.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ItemCoverage(recbole_metrics.ItemCoverage):
 
 
 class GiniIndex(recbole_metrics.GiniIndex):
-    """sum_i (2 i - I - 1) c_(i) / (I sum_i c_(i)): c_(i) is how many lists hold an item, ascending, i = 1 ... I."""
+    """sum_i (2 i - I - 1) c_(i) / (I sum_i c_(i)): c_(i) are the items' numbers of lists, ascending, i = 1 ... I."""
 
     def get_gini(self, item_matrix: NDArray[Any], num_items: int) -> float:
         """Gini index of lists (n, k), 0 where there is no item; `num_items` counts the padding."""
@@ -68,13 +68,13 @@ class AveragePopularity(recbole_metrics.AveragePopularity):
 
 
 class TailPercentage(recbole_metrics.TailPercentage):
-    """The mean over users of the share of the list that is in the tail: items with the fewest training interactions."""
+    """The mean over users of the tail's share of the list; the tail is the items with the fewest interactions."""
 
     def calculate_metric(self, dataobject: Any) -> Any:
         popularity = _popularity(dataobject)
         if self.tail > 1:
             tail = popularity <= self.tail
-        else:  # among items of one popularity, the first ids
+        else:  # among equally popular items, the first ids
             tail = np.zeros(len(popularity), dtype=bool)
             rarest = 1 + np.argsort(popularity[1:], kind="stable")
             tail[rarest[: max(1, int(len(rarest) * self.tail))]] = True
@@ -83,7 +83,7 @@ class TailPercentage(recbole_metrics.TailPercentage):
 
 
 class GAUC(recbole_metrics.GAUC):
-    """The mean of each user's AUC, weighted by how many items the user has to find."""
+    """The mean of the users' AUC, weighted by each user's number of positives."""
 
     def metric_info(self, pos_rank_sum: NDArray[Any], user_len_list: NDArray[Any], pos_len_list: NDArray[Any]) -> float:
         sums = (column.astype(np.float64) for column in (pos_rank_sum, user_len_list, pos_len_list))
@@ -101,8 +101,8 @@ class LogLoss(recbole_metrics.LogLoss):
         low, high = preds.min(), preds.max()
         if not 0 <= low <= high <= 1:
             raise UserError(
-                f"--metrics has LogLoss, which compares probabilities with labels, and the scores of {self.model} are "
-                f"between {low:.3g} and {high:.3g}; leave LogLoss out, or use AUC, which needs their order alone."
+                f"--metrics has LogLoss, which needs probabilities, but the scores of {self.model} are "
+                f"between {low:.3g} and {high:.3g}; leave LogLoss out, or use AUC, which needs only their order."
             )
         return super().metric_info(preds, trues)
 
@@ -116,7 +116,7 @@ def _popularity(dataobject: Any) -> NDArray[np.int64]:
 
 
 def _mean_of_lists(items: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n, k) the mean value of the first 1 ... k items of each list; 0 of an empty one."""
+    """(n, k) the mean value of the first 1 ... k items of each list; 0 for an empty list."""
     there = items > 0
     return np.cumsum(values[items] * there, axis=1) / np.maximum(1, np.cumsum(there, axis=1))
 

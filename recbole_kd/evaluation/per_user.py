@@ -1,4 +1,4 @@
-"""Each user's metrics in a file, for tests between runs that were made on different occasions."""
+"""Each user's metrics in a file, for significance tests between separate runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_per_user(path: Path, users: Sequence[str], values: Mapping[str, NDArray
     Args:
         path: the file.
         users: (n,) original ids.
-        values: metric -> (n,) its value for each of them.
+        values: metric -> (n,) its value for each user.
 
     Raises:
         UserError: the file cannot be written.
@@ -29,10 +29,10 @@ def save_per_user(path: Path, users: Sequence[str], values: Mapping[str, NDArray
 
 
 def load_per_user(path: Path) -> tuple[list[str], dict[str, NDArray[Any]]]:
-    """What :func:`save_per_user` wrote: users (n,) and metric -> values (n,).
+    """Reads a file of :func:`save_per_user`: users (n,) and metric -> values (n,).
 
     Raises:
-        UserError: it cannot be read, or has no users or a metric that is no number.
+        UserError: it cannot be read, has no users, or a metric is not a number.
     """
     with readable(str(path)):
         batches = list(read_batches(path, lambda names: {name: name for name in names}))

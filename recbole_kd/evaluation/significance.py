@@ -1,10 +1,10 @@
-"""Whether a difference between recommenders is more than chance: paired tests, Holm's correction, intervals.
+"""Significance of differences between recommenders: paired tests, Holm's correction, intervals.
 
-Both tests are paired t-tests, of the users' metrics and of the seeds' means. A table reports means, and the t-test is a
-test of the mean difference; for rankings it agrees with the randomisation test, which needs thousands of times the
-work, while Wilcoxon's signed ranks test another quantity, drop the many users without a difference, and should not be
-used for means (Smucker, Allan and Carterette, CIKM 2007; Urbano, Lima and Hanjalic, SIGIR 2019). With five seeds
-Wilcoxon's smallest two-sided p is 0.0625: it could not call any difference significant.
+There are two paired t-tests: over the users' metrics, and over the seeds' means. A table reports means, and the t-test
+tests the mean difference. For rankings it agrees with the randomisation test, which needs thousands of times the work.
+Wilcoxon's signed-rank test tests another quantity, drops the many users without a difference, and should not be used
+for means (Smucker, Allan and Carterette, CIKM 2007; Urbano, Lima and Hanjalic, SIGIR 2019). With five seeds its
+smallest two-sided p is 0.0625, so no difference could be significant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-#: A square table by rows: an entry for each pair of names, None where there is nothing to test.
+#: A square table by rows: an entry for each pair of names, None if the pair is not tested.
 Matrix = list[list[Optional[float]]]
 
 
@@ -28,7 +28,7 @@ def paired_t(first: NDArray[Any], second: NDArray[Any]) -> Optional[float]:
         first, second: (n,) the same users (or seeds) in the same order.
 
     Returns:
-        p in [0, 1]; 1 where the two are equal throughout, None where there are fewer than two pairs.
+        p in [0, 1]; 1 if all pairs are equal, None if there are fewer than two pairs.
     """
     if len(first) != len(second):
         raise ValueError(f"paired samples of {len(first)} and {len(second)}")
@@ -37,7 +37,7 @@ def paired_t(first: NDArray[Any], second: NDArray[Any]) -> Optional[float]:
         return None
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     mean, spread = float(difference.mean()), float(difference.std(ddof=1))
-    # Equal differences leave a spread of rounding errors alone.
+    # If all differences are equal, their spread is only rounding error.
     if spread <= 1e-12 * max(1.0, abs(mean)):
         return 1.0 if abs(mean) <= 1e-12 else 0.0
     return float(2 * student_t.sf(abs(mean) / spread * math.sqrt(count), count - 1))
@@ -47,10 +47,10 @@ def holm(p_values: Sequence[Optional[float]]) -> list[Optional[float]]:
     """Holm's step-down correction (1979): the k-th smallest of m p-values is multiplied by m - k + 1, running maximum.
 
     Args:
-        p_values: of one family of tests; None is no test, stays None and does not count.
+        p_values: the p-values of one family of tests; None is no test, stays None and is not counted.
 
     Returns:
-        The corrected values in the order given: the family-wise error is at most what they are compared with.
+        The corrected values in the given order. Comparing them with a level keeps the family-wise error below it.
     """
     corrected: list[Optional[float]] = [None] * len(p_values)
     tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
@@ -65,10 +65,10 @@ def pairwise(samples: Sequence[Optional[NDArray[Any]]]) -> tuple[Matrix, Matrix]
     """Paired t-tests of all pairs, and the same after Holm's correction over all of them.
 
     Args:
-        samples: (n,) for each name; None, or another length than a partner's, is not tested.
+        samples: (n,) for each name; a pair is not tested if one is None or the lengths differ.
 
     Returns:
-        p and corrected p: two symmetric matrices with None on the diagonal and where nothing was tested.
+        p and corrected p: two symmetric matrices with None on the diagonal and for pairs that are not tested.
     """
     size = len(samples)
     pairs = [(row, column) for row in range(size) for column in range(row + 1, size)]
@@ -93,9 +93,9 @@ def bootstrap_intervals(
 
     Args:
         values: (n, m) a row per user, a column per metric.
-        level: the part of the drawn means that lies inside.
-        draws: how many times n users are drawn.
-        seed: the same draws serve every recommender that is asked with it.
+        level: the share of the drawn means inside the interval.
+        draws: number of times that n users are drawn.
+        seed: with the same seed, all recommenders get the same draws.
 
     Returns:
         (low, high) for each of the m metrics.

@@ -1,12 +1,12 @@
-"""Over-smoothing: how far apart the vectors of users or items lie (SimRec, table 6; LightGCN, section 3.2.3).
+"""Over-smoothing: distances among the vectors of users or items (SimRec, table 6; LightGCN, section 3.2.3).
 
 Mean average distance (Chen et al., AAAI'20) is the mean over nodes of their mean cosine distance 1 - cos to the other
-nodes. Graph recommenders pull popular nodes together; it is therefore measured on the most popular ones.
+nodes. Graph recommenders make popular nodes similar, so it is measured on the most popular nodes.
 
-Second-order smoothness S_U (He et al., SIGIR'20, eq. 14 and 17) weighs each pair of users by what one passes on to the
-other in two graph convolutions: c_(v->u) = sum over the items i of both of 1 / (sqrt|N_u| sqrt|N_v| |N_i|), and
-S_U = sum_u sum_v c_(v->u) ||e_u - e_v||^2 of vectors of length 1. The paper prints e / ||e||^2 and says that the scale
-is taken out, which length 1 does. The smaller S_U is, the smoother are the vectors.
+Second-order smoothness S_U (He et al., SIGIR'20, eq. 14 and 17) weights each pair of users by one user's influence on
+the other in two graph convolutions: c_(v->u) = sum over the items i of both of 1 / (sqrt|N_u| sqrt|N_v| |N_i|). Then
+S_U = sum_u sum_v c_(v->u) ||e_u - e_v||^2 for vectors of length 1. The paper prints e / ||e||^2 and says that this
+removes the scale, which length 1 does. A smaller S_U means smoother vectors.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["mean_average_distance", "popular_distances", "second_order_smoothnes
 
 
 def mean_average_distance(vectors: Tensor) -> float:
-    """Mean of 1 - cos over all ordered pairs of different rows of (n, d), in [0, 2]; nan where there is no pair.
+    """Mean of 1 - cos over all ordered pairs of different rows of (n, d), in [0, 2]; nan if there is no pair.
 
-    The sum of all cosines is the squared length of the sum of unit vectors, so that no pair is ever looked at: O(n d).
+    The sum of all cosines is the squared length of the sum of unit vectors, so no pairs are formed: O(n d).
     A row of zeros has no direction and is left out.
     """
     return popular_distances(vectors, torch.zeros(len(vectors)), [len(vectors)])[0]
@@ -37,8 +37,8 @@ def popular_distances(vectors: Tensor, popularity: Tensor, sizes: Sequence[int])
 
     Args:
         vectors: (N, d), without padding.
-        popularity: (N,) interactions of each node; of equally popular ones the first come first.
-        sizes: numbers of nodes; more than there are is all of them.
+        popularity: (N,) interactions of each node; among equally popular nodes the first ones are taken.
+        sizes: numbers of nodes; a number that is too large means all nodes.
     """
     lengths = vectors.double().norm(dim=1)
     there = lengths > 0
@@ -53,24 +53,24 @@ def popular_distances(vectors: Tensor, popularity: Tensor, sizes: Sequence[int])
 
 
 def second_order_weights(observed: Observed, user: int) -> Tensor:
-    """c_(v->u) of every user v for the user u, its own included: (U,) float64; 0 where they share no item.
+    """c_(v->u) of every user v for the user u, including u: (U,) float64; 0 if they share no item.
 
-    The weights of items are those of ``observed.transposed()``.
+    For items, use ``observed.transposed()``.
     """
     graph = _normalised(observed)
     return torch.from_numpy((graph @ graph[user].T).toarray().ravel())
 
 
 def second_order_smoothness(vectors: Tensor, observed: Observed, sizes: Sequence[int]) -> list[float]:
-    """S_U among the n users with most items, for each n of `sizes`; all of them give the paper's figure.
+    """S_U among the n users with most items, for each n of `sizes`; with all users it is the paper's value.
 
-    With R the normalised interactions, c is R R^T and the sum over pairs is 2 (1^T c 1 - ||R^T E||^2), so that no pair
-    is ever looked at: O(interactions x d). Vectors of zeros are left out.
+    With R the normalised interactions, c is R R^T and the sum over pairs is 2 (1^T c 1 - ||R^T E||^2), so no pairs are
+    formed: O(interactions x d). Vectors of zeros are left out.
 
     Args:
-        vectors: (U, d), with padding; of items, with ``observed.transposed()``.
+        vectors: (U, d), with padding; or vectors of items, with ``observed.transposed()``.
         observed: the training split.
-        sizes: numbers of users; more than there are is all of them. Of equally active ones the first come first.
+        sizes: numbers of users; a number that is too large means all. Among equally active users the first are taken.
     """
     graph = _normalised(observed)
     lengths = vectors.double().norm(dim=1).numpy()
@@ -83,13 +83,13 @@ def second_order_smoothness(vectors: Tensor, observed: Observed, sizes: Sequence
         chosen = order[:size]
         own = graph[chosen]
         weights = own @ (own.T @ np.ones(len(chosen)))
-        found.append(max(0.0, 2 * float(weights.sum() - np.square(own.T @ units[chosen]).sum())))  # but for rounding
+        found.append(max(0.0, 2 * float(weights.sum() - np.square(own.T @ units[chosen]).sum())))  # below 0 by rounding
     return found
 
 
 def _normalised(observed: Observed) -> Any:
     """(U, I) sparse float64, 1 / sqrt(|N_u| |N_i|) at each interaction."""
-    from scipy.sparse import csr_matrix  # 0.2 seconds, for which `list` does not wait
+    from scipy.sparse import csr_matrix  # imported late: it takes 0.2 seconds, and the verb `list` does not need it
 
     values = (observed.counts[observed.user_ids] * observed.popularity[observed.indices]).double().rsqrt()
     parts = values.numpy(), observed.indices.numpy(), observed.offsets.numpy()

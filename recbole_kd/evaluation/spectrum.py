@@ -1,19 +1,19 @@
-"""The knowledge spectrum: at which frequencies of the user-item graph a student differs from its teacher.
+"""The knowledge spectrum: the frequencies of the user-item graph at which a student differs from its teacher.
 
-FreqD (fig. 1-2, table 1) reads the distance of two models' vectors as a signal on the training graph. With the
-eigenvectors u_k of its Laplacian L = I - Ã, whose eigenvalues x_k in [0, 2] are the frequencies, Parseval's identity
-splits the squared distance D over all nodes into bands:
+FreqD (fig. 1-2, table 1) reads the distance of two models' vectors as a signal on the training graph. Its
+Laplacian L = I - Ã has eigenvectors u_k, and its eigenvalues x_k in [0, 2] are the frequencies. Parseval's identity
+divides the squared distance D over all nodes into bands:
 
     ||D||^2 = sum over bands of  sum_{x_k in band} ||u_k^T D||^2
 
-Low frequencies are what neighbours share, high ones what tells them apart. Small graphs are decomposed exactly. On
-large ones a band's projector is an expansion in Chebyshev polynomials with Jackson's damping (the kernel polynomial
-method: Weiße et al., Rev. Mod. Phys. 78, 2006), whose moments take sparse products alone, and wide signals and traces
-are estimated with Hutchinson's random signs.
+Low frequencies are common to neighbours, high ones distinguish them. Small graphs are decomposed exactly. On large
+graphs a band's projector is an expansion in Chebyshev polynomials with Jackson's damping (the kernel polynomial method:
+Weiße et al., Rev. Mod. Phys. 78, 2006), which needs only sparse products. Wide signals and traces are estimated with
+Hutchinson's random signs.
 
-The user-item graph is bipartite, so that the spectrum is symmetric about 1 and 1 itself is an eigenvalue of high
-multiplicity (at least |users - items|). Bands are centred on multiples of their width, an odd number of them, which
-puts 0, 1 and 2 into the middle of bands instead of onto an edge.
+The user-item graph is bipartite, so the spectrum is symmetric about 1, and 1 is an eigenvalue of high multiplicity (at
+least |users - items|). There is an odd number of bands, centred on multiples of their width. So 0, 1 and 2 are in the
+middle of bands, not on an edge.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def connected_graph(observed: Observed) -> tuple[Tensor, Any]:
 
 
 def projection_difference(student: Tensor, teacher: Tensor) -> Array:
-    """What the best linear map with a bias leaves of the teacher's vectors, (N, d_t): E_t - (E_s W + 1 b^T).
+    """The residual of the teacher's vectors after the best linear map with a bias: E_t - (E_s W + 1 b^T), (N, d_t).
 
-    W and b minimise the difference over all nodes, users and items alike (FreqD's projector, trained to the end), so
-    that any two models can be compared, whatever distilled them.
+    W and b minimise the difference over all users and items (FreqD's projector, fully trained). So any two models can
+    be compared, whatever the distiller.
 
     Args:
         student: (N, d_s).
@@ -118,8 +118,8 @@ def equal_band_energies(adjacency: Any, signals: Sequence[Array], groups: int) -
         groups: G.
 
     Returns:
-        edges (G + 1,), frequencies at which the groups part; energies (signals, G), which add up to each signal's
-        ||.||^2; and how often frequency 1 occurs. Groups that part within one eigenspace share its energy.
+        Edges (G + 1,), the frequencies between groups; energies (signals, G), which add up to each signal's ||.||^2;
+        and the multiplicity of frequency 1. If an edge is inside an eigenspace, the groups share its energy.
     """
     eigenvalues, vectors = np.linalg.eigh(adjacency.toarray())
     frequencies, vectors = np.clip(1 - eigenvalues[::-1], 0, 2), vectors[:, ::-1]
@@ -138,10 +138,10 @@ def estimated_equal_band_energies(adjacency: Any, signals: Sequence[Array], grou
 def estimated_band_energies(
     adjacency: Any, signals: Sequence[Array], edges: Array, degree: int = 512, probes: int = 32, seed: int = 0
 ) -> tuple[Array, Array]:
-    """As :func:`exact_band_energies`, estimated with `degree` / 2 sparse products of at most 2 `probes` columns.
+    """Estimates :func:`exact_band_energies` with `degree` / 2 sparse products of at most 2 `probes` columns.
 
-    The edges of bands are blurred over about pi / `degree`. A signal of at most `probes` columns has no other error; of
-    a wider one the weakest directions are sampled. The counts are sampled with `probes` random signals.
+    The edges of bands are blurred over about pi / `degree`. A signal with at most `probes` columns has no other error.
+    In a wider signal the weakest directions are sampled. The counts are sampled with `probes` random signals.
     """
     random = np.random.default_rng(seed)
     nodes = adjacency.shape[0]
@@ -153,11 +153,11 @@ def estimated_band_energies(
 
 
 def _narrow(signal: Array, probes: int, random: np.random.Generator) -> Array:
-    """A signal of at most 2 `probes` columns whose energy in any band has `signal`'s, (N, d), as its mean.
+    """A signal with at most 2 `probes` columns; its expected energy in any band is that of `signal`, (N, d).
 
-    No rotation of the columns changes an energy. The `probes` strongest principal directions are kept as they are; of
-    the rest random combinations are taken (Hutchinson's estimate, deflated: Meyer et al., Hutch++, 2021), scaled to the
-    energy that they stand for, so that only its split into bands is estimated.
+    Rotating the columns does not change energies. The `probes` strongest principal directions are kept. The rest is
+    replaced by random combinations (Hutchinson's estimate, deflated: Meyer et al., Hutch++, 2021). They are scaled to
+    the total energy of the rest, so only its division into bands is estimated.
     """
     if signal.shape[1] <= probes:
         return signal

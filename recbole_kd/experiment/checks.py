@@ -1,4 +1,4 @@
-"""What is refused among settings before anything is read or trained: names, types, ranges, files that execute code."""
+"""Checks of settings before anything is read or trained: names, types, ranges, files that execute code."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = [
     *("check_files", "check_held_out", "check_known", "check_metrics", "check_transform"),
 ]
 
-#: What section ``teacher`` holds beside the settings of the teacher's model.
+#: Keys of section ``teacher`` that are not settings of the teacher's model.
 TEACHER_KEYS = ("model", *known_keys.TEACHER_FILES, "allow_other_split", "count", "share", "fusion")
-#: Packages of a model's bases that read no settings.
+#: Packages of base classes that read no settings.
 _NO_MODEL = ("torch", "builtins", "abc", "typing")
 #: RecBole keeps these as pickles, which execute code when read.
 PICKLES = ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders")
-#: RecBole's marks of one process among several; given, RecBole would start on nccl and weight metrics by batches.
+#: RecBole's settings of one process among several; with them RecBole would use nccl and weight metrics by batches.
 _PROCESS = ("local_rank", "single_spec", "offset", "world_size", "group_offset", "ip", "port")
 #: Files of weights that RecBole's models unpickle.
 WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
@@ -54,12 +54,12 @@ WITHOUT_FILES: Mapping[str, Mapping[str, Any]] = {
 
 
 def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions | None]:
-    """Refuses settings that nothing reads; the checked options of the distillers by name, and those of SEvo."""
+    """Refuses settings that nothing reads; returns the checked options of the distillers by name, and of SEvo."""
     given = config.external_config_dict
     for key in _PROCESS:
         if key in given:
             raise UserError(
-                f"--{key} is the launcher's to say: set --nproc=2 for two processes here, or start several machines "
+                f"--{key} is set by the launcher only; set --nproc=2 for two processes here, or start several machines "
                 "with torchrun (docs/scale.md)."
             )
     for key in PICKLES:
@@ -96,7 +96,7 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
     sevo = SEvoOptions.parse("sevo", sections["sevo"]) if "sevo" in config.internal_config_dict else None
     options = {name: distiller_class(name).options_class.parse(name, sections.get(name)) for name in names}
     known_keys.check({key: sections[key] for key in given}, config.internal_config_dict, config.prefix)
-    # What the teacher reads beyond these is checked when its own configuration is made.
+    # The teacher's other settings are checked when its own configuration is made.
     return options, sevo
 
 
@@ -107,7 +107,7 @@ def readable_keys(config: Any) -> set[str]:
 
 
 def check_metrics(final: Mapping[str, Any]) -> None:
-    """Refuses metrics and cutoffs that RecBole does not know, and a choice of the epoch by another metric."""
+    """Refuses unknown metrics and cutoffs, and a ``valid_metric`` that is not computed."""
     metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
     for metric in metrics:
         if str(metric).lower() not in metric_types:
@@ -126,7 +126,7 @@ def check_metrics(final: Mapping[str, Any]) -> None:
 
 
 def _check_mode(metrics: list[Any], evaluating: Mapping[str, Any]) -> None:
-    """Refuses metrics that cannot be computed of what ``eval_args`` says is scored."""
+    """Refuses metrics that the evaluation mode in ``eval_args`` cannot compute."""
     ranking = [name for name in metrics if metric_types[str(name).lower()] == EvaluatorType.RANKING]
     labelled = [name for name in metrics if name not in ranking]
     mode = evaluating.get("mode", "full")
@@ -139,17 +139,17 @@ def _check_mode(metrics: list[Any], evaluating: Mapping[str, Any]) -> None:
         )
     if labelled and "full" in modes:
         raise UserError(
-            f"--metrics={metrics} compares scores with labels, and --eval_args.mode=full ranks all items; set "
+            f"--metrics={metrics} compares scores with labels, but --eval_args.mode=full ranks all items; set "
             f"{with_labels}, or --eval_args.mode=uni100 for labels of 100 drawn negatives."
         )
     if ranking and "labeled" in modes:
         raise UserError(
-            f"--metrics={metrics} reads a ranking, and --eval_args.mode=labeled scores the rows of the split alone; "
+            f"--metrics={metrics} needs a ranking, but --eval_args.mode=labeled scores only the rows of the split; "
             "set --eval_args.mode=full, or --metrics=[AUC] --valid_metric=AUC."
         )
 
 
-#: RecBole's transforms of a batch's sequences, and the share of a sequence that each reads.
+#: RecBole's transforms of a batch's sequences -> the setting of the share that each changes.
 TRANSFORMED_SHARES = {"mask_itemseq": "mask_ratio", "crop_itemseq": "eta", "reorder_itemseq": "beta"}
 
 
@@ -157,34 +157,34 @@ def check_transform(final: Mapping[str, Any], own: str | None, sequential: bool,
     """
     Args:
         final: the settings.
-        own: the transform of the model itself.
+        own: the model's own transform.
         sequential: whether the model reads sequences.
-        prefix: of its settings.
+        prefix: prefix of the model's settings.
 
     Raises:
-        UserError: a transform of sequences where there are none, or in place of the model's own; one without its
-            share; or RecBole's empty one.
+        UserError: a transform of sequences for a model without sequences or with its own transform, a transform
+            without its share, or RecBole's empty transform.
     """
     name = final["transform"]
     if own is not None and name != own:
         raise UserError(
-            f"--{prefix}transform={name}: {final['student']} learns from what {own} hides; leave --transform out."
+            f"--{prefix}transform={name}: {final['student']} needs its own transform {own}; leave --transform out."
         )
     if name is None:
         return
     given, share = f"--{prefix}transform={name}", TRANSFORMED_SHARES.get(name, "")
     if not sequential:
-        raise UserError(f"{given} changes sequences, and {final['student']} has none; leave it out.")
+        raise UserError(f"{given} changes sequences, but {final['student']} has none; leave it out.")
     if name == "user_defined":
-        raise UserError(f"{given} is a place for code in RecBole, and holds none; leave it out.")
+        raise UserError(f"{given} is an empty template in RecBole; leave it out.")
     if share and (final.get(share) is None or not 0 <= final[share] <= 1):
         raise UserError(
-            f"{given} reads which share of a sequence it changes, from 0 to 1; set --{prefix}{share}=0.2, say."
+            f"{given} needs the share of a sequence that it changes, from 0 to 1; set --{prefix}{share}, e.g. to 0.2."
         )
 
 
 def check_files(config: Any) -> None:
-    """Looks at the files that RecBole's models unpickle, as that executes what is in them."""
+    """Checks the files that RecBole's models unpickle: unpickling executes code in them."""
     for key in WEIGHT_FILES:
         if config.final_config_dict.get(key):
             load_any(str(config.final_config_dict[key]))
@@ -196,7 +196,7 @@ def check_files(config: Any) -> None:
                     np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             raise UserError(
-                f"'{path}' is no plain array, and RecBole would execute what is in it; save the items' vectors as "
+                f"'{path}' is not a plain array, so RecBole would execute code in it; save the items' vectors as "
                 "numbers, with numpy.save."
             ) from None
 
@@ -234,21 +234,21 @@ def _keys_read(source: str) -> set[str]:
 
 
 def keys_read_by_model(model_class: type[Any]) -> frozenset[str]:
-    """Settings that the modules of a model and of its bases read, RecBole's and any other package's."""
+    """Settings that the modules of a model and of its base classes read."""
     names = {base.__module__ for base in model_class.__mro__}
     return frozenset().union(*(_keys_read_by(name) for name in names if name.split(".")[0] not in _NO_MODEL))
 
 
 @cache
 def _keys_read_by(module: str) -> frozenset[str]:
-    with suppress(OSError, TypeError, KeyError):  # a module without source tells nothing
+    with suppress(OSError, TypeError, KeyError):  # a module without source
         return frozenset(_keys_read(inspect.getsource(sys.modules[module])))
     return frozenset()
 
 
 @cache
 def _keys_read_by_recbole() -> frozenset[str]:
-    """Settings that RecBole's data, evaluation, sampling and training code reads, found in its sources."""
+    """Settings that RecBole's code for data, evaluation, sampling and training reads, found in its sources."""
     root = Path(recbole.__file__).parent
     folders = ("data", "evaluator", "sampler", "trainer", "utils", "quick_start")
     files = [file for folder in folders for file in (root / folder).rglob("*.py")]

@@ -19,9 +19,9 @@ _COLUMN = 56
 
 
 def describe(experiment: Experiment) -> str:
-    """The resolved settings, each with its source. Read back, they give the same experiment and the same digest.
+    """The resolved settings, each with its source. As input they give the same experiment and the same digest.
 
-    What a teacher and the baseline are trained with, beyond what section ``teacher`` says, follows as comments.
+    Training settings of teachers and the baseline follow as comments, unless section ``teacher`` has them.
     """
     config = experiment.settings
     first = ["model", "dataset", "student", "teacher", "distill", *config.distillers, "sevo", "baseline"]
@@ -65,14 +65,14 @@ def _values(config: KDConfig) -> dict[str, Any]:
     if not config["eval_batch_size_given"]:
         values["eval_batch_size"] = None
     if (values.get("train_neg_sample_args") or {}).get("distribution") == "none":
-        values["train_neg_sample_args"] = None  # what RecBole makes of None, and refuses to be given
+        values["train_neg_sample_args"] = None  # RecBole replaces None by a value that it refuses as input
     if not config.distillers and config.sevo is None:
-        values.pop("teacher", None)  # nothing reads it, and to give it is an error
+        values.pop("teacher", None)  # nothing reads it, and it is an error in the input
     return values
 
 
 def _open_keys(experiment: Experiment) -> set[str]:
-    """Settings that stay comments: to give them would change what the teacher or the baseline is."""
+    """Settings that stay comments: as input they would change the teacher or the baseline."""
     config, found = experiment.settings, set()
     if experiment.baseline is not None and experiment.baseline["model"] != config.resolved.backbone:
         found |= {key for key in BASELINE_LENGTHS if key not in config.external_config_dict}
@@ -100,7 +100,7 @@ def _lines(
 
 
 def _model(config: KDConfig, source: Callable[[str], str]) -> Iterator[str]:
-    """What a plain model is trained with, as comments."""
+    """The training settings of a plain model, as comments."""
     keys = {*config.model_keys(), "learning_rate_schedule", "fused_adam", "fast_sampling"} - {"student"}
     for key in sorted(keys & set(config.final_config_dict)):
         text = f"#   {key}: {json.dumps(plain(config[key]), ensure_ascii=False)}"
@@ -108,6 +108,6 @@ def _model(config: KDConfig, source: Callable[[str], str]) -> Iterator[str]:
 
 
 def _source(config: KDConfig, key: str, given: str) -> str:
-    """Where a derived model's setting comes from; `given` names who gave what it did not find itself."""
+    """Source of a derived model's setting; `given` names the source if the model has none of its own."""
     source = config.sources.get(key, "RecBole")
     return given if source == "command line" else source

@@ -1,6 +1,6 @@
-"""An experiment: everything that a run is decided by, resolved once from the settings and frozen.
+"""An experiment: all decisions of a run, resolved once from the settings and frozen.
 
-Stages take an :class:`Experiment`. None of them derives a configuration, parses options or asks who teaches.
+Stages take an :class:`Experiment`. No stage derives a configuration, parses options or chooses the teacher.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class TeacherSource:
     """Where one teacher comes from: a model that is trained, a checkpoint, or a file of ranked lists or of vectors.
 
     Attributes:
-        prefix: what its settings begin with: ``teacher.``, or ``teacher.0.`` and so on where there are several.
+        prefix: prefix of its settings: ``teacher.``, or ``teacher.0.`` and so on for several teachers.
         section: its settings in section ``teacher``, by name.
-        settings: of the model that is trained; None where a file teaches.
-        named: the model that the user named, if any: a checkpoint must hold it.
+        settings: settings of the model to train; None if the teacher is a file.
+        named: the model that the user named, if any; a checkpoint must hold this model.
     """
 
     prefix: str
@@ -42,7 +42,7 @@ class TeacherSource:
 
     @classmethod
     def of_checkpoint(cls, path: str, prefix: str = "teacher.") -> TeacherSource:
-        """A saved model."""
+        """The teacher in a saved model's file."""
         return cls(prefix, {"checkpoint": path})
 
     @classmethod
@@ -50,25 +50,27 @@ class TeacherSource:
         """A teacher that the student's settings ask for.
 
         Raises:
-            UserError: none is named, or two at once, or what is named does not fit the student.
+            UserError: no teacher is named, two sources of one teacher are named, or the teacher does not fit.
         """
         everything = dict(student.external_config_dict.get("teacher") or {})
         number = prefix.partition(".")[2].rstrip(".")
-        own = dict(everything.get(number) or {}) if number else everything  # settings of all teachers are no file's
+        own = (
+            dict(everything.get(number) or {}) if number else everything
+        )  # settings of all teachers do not apply to a file
         given = {**everything, **own}
         sources = [key for key in ("model", *TEACHER_FILES) if given.get(key)]
         if len(sources) > 1 and sources != ["model", "checkpoint"]:
-            raise UserError(f"--{prefix}{sources[-1]} and --{prefix}{sources[0]} both say who teaches; keep one.")
+            raise UserError(f"--{prefix}{sources[-1]} and --{prefix}{sources[0]} both name the teacher; keep one.")
         strange = [key for key in own if not (key.isdigit() or key in TEACHER_KEYS or student.knows(key))]
         from_file = any(map(section.get, TEACHER_FILES))
         if strange and from_file:
             raise UserError(
-                f"--{prefix}{strange[0]} is set, and the teacher comes from a file, which says all of itself; "
+                f"--{prefix}{strange[0]} is set, but the teacher comes from a file, which has its own settings; "
                 f"leave it out.{closest(strange[0], TEACHER_KEYS)}"
             )
         if section.get("ranks") and student.teacher_fusion == "scores" and number:
             raise UserError(
-                f"--teacher.fusion=scores ranks by scores of all items, and --{prefix}ranks has those that it lists; "
+                f"--teacher.fusion=scores needs scores of all items, but --{prefix}ranks has only listed items; "
                 "set --teacher.fusion=ranks."
             )
         if from_file:
@@ -101,7 +103,7 @@ class TeacherSource:
 
     @property
     def files(self) -> list[str]:
-        """The files that teach, whether or not they are there; none where a model is trained."""
+        """The files of this teacher, existing or not; empty if a model is trained."""
         found = self.checkpoint or self.ranks
         return vector_files(self.vectors) if self.vectors else [found] if found else []
 
@@ -110,12 +112,12 @@ class TeacherSource:
 
     @property
     def share(self) -> float:
-        """How much it counts beside the other teachers."""
+        """Its weight among several teachers."""
         return float(self.section["share"])
 
     @property
     def allow_other_split(self) -> bool:
-        """Whether a checkpoint may know another split."""
+        """Whether a checkpoint of another split is accepted."""
         return bool(self.section.get("allow_other_split"))
 
 
@@ -124,9 +126,9 @@ class Optimiser:
     """The student's optimiser.
 
     Attributes:
-        learner: its name, in small letters.
-        fused: whether Adam and AdamW are torch's fused ones.
-        sevo: SEvo's options, where the learner is one of its optimisers.
+        learner: its name, in lower case.
+        fused: whether Adam and AdamW are torch's fused versions.
+        sevo: SEvo's options, if the learner is one of its optimisers.
     """
 
     learner: str
@@ -139,14 +141,14 @@ class Experiment:
     """One run, resolved.
 
     Attributes:
-        settings: the student's; data, evaluation, machine and files are the same for all models of the run.
-        teachers: empty where neither a distiller nor the optimiser reads a teacher.
-        fusion: how several teachers' rankings become one: ``ranks`` or ``scores``.
+        settings: the student's settings; those of data, evaluation, machine and files hold for all models of the run.
+        teachers: empty if neither a distiller nor the optimiser reads a teacher.
+        fusion: how several teachers' rankings are combined: ``ranks`` or ``scores``.
         distillers: checked options by name, of the distillers whose weights are not all 0.
-        optimiser: the student's.
+        optimiser: the student's optimiser.
         fast_sampling: whether the student's batches are drawn fast, if its model can.
-        baseline: settings of the plain model to stand beside the student, if any.
-        prefixes: sizes of the student's prefixes, the whole one last; empty where it is trained whole alone.
+        baseline: settings of the plain model to compare the student with, if any.
+        prefixes: sizes of the student's prefixes, the whole vector last; empty without ``--matryoshka``.
     """
 
     settings: KDConfig
@@ -166,10 +168,10 @@ class Experiment:
         files: Iterable[str] = (),
         given: Mapping[str, Any] | None = None,
     ) -> Experiment:
-        """The experiment that settings ask for; the arguments are those of :class:`KDConfig`.
+        """The experiment of given settings; the arguments are those of :class:`KDConfig`.
 
         Raises:
-            UserError: settings of the student, of a teacher or of the baseline that the user can mend.
+            UserError: wrong settings of the student, of a teacher or of the baseline.
         """
         return cls.from_settings(KDConfig(model, dataset, files, given))
 
@@ -194,16 +196,16 @@ class Experiment:
 
     @property
     def rank_folder(self) -> str:
-        """Where ranked lists are kept."""
+        """The folder of ranked lists."""
         return os.path.join(self.settings["checkpoint_dir"], "ranks")
 
     def variant(self, **settings: Any) -> Experiment:
-        """This experiment with some settings, by dotted name, over those that were given."""
+        """This experiment with some settings, by dotted name, in place of the given ones."""
         given = merge(self.settings.external_config_dict, nest(settings))
         return Experiment.of(self.settings["model"], self.settings["dataset"], given=given)
 
     def portable_settings(self) -> dict[str, Any]:
-        """The settings that were given, with paths that hold in any folder, for other processes of this experiment."""
+        """The given settings with absolute paths, for other processes of this experiment."""
         config = self.settings
         given = {key: value for key, value in config.external_config_dict.items() if key not in ("model", "dataset")}
         given.pop("result_file", None)
@@ -215,7 +217,7 @@ class Experiment:
 
 
 def _with_absolute_files(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Section ``teacher``, or that of one of several teachers."""
+    """Section ``teacher``, or the section of one of several teachers, with absolute paths."""
     absolute = dict(section)
     for key, value in section.items():
         if isinstance(value, Mapping):
@@ -226,16 +228,16 @@ def _with_absolute_files(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_same_task(student: KDConfig, other: KDConfig, role: str) -> None:
-    """Refuses a model of next items beside one of users: they are trained and ranked as two different tasks.
+    """Refuses a sequential model together with a general one: their training and ranking are different tasks.
 
     Raises:
         UserError: one of the two models is sequential and the other is not.
     """
-    kinds = {True: "a sequential model", False: "no sequential model"}
+    kinds = {True: "a sequential model", False: "a general model"}
     ours, theirs = student.sequential, other.sequential
     if ours != theirs:
         raise UserError(
-            f"{student.resolved.backbone} is {kinds[ours]} and the {role} {other.resolved.backbone} is {kinds[theirs]}:"
-            f" one ranks items after a sequence, the other for a user. Set --{role} to {kinds[ours]}; "
-            "'recbole-kd list' shows them."
+            f"{student.resolved.backbone} is {kinds[ours]} and the {role} {other.resolved.backbone} is {kinds[theirs]}."
+            f" A sequential model ranks items after a sequence, a general one for a user. Set --{role} to "
+            f"{kinds[ours]}; 'recbole-kd list' shows them."
         )

@@ -1,7 +1,7 @@
-"""Every setting that a run reads, whatever its model: type, default, range and meaning (long: one table, in groups).
+"""Every setting that all models share: type, default, range and meaning (long: one table, in groups).
 
-RecBole passes over most wrong values in silence, or fails on them late. :func:`check` refuses them in one line.
-Help and docs are made of the same table. Nothing here imports torch or RecBole.
+RecBole ignores most wrong values silently, or fails on them late. :func:`check` refuses them in one line.
+Help and docs are made from the same table. Nothing here imports torch or RecBole.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
     "result_name",
 ]
 
-#: float32 ends at about this.
+#: About the largest float32.
 _LARGEST = 1e38
-#: A pair's negatives are drawn at once.
+#: Limit, because a pair's negatives are drawn at once.
 _MOST_NEGATIVES = 100_000
 #: Our settings that decide the split, beside RecBole's.
 SPLIT_KEYS = ("split_seed", "split_time", "held_out_users", "fold_in")
@@ -44,7 +44,7 @@ WITHOUT_CUTOFF = ("auc", "gauc", "logloss", "mae", "rmse")
 
 
 def result_name(metric: str, cutoff: Any) -> str:
-    """What a metric is called in results and in ``--valid_metric``, such as NDCG@20; AUC and others have no cutoff."""
+    """A metric's name in results and in ``--valid_metric``, such as NDCG@20; AUC and others have no cutoff."""
     return metric if metric.lower() in WITHOUT_CUTOFF else f"{metric}@{cutoff}"
 
 
@@ -52,7 +52,7 @@ def result_name(metric: str, cutoff: Any) -> str:
 
 
 def _is_interval(value: Any) -> bool:
-    """Whether RecBole reads an interval: ``[A,B]``, either end open; several between semicolons."""
+    """Whether RecBole can read it as an interval: ``[A,B]``, either end open; several separated by semicolons."""
     number = r"\s*(-?inf|-?\d+(\.\d*)?)\s*"
     parts = [re.fullmatch(rf"\s*[\[(]{number},{number}[\])]\s*", part) for part in str(value).split(";")]
     return isinstance(value, str) and all(part and float(part[1]) <= float(part[3]) for part in parts)
@@ -95,7 +95,7 @@ def _is_split(value: Mapping[str, Any]) -> bool:
 
 
 def _are_times(value: Any) -> bool:
-    """Whether it is a date or a number, or two of a kind in ascending order."""
+    """Whether it is a date or a number, or two dates or two numbers in ascending order."""
     times: list[Any] = [moment(one) for one in (value if isinstance(value, (list, tuple)) else [value])]
     of_a_kind = None not in times and len({*map(type, times)}) == 1
     return value is None or (len(times) < 3 and of_a_kind and times == sorted({*times}))
@@ -110,7 +110,7 @@ def _are_users(value: Any) -> bool:
 
 
 def _are_columns(value: Mapping[str, Any] | None) -> bool:
-    """Whether each file has a list of columns, or "*" for all of them; that of interactions is there and not empty."""
+    """Whether each file has a list of columns, or "*" for all, and the file of interactions has at least one."""
     if value is None:
         return True
     return bool(value.get("inter")) and all(one == "*" or _are_words(one) for one in value.values())
@@ -143,31 +143,31 @@ def _name(default: str, help: str) -> Any:
 
 # Sections
 
-#: Settings of section ``teacher`` that each name a file which teaches.
+#: Settings of section ``teacher`` that name a teacher's file.
 TEACHER_FILES = ("checkpoint", "ranks", "vectors")
 
 
 @dataclass(frozen=True)
 class Teacher(Options):
-    """What section ``teacher`` says beside settings of the teacher's own model."""
+    """Section ``teacher`` without the settings of the teacher's own model."""
 
-    model: str | None = option(None, "the teacher's model; --teacher=NAME is short for it", metavar="NAME")
+    model: str | None = option(None, "the teacher's model; short form: --teacher=NAME", metavar="NAME")
     checkpoint: str | None = option(
         None, "a trained teacher: a file of recbole-kd or of RecBole; nothing is trained then", metavar="FILE"
     )
     ranks: str | None = option(
-        None, "a file of scores or ranked items of another system as the teacher", metavar="FILE"
+        None, "as the teacher: a file of scores or ranked items from another system", metavar="FILE"
     )
     vectors: str | None = option(
         None,
-        "a file of vectors of another system as the teacher: of items, or of users and items",
+        "as the teacher: a file of vectors from another system, of items or of users and items",
         metavar="FILE",
     )
     allow_other_split: bool = option(False, "accept a checkpoint of another split, which may know the test pairs")
-    share: float = option(1, "how much one of several teachers counts, beside the shares of the others", above=0)
+    share: float = option(1, "weight of this teacher among several, relative to the others' shares", above=0)
     fusion: str = option(
         "ranks",
-        "how the rankings of several teachers become one: by reciprocal rank, or by mean standardised scores",
+        "how rankings of several teachers are combined: by reciprocal rank, or by mean standardised scores",
         choices=("ranks", "scores"),
     )
 
@@ -176,21 +176,21 @@ class Teacher(Options):
 class _Negatives(Options):
     distribution: str | None = option("uniform", "how negatives are drawn", choices=("uniform", "popularity", "none"))
     sample_num: int = option(1, "negatives of each positive pair", minimum=1, maximum=_MOST_NEGATIVES)
-    alpha: float = option(1.0, "power of an item's popularity, of distribution popularity")
+    alpha: float = option(1.0, "exponent of an item's popularity, with distribution popularity")
     dynamic: bool = option(False, "take the hardest of candidate_num drawn items")
-    candidate_num: int = option(0, "items drawn for each negative, of dynamic", minimum=0, maximum=_MOST_NEGATIVES)
+    candidate_num: int = option(0, "items drawn for each negative, with dynamic", minimum=0, maximum=_MOST_NEGATIVES)
 
     def check(self, section: str) -> None:
         if self.dynamic and not self.candidate_num:
-            raise UserError(f"{section}.candidate_num=0, and dynamic is true; expected a whole number of at least 1.")
+            raise UserError(f"{section}.candidate_num=0, but dynamic is true; expected a whole number of at least 1.")
 
 
 @dataclass(frozen=True)
 class _Clipping(Options):
     max_norm: float = option(None, "largest norm of the gradient", above=0, metavar="X", needed="a largest norm")
     norm_type: float = option(2.0, "p of the norm", above=0)
-    error_if_nonfinite: bool = option(False, "whether a gradient that is not finite ends the training")
-    foreach: bool | None = option(None, "torch's faster way")
+    error_if_nonfinite: bool = option(False, "whether training ends at a gradient that is not finite")
+    foreach: bool | None = option(None, "whether torch's faster method is used")
 
 
 _MODE: dict[str, Any] = {"noun": "full, labeled, uniN or popN with N of at least 1", "test": _is_mode}
@@ -210,7 +210,9 @@ class _Evaluating(Options):
         noun="{RS: [0.8,0.1,0.1]}, {TS: [0.8,0.1,0.1]} or {LS: valid_and_test}",
         test=_is_split,
     )
-    group_by: str | None = option("user", "whether each user's pairs are split alone", choices=("user", "none"))
+    group_by: str | None = option(
+        "user", "user: each user's pairs are split separately; none: all pairs together", choices=("user", "none")
+    )
     order: str = option("RO", "random order, or by time", choices=("RO", "TO"))
     mode: str | _Modes = option("full", "items that are ranked; {valid: uni100, test: full} for each split", **_MODE)
 
@@ -220,7 +222,7 @@ class _Evaluating(Options):
 
 @dataclass(frozen=True)
 class Who(Options):
-    """Who learns, who teaches, how"""
+    """Student, teacher and distillers"""
 
     model: str = option(None, "the student: a recipe or any recommender of RecBole", metavar="NAME")
     dataset: str = option(None, "the dataset's name", metavar="NAME")
@@ -229,7 +231,7 @@ class Who(Options):
     distill: tuple[str, ...] | None = option(None, "distillers by name", metavar="de,rrd")
     baseline: str | None = option(
         "student",
-        "beside a distilled student: student, the same backbone without its teacher; another model; none",
+        "plain model to compare with: student, the same backbone without its teacher; another model; none",
         metavar="NAME",
     )
 
@@ -238,28 +240,28 @@ class Who(Options):
 class FilesAndOutput(Options):
     """Files and output"""
 
-    data_path: str = option("dataset/", "the folder above the dataset's")
+    data_path: str = option("dataset/", "the folder that contains the dataset's folder")
     checkpoint_dir: str = option("saved", "checkpoints, results and the cache of teachers")
-    save_last: bool = option(True, "keep the state after the last whole epoch for --resume")
-    resume: str | None = option(None, 'go on from a run\'s "-last.pth" file', metavar="FILE")
-    result_file: str | None = option(None, "also write the result (JSON) there", metavar="FILE")
+    save_last: bool = option(True, "keep the state after the last complete epoch, for --resume")
+    resume: str | None = option(None, 'continue from a run\'s "-last.pth" file', metavar="FILE")
+    result_file: str | None = option(None, "file to which the result (JSON) is written too", metavar="FILE")
     warm_start: str | None = option(
-        None, "begin from a trained student: known users and items keep their vectors", metavar="FILE"
+        None, "start from a trained student: users and items that it knows keep their vectors", metavar="FILE"
     )
     warm_start_new: str = option(
         "mean",
-        "where new ones begin: the mean of the known, or of their neighbours by the teacher's vectors",
+        "first vectors of new users and items: the mean of the known, or of neighbours by the teacher's vectors",
         choices=("mean", "teacher"),
     )
     final: bool = option(False, "train the chosen student again on all interactions, for serving")
-    quiet: bool = option(False, "show warnings and errors alone; the log file is as always")
-    show_progress: bool = option(True, "progress bars; by default in a terminal alone")
+    quiet: bool = option(False, "show only warnings and errors; the log file is complete")
+    show_progress: bool = option(True, "progress bars; by default only in a terminal")
     state: str = option(
-        "INFO", "least level of the log", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), any_case=True
+        "INFO", "lowest level in the log", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), any_case=True
     )
     log_wandb: bool = option(False, "log to Weights & Biases")
     wandb_project: str = option("recbole", "its project")
-    log_mlflow: bool = option(False, "log to MLflow, as log_wandb to Weights & Biases")
+    log_mlflow: bool = option(False, "log to MLflow")
     mlflow_experiment: str = option("recbole", "its experiment")
     loss_decimal_place: int = option(4, "decimals of losses in the log", minimum=0, maximum=16)
 
@@ -268,10 +270,12 @@ class FilesAndOutput(Options):
 class Machine(Options):
     """Machine and processes"""
 
-    use_gpu: bool = option(True, "whether a GPU is used where there is one")
-    gpu_id: int | str | tuple[int, ...] = option("0", "which GPUs", noun="a number or several between commas")
+    use_gpu: bool = option(True, "whether to use a GPU if there is one")
+    gpu_id: int | str | tuple[int, ...] = option(
+        "0", "numbers of the GPUs", noun="a number, or several separated by commas"
+    )
     worker: int = option(0, "processes that load batches", minimum=0, maximum=256)
-    nproc: int = option(1, "processes, here or at ray_address; the results are those of one", minimum=1, maximum=1024)
+    nproc: int = option(1, "processes, here or at ray_address; they give the results of one", minimum=1, maximum=1024)
     ray_address: str | None = option(
         None, "a Ray cluster that ranks in shards of users; local: this machine's cores", metavar="HOST:PORT"
     )
@@ -281,38 +285,38 @@ class Machine(Options):
 class Training(Options):
     """Training"""
 
-    seed: int = option(2020, "of everything that is drawn", minimum=0, maximum=2**32 - 1)
+    seed: int = option(2020, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
     reproducibility: bool = option(True, "the same result for the same seed on one machine")
     epochs: int = option(300, "at most", minimum=0)
-    stop_after: int | None = option(None, "end after so many of the epochs, whatever validation says", minimum=1)
-    train_batch_size: int = option(2048, "pairs of a step", minimum=1, maximum=LARGEST_SIZE)
+    stop_after: int | None = option(None, "stop after this many epochs, whatever validation says", minimum=1)
+    train_batch_size: int = option(2048, "pairs in a step", minimum=1, maximum=LARGEST_SIZE)
     learner: str = option(
         "adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, lazy_adam, sevo_adam, sevo_adamw"
     )
-    learning_rate: float = option(0.001, "of the optimiser", minimum=1e-12, maximum=_LARGEST)
+    learning_rate: float = option(0.001, "learning rate of the optimiser", minimum=1e-12, maximum=_LARGEST)
     learning_rate_schedule: str = option(
         "constant", "cosine: from learning_rate down to 0 over the epochs", choices=("constant", "cosine")
     )
     fused_adam: bool | None = option(
-        None, "Adam and AdamW in one pass, the same up to rounding; by default in runs that distil"
+        None, "fused Adam and AdamW: faster, the same up to rounding; by default in runs that distil"
     )
     fast_sampling: bool | None = option(
-        None, "draw an epoch's batches and negatives at once, distributed alike; by default in runs that distil"
+        None, "draw an epoch's batches and negatives at once, same distribution; by default in runs that distil"
     )
     precision: str = option(
         "fp32",
-        "matrix products of distillers: fp32, or bf16 with fp32 sums and weights where the processor has it",
+        "matrix products of distillers: fp32, or bf16 with fp32 sums and weights if the processor has it",
         choices=("fp32", "bf16"),
     )
-    weight_decay: float = option(0.0, "of the optimiser", minimum=0, maximum=_LARGEST)
+    weight_decay: float = option(0.0, "weight decay of the optimiser", minimum=0, maximum=_LARGEST)
     train_neg_sample_args: _Negatives | None = option(None, "negatives")
     eval_step: int = option(1, "epochs between evaluations on validation; 0: none", minimum=0, maximum=LARGEST_SIZE)
-    stopping_step: int = option(10, "evaluations without a better one before training stops", minimum=0)
-    clip_grad_norm: _Clipping | None = option(None, "bound of the gradient's norm; --clip_grad_norm.max_norm=1")
+    stopping_step: int = option(10, "evaluations without improvement before training stops", minimum=0)
+    clip_grad_norm: _Clipping | None = option(None, "limit of the gradient's norm; --clip_grad_norm.max_norm=1")
     shuffle: bool = option(True, "whether pairs are shuffled before each epoch")
     matryoshka: tuple[int, ...] | None = option(
         None,
-        "sizes of prefixes: the first numbers of the student's vectors are students too; the whole is added",
+        "sizes of prefixes: the first numbers of the student's vectors are also students; the full size is added",
         minimum=1,
         maximum=LARGEST_SIZE,
         filled=True,
@@ -343,7 +347,7 @@ class Evaluation(Options):
     split_seed: int | None = option(None, "seed of a random split; by default --seed's", minimum=0, maximum=2**32 - 1)
     split_time: Any = option(
         None,
-        "training before, test from then on; of two times, validation between them",
+        "training before this time, test from it on; with two times, validation between them",
         noun="a date, a number in the unit of the data, or two of them, such as [2025-01-01,2025-02-01]",
         test=_are_times,
         metavar="[2025-01-01,2025-02-01]",
@@ -358,18 +362,18 @@ class Evaluation(Options):
     fold_in: float = option(0.8, "share of a held-out user's interactions that the model is given", above=0, below=1)
     repeatable: bool | None = option(
         False,
-        "whether what a user has seen is ranked too; by default of sequential models where the data has an item of a "
-        "user twice",
+        "whether items that a user has seen are ranked too; by default for sequential models if some user has an item "
+        "twice",
     )
     eval_batch_size: int | None = option(
         None,
-        "user-item cells of a block of scores; by default sized from the catalogue",
+        "user-item pairs in a block of scores; by default from the size of the catalogue",
         minimum=1,
         maximum=LARGEST_SIZE,
     )
     metric_decimal_place: int = option(4, "decimals of metrics", minimum=1, maximum=16)
     tail_ratio: float | None = option(
-        None, "items of TailPercentage: a share of all, or above 1 the most training pairs of one", above=0
+        None, "tail items of TailPercentage: a share of all items; above 1, the most training pairs of an item", above=0
     )
 
 
@@ -379,8 +383,8 @@ class Data(Options):
 
     benchmark_filename: tuple[str, ...] | None = option(
         None,
-        "files that are split already",
-        noun="names of three files, the first unlike the others, such as [train,valid,test]",
+        "files of a split made in advance",
+        noun="names of three files, the first different from the others, such as [train,valid,test]",
         test=_are_three_files,
         metavar="[train,valid,test]",
     )
@@ -392,20 +396,20 @@ class Data(Options):
     )
     unload_col: dict[str, tuple[str, ...]] | None = option(None, "columns not to read", metavar="{FILE: [COLUMN]}")
     unused_col: dict[str, tuple[str, ...]] | None = option(
-        None, "columns to filter by only", metavar="{FILE: [COLUMN]}"
+        None, "columns used only to filter", metavar="{FILE: [COLUMN]}"
     )
     additional_feat_suffix: str | tuple[str, ...] | None = option(None, "more files to read", metavar="[SUFFIX]")
     encoding: str | None = option(
         None,
-        "of the files; by default the machine's",
+        "encoding of the files; by default the machine's",
         metavar="utf-8",
         noun="an encoding, such as utf-8",
         test=_is_encoding,
     )
     field_separator: str = option("\t", "between columns", noun="a separator", test=bool)
-    seq_separator: str = option(" ", "inside a sequence", noun="a separator", test=bool)
-    user_inter_num_interval: str | None = _interval("how many pairs a user must have")
-    item_inter_num_interval: str | None = _interval("how many pairs an item must have")
+    seq_separator: str = option(" ", "separator inside a sequence", noun="a separator", test=bool)
+    user_inter_num_interval: str | None = _interval("number of pairs that a user must have")
+    item_inter_num_interval: str | None = _interval("number of pairs that an item must have")
     val_interval: dict[str, Any] | None = option(
         None,
         "values to keep of each column",
@@ -413,33 +417,37 @@ class Data(Options):
         test=_are_intervals,
         metavar="{COLUMN: INTERVAL}",
     )
-    filter_inter_by_user_or_item: bool = option(True, "drop pairs whose user or item is in no features file")
+    filter_inter_by_user_or_item: bool = option(True, "drop pairs whose user or item is not in a features file")
     rm_dup_inter: str | None = option(None, "which of equal pairs to keep", choices=("first", "last"), metavar="first")
-    threshold: dict[str, float] | None = option(None, "from which value on a pair is positive", metavar="{COLUMN: X}")
+    threshold: dict[str, float] | None = option(
+        None, "lowest value of a positive pair, by column", metavar="{COLUMN: X}"
+    )
     USER_ID_FIELD: str = _name("user_id", "column of users")
     ITEM_ID_FIELD: str = _name("item_id", "column of items")
     RATING_FIELD: str = _name("rating", "column of ratings")
     TIME_FIELD: str = _name("timestamp", "column of times")
-    LABEL_FIELD: str = _name("label", "column of labels, which is made")
+    LABEL_FIELD: str = _name("label", "column of labels, which is created")
     NEG_PREFIX: str = _name("neg_", "prefix of columns of negatives")
-    ITEM_LIST_LENGTH_FIELD: str = _name("item_length", "column of sequence lengths, which is made")
+    ITEM_LIST_LENGTH_FIELD: str = _name("item_length", "column of sequence lengths, which is created")
     LIST_SUFFIX: str = _name("_list", "suffix of columns of sequences")
-    POSITION_FIELD: str = _name("position_id", "column of positions, which is made")
+    POSITION_FIELD: str = _name("position_id", "column of positions, which is created")
     MAX_ITEM_LIST_LENGTH: int = option(50, "longest sequence", minimum=1, maximum=LARGEST_SIZE)
     seq_len: dict[str, int] | None = option(None, "longest sequence of a column", minimum=1, metavar="{COLUMN: N}")
     numerical_features: tuple[str, ...] = option((), "columns of numbers to embed")
-    discretization: dict[str, Any] | None = option(None, "of columns of numbers", metavar="{COLUMN: {method: LD}}")
+    discretization: dict[str, Any] | None = option(
+        None, "discretisation of columns of numbers", metavar="{COLUMN: {method: LD}}"
+    )
     normalize_field: tuple[str, ...] | None = option(None, "columns to scale to [0, 1]", metavar="[COLUMN]")
     normalize_all: bool | None = option(None, "scale every column of numbers")
-    preload_weight: dict[str, str] | None = option(None, "columns of trained vectors", metavar="{IDS: VECTORS}")
-    alias_of_user_id: tuple[str, ...] | None = option(None, "columns that hold users too", metavar="[COLUMN]")
-    alias_of_item_id: tuple[str, ...] | None = option(None, "columns that hold items too", metavar="[COLUMN]")
+    preload_weight: dict[str, str] | None = option(None, "columns of pretrained vectors", metavar="{IDS: VECTORS}")
+    alias_of_user_id: tuple[str, ...] | None = option(None, "more columns that hold users", metavar="[COLUMN]")
+    alias_of_item_id: tuple[str, ...] | None = option(None, "more columns that hold items", metavar="[COLUMN]")
 
 
 #: Groups of settings, in the order of help.
 GROUPS: tuple[type[Options], ...] = (Who, FilesAndOutput, Machine, Training, Evaluation, Data)
 
-#: What RecBole's shared code reads beside the table, and why it is not in it.
+#: Reason -> settings that RecBole's shared code reads, but that are not in the table.
 OMITTED: dict[str, tuple[str, ...]] = {
     "RecBole computes it from the model, the machine or other settings": (
         *("MODEL_TYPE", "MODEL_INPUT_TYPE", "device", "eval_type", "valid_metric_bigger", "single_spec", "local_rank"),
@@ -501,7 +509,7 @@ _COUNTS = frozenset(
         *("anneal_steps", "vae_anneal_steps"),
     )
 )
-#: The largest values of what a step or an epoch repeats, such as layers and passes.
+#: Largest values of settings that repeat work in a step or an epoch, such as layers and passes.
 _REPEATED = {
     **dict.fromkeys(("n_layers", "num_layers", "n_iterations", "hyper_layers", "step"), 1_000),
     **dict.fromkeys(("block_num", "n_enc_epochs", "n_dec_epochs", "neigh_num", "num_basis_functions"), 1_000),
@@ -519,7 +527,7 @@ _TEMPERATURES = frozenset(
     ("resolution", "temperature", "tau", "ssl_temp", "ssl_tau", "layer_norm_eps", "initializer_range")
 )
 _ACTIVATIONS = ("sigmoid", "tanh", "relu", "leakyrelu", "dice")
-#: Words between which a model chooses, by the setting's name; those that hold its default are meant.
+#: Setting -> its choices in different models; the choices that contain a model's default apply.
 _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "accum": (("sum", "stack"),),
     "ae_act_func": (_ACTIVATIONS,),
@@ -544,7 +552,7 @@ _WORDS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def of_a_model(key: str, defaults: Mapping[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Type and bounds of a model's own setting, where its name and the model's defaults tell them."""
+    """Type and bounds of a model's own setting, if its name and the model's defaults determine them."""
     default = defaults.get(key)
     for choices in _WORDS.get(key, ()):
         if default in choices:
@@ -553,7 +561,7 @@ def of_a_model(key: str, defaults: Mapping[str, Any]) -> tuple[Any, dict[str, An
     if key in _SIZES:
         return int | None, {"minimum": 1, "maximum": largest}
     if key in _COUNTS:
-        # A transformer gives its last layer's output; other models may have no layer.
+        # A transformer needs a last layer; other models may have no layer.
         transformer = key == "n_layers" and "n_heads" in defaults
         return int | None, {"minimum": int(transformer), "maximum": largest}
     if key in _SHARES or "dropout" in key:
@@ -574,15 +582,15 @@ def _table() -> dict[str, tuple[type[Options], Any]]:
 
 
 def known_keys() -> Iterator[tuple[str, list[Described]]]:
-    """The title of each group and its settings, those of sections by their dotted names."""
+    """The title of each group and its settings; settings of sections have dotted names."""
     for group in GROUPS:
         yield str(group.__doc__), list(described(group))
 
 
 def hint_of(key: str) -> Any:
-    """The type of a setting by its dotted name; None where the table has none.
+    """The type of a setting by its dotted name; None if it is not in the table.
 
-    A teacher's setting (``teacher.KEY``, ``teacher.0.KEY``) is of the same type as the run's.
+    A teacher's setting (``teacher.KEY``, ``teacher.0.KEY``) has the same type as the run's.
     """
     if key == "teacher":
         return str
@@ -593,12 +601,12 @@ def hint_of(key: str) -> Any:
 
 
 def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuses values of a wrong type, out of range, or of no meaning.
+    """Refuses values of a wrong type, out of range, or without meaning.
 
     Args:
-        settings: what was given, nested; a section with its defaults filled in.
-        defaults: of the settings that are a model's own.
-        prefix: stands before a setting's name in messages, such as "teacher.".
+        settings: the given settings, nested; sections are completed with their defaults.
+        defaults: the defaults of the model's own settings.
+        prefix: put before a setting's name in messages, such as "teacher.".
 
     Raises:
         UserError: such a value; the message names the setting and what is expected.
@@ -616,7 +624,7 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
             checked(name, value, *own)
         elif not _same_kind(value, defaults.get(key)):  # a unit's section checks itself
             raise UserError(
-                f"{name}={value!r} is of another type than its default {defaults[key]!r}; "
+                f"{name}={value!r} has another type than its default {defaults[key]!r}; "
                 f"set a value such as {section}{key}={defaults[key]}."
             )
         elif own is not None:
@@ -625,20 +633,20 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
 
 
 def _check_teacher(value: Any) -> None:
-    """Section ``teacher`` and its numbered ones; settings of a teacher's model are checked with its configuration."""
+    """Checks section ``teacher`` and its numbered sections, without the settings of the teachers' models."""
     section = dict(value) if isinstance(value, Mapping) else {}
     names = {field.name for field in fields(Teacher)} - {"model", *TEACHER_FILES}
     for number, own in {"": section, **{f".{key}": one for key, one in section.items() if key.isdigit()}}.items():
         for name in names & set(own or {}):
             if number and name == "fusion":
                 raise UserError(
-                    f"--teacher{number}.fusion is set, and all teachers are fused alike; set --teacher.fusion."
+                    f"--teacher{number}.fusion is set, but there is one fusion for all teachers; set --teacher.fusion."
                 )
             Teacher.checked(f"--teacher{number}", name, own[name])
 
 
 def _same_kind(value: Any, default: Any) -> bool:
-    """Whether a given value is of its default's type; a default of None or of another kind says nothing."""
+    """Whether a value has its default's type; any type fits a default of None or of another kind."""
     if value is None or default is None:
         return True
     if isinstance(default, bool):

@@ -1,4 +1,4 @@
-"""Where settings come from: the layers of properties files under what the user gives, in one list."""
+"""The sources of settings in one list: layers of properties files below the layers that the user gives."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Layer:
     """Settings of one source.
 
     Attributes:
-        source: its name, as ``--dry_run`` tells it.
+        source: its name in the output of ``--dry_run``.
         settings: nested.
-        given: whether the user gave it: a file of settings or the command line.
+        given: whether it comes from the user: a file of settings or the command line.
         preset: whether it is a properties file of the model, recipe or student.
     """
 
@@ -37,8 +37,8 @@ class Layer:
 def precedence(recbole: Mapping[str, Any], resolved: Resolved, dataset: str, given: Sequence[Layer]) -> list[Layer]:
     """All sources of a run's settings, lowest to highest.
 
-    Defaults of the run's distillers and optimiser, RecBole, ours, dataset, model or recipe, student, the last two for
-    this dataset, YAML files, command line.
+    They are: defaults of the run's distillers and optimiser, RecBole, ours, dataset, model or recipe, student, the last
+    two for this dataset, YAML files, command line.
 
     Args:
         recbole: RecBole's own defaults for the architecture and the dataset.
@@ -51,13 +51,13 @@ def precedence(recbole: Mapping[str, Any], resolved: Resolved, dataset: str, giv
         Layer("properties/overall.yaml", overall_properties()),
         Layer(f"properties/dataset/{dataset}.yaml", read_properties("dataset", dataset)),
     ]
-    if resolved.backbone not in MODELS:  # another package's: its defaults are in a file beside its module
+    if resolved.backbone not in MODELS:  # of another package: its defaults are in a file beside its module
         own = resolved.model_class.__mro__[1] if resolved.recipe else resolved.model_class
         beside = Path(inspect.getfile(own)).with_name(f"{resolved.backbone}.yaml")
         layers.append(Layer(beside.name, nest(read_yaml(beside)) if beside.is_file() else {}))
     for name in dict.fromkeys((resolved.backbone, resolved.name)):
         found = _file("model", name, dataset)
-        if name in recipes():  # a recipe is for any student; what fits this one is a file of its own
+        if name in recipes():  # a recipe serves any student; a file of its own holds settings for this one
             own_layers = _file("student", resolved.backbone, dataset)
             found = [layer for pair in zip(found, own_layers) for layer in pair]
         layers += found
@@ -74,7 +74,7 @@ def _units(layers: Sequence[Layer]) -> list[Layer]:
         found.append(Layer("properties/optimizer/sevo.yaml", {"sevo": read_properties("optimizer", "sevo")}))
     names = _last(layers, "distill") or []
     if not isinstance(names, (list, tuple)):
-        raise UserError(f"--distill={names!r} is no list of distillers; expected names, such as --distill=simrec.")
+        raise UserError(f"--distill={names!r} is not a list of distillers; expected names, such as --distill=simrec.")
     for name in distiller_names(names):
         found.append(Layer(f"properties/distiller/{name}.yaml", {name: read_properties("distiller", name)}))
     return found
@@ -90,7 +90,7 @@ def _without(layer: Layer, keys: Iterable[str]) -> Layer:
 
 
 def _file(kind: str, name: str, dataset: str) -> list[Layer]:
-    """A properties file's two layers: for all datasets, and for this one, which replaces the first."""
+    """A properties file's two layers: settings for all datasets, and for this dataset, which override them."""
     path, settings = f"properties/{kind}/{name}.yaml", dict(read_properties(kind, name))
     cases = settings.pop("for_dataset", {})
     return [
@@ -100,7 +100,7 @@ def _file(kind: str, name: str, dataset: str) -> list[Layer]:
 
 
 def merged(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings of all layers, each over those before it, and the source of each value by its dotted name."""
+    """The settings of all layers, later ones overriding earlier ones, and each value's source by its dotted name."""
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for layer in layers:
@@ -115,12 +115,12 @@ def distiller_names(given: Iterable[Any]) -> list[str]:
 
 
 def teacher_sections(teacher: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings of each teacher in section ``teacher``, by its number; of a single one without a number by "".
+    """Settings of each teacher in section ``teacher``, by its number; a single teacher without a number is "".
 
-    What the section says without a number holds for every teacher.
+    Settings without a number hold for every teacher.
 
     Raises:
-        UserError: settings of a teacher that there is not.
+        UserError: settings of a teacher that does not exist.
     """
     section = dict(teacher)
     numbered = {key: section.pop(key) for key in list(section) if key.isdigit()}
@@ -128,7 +128,7 @@ def teacher_sections(teacher: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for key in numbered:
         if key != str(int(key)) or int(key) >= count:
             raise UserError(
-                f"teacher.{key} is set, and there are {count} teachers, counted from 0; name them all, as in "
+                f"teacher.{key} is set, but there are {count} teachers, counted from 0; name them all, as in "
                 "--teacher=BPR,LightGCN."
             )
     if not numbered:
@@ -137,10 +137,10 @@ def teacher_sections(teacher: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def teacher_presets(teacher: Mapping[str, Any], dataset: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Section ``teacher`` of a recipe, completed by each model's file in properties/teacher/, and what came from it.
+    """Section ``teacher`` of a recipe, completed from each model's file in properties/teacher/.
 
     Returns:
-        the section, and the source of each value that was added, by dotted name.
+        The section, and the source of each added value, by dotted name.
     """
     complete = dict(teacher)
     sources: dict[str, str] = {}

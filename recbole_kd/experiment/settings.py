@@ -1,4 +1,4 @@
-"""KDConfig: RecBole's Config that finds our units, nests sections, rejects unknown keys and never reads sys.argv."""
+"""KDConfig: a RecBole Config that finds our units, nests sections, rejects unknown keys and never reads sys.argv."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from recbole_kd.model.every_position import AT_EVERY_POSITION
 from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
-#: Settings that a baseline of another architecture takes from the student's where they were given.
+#: If given, a baseline of another architecture takes these settings from the student.
 BASELINE_LENGTHS = ("epochs", "stopping_step", "eval_step")
-#: Settings of the machine and of output: whatever they are, the same is learned.
+#: Settings of the machine and of output; they do not change the result of training.
 WITHOUT_EFFECT = frozenset(
     (
         *("gpu_id", "use_gpu", "state", "show_progress", "worker", "log_wandb", "wandb_project"),
@@ -33,9 +33,9 @@ WITHOUT_EFFECT = frozenset(
         *("baseline", "eval_batch_size", "eval_batch_size_given", "loss_decimal_place", "local_rank", "single_spec"),
     )
 )
-#: Settings that no checkpoint keeps and no digest counts.
+#: Settings that are in no checkpoint and no digest.
 _OF_THE_LOG = ("quiet", "log_mlflow", "mlflow_experiment")
-#: Losses of sequential models for which RecBole's loader draws no negatives, and why.
+#: Losses of sequential models for which RecBole's loader draws no negatives -> the reason.
 _WITHOUT_NEGATIVES = {
     "CE": "compares with every item and draws no negatives",
     "BCE": "draws one negative for each position, uniformly",
@@ -68,15 +68,15 @@ class KDConfig(Config):
     internal_config_dict: dict[str, Any]
     external_config_dict: dict[str, Any]
     final_config_dict: dict[str, Any]
-    #: Settings that a properties file of the model, recipe or student gives.
+    #: Settings in a properties file of the model, recipe or student.
     preset_keys: set[str]
-    #: Where each setting comes from, by dotted name.
+    #: Source of each setting, by dotted name.
     sources: dict[str, str]
     #: Checked options of the distillers, in the order given.
     options: dict[str, DistillerOptions]
-    #: Sets that get the names of settings which are read, see :meth:`noting_reads`.
+    #: Sets that record the names of settings that are read, see :meth:`noting_reads`.
     _noting: tuple[set[str], ...] = ()
-    #: Checked options of SEvo, where the learner is one of its optimisers.
+    #: Checked options of SEvo, if the learner is one of its optimisers.
     sevo: SEvoOptions | None
 
     def __init__(
@@ -100,10 +100,10 @@ class KDConfig(Config):
         checks.check_files(self)
         checks.check_held_out(self)
 
-    # What RecBole's constructor calls, in its order.
+    # Methods that RecBole's constructor calls, in order.
 
     def _init_parameters_category(self) -> None:
-        # RecBole appends a dataset's keys to these lists, and its own are shared by every Config of the process.
+        # A copy: RecBole appends a dataset's keys to these lists, which all Configs of the process would share.
         self.parameters = {
             "General": list(general_arguments),
             "Training": list(training_arguments),
@@ -145,7 +145,7 @@ class KDConfig(Config):
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
         super()._load_internal_config_dict(self.resolved.backbone, model_class, dataset)
         if self.sequential:
-            self.internal_config_dict["repeatable"] = None  # as the data says, once it is read
+            self.internal_config_dict["repeatable"] = None  # decided by the data, once they are read
         layers = precedence(self.internal_config_dict, self.resolved, dataset, self._given)
         self.internal_config_dict = merged(layer for layer in layers if not layer.given)[0]
         self.sources = merged(layers)[1]
@@ -171,7 +171,7 @@ class KDConfig(Config):
         self.data_root = final["data_path"]
         final["student"] = self.resolved.backbone
         final["distill"] = distiller_names(final.get("distill") or [])
-        # RecBole compares this with a number before a dataset is there; the loaders size it from the catalogue.
+        # RecBole compares this with a number before a dataset is loaded; the loaders compute it from the catalogue.
         final["eval_batch_size_given"] = final.get("eval_batch_size") is not None
         final["eval_batch_size"] = final.get("eval_batch_size") or 4096
         if "show_progress" not in self.external_config_dict:
@@ -188,9 +188,9 @@ class KDConfig(Config):
         return final
 
     def _set_next_item_training(self, final: dict[str, Any]) -> None:
-        """Cross-entropy over all items (``loss_type: CE``) draws no negatives; RecBole leaves the user to say so.
+        """Sets negative sampling to none for ``loss_type: CE`` and ``BCE``; RecBole makes the user set it.
 
-        Nor does the loader for ``BCE``, whose negatives are drawn for each position of a sequence.
+        CE compares with all items. BCE draws its own negatives for each position of a sequence, not in the loader.
         """
         negatives = final.get("train_neg_sample_args")
         none = negatives is None or (isinstance(negatives, Mapping) and negatives.get("distribution") in (None, "none"))
@@ -199,31 +199,31 @@ class KDConfig(Config):
         able = any(base.__name__ in AT_EVERY_POSITION for base in self.resolved.model_class.__mro__)
         if objective == "BCE" and not able:
             raise UserError(
-                f"--{self.prefix}loss_type=BCE learns at every position of a sequence. That is for models which read "
-                f"no later item there ({', '.join(AT_EVERY_POSITION)}), not for {self.resolved.backbone}; set it to CE "
+                f"--{self.prefix}loss_type=BCE learns at every position of a sequence. It is for models that do not "
+                f"read later items ({', '.join(AT_EVERY_POSITION)}), not for {self.resolved.backbone}; set it to CE "
                 "or BPR."
             )
         if objective in _WITHOUT_NEGATIVES:
             if given:
                 raise UserError(
-                    f"--{self.prefix}train_neg_sample_args is set, and --{self.prefix}loss_type={objective} "
+                    f"--{self.prefix}train_neg_sample_args is set, but --{self.prefix}loss_type={objective} "
                     f"{_WITHOUT_NEGATIVES[objective]}; leave it out, or set --{self.prefix}loss_type=BPR."
                 )
             final["train_neg_sample_args"] = None
         elif none and (objective == "BPR" or hasattr(self.resolved.model_class, "input_type")):
             raise UserError(
-                f"{self.resolved.backbone} compares with negatives (loss_type BPR), and "
+                f"{self.resolved.backbone} compares with negatives (loss_type BPR), but "
                 f"--{self.prefix}train_neg_sample_args draws none; leave it out."
             )
 
     def _loss_is_unbounded(self) -> bool:
-        """Whether the model's own loss needs a distiller that bounds it, and the run has not that one."""
+        """Whether the model's own loss is unbounded because the run lacks the distiller that bounds it."""
         bounding = getattr(self.resolved.model_class, "bounded_by", None)
         return bounding is not None and bounding not in self.active_distillers()
 
     def _set_default_parameters(self) -> None:
         repeatable = self.final_config_dict["repeatable"]
-        # RecBole refuses sequential models that leave out what was seen; the loaders do it here.
+        # RecBole refuses to leave out seen items for sequential models; our loaders leave them out.
         self.final_config_dict["repeatable"] = repeatable or self.sequential
         super()._set_default_parameters()
         self.final_config_dict["repeatable"] = repeatable
@@ -246,10 +246,10 @@ class KDConfig(Config):
         self._check_gpu(self._given[-1].settings)  # in a file, use_gpu may have been written by another machine
 
     def _check_gpu(self, given: Mapping[str, Any]) -> None:
-        """Refuses a GPU that was asked for by name and is not there; RecBole computes on the CPU in silence.
+        """Refuses a GPU that the user asks for and that does not exist; RecBole would silently use the CPU.
 
-        Where a file says ``use_gpu: true``, another machine may have written it. It is dropped, so that nobody who
-        takes these settings further asks for a GPU.
+        ``use_gpu: true`` in a file may come from another machine. It is dropped, so that settings derived from these
+        do not ask for a GPU.
         """
         if self.final_config_dict["device"].type != "cpu":
             return
@@ -262,8 +262,8 @@ class KDConfig(Config):
         for setting, wanted in asked.items():
             if wanted:
                 raise UserError(
-                    f"{setting} asks for a GPU, and torch sees none there; set --use_gpu=false for the CPU, or leave "
-                    "all of these out, which takes a GPU where there is one."
+                    f"{setting} asks for a GPU, but torch finds none; set --use_gpu=false for the CPU, or leave it out "
+                    "to use a GPU if there is one."
                 )
         if self.external_config_dict.get("use_gpu"):
             del self.external_config_dict["use_gpu"]
@@ -275,7 +275,7 @@ class KDConfig(Config):
 
     @contextmanager
     def noting_reads(self) -> Iterator[set[str]]:
-        """Within the block, the set that it gives gets the names of all settings that are read."""
+        """Inside the block, the yielded set records the names of all settings that are read."""
         noted: set[str] = set()
         self._noting = (*self._noting, noted)
         try:
@@ -284,18 +284,18 @@ class KDConfig(Config):
             self._noting = tuple(one for one in self._noting if one is not noted)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Refuses: settings are made once. RecBole's transforms alone write here, the names of the columns they add.
+        """Refuses to change settings. Only RecBole's transforms may write: the names of the columns that they add.
 
-        A model such as BERT4Rec reads these names from its settings.
+        Models such as BERT4Rec read these names.
         """
         if key not in _COLUMNS:
-            raise TypeError(f"settings are read-only, and {key} would be written; make another KDConfig")
+            raise TypeError(f"settings are read-only, so {key} cannot be set; make another KDConfig")
         self.final_config_dict[key] = value
 
     # Our checks.
 
     def knows(self, key: str) -> bool:
-        """Whether any part of the program reads a setting of that name from this model's configuration."""
+        """Whether any code reads a setting of this name from this model's configuration."""
         return key in self.internal_config_dict or key in checks.readable_keys(self)
 
     # Views of the settings.
@@ -306,7 +306,7 @@ class KDConfig(Config):
         return bool(self.resolved.model_class.type == ModelType.SEQUENTIAL)
 
     def reads(self, key: str) -> bool:
-        """Whether a setting, by its dotted name or its section's, has a meaning for this run's model and distillers."""
+        """Whether this run's model and distillers read a setting, given by its dotted name or its section's name."""
         section = key.partition(".")[0]
         if section in distillers():
             return section in self.distillers
@@ -316,7 +316,7 @@ class KDConfig(Config):
 
     @property
     def split_seed(self) -> int:
-        """The seed of a random split: of the run, where none is given."""
+        """The seed of a random split; by default the run's seed."""
         return int(self["seed"] if self["split_seed"] is None else self["split_seed"])
 
     @property
@@ -334,53 +334,53 @@ class KDConfig(Config):
         return bool(self.active_distillers()) or (self.sevo is not None and self.sevo.graph == "teacher")
 
     def teacher_sections(self) -> dict[str, dict[str, Any]]:
-        """Settings of each teacher, by what stands before their names: ``teacher.``, or ``teacher.0.`` and so on.
+        """Settings of each teacher, by their prefix: ``teacher.``, or ``teacher.0.`` and so on.
 
-        What section ``teacher`` says without a number holds for every teacher.
+        Settings in section ``teacher`` without a number hold for every teacher.
 
         Raises:
-            UserError: settings of a teacher that there is not.
+            UserError: settings of a teacher that does not exist.
         """
         sections = teacher_sections(self["teacher"] or {})
         return {f"teacher.{index}." if index else "teacher.": section for index, section in sections.items()}
 
     @property
     def teacher_fusion(self) -> str:
-        """How the rankings of several teachers become one: ``ranks`` or ``scores``."""
+        """How the rankings of several teachers are combined: ``ranks`` or ``scores``."""
         return str(self["teacher"]["fusion"])
 
     def teacher_config(self, section: Mapping[str, Any] | None = None, prefix: str = "teacher.") -> KDConfig:
         """A teacher's configuration: its model's defaults, this run's data and evaluation, and its section.
 
-        What says how the student is built and trained (sizes, epochs, learning rate, batch size) is not inherited.
+        Settings of the student's model and training (sizes, epochs, learning rate, batch size) are not inherited.
 
         Args:
             section: one of :meth:`teacher_sections`; by default the section ``teacher`` of a single teacher.
-            prefix: what stands before the names of its settings.
+            prefix: prefix of its settings' names.
         """
         section = self["teacher"] or {} if section is None else section
         model = str(section.get("model"))
         if model in recipes():
             raise UserError(
-                f"--{prefix}model={model} is a recipe, a student with a teacher of its own; name its backbone "
+                f"--{prefix}model={model} is a recipe, which has its own teacher; name its backbone "
                 f"({recipes()[model]['student']}), or train it first and give --{prefix}checkpoint=FILE."
             )
         if section.get("distill"):
-            raise UserError(f"--{prefix}distill is set, and a teacher is trained alone; leave it out.")
+            raise UserError(f"--{prefix}distill is set, but a teacher is trained without a teacher; leave it out.")
         if section.get("warm_start"):
-            raise UserError(f"--{prefix}warm_start is set, and only the student begins from a file; leave it out.")
+            raise UserError(f"--{prefix}warm_start is set, but only the student can start from a file; leave it out.")
         if section.get("matryoshka"):
-            raise UserError(f"--{prefix}matryoshka is set, and only the student has prefixes; leave it out.")
+            raise UserError(f"--{prefix}matryoshka is set, but only the student has prefixes; leave it out.")
         own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
-        # Adam takes most of the time that large tables need, and RecBole's loader most of what small ones do.
+        # With large tables Adam takes most of the time, with small ones RecBole's loader.
         return self._derived(
             model, {"fused_adam": True, "fast_sampling": self._samples_fast(model, prefix), **own}, prefix
         )
 
     def _samples_fast(self, model: str, prefix: str = "") -> bool:
-        """Whether a plain model beside a student that distils draws its batches fast, where it does not say so itself.
+        """Whether a teacher or baseline of a distilled student draws its batches fast if its settings do not say.
 
-        Where the run says nothing, a model that needs RecBole's loader has it without a word.
+        By default a model that needs RecBole's loader gets it, without a message.
         """
         if self["fast_sampling"] is not None:
             return bool(self["fast_sampling"])
@@ -390,7 +390,7 @@ class KDConfig(Config):
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation.
 
-        The checkpoint holds all weights, so the files that training began from are not looked for.
+        The checkpoint holds all weights, so files of initial weights are not needed.
         """
         probe = self._derived(model, {})
         keys = set(probe.final_config_dict) - shared_keys() - set(overall_properties()) - {"model", "dataset"}
@@ -399,18 +399,17 @@ class KDConfig(Config):
         settings = {key: stored[key] for key in keys if key in stored and key in probe.internal_config_dict}
         shares = checks.TRANSFORMED_SHARES.values() if settings.get("transform") else ()
         settings |= {key: stored[key] for key in shares if stored.get(key) is not None}
-        if model not in MODELS:  # one of another package may have no properties file that lists what it reads
+        if model not in MODELS:  # a model of another package may have no properties file that lists its settings
             read = checks.keys_read_by_model(probe.resolved.model_class) - shared_keys()
             settings |= {key: stored[key] for key in read if key in stored and not key.isupper()}
         return self._derived(model, {**settings, **checks.WITHOUT_FILES.get(model, {})})
 
     def baseline_config(self) -> KDConfig:
-        """The plain model to stand beside the student, of its size.
+        """The plain model to compare the student with; it has the student's size.
 
-        ``baseline: student``, the default, is the student's own backbone with all of its settings, less teacher,
-        distillers, and SEvo where its graph is the teacher's.
-        Another model trains as it would alone, with RecBole's defaults; of the run's settings it takes those that were
-        given for the length of training.
+        ``baseline: student``, the default, is the student's own backbone with all of its settings, but without teacher,
+        distillers, and SEvo if its graph is the teacher's.
+        Another model is trained with RecBole's defaults. It takes only the given length of training from the run.
         """
         name = str(self["baseline"])
         backbone = self.resolved.backbone
@@ -424,15 +423,15 @@ class KDConfig(Config):
             elif self.sevo is not None:
                 settings["sevo"] = self["sevo"]
             if settings["fused_adam"] is None:
-                settings["fused_adam"] = bool(self.active_distillers())  # as the student's is
+                settings["fused_adam"] = bool(self.active_distillers())  # as for the student
             if settings["fast_sampling"] is None:
                 settings["fast_sampling"] = bool(self.active_distillers()) and self._samples_fast(model)
             if model in MODELS:
-                # A recipe's own words for sizes may mean nothing to this backbone, whose file lists what it reads.
+                # This backbone may not know the recipe's size settings; its file lists the settings that it reads.
                 listed = self._derived(model, {}, prefix="").internal_config_dict
                 settings = {key: settings[key] for key in settings if key in listed or key not in self.preset_keys}
             if (settings.get("train_neg_sample_args") or {}).get("distribution") == "none":
-                # What RecBole makes of None, and refuses to be given.
+                # RecBole replaces None by a value that it refuses as input.
                 settings["train_neg_sample_args"] = None
             return self._derived(model, settings, prefix="")
         taken = (*BASELINE_LENGTHS, "fast_sampling")
@@ -444,14 +443,14 @@ class KDConfig(Config):
         return self._derived(model, settings, prefix="")
 
     def model_keys(self) -> set[str]:
-        """Settings that belong to the backbone itself, and those of its training."""
+        """Settings of the backbone and of its training."""
         keys = set(self.internal_config_dict) - shared_keys() - set(overall_properties()) - set(distillers())
         return {key for key in keys if key not in ("model", "dataset", "MODEL_TYPE")}
 
     def _derived(self, model: str, settings: Mapping[str, Any], prefix: str = "teacher.") -> KDConfig:
         inherited = {key: self[key] for key in shared_keys() - set(checks.PICKLES) if key in self}
         inherited["data_path"] = self.data_root
-        if self["use_gpu"]:  # the default, which asks for nothing
+        if self["use_gpu"]:  # the default, which does not require a GPU
             del inherited["use_gpu"]
         if not self["eval_batch_size_given"]:
             del inherited["eval_batch_size"]
@@ -462,7 +461,7 @@ class KDConfig(Config):
         return KDConfig(model, self.dataset, config_dict=merge(inherited, own), prefix=prefix)
 
     def plain_values(self) -> dict[str, Any]:
-        """The settings as plain values, for checkpoints, digests and results; without those of the log."""
+        """The settings as plain values, for checkpoints, digests and results, without those of the log."""
         return {key: plain(value) for key, value in self.final_config_dict.items() if key not in _OF_THE_LOG}
 
 

@@ -15,18 +15,18 @@ from recbole_kd.experiment.known_keys import TEACHER_FILES
 __all__ = ["DATASET_KEYS", "at", "is_section", "leaves", "like", "merge", "nest", "plain"]
 
 _LISTS = Path(recbole.__file__).parent / "utils" / "argument_list.py"
-#: As RecBole has them before any Config is made: each Config of its own appends a dataset's keys to its lists. They
-#: are read from the file alone, as the module's package brings pandas and TensorBoard.
+#: RecBole's keys of datasets, read from the file: every Config appends to the lists in the module, and importing the
+#: module's package imports pandas and TensorBoard.
 DATASET_KEYS: tuple[str, ...] = tuple(runpy.run_path(str(_LISTS))["dataset_arguments"])
-#: RecBole's settings that are mappings and replaced as a whole. Of other mappings (the sections of units, eval_args,
-#: train_neg_sample_args) the given keys replace and the others stay.
+#: RecBole's settings that are mappings and replaced as a whole. In other mappings (the sections of units, eval_args,
+#: train_neg_sample_args) given keys are replaced and the others stay.
 _WHOLE = frozenset({*DATASET_KEYS, "clip_grad_norm", "split"})
-#: Whole numbers below this are the same as floats.
+#: Whole numbers below this are exact as floats.
 _EXACT = 2**53
 
 
 def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings, and short forms spelt out.
+    """Turns dotted keys into nested mappings, and expands short forms.
 
     ``teacher.embedding_size`` goes into section ``teacher``; ``teacher: LightGCN`` is short for ``teacher.model``, and
     ``teacher: "BPR,LightGCN"``, or a list, for ``teacher.0.model`` and ``teacher.1.model``;
@@ -57,7 +57,7 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _teacher_section(value: Any) -> dict[str, Any]:
     """Section ``teacher`` from its short forms: a model's name, several with commas, or a list of names or sections.
 
-    ``count`` tells how many there are: those that a source of lower priority names are forgotten.
+    ``count`` is their number; teachers from a source of lower priority are dropped.
     """
     given = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(given, (list, tuple)):
@@ -69,12 +69,12 @@ def _teacher_section(value: Any) -> dict[str, Any]:
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`; mappings are merged key by key, except those that RecBole takes as a whole.
+    """`low` with `high` taking precedence; mappings are merged key by key, except those that RecBole takes as a whole.
 
     ``teacher.epochs`` in `high` also overrides ``teacher.0.epochs`` in `low`.
     """
     if any(key.isdigit() for key in low):
-        if any(key in high for key in ("count", "model", *TEACHER_FILES)):  # teachers named anew
+        if any(key in high for key in ("count", "model", *TEACHER_FILES)):  # the teachers are named again
             low = {key: value for key, value in low.items() if key != "count" and not key.isdigit()}
         low = {
             key: {name: one for name, one in value.items() if name not in high} if key.isdigit() and value else value
@@ -105,7 +105,7 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def at(settings: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted name in nested settings, whose own names may have dots too."""
+    """The value of a dotted name in nested settings; single names may contain dots too."""
     if key in settings:
         return settings[key]
     name = next(name for name in settings if key.startswith(f"{name}."))
@@ -113,7 +113,7 @@ def at(settings: Mapping[str, Any], key: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` of plain types, for checkpoints, digests and results; what is of another type becomes text."""
+    """`value` in plain types, for checkpoints, digests and results; other types become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(element) for key, element in value.items()}
     if isinstance(value, (list, tuple)):
@@ -124,7 +124,10 @@ def plain(value: Any) -> Any:
 
 
 def like(value: Any, default: Any) -> Any:
-    """A whole number as its default is written, 0 as 0.0: one setting has one digest, and RecBole counts by ints."""
+    """A whole number in the type of its default (0 or 0.0), so that equal settings have equal digests.
+
+    RecBole also needs ints where it counts.
+    """
     if isinstance(value, Mapping) and isinstance(default, Mapping):
         return {key: like(one, default.get(key)) for key, one in value.items()}
     plain = {type(value), type(default)} == {int, float} and abs(value) < _EXACT

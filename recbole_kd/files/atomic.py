@@ -1,4 +1,4 @@
-"""Files that are whole or absent: the package writes every file through this module."""
+"""Writes files atomically: a file is complete or absent. The package writes every file through this module."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _CANNOT_WRITE = "Cannot write '{}': {}; make room or permit it, or choose anothe
 
 
 def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: str = "checkpoint_dir") -> None:
-    """Writes a file so that `path` holds either what it held before or all of what `write` wrote, even across a crash.
+    """Writes a file so that `path` has either its old content or the complete new content, even after a crash.
 
-    The bytes go to a hidden temporary file (``.*.tmp``) in the same folder, which is made where it does not exist, then
-    reach the disk, then take the name. Only a killed process leaves a temporary file behind; no reader looks at it, and
-    the next write into the folder removes it.
+    The bytes are written to a hidden temporary file (``.*.tmp``) in the same folder, which is created if missing. They
+    are flushed to the disk, then the file is renamed. Only a killed process leaves a temporary file behind. No reader
+    looks at it, and the next write into the folder removes it.
 
     Args:
         path: the file.
         write: called once with the open temporary file.
-        setting: the one that an error says to change.
+        setting: the setting to change, named in errors.
 
     Raises:
-        UserError: the file system refused (full disk, read-only folder, `path` is a folder); or a pipe or a device that
-            the user named.
+        UserError: the file system refused (full disk, read-only folder, `path` is a folder), or `path` is a pipe or a
+            device.
     """
     path = Path(path)
     check_place(path, setting)
@@ -49,7 +49,7 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: s
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            # While the file is still open, and so locked: a sweep leaves it alone.
+            # While the file is still open and so locked, so that no sweep removes it.
             os.replace(temporary, path)
     except Exception as error:
         # torch.save hides the file's error behind one of its own.
@@ -64,11 +64,11 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], object], setting: s
 
 
 def check_place(path: PathLike, setting: str) -> None:
-    """Refuses a place where :func:`write_atomic` can write no file, as far as it can be seen before there is one.
+    """Refuses a place where :func:`write_atomic` cannot write, as far as this is known before writing.
 
     Args:
         path: the file.
-        setting: the one that named it. What is in ``checkpoint_dir`` is the program's own, and replaced.
+        setting: the setting that named it. Files in ``checkpoint_dir`` are the program's own and are replaced.
 
     Raises:
         UserError: a folder above it is a file or read-only, or it is a pipe or a device.
@@ -77,7 +77,7 @@ def check_place(path: PathLike, setting: str) -> None:
     reason = ""
     above = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     if not above.is_dir():
-        reason = f"File exists, '{above}' is no folder"
+        reason = f"File exists, '{above}' is not a folder"
     elif not os.access(above, os.W_OK | os.X_OK):
         reason = f"Permission denied in '{above}'"
     elif setting != "checkpoint_dir" and (
@@ -90,18 +90,18 @@ def check_place(path: PathLike, setting: str) -> None:
 
 
 def write_content(path: PathLike, content: str | bytes, setting: str = "output") -> None:
-    """Writes text, in UTF-8, or bytes; as :func:`write_atomic`."""
+    """Writes text, in UTF-8, or bytes, with :func:`write_atomic`."""
     whole = content.encode() if isinstance(content, str) else content
     write_atomic(path, lambda file: file.write(whole), setting)
 
 
 @contextlib.contextmanager
 def whole_folder(path: PathLike, setting: str = "output") -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name, and its place, when the block ends well.
+    """A temporary folder beside `path` that replaces `path` if the block ends without an error.
 
-    A folder that is there already is exchanged with it in one step, so that `path` always holds a whole one. Where the
-    file system cannot exchange (NFS), there is none under the name for a moment, and the old one comes back if the
-    second of two renamings fails.
+    An existing folder is exchanged with it in one step, so `path` is always complete. If the file system cannot
+    exchange folders (NFS), two renamings are needed: for a moment `path` is missing, and the old folder is restored if
+    the second renaming fails.
 
     Raises:
         UserError: the file system refused.
@@ -137,7 +137,7 @@ def whole_folder(path: PathLike, setting: str = "output") -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swaps the names of two folders in one step (Linux's renameat2); False where that is not possible."""
+    """Swaps the names of two folders in one step (Linux's renameat2); False if that is not possible."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except AttributeError:
@@ -148,7 +148,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds a folder's lock, so that no sweep takes it for a dead process's, wherever it is moved meanwhile."""
+    """Locks a folder inside the block, so that no sweep removes it, even if it is moved."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -159,7 +159,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Brings a folder's names to the disk: a name is durable only with its folder. Some file systems cannot."""
+    """Flushes a folder to the disk, because new names are durable only then; some file systems cannot do it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -172,15 +172,15 @@ def _temporary_name() -> str:
     return f".{secrets.token_hex(8)}.tmp"
 
 
-#: Names of temporary files: ours alone.
+#: Names of our temporary files.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 def sweep(folder: PathLike) -> int:
-    """Removes the temporary files and folders that killed processes left in `folder`; returns how many.
+    """Removes the temporary files and folders that killed processes left in `folder`; returns their number.
 
-    A file that is being written is locked by its process, and the system drops the lock when that process ends,
-    however it ends: a file that can be locked is nobody's. Where the file system has no locks, files are left.
+    A file that is being written is locked by its process, and the system releases the lock when the process ends. So a
+    file that can be locked belongs to no process. If the file system has no locks, nothing is removed.
     """
     swept = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -201,7 +201,7 @@ def sweep(folder: PathLike) -> int:
 
 
 def _claimed(path: Path) -> _RawFile:
-    """A new file, locked. A sweep between its making and its lock removes it: then it is made again, once."""
+    """A new, locked file. If a sweep removes it before it is locked, it is created again, once."""
     raw = _RawFile(path, "x")
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(raw.fileno(), fcntl.LOCK_EX)
@@ -213,7 +213,7 @@ def _claimed(path: Path) -> _RawFile:
 
 
 class _RawFile(io.FileIO):
-    """A file that remembers why it could not be written."""
+    """A file that stores the error of a failed write."""
 
     error: OSError | None = None
 

@@ -37,21 +37,21 @@ from recbole_kd.files.reading import file_digest, open_regular, read_json
 
 __all__ = ["DISTANCE", "FORMAT", "FORMATS", "Bundle", "is_bundle", "read_bundle"]
 
-#: What a manifest's ``format`` says; the number grows when readers of older bundles would misread a new one.
+#: Values of a manifest's ``format``; the number grows when older readers would misread a new bundle.
 FORMATS = ("recbole-kd-export/1", "recbole-kd-export/2")
 FORMAT = FORMATS[-1]
-#: The file that is for people: whoever fills in its licence line changes no answer.
+#: The file for people; it may be edited, for example to fill in the licence.
 CARD = "README.md"
-#: What a manifest's ``score`` begins with where it is a distance.
+#: Beginning of a manifest's ``score`` if scores are distances.
 DISTANCE = "negative squared distance"
 
 #: The tensors that a bundle may hold, by safetensors' names of their types.
 _KINDS = {"F32": "<f4", "F16": "<f2", "I8": "|i1", "I64": "<i8"}
-#: Rows of narrow vectors that are widened at once.
+#: Rows of float16 or int8 vectors that are converted to float32 at once.
 _BLOCK = 4096
 _LONGEST_HEADER = 1 << 20
 _ADVICE = "give a folder that recbole-kd export wrote"
-#: Kind -> the files that are read of it.
+#: Kind -> the files that are read.
 _FILES = {
     "vectors": ("users.jsonl", "items.jsonl", "seen.safetensors", "vectors.safetensors"),
     "sequence": ("users.jsonl", "items.jsonl", "seen.safetensors", "vectors.safetensors", "histories.safetensors"),
@@ -67,7 +67,7 @@ class _Facts(TypedDict):
 
 
 class _Added(TypedDict, total=False):
-    """What the first format does not have, or older bundles do not tell."""
+    """Fields that the first format or older bundles lack."""
 
     kind: str
     history_length: int
@@ -91,16 +91,16 @@ class _Format(TypedDict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are what its manifest says. Its tensors are memory-mapped: processes share their pages.
+    """A bundle whose files match its manifest. Its tensors are memory-mapped, so processes share memory.
 
     Attributes:
-        folder: where it is. The tensors stay when another bundle takes its place.
-        manifest: what ``manifest.json`` holds.
+        folder: its folder. The tensors stay valid if another bundle replaces it.
+        manifest: the content of ``manifest.json``.
         kind: ``vectors``, ``sequence`` or ``pairs``.
         users, items: original ids by row.
-        vectors: what ``vectors.safetensors`` holds; empty for ``pairs``.
-        seen_offsets, seen_items: of user row r the item rows ``seen_items[seen_offsets[r]:seen_offsets[r + 1]]``.
-        histories: ``offsets`` and ``items`` of what each user had, oldest first, for ``sequence``; else empty.
+        vectors: the content of ``vectors.safetensors``; empty for ``pairs``.
+        seen_offsets, seen_items: user row r has seen the item rows ``seen_items[seen_offsets[r]:seen_offsets[r + 1]]``.
+        histories: ``offsets`` and ``items`` of each user's history, oldest first, for ``sequence``; else empty.
         graph: the bytes of ``model.onnx``; None for ``vectors``.
     """
 
@@ -131,30 +131,30 @@ class Bundle:
 
     @property
     def repeatable(self) -> bool:
-        """Whether what was seen can be recommended again; the lists of seen items are empty then."""
+        """Whether seen items can be recommended again; the lists of seen items are then empty."""
         return bool(self.manifest.get("repeatable", False))
 
     def history(self, user: int) -> NDArray[np.int64]:
-        """The item rows that a user had, oldest first, as the encoder reads them."""
+        """The item rows of a user's history, oldest first, as input of the encoder."""
         offsets, items = self.histories["offsets"], self.histories["items"]
         rows: NDArray[np.int64] = items[offsets[user] : offsets[user + 1]]
         return rows
 
     @cached_property
     def _session(self) -> Any:
-        """What runs the graph."""
+        """The onnxruntime session of the graph."""
         try:
             onnxruntime = importlib.import_module("onnxruntime")
         except ImportError:
             raise UserError(
-                f"'{self.folder}' holds an ONNX graph, and onnxruntime is not installed: pip install onnxruntime."
+                f"'{self.folder}' holds an ONNX graph, but onnxruntime is not installed; run: pip install onnxruntime."
             ) from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         return onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
 
     def _run(self, given: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """What the graph computes of its inputs."""
+        """The graph's output for these inputs."""
         answer: NDArray[np.float32] = self._session.run(None, given)[0]
         return answer
 
@@ -162,14 +162,14 @@ class Bundle:
         """The vector (d,) of a user, in float32.
 
         Raises:
-            UserError: a graph is needed, and onnxruntime is not installed.
+            UserError: a graph is needed, but onnxruntime is not installed.
         """
         if self.kind == "sequence":
             return self.vector_after(self.history(user).tolist())
         return self._rows("users", slice(user, user + 1))[0]
 
     def vector_after(self, history: Sequence[int]) -> NDArray[np.float32]:
-        """The vector (d,) of somebody who had these item rows, oldest first; at least one, for ``sequence`` alone."""
+        """The vector (d,) of a history of item rows, oldest first, at least one; only for ``sequence``."""
         length = self.manifest["history_length"]
         latest = list(history)[-length:]
         row = np.full((1, length), -1, dtype=np.int64)
@@ -182,7 +182,7 @@ class Bundle:
     def scores(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores (I,) of all items for a vector (d,) of :meth:`vector`."""
         table = self.vectors["items"]
-        # Narrow numbers are widened a block at a time, which stays in the processor's cache.
+        # Conversion to float32 is done in blocks that stay in the processor's cache.
         parts = [table] if table.dtype == np.float32 else np.split(table, range(_BLOCK, len(table), _BLOCK))
         scores: NDArray[np.float32] = np.concatenate([part.astype(np.float32, copy=False) @ vector for part in parts])
         if "items_scale" in self.vectors:
@@ -194,7 +194,7 @@ class Bundle:
         return scores
 
     def user_scores(self, user: int) -> NDArray[np.float32]:
-        """The scores (I,) of all items for a user; -inf for one without a history, of ``sequence``."""
+        """The scores (I,) of all items for a user; -inf for a user without a history (``sequence``)."""
         if self.kind == "pairs":
             items = np.arange(len(self.items))
             return self._run({"users": np.full_like(items, user), "items": items}).copy()
@@ -203,7 +203,7 @@ class Bundle:
         return self.scores(self.vector(user))
 
     def recommend(self, user: int, k: int = 20) -> list[tuple[int, float]]:
-        """The k best item rows of a user that are not seen, best first, with their scores; fewer where fewer are left.
+        """The k best item rows that a user has not seen, best first, with scores; fewer if fewer are left.
 
         For ``sequence`` and ``pairs`` it needs onnxruntime.
         """
@@ -216,7 +216,7 @@ class Bundle:
 
 
 def best(scores: NDArray[np.float32], left_out: NDArray[np.int64], k: int) -> list[tuple[int, float]]:
-    """The k best item rows by their scores (I,), which are overwritten, without those that are left out."""
+    """The k best item rows by their scores (I,), without `left_out`; overwrites the scores."""
     scores[left_out] = -np.inf
     top = np.argpartition(-scores, k)[:k] if k < len(scores) else np.arange(len(scores))
     top = top[np.argsort(-scores[top], kind="stable")]
@@ -224,7 +224,7 @@ def best(scores: NDArray[np.float32], left_out: NDArray[np.int64], k: int) -> li
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether a folder holds an export of any format; nothing but its manifest's first words is read."""
+    """Whether a folder holds an export of any format; only the beginning of its manifest is read."""
     try:
         found = read_json(folder / "manifest.json", _Format)["format"]
     except (OSError, UserError):
@@ -233,17 +233,16 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Reads a bundle and checks that its files are those that its manifest names, by size and sha256; its README may be
-    edited.
+    """Reads a bundle and checks its files against its manifest, by size and sha256; its README may be edited.
 
-    A bundle that is exchanged for another while it is read is refused as changed; read it again then.
+    A bundle that is replaced while it is read is refused as changed; read it again then.
 
     Args:
-        folder: what ``export --output`` made.
+        folder: the folder made by ``export --output``.
 
     Raises:
-        UserError: no bundle is there, of another format, with a file that is missing or was changed, or that holds
-            something else than the format says. It names the file.
+        UserError: there is no bundle, it has another format, or a file is missing, changed or has the wrong content.
+            The message names the file.
     """
     folder = Path(folder)
     try:
@@ -263,14 +262,14 @@ def read_bundle(folder: str | Path) -> Bundle:
         return _read(folder, manifest, kind)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"'{folder}' is no bundle of recbole-kd ({reason}); export it again.") from None
+        raise UserError(f"'{folder}' is not a bundle of recbole-kd ({reason}); export it again.") from None
 
 
 def _check_files(folder: Path, files: Mapping[str, _Facts], kind: str) -> None:
     needed = (*_FILES[kind], *(() if kind == "vectors" else ("model.onnx",)))
     for name in (*needed, *files):
         if name not in files or Path(name).name != name:
-            raise UserError(f"'{folder}': its manifest names {name[:50]!a} wrongly, or not at all; export it again.")
+            raise UserError(f"'{folder}': its manifest lacks {name[:50]!a} or names it wrongly; export it again.")
     for name, facts in files.items():
         if name == CARD:
             continue
@@ -280,13 +279,13 @@ def _check_files(folder: Path, files: Mapping[str, _Facts], kind: str) -> None:
             raise UserError(f"'{folder}': cannot read {name} ({error.strerror or error}); export it again.") from None
         if (found, size) != (facts["sha256"], facts["bytes"]):
             raise UserError(
-                f"'{folder}': {name} was changed after the export: its sha256 is {found[:12]}..., and that in "
-                f"manifest.json {facts['sha256'][:12]!a}...; export it again."
+                f"'{folder}': {name} was changed after the export: its sha256 is {found[:12]}..., but manifest.json "
+                f"has {facts['sha256'][:12]!a}...; export it again."
             )
 
 
 def _read(folder: Path, manifest: Mapping[str, Any], kind: str) -> Bundle:
-    """The bundle, once its files have been found to be its manifest's."""
+    """The bundle, after its files have been checked against its manifest."""
     users, items = (_ids(folder / f"{name}.jsonl", manifest[name]) for name in ("users", "items"))
     counts = {"users": len(users), "items": len(items)}
     seen = _lists(read_tensors(folder / "seen.safetensors"), counts, "seen")
@@ -316,7 +315,7 @@ def _ids(path: Path, count: int) -> list[str]:
 
 
 def _lists(tensors: Tensors, counts: Mapping[str, int], name: str) -> Tensors:
-    """``offsets`` (U + 1) and ``items``, once they have been found to be lists of item rows."""
+    """``offsets`` (U + 1) and ``items``, after a check that they are lists of item rows."""
     offsets, items = tensors["offsets"], tensors["items"]
     good = (
         offsets.dtype == items.dtype == np.dtype("<i8")
@@ -345,15 +344,15 @@ def _check_vectors(vectors: Tensors, counts: Mapping[str, int]) -> None:
     if bias is not None and (bias.dtype != np.dtype("<f4") or bias.shape != (counts["items"],)):
         raise ValueError(f"vectors.safetensors: bias is {bias.dtype} of shape {bias.shape}")
     if len(dimensions) != 1:
-        raise ValueError("vectors.safetensors: vectors of users and items have not one dimension")
+        raise ValueError("vectors.safetensors: vectors of users and items have different dimensions")
 
 
 def read_tensors(path: Path) -> Tensors:
     """The arrays of a safetensors file, memory-mapped and read-only.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError, KeyError, TypeError: it is no safetensors file of float32, float16, int8 or int64.
+        OSError: it cannot be read, or is not a regular file.
+        ValueError, KeyError, TypeError: it is not a safetensors file of float32, float16, int8 or int64.
     """
     with open_regular(path) as file:
         data: NDArray[np.uint8] = np.memmap(file, np.uint8, "r")

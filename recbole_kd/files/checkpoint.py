@@ -1,7 +1,7 @@
-"""Checkpoint files: tensors and plain values, written whole or not at all.
+"""Checkpoint files: tensors and plain values, written completely or not at all.
 
-Ours load with ``torch.load(weights_only=True)`` too. :mod:`recbole_kd.files.pickles` reads them here, and says
-why.
+Our files also load with ``torch.load(weights_only=True)``. Here :mod:`recbole_kd.files.pickles` reads them, and
+explains why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recbole_kd.files.plain import plain
 from recbole_kd.files.reading import open_regular
 from recbole_kd.files.schema import Unbounded, check
 
-#: What `state["format"]` says in a checkpoint of ours; the number grows when older readers would misread a file.
+#: `state["format"]` of our checkpoints; the number grows when older readers would misread a file.
 FORMAT = "recbole-kd/1"
 
 
@@ -47,7 +47,7 @@ class _Told(TypedDict, total=False):
 
 
 class ModelState(_Named, _Told, total=False):
-    """A checkpoint of a model, with what may be told of its training."""
+    """A checkpoint of a model, with optional facts about its training."""
 
     test_result: dict[str, float]
     epoch: int
@@ -62,7 +62,7 @@ class KeptState(_Named, _Told):
 
 
 class _Resumable(TypedDict, total=False):
-    """What a checkpoint of version 0.1 does not have."""
+    """Fields that a checkpoint of version 0.1 lacks."""
 
     attributes: dict[str, Any]
     unsaved: list[str]
@@ -72,7 +72,7 @@ class _Resumable(TypedDict, total=False):
 
 
 class ResumableState(_Named, _Resumable):
-    """A checkpoint that a training can go on from."""
+    """A checkpoint from which training can resume."""
 
     epoch: int
     cur_step: int
@@ -118,10 +118,10 @@ def load_checkpoint(path: PathLike, device: torch.device | str = "cpu", schema: 
     Args:
         path: the file.
         device: where the tensors go.
-        schema: what it must hold, such as :class:`ModelState`.
+        schema: the required fields, such as :class:`ModelState`.
 
     Raises:
-        UserError: no such file, not a checkpoint of ours, not whole, of another format version, or not of the schema.
+        UserError: no such file, not our checkpoint, incomplete, another format version, or it does not fit the schema.
     """
     kind, state = _read(path, device)
     if kind != "recbole-kd":
@@ -133,13 +133,13 @@ def load_checkpoint(path: PathLike, device: torch.device | str = "cpu", schema: 
 def load_any(path: PathLike, device: torch.device | str = "cpu") -> tuple[str, dict[str, Any]]:
     """("recbole-kd", a :class:`ModelState`), or ("recbole", the state of a file that RecBole's Trainer wrote).
 
-    Nothing in the file is executed. In RecBole's, ``config`` is the dict of the final settings; there enums are their
-    names (``MODEL_TYPE`` is "GENERAL") and the device is a string. ``other_parameter`` is what the model's
-    ``load_other_parameter`` takes: tensors, numpy arrays and scipy's csr, csc and lil matrices.
+    Nothing in the file is executed. In RecBole's files ``config`` is the dict of the final settings, with enums as
+    names (``MODEL_TYPE`` is "GENERAL") and the device as a string. ``other_parameter`` is the argument of the model's
+    ``load_other_parameter``: tensors, numpy arrays and scipy's csr, csc and lil matrices.
 
     Raises:
-        UserError: no such file, a checkpoint of neither, not whole, one that names a class or function that such files
-            do not need, or one that lacks a field.
+        UserError: no such file, not a checkpoint of either, incomplete, a class or function in it that no checkpoint
+            needs, or a missing field.
     """
     kind, state = _read(path, device)
     check(state, ModelState if kind == "recbole-kd" else _RecBoleState, f"'{path}'", "give the file of an earlier run")
@@ -167,8 +167,8 @@ def _read(path: PathLike, device: torch.device | str) -> tuple[str, dict[str, An
         ) from None
     except (Malformed, Unbounded) as error:
         raise UserError(f"'{path}' is not a whole checkpoint: {error}; give another file.") from None
-    except Exception:  # bytes that someone else chose can fail in any of the parsers' ways
-        raise UserError(f"'{path}' is not a whole checkpoint: it is cut short or damaged; give another file.") from None
+    except Exception:  # a manipulated file can make the parsers fail with any error
+        raise UserError(f"'{path}' is not a whole checkpoint: it is truncated or damaged; give another file.") from None
     if isinstance(version, str) and version.startswith(FORMAT.split("/")[0]):
         raise UserError(f"'{path}' has the format {shown(version)}; this version of recbole-kd reads '{FORMAT}'.")
     raise UserError(f"'{path}' is a checkpoint of neither recbole-kd nor RecBole; give another file.")

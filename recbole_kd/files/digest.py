@@ -1,4 +1,4 @@
-"""The sha256 of values and of files: keys of caches, and checks of what was kept."""
+"""The sha256 of values, for keys of caches and for checks of stored data."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TEXTS = 1 << 17  # texts that are hashed at once
 def digest(*parts: Any) -> str:
     """The sha256, in hexadecimal, of plain values, bytes, tensors and arrays, as a key of content-addressed caches.
 
-    The order of a dict's keys does not count; types do (1, 1.0, True and "1" differ). But a tuple and an Arrow array of
-    text equal a list, a numpy scalar its plain value, and an array the tensor of the same content. Of a tensor its
-    dtype, shape and elements count; where it lives, its strides and its gradient do not.
+    The order of a dict's keys does not matter; types do (1, 1.0, True and "1" differ). But a tuple and an Arrow array
+    of text equal a list, a numpy scalar equals its plain value, and an array equals the tensor of the same content. A
+    tensor's dtype, shape and elements matter; its device, strides and gradient do not.
 
     Raises:
         TypeError: a part holds a value of another type.
@@ -70,7 +70,7 @@ def _feed(hasher: hashlib._Hash, value: Any) -> None:
 
 def _feed_texts(hasher: Any, value: Any) -> None:
     """An Arrow array of text, as a list of the same texts."""
-    import pyarrow.compute as pc  # a tenth of a second: only where there is such an array
+    import pyarrow.compute as pc  # takes 0.1 seconds, so only if there is such an array
 
     _feed_bytes(hasher, f"list {len(value)}", b"")
     for start in range(0, len(value), _TEXTS):

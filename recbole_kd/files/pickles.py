@@ -1,11 +1,11 @@
 """Reads what torch.save wrote, RecBole's pickled checkpoints among them, without executing anything in the file.
 
-``torch.load(weights_only=True)`` cannot take its place (tried with torch 2.13): RecBole pickles by protocol 4, of which
-that reader knows no opcode (FRAME, MEMOIZE, STACK_GLOBAL, ...), whatever is on its allow-list. It also does not check
-the members' checksums, and gives a tensor of 2^40 elements for a file of 100 KB (a stride of 0).
+``torch.load(weights_only=True)`` cannot replace it (tried with torch 2.13). RecBole pickles with protocol 4, whose
+opcodes (FRAME, MEMOIZE, STACK_GLOBAL, ...) that reader does not know, whatever is on its allow-list. It also does not
+check the members' checksums, and makes a tensor of 2^40 elements from a file of 100 KB (a stride of 0).
 
-Here the pickle machine calls nothing: a call that a file asks for is noted, and the few kinds of notes that real files
-hold are then turned into values, each by code that checks it.
+Here the pickle machine calls nothing. A requested call is recorded. The few kinds of calls in real files are then
+turned into values, each by code that checks it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Refused(Exception):
 
 
 class Malformed(Exception):
-    """What is wrong with a file, as a clause."""
+    """The error in a file, as a clause."""
 
 
 def shown(text: str) -> str:
-    """`text` from a file as a part of one line: the file may have put anything into it."""
+    """`text` from a file, made safe for one line of output: the file may contain anything."""
     return text[:200] if text.isprintable() else ascii(text[:200])
 
 
@@ -53,7 +53,7 @@ class _Global:
 
 @dataclass(eq=False)
 class _Call:
-    """A call that a pickle asks for, never made, and the state that it asks to put into the result."""
+    """A call that a pickle requests, never made, and the state that it would set in the result."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -69,21 +69,21 @@ class _Storage:
     length: int
 
 
-#: Types of a dict's keys; and values that a pickle may unfold to, for each byte of it.
+#: Types of a dict's keys; and the largest number of values for each byte of a pickle.
 _KEYS, _REPEATED = (type(None), bool, int, float, str), 4
 _STORAGE = re.compile(rf"torch\.(?:cuda\.)?({'|'.join(DTYPES)})")
 
 _ENUMS = {f"recbole.utils.enum_type.{enum.__name__}": enum for enum in (ModelType, InputType, EvaluatorType)}
 
-#: Names that stand in files without being called: the model's class and the YAML loader in RecBole's Config, and the
-#: classes that are arguments of numpy's functions.
+#: Names in files that are not called: the model's class and the YAML loader in RecBole's Config, and classes that are
+#: arguments of numpy's functions.
 _LABEL = re.compile(r"recbole(_kd)?\.model(\.\w+)+|yaml\.loader\.FullLoader|numpy\.(ndarray|matrix)")
 
 
 class _Unpickler(pickle._Unpickler):
-    """The standard library's pickle machine with the opcodes that torch.save writes; it makes notes in place of calls.
+    """The standard library's pickle machine with the opcodes that torch.save writes; it records calls only.
 
-    It is the one written in Python, whose memory is bounded by the file (the one in C allocates what a file declares).
+    It is the version in Python, whose memory is bounded by the file (the C version allocates what a file declares).
     """
 
     stack: list[Any]
@@ -98,7 +98,7 @@ class _Unpickler(pickle._Unpickler):
         tag, storage, key, _, length = pid
         name = _STORAGE.fullmatch(storage.name) if isinstance(storage, _Global) else None
         if tag != "storage" or name is None or type(key) is not str or type(length) is not int:
-            raise Malformed("it refers to something that is no tensor's storage")
+            raise Malformed("it refers to something that is not a tensor's storage")
         return _Storage(DTYPES[name[1]], key, length)
 
     def _reduce(self) -> None:
@@ -106,7 +106,7 @@ class _Unpickler(pickle._Unpickler):
         if isinstance(function, _Call):
             raise Refused(function.name)
         if not isinstance(function, _Global) or type(arguments) is not tuple:
-            raise Malformed("it calls something that is no function")
+            raise Malformed("it calls something that is not a function")
         if function.name == "collections.OrderedDict" and not arguments:
             self.stack.append({})
         elif function.name in _BUILDERS:
@@ -128,9 +128,9 @@ class _Unpickler(pickle._Unpickler):
         self._put(self.pop_mark())  # type: ignore[attr-defined]
 
     def _put(self, items: list[Any]) -> None:
-        # Looked at before they are hashed: the hash of a tuple unfolds it.
+        # Checked before they are hashed, because hashing a tuple reads all of it.
         if any(type(key) not in _KEYS for key in items[::2]) or type(self.stack[-1]) is not dict:
-            raise Malformed("it puts a value under a key that is none")
+            raise Malformed("it uses an invalid key")
         self.stack[-1].update(zip(items[::2], items[1::2]))
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
@@ -186,7 +186,7 @@ class Archive:
         self._values: dict[int, Any] = {}
 
     def tree(self) -> Any:
-        """What is pickled: plain values and notes, no more of them than the pickle is long."""
+        """The pickled content: plain values and recorded calls; their number is bounded by the pickle's length."""
         if "data.pkl" not in self.members:
             raise Malformed("it holds no data.pkl")
         content = self.zip.read(self.members["data.pkl"])
@@ -195,7 +195,7 @@ class Archive:
         return self._tree
 
     def recbole(self, tree: Any) -> dict[str, Any] | None:
-        """The state of a checkpoint of RecBole's Trainer; None where the tree is something else."""
+        """The state of a checkpoint of RecBole's Trainer; None if the tree is something else."""
         if not (isinstance(tree, dict) and isinstance(tree.get("config"), _Call) and "state_dict" in tree):
             return None
         state: dict[str, Any] = self.value(tree)
@@ -203,7 +203,7 @@ class Archive:
         return state
 
     def value(self, node: Any) -> Any:
-        """A node of :meth:`tree` with every note turned into its value; what was shared stays shared."""
+        """A node of :meth:`tree` with every recorded call replaced by its value; shared parts stay shared."""
         if node is None or type(node) in (bool, int, float, str):
             return node
         if isinstance(node, _Global):
@@ -235,7 +235,7 @@ class Archive:
             content = elements.view(torch.uint8).numpy()
             position = 0
             with self.zip.open(member) as file:
-                # Reading to the end is what checks the member's checksum.
+                # Reading to the end checks the member's checksum.
                 while chunk := file.read(1 << 22):
                     content[position : position + len(chunk)] = np.frombuffer(chunk, np.uint8)
                     position += len(chunk)
@@ -265,7 +265,7 @@ def _build_tensor(archive: Archive, call: _Call) -> Tensor:
     _check(_sizes((offset,)) and _sizes(size) and _sizes(stride) and len(size) == len(stride), "a tensor")
     elements = archive.storage(storage)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
-    # No more elements than the file holds: a stride of 0 declares any number of them.
+    # Not more elements than in the file, because a stride of 0 can declare any number.
     _check(0 in size or (last < elements.numel() and math.prod(size) <= elements.numel()), "a tensor")
     return elements.as_strided(size, stride, offset)
 
@@ -292,7 +292,7 @@ def _build_device(archive: Archive, call: _Call) -> str:
 
 
 def _dtype(node: Any) -> np.dtype[Any]:
-    """The dtype that a call of numpy.dtype stands for; of objects, only to be filled with lists."""
+    """The dtype of a recorded call of numpy.dtype; a dtype of objects is only for lists."""
     _check(isinstance(node, _Call) and node.name == "numpy.dtype", "an array's dtype")
     code, order = node.arguments[0], node.state[1]
     _check(type(code) is str and re.fullmatch(r"[biufc]\d+|O8", code) is not None, "an array's dtype")
@@ -348,7 +348,7 @@ def _build_rows(archive: Archive, call: _Call) -> Any:
     return matrix.tolil()
 
 
-#: Every call that is found in such files, with what stands for it here.
+#: Every call in such files -> the code that builds its value here.
 _BUILDERS: dict[str, Callable[[Archive, _Call], Any]] = {
     "torch._utils._rebuild_tensor_v2": _build_tensor,
     "torch.device": _build_device,

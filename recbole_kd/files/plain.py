@@ -1,4 +1,4 @@
-"""Plain values: what files of ours hold, and JSON of them."""
+"""Plain values, the content of our files, and their JSON."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def plain(value: Any, where: str) -> Any:
         try:
             value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
         except TypeError:
-            raise UserError(f"Cannot save {where}: no tensor holds an array of {value.dtype}.") from None
+            raise UserError(f"Cannot save {where}: there is no tensor type for an array of {value.dtype}.") from None
         return _plain_tensor(value, where)
     if isinstance(value, torch.device):
         return str(value)
@@ -89,7 +89,7 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
             f"{', '.join(str(dtype).replace('torch.', '') for dtype in DTYPES.values())}."
         )
     value = value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
-    # torch.save writes the whole storage under a view. Tensors that share one whole storage stay shared.
+    # torch.save would write the whole storage of a view. Tensors that share one whole storage stay shared.
     if value.untyped_storage().nbytes() != value.numel() * value.element_size():
         value = value.clone(memory_format=torch.contiguous_format)
     return value
@@ -101,7 +101,7 @@ def type_name(value: object) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` as JSON can hold it."""
+    """`value` without numbers that JSON cannot hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Tensor):

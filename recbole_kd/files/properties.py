@@ -1,4 +1,4 @@
-"""The YAML files under properties/: where they are, and how they and values on the command line are read."""
+"""Reads the YAML files under properties/, and values on the command line."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PROPERTIES = next(folder / "properties" for folder in (_PACKAGE, _PACKAGE.parent
 
 
 class Repeated(yaml.MarkedYAMLError):
-    """A mapping names something twice, of which YAML's own loader keeps the last."""
+    """A mapping has a name twice; YAML's own loader would keep the last value."""
 
 
 class SafeLoader(yaml.SafeLoader):
-    """YAML without tags that construct objects or names given twice, reading 1e-3 as a number as RecBole does."""
+    """YAML without tags that construct objects and without repeated names; like RecBole it reads 1e-3 as a number."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here a node has what the text says, before a merge key (<<) brings in names that may be given anew.
+        # Here a node has only the names in the text; a merge key (<<) adds names later, which may be repeated.
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         names = set()
         for key, _ in node.value:
@@ -53,16 +53,16 @@ SafeLoader.add_implicit_resolver(
 )
 
 
-#: A settings file is shorter than this, and holds fewer values than this when its aliases are written out.
+#: Largest size of a settings file, and largest number of its values after aliases are expanded.
 _MOST_BYTES, _MOST_VALUES = 1 << 22, 1 << 18
 
 
 def load_yaml(text: str) -> Any:
-    """What YAML text holds: plain values, of a bounded size however often aliases repeat them.
+    """The plain values in YAML text; their number is bounded, even with aliases.
 
     Raises:
-        yaml.YAMLError: it is not YAML, holds a tag that would construct an object, names something twice, refers to
-            itself, or unfolds to more than any settings need.
+        yaml.YAMLError: it is not YAML, has a tag that would construct an object, repeats a name, refers to itself, or
+            expands to too many values.
     """
     try:
         content = yaml.load(text, Loader=SafeLoader)
@@ -71,13 +71,13 @@ def load_yaml(text: str) -> Any:
         raise _Refused("it is nested too deeply") from None
     except Unbounded as error:
         raise _Refused(str(error)) from None
-    except (ValueError, OverflowError) as error:  # a date that is none, a number of ten thousand digits
+    except (ValueError, OverflowError) as error:  # an invalid date, a number with ten thousand digits
         raise _Refused(str(error)) from None
     return content
 
 
 class _Refused(yaml.YAMLError):
-    """YAML that is well-formed and is not read."""
+    """Well-formed YAML that is refused."""
 
 
 def parse_value(text: str) -> Any:
@@ -87,7 +87,7 @@ def parse_value(text: str) -> Any:
     (0.001, [10, 20], None, 'BPR')
 
     Raises:
-        UserError: a mapping that names something twice.
+        UserError: a mapping with a repeated name.
     """
     try:
         tree = ast.parse(text.lstrip(" \t"), mode="eval")
@@ -97,7 +97,7 @@ def parse_value(text: str) -> Any:
     else:
         mappings = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
         if any(len(ast.literal_eval(node)) < len(node.keys) for node in mappings):
-            raise UserError(f"{text} names something twice; keep one.")
+            raise UserError(f"{text} has the same name twice; keep one.")
         return list(value) if isinstance(value, tuple) else value  # --topk=10,20
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -115,8 +115,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, holds a tag that would construct an object or a name twice, or
-            no mapping.
+        UserError: the file cannot be read, is not YAML, has a tag that would construct an object or a repeated name, or
+            is not a mapping.
     """
     try:
         content = load_yaml(read_text(path, _MOST_BYTES))
@@ -142,7 +142,7 @@ def _cached(path: Path) -> Mapping[str, Any]:
 
 
 def read_properties(kind: str, name: str) -> dict[str, Any]:
-    """The settings in properties/kind/name.yaml; empty where there is no such file."""
+    """The settings in properties/kind/name.yaml; empty if there is no such file."""
     return dict(_cached(PROPERTIES / kind / f"{name}.yaml"))
 
 

@@ -1,4 +1,4 @@
-"""Files that are read: regular ones, text of a bounded length, JSON of a known form. Nothing here imports torch."""
+"""Reads regular files, text of bounded length, and JSON with a schema. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike
 from recbole_kd.files.schema import Unbounded, check, require_bounded
 
-#: Bytes of the longest text that is read into memory as a whole.
+#: Largest size in bytes of a text that is read into memory.
 MOST_TEXT = 1 << 26
 
 
 def open_regular(path: PathLike) -> BinaryIO:
-    """The file, open for reading; a named pipe does not keep its reader waiting, and a device is not read for ever.
+    """The file, opened for reading. Pipes and devices are refused, as reading them might never end.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or is not a regular file.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -36,7 +36,7 @@ def read_text(path: PathLike, most: int = MOST_TEXT) -> str:
 
     Raises:
         OSError: as :func:`open_regular`, or it is longer than `most` bytes.
-        UnicodeDecodeError: it is no UTF-8.
+        UnicodeDecodeError: it is not UTF-8.
     """
     with open_regular(path) as file:
         content = file.read(most + 1)
@@ -46,18 +46,18 @@ def read_text(path: PathLike, most: int = MOST_TEXT) -> str:
 
 
 def read_json(path: PathLike, schema: Any = dict[str, Any], advice: str = "give a file that recbole-kd wrote") -> Any:
-    """What a JSON file holds, once it has been found to be of a schema (:mod:`recbole_kd.files.schema`).
+    """The content of a JSON file, checked against a schema (:mod:`recbole_kd.files.schema`).
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is longer than any that we write.
-        UserError: it is no JSON, is nested too deeply, or is not of the schema; it names the field.
+        OSError: it cannot be read, is not a regular file, or is longer than any file that we write.
+        UserError: it is not JSON, is nested too deeply, or does not fit the schema; the message names the field.
     """
     try:
         value = json.loads(read_text(path))
         require_bounded(value, MOST_TEXT)
     except (ValueError, RecursionError, Unbounded) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
-        raise UserError(f"'{path}' is no JSON of ours ({reason}); {advice}.") from None
+        raise UserError(f"'{path}' is not valid JSON ({reason}); {advice}.") from None
     check(value, schema, f"'{path}'", advice)
     return value
 
@@ -66,7 +66,7 @@ def file_digest(path: PathLike) -> tuple[str, int]:
     """The sha256, in hexadecimal, and the size in bytes of a file.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
     """
     hasher, size = hashlib.sha256(), 0
     with open_regular(path) as file:
@@ -77,7 +77,7 @@ def file_digest(path: PathLike) -> tuple[str, int]:
 
 
 def vector_files(path: str) -> list[str]:
-    """The files that are read for `path`: itself, and of safetensors those of its ids."""
+    """The files that are read for `path`: the file itself and, for safetensors, the files of its ids."""
     if Path(path).suffix != ".safetensors":
         return [path]
     beside = (Path(path).parent / f"{kind}.jsonl" for kind in ("users", "items"))

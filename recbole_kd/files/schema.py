@@ -1,4 +1,4 @@
-"""What a file must hold before any of it is used: types of its fields, and how deep and how large it may be.
+"""Checks a file's data before it is used: the types of its fields, its depth and its size.
 
 A format's schema is a TypedDict. :func:`check` takes the types that plain data has: None, bool, int, float, str,
 Tensor, Any, list, tuple, dict, unions, TypedDict. A whole number is a float too, and True is not a number.
@@ -14,34 +14,34 @@ from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddic
 
 from recbole_kd.errors import UserError
 
-#: Levels of the deepest value that any file needs.
+#: Largest depth of a value in a file.
 DEEPEST = 100
-#: A whole number as JSON writes it as a key; and what no file in UTF-8 can hold.
+#: A whole number as a key in JSON; and characters that no UTF-8 file can hold.
 _DIGITS, _SURROGATE = re.compile(r"\d{1,18}"), re.compile(r"[\ud800-\udfff]")
 _LEAVES = (type(None), bool, int, float, str)
 
 
 class Unbounded(Exception):
-    """Why a value is more than a file needs, as a clause."""
+    """The reason why a value is too large or too deep, as a clause."""
 
 
 def inside(value: Any) -> tuple[Any, ...]:
-    """The parts of a list, tuple, set or dict, keys included; nothing of another value."""
+    """The parts of a list, tuple, set or dict, keys included; empty for other values."""
     if isinstance(value, Mapping):
         return (*value, *value.values())
     return tuple(value) if isinstance(value, (list, tuple, set)) else ()
 
 
 def require_bounded(value: Any, most: int, parts: Callable[[Any], tuple[Any, ...]] = inside) -> None:
-    """Refuses a value that is nested without end, too deeply, or unfolds to too much.
+    """Refuses a value that contains itself, is nested too deeply, or expands to too many values.
 
     Args:
         value: it may share parts, as YAML's aliases and pickles do.
         most: the number of values allowed, each part counted wherever it is repeated.
-        parts: those of one value.
+        parts: returns the parts of a value.
 
     Raises:
-        Unbounded: it says which.
+        Unbounded: one of these; the text says which.
     """
     known: dict[int, tuple[int, int]] = {}
 
@@ -69,16 +69,16 @@ def require_bounded(value: Any, most: int, parts: Callable[[Any], tuple[Any, ...
 
 
 def check(value: Any, schema: Any, source: str, advice: str = "give a file that recbole-kd wrote") -> None:
-    """Refuses data that is not of a schema; fields that the schema does not name are left alone.
+    """Refuses data that does not fit a schema; fields that are not in the schema are ignored.
 
     Args:
         value: the data of a file.
         schema: a TypedDict or another type.
-        source: what messages call the file.
-        advice: what to do about it.
+        source: the file's name in messages.
+        advice: the advice in messages.
 
     Raises:
-        UserError: a field is missing or of another type; it names the field.
+        UserError: a field is missing or has another type; the message names the field.
     """
     problem = _mismatch(value, schema, "")
     if problem is not None:
@@ -87,7 +87,7 @@ def check(value: Any, schema: Any, source: str, advice: str = "give a file that 
 
 
 def _mismatch(value: Any, schema: Any, where: str) -> tuple[str, str, str] | None:
-    """(field, what it is, what it should be) of the first that does not fit."""
+    """(field, what was found, what was expected) for the first field that does not fit."""
     origin, arguments = get_origin(schema), get_args(schema)
     if schema is Any:
         return None
@@ -99,7 +99,7 @@ def _mismatch(value: Any, schema: Any, where: str) -> tuple[str, str, str] | Non
         return deeper[0] if deeper else (where, _found(value), _named(schema))
     if origin is list and isinstance(value, list):
         (kind,) = arguments
-        # Of the tokens of a catalogue only those that do not fit are looked at closely.
+        # In long lists of tokens only those that do not fit are examined further.
         parts = ((i, part) for i, part in enumerate(value) if kind not in (str, int, float) or not _is(part, kind))
         return next(filter(None, (_mismatch(part, kind, f"{where}[{i}]") for i, part in parts)), None)
     if origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
@@ -131,7 +131,7 @@ def _is(value: Any, kind: Any) -> bool:
         return type(value) is int and abs(value) <= 2**63
     if kind is str:
         return isinstance(value, str) and not _SURROGATE.search(value)
-    # On Python 3.10 list[int] is a type too, and no argument of isinstance.
+    # On Python 3.10 list[int] is also a type, but isinstance does not accept it.
     plain = isinstance(kind, type) and get_origin(kind) is None and not is_typeddict(kind)
     return plain and isinstance(value, kind)
 

@@ -17,9 +17,9 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike, write_atomic
 from recbole_kd.files.reading import open_regular
 
-#: Bytes of text, or rows of Parquet, read at a time; a header is within the first of these.
+#: Bytes of text and rows of Parquet read at a time; largest size of a header in bytes.
 _BLOCK_BYTES, _BLOCK_ROWS, _HEADER_BYTES = 8 << 20, 1 << 18, 1 << 16
-#: What a spreadsheet takes for the beginning of a formula.
+#: Characters with which a spreadsheet's formulas begin.
 _FORMULA = ("=", "+", "-", "@", "\t")
 
 
@@ -36,14 +36,14 @@ def write_parquet(path: PathLike, columns: Mapping[str, Any], setting: str = "ou
 def read_batches(
     path: PathLike, choose: Callable[[Sequence[str]], Mapping[str, str]], numbers: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a file, in batches: what a column holds -> the column (n,), as pyarrow has it.
+    """The rows of a file in batches: kind of column -> its pyarrow column (n,).
 
-    Text has a header, and tabs between columns where the header has one, commas otherwise.
+    Text has a header. Its separator is the tab if the header contains one, otherwise the comma.
 
     Args:
         path: a Parquet file or text.
-        choose: names of the file's columns -> what is read of them: kind -> the column's name.
-        numbers: kinds that are numbers; of text the others are read as they are written.
+        choose: a function from the names of the file's columns to those to read: kind -> column's name.
+        numbers: kinds that are numbers; in text files the other kinds are read as they are written.
 
     Raises:
         OSError, ValueError, pyarrow.ArrowException: it cannot be read; :func:`readable` puts it in a line.
@@ -74,10 +74,10 @@ def read_batches(
 
 @contextmanager
 def readable(source: str) -> Iterator[None]:
-    """Says in a line why a table cannot be read.
+    """Turns errors of reading a table inside the block into one line.
 
     Raises:
-        UserError: in place of what pyarrow or the file system raised in the block.
+        UserError: instead of an error of pyarrow or of the file system.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def readable(source: str) -> Iterator[None]:
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as text with commas; a text cell that a spreadsheet would compute gets an apostrophe in front."""
+    """Rows as CSV text; a text cell that a spreadsheet would treat as a formula gets an apostrophe in front."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([[_harmless(cell) for cell in row] for row in rows])
@@ -96,7 +96,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 def _harmless(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
-    cell = cell.replace("\r", " ")  # Python's writer leaves it unquoted before 3.13, and it ends a row
+    cell = cell.replace("\r", " ")  # before Python 3.13 the writer does not quote it, and it would end the row
     if not cell.startswith(_FORMULA):
         return cell
     try:

@@ -1,5 +1,5 @@
-"""The papers' terms in a few lines each, to be compared with the papers.
+"""The papers' loss terms, each in a few lines that can be compared with the paper.
 
-Where a term has a faster version, ``kernel/`` holds it in a module of the same name, with the same name and arguments,
-and that one trains. A formula without a kernel is what trains.
+Some terms have a faster version, a kernel: ``kernel/`` holds it in a module of the same name, under the same name and
+with the same arguments. Training uses the kernel if there is one, and the formula otherwise.
 """

@@ -1,4 +1,4 @@
-"""What formulas and kernels share: unit vectors, and means over entries."""
+"""Shared by formulas and kernels: unit vectors, and means over entries."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["mean_over_entries", "same_length", "unit"]
 def unit(vectors: Tensor) -> Tensor:
     """Vectors along the last dimension divided by their lengths: (..., d) -> (..., d).
 
-    A vector of zeros stays as it is. Its cosine with everything is 0, and it hands on the gradient of its direction.
+    A vector of zeros stays as it is: it is divided by 1, and its cosine with every vector is 0.
     """
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norms.masked_fill(norms == 0, 1.0)
 
 
 def mean_over_entries(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-    """Mean over the entries that exist; 0, still on the graph, where there is none."""
+    """Mean over the entries that exist; if there are none, a 0 that still has a (zero) gradient."""
     if mask is None:
         return values.sum() / max(values.numel(), 1)
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)

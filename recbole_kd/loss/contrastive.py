@@ -1,7 +1,7 @@
-"""The terms of SimRec (Xia et al., WWW'23, eq. 7-10), as formulas. What trains is ``kernel/contrastive.py``.
+"""The terms of SimRec (Xia et al., WWW'23, eq. 7-10), as formulas. Training uses ``kernel/contrastive.py``.
 
-:func:`adaptive_weights` is a few lines and has no kernel: it trains as it stands here. Shapes: U users and I items of
-d dimensions, padding left out; y(u, i) is the dot product of h_u and h_i. Rows are nodes.
+:func:`adaptive_weights` has no kernel; training uses it directly. Shapes: U users and I items of d dimensions, without
+padding; y(u, i) is the dot product of h_u and h_i. Rows are nodes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def prediction_bce(
 ) -> Tensor:
     """Eq. 7: mean binary cross-entropy of sigma(z_s / tau) against sigma(z_t / tau). Entry: a triplet (u, j, k).
 
-    z = y(u, j) - y(u, k). Computed from z itself, so that no sigmoid is rounded before its logarithm.
+    z = y(u, j) - y(u, k). The loss is computed from z, so no sigmoid is rounded before its logarithm.
 
     Args:
         users, items: (U, d) and (I, d) of the student.
@@ -61,8 +61,8 @@ def catalogue_logsumexp(queries: Tensor, keys: Tensor, temperature: float, sampl
     Args:
         queries, keys: (Q, d) and (N, d).
         temperature: tau > 0.
-        sample: (n,) rows of the keys, drawn uniformly, that stand for all: the sum is estimated by N / n times the sum
-            over them. None: every key.
+        sample: (n,) rows of the keys, drawn uniformly; the sum over all keys is estimated by N / n times the sum over
+            these rows. None: every key.
     """
     if sample is not None:
         return catalogue_logsumexp(queries, keys[sample], temperature) + math.log(len(keys) / len(sample))
@@ -118,7 +118,7 @@ def adaptive_weights(
 ) -> Tensor:
     """Eq. 10: w = 1 - epsilon where (g1 + g2)·g_rec > g1·g2, else 1 + epsilon.
 
-    Where distillation and recommendation pull a node the same way, it needs less regularisation.
+    If the gradients of distillation and recommendation agree, a node needs less regularisation.
 
     Args:
         prediction, embedding, recommendation: (n, d) g1, g2, g_rec of the nodes.

@@ -1,6 +1,6 @@
 """The loss of DKD, decoupled knowledge distillation (Zhao et al., CVPR'22), as a formula.
 
-What trains is ``kernel/decoupled.py``.
+Training uses ``kernel/decoupled.py``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ def decoupled_losses(
 ) -> tuple[Tensor, Tensor]:
     """(TCKD, NCKD), each times temperature^2 (eq. 5-7).
 
-    With p = softmax(y / temperature) and t the target class,
+    p = softmax(y / temperature).
 
-    - TCKD is KL(b_t || b_s) of b = (p_t, 1 - p_t), the teacher's against the student's;
+    - TCKD is KL(b_t || b_s) of b = (p of the target class, 1 - p of it), the teacher's against the student's.
     - NCKD is KL(q_t || q_s) of q = p without the target class, normalised to sum 1.
 
-    Both are computed from logarithms, so that a probability which rounds to 0 or 1 does no harm. The teacher has no
-    gradient.
+    Both are computed from logarithms, so a probability may round to 0 or 1. The teacher has no gradient.
 
     Args:
         student, teacher: (n, C) finite scores of all classes, at least two.

@@ -1,10 +1,10 @@
 """Losses of response-based distillation: pure functions on scores.
 
-:func:`listwise_loss` is the formula; what trains is the one in ``kernel/ranking.py``. All others are a few lines and
-have no kernel: they train as they stand here.
+:func:`listwise_loss` is the formula; training uses the one in ``kernel/ranking.py``. The others have no kernel;
+training uses them directly.
 
-Shapes: n users, k or K items of each. Every loss is a mean over its entries, named in each docstring, and takes a mask
-of the entries that exist where some may be missing. An entry that is missing has no gradient, whatever its score.
+Shapes: n users, k or K items for each. Every loss is a mean over its entries, which its docstring names. If entries may
+be missing, the loss takes a mask of those that exist. A missing entry has no gradient, whatever its score.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def listwise_loss(
     """Negative log-likelihood that the interesting items come in their order, before all uninteresting ones.
 
     -sum_{k<=K} [r_k - log(sum_{m=k..K} exp r_m + sum_l exp r_l)] (RRD, Kang et al., CIKM'20, eq. 9). The log-sum-exp is
-    right for scores of any size, where the published code clamps them at 80.
+    exact for scores of any size; the published code clamps them at 80.
 
     Args:
         interesting: (n, K) the student's scores of the interesting items, best rank first.
-        uninteresting: (n, L) its scores of the uninteresting ones, in any order.
-        interesting_mask, uninteresting_mask: bool, shaped alike, False where an entry is missing; None: all exist.
+        uninteresting: (n, L) its scores of the uninteresting items, in any order.
+        interesting_mask, uninteresting_mask: bool, in the same shapes, False if an entry is missing; None: all exist.
         weights: (n, K) constant factors of the K terms of the sum; None: 1.
 
     Returns:
-        Scalar: the mean over users who have an interesting item. Entry: a user.
+        Scalar: the mean over users with an interesting item. Entry: a user.
     """
     if interesting_mask is None:
         interesting_mask = torch.ones_like(interesting, dtype=torch.bool)
@@ -70,9 +70,9 @@ def position_weights(
     """Weights a_k of ranks 1..k, proportional to exp(-rank / temperature) and summing to 1 (RD, Tang & Wang, KDD'18).
 
     Args:
-        discrepancy: (n, k) b_k in [0, 1) of :func:`discrepancy_weights`; weights are then w_k = a_k b_k.
-        renormalise: whether the w_k of a row sum to 1; to 0 where every b_k is 0.
-        like: gives device and type.
+        discrepancy: (n, k) b_k in [0, 1) from :func:`discrepancy_weights`; the weights are then w_k = a_k b_k.
+        renormalise: whether the w_k of a row sum to 1, or to 0 if every b_k is 0.
+        like: a tensor with the device and type of the result.
 
     Returns:
         (k,), or with `discrepancy` (n, k), constant.
@@ -82,38 +82,38 @@ def position_weights(
         return softmax(logarithms, dim=0)
     if not renormalise:
         return softmax(logarithms, dim=0) * discrepancy
-    # In logarithms, as all but the last ranks may have b_k = 0, and those an a_k that is rounded to 0.
+    # In logarithms: if only the last ranks have b_k > 0, their a_k could all round to 0.
     return softmax(logarithms + discrepancy.log(), dim=1).nan_to_num_(0.0)
 
 
 def discrepancy_weights(scores: Tensor, sampled: Tensor, items: int, mu: float) -> Tensor:
     """b_k = max(0, tanh(mu (r_k - k))), large where the student ranks the teacher's k-th item too low (RD, KDD'18).
 
-    The student's rank r_k = floor((items - 1) * share) + 1 is approximated by the share of sampled items that score
-    above.
+    The student's rank is estimated as r_k = floor((items - 1) * share) + 1, with the share of sampled items that score
+    higher.
 
     Args:
         scores: (n, K) the student's scores of the teacher's items, best rank first.
         sampled: (n, S) its scores of random unobserved items.
         items: number of items in the catalogue, without padding.
-        mu: how sharply the discrepancy counts.
+        mu: how fast the weight grows with the gap r_k - k.
 
     Returns:
         (n, K) in [0, 1), constant: no gradient flows through them.
     """
     with torch.no_grad():
-        # Comparisons that are written as floats add up seven times as fast as booleans.
+        # Summing comparisons as floats is seven times as fast as summing booleans.
         shape = (*scores.shape, sampled.shape[1])
         above = torch.empty(shape, dtype=torch.float32, device=scores.device)
         torch.gt(sampled.unsqueeze(1), scores.unsqueeze(2), out=above)
-        # Whole numbers from here on: a rounded share would lose a rank now and then.
+        # In integers: with a rounded share the rank would sometimes be one too small.
         rank = (items - 1) * above.sum(dim=2).long() // sampled.shape[1] + 1
         teacher_rank = torch.arange(1, scores.shape[1] + 1, device=scores.device)
         return torch.tanh(mu * (rank - teacher_rank).to(scores.dtype)).clamp_(min=0)
 
 
 def weighted_positive_loss(scores: Tensor, weights: Tensor) -> Tensor:
-    """-sum_k w_k log sigma(y_k), the teacher's best items taken as positives (RD, Tang & Wang, KDD'18; DE-RRD eq. 2).
+    """-sum_k w_k log sigma(y_k) over the teacher's best items as positives (RD, Tang & Wang, KDD'18; DE-RRD eq. 2).
 
     Args:
         scores: (n, K) the student's scores.
@@ -135,7 +135,7 @@ def soft_target_loss(
 ) -> Tensor:
     """Binary cross-entropy of sigma(y_s) against q = sigma((y_t + bias) / temperature) (CD, Lee et al., ICDM'19).
 
-    Computed from the logits: no logarithm of a rounded sigmoid.
+    It is computed from the logits, so no sigmoid is rounded before its logarithm.
 
     Args:
         student, teacher: (n, k) scores of the same items.
@@ -172,12 +172,12 @@ def pairwise_loss(better: Tensor, worse: Tensor, mask: Optional[Tensor] = None) 
 
 
 def sampled_loss(positives: Tensor, negatives: Tensor) -> Tensor:
-    """Binary cross-entropy of observed items against drawn ones (SASRec, Kang & McAuley, ICDM'18, section III.E).
+    """Binary cross-entropy of observed items and drawn negatives (SASRec, Kang & McAuley, ICDM'18, section III.E).
 
     -log sigmoid(r_p) - log(1 - sigmoid(r_n))
 
     Args:
-        positives, negatives: (p,) scores of an item that comes next, and of one that was drawn for the same position.
+        positives, negatives: (p,) scores of the next item, and of a negative drawn for the same position.
 
     Returns:
         Scalar: the mean over positions. Entry: a position.
@@ -203,7 +203,7 @@ def softmax_loss(
     Returns:
         Scalar: the mean over users. Entry: a user.
     """
-    # Along the first dimension torch's softmax takes a twentieth of the time, as it computes many users at once.
+    # torch's softmax takes a twentieth of the time along the first dimension: it computes many users at once.
     target = softmax(teacher.detach().t() / (teacher_temperature or temperature), dim=0)
     if weights is not None:
         target = target * weights.detach().t()

@@ -1,8 +1,8 @@
-"""How far mapped vectors are from their targets, summed over nodes (FitNet, DE, HTD, PHR, FreqD), as formulas.
+"""Distances of projected vectors from their targets, summed over nodes (FitNet, DE, HTD, PHR, FreqD), as formulas.
 
-What trains is ``kernel/regression.py``. :func:`cosine_distances`, :func:`vector_distances` and :func:`mean_over_nodes`
-are a few lines and have no kernel: they train as they stand here. Targets are constants. Each sum divided by the number
-of nodes is a mean over nodes; :func:`mean_over_nodes` does it for several sides.
+Training uses ``kernel/regression.py``. :func:`cosine_distances`, :func:`vector_distances` and :func:`mean_over_nodes`
+have no kernel; training uses them directly. Targets are constants. :func:`mean_over_nodes` makes a mean over nodes of
+the sums of several sides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
         inputs: x, (n, inputs); a bias is a column of ones.
         weight: W, (outputs, inputs).
         table: (N, outputs) constants.
-        rows: (n,) rows of `table` that are the targets t.
+        rows: (n,) rows of `table`, the targets t.
     """
     return (inputs @ weight.t() - table[rows].to(inputs)).square().sum()
 
@@ -39,17 +39,17 @@ def expert_error(
     *,
     squared: bool = True,
 ) -> Tensor:
-    """sum_n ||E_m(x_n) - t_n||^2 with each node's own expert m, E_m(x) = B_m relu(A_m x + a_m) + b_m. Entry: a node.
+    """sum_n ||E_m(x_n) - t_n||^2 with one expert m for each node, E_m(x) = B_m relu(A_m x + a_m) + b_m. Entry: a node.
 
-    DE's eq. 4-7 where the selection is certain.
+    This is DE's eq. 4-7 for a one-hot selection.
 
     Args:
         inputs: x, (n, inputs).
-        layout: of the nodes' experts m, in 0 .. M - 1.
+        layout: the layout of the nodes by their experts m, in 0 .. M - 1.
         first, first_bias: A, a: (M, inputs, hidden), (M, hidden).
         second, second_bias: B, b: (M, hidden, outputs), (M, outputs).
-        targets: t, constants (R, outputs) in the layout; what is in its padding does not count.
-        squared: whether the norm is squared. Where it is not and is 0, its gradient is 0.
+        targets: t, constants (R, outputs) in the layout; its padding is not read.
+        squared: whether the norm is squared. A norm of 0 that is not squared has gradient 0.
     """
     m = layout.groups
     hidden = (torch.einsum("ni,nih->nh", inputs, first[m]) + first_bias[m]).relu()
@@ -102,7 +102,7 @@ def vector_distances(predicted: Tensor, target: Tensor, distance: str) -> Tensor
 
 
 def mean_over_nodes(totals: list[Tensor], nodes: int) -> Tensor:
-    """The mean over `nodes` entries whose sums on each side are `totals`, so that each node counts the same."""
+    """The mean over all `nodes` nodes, from the sum of each side in `totals`; all nodes have the same weight."""
     return torch.stack(totals).sum() / max(1, nodes)
 
 

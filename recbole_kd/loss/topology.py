@@ -1,10 +1,10 @@
-"""How the relations among a student's vectors differ from those among a teacher's: pairs and triplets of nodes.
+"""Differences between the relations of nodes (pairs, triplets) in the student's and in the teacher's vectors.
 
-These are the formulas. What trains is ``kernel/topology.py``. RKD's :func:`distances` and :func:`angles` have no
-kernel: they train as they stand here.
+These are the formulas. Training uses ``kernel/topology.py``. RKD's :func:`distances` and :func:`angles` have no kernel;
+training uses them directly.
 
-Vectors are (n, d_s) of the student, through which gradient flows, and (n, d_t) of the teacher, constants. Rows are
-distinct nodes. A vector of zeros has cosine 0 with everything.
+The student's vectors (n, d_s) have gradient, the teacher's (n, d_t) are constants. Rows are distinct nodes. A vector of
+zeros has cosine 0 with every vector.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
 def group_pairs(sides: Sequence[Grouped]) -> Tensor:
     """Mean of (cos(s_a, s_b) - cos(t_a, t_b))^2 over ordered pairs of a group (HTD). Entry: a pair.
 
-    Pairs are those a != b of one group whose teacher's cosine is positive; 0 where there is none.
+    Only pairs a != b in one group with a positive cosine of the teacher count. The mean over no pairs is 0.
 
     Args:
-        sides: users and items, each with groups of its own.
+        sides: users and items, with separate groups.
     """
     differences, pairs = [], []
     for side in sides:
@@ -51,7 +51,7 @@ def group_pairs(sides: Sequence[Grouped]) -> Tensor:
 
 
 def group_means(sides: Sequence[Grouped]) -> tuple[Tensor, Tensor]:
-    """The mean of each group that has nodes, without gradient: (groups with nodes, d_s), (groups with nodes, d_t)."""
+    """The means of the groups that are not empty, without gradient: (groups, d_s), (groups, d_t)."""
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
     for side in sides:
         *vectors, groups = _nodes(side)
@@ -90,7 +90,7 @@ def distances(student: Tensor, teacher: Tensor) -> Tensor:
 def angles(student: Tensor, teacher: Tensor) -> Tensor:
     """RKD-A (eq. 8-9): Huber loss between the cosines of angles, mean over ordered triplets. Entry: a triplet.
 
-    The angle of three different nodes (a, b, c) is the one at b; where b is the same point as another, its cosine is 0.
+    The angle of three different nodes (a, b, c) is the one at b. If b is at the same point as a or c, its cosine is 0.
 
     Args:
         student, teacher: (n, d_s), (n, d_t). Forms (n, n, n) cosines and (n, n, d) directions.
@@ -99,7 +99,7 @@ def angles(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: student and teacher have different numbers of vectors.
     """
     same_length(student, teacher)
-    # Where two of the nodes are the same one, both cosines are 0: no part of the sum.
+    # If two of the three nodes are the same node, both cosines are 0 and add nothing.
     total = functional.smooth_l1_loss(_angle_cosines(student), _angle_cosines(teacher.detach()), reduction="sum")
     nodes = len(student)
     return total / max(1, nodes * (nodes - 1) * (nodes - 2))
@@ -112,13 +112,13 @@ def _cosines(vectors: Tensor) -> Tensor:
 
 
 def _nodes(side: Grouped) -> tuple[Tensor, Tensor, Tensor]:
-    """A side without padding: vectors of the student and of the teacher, and the group of each."""
+    """A side without padding: the student's vectors, the teacher's vectors, and the group of each node."""
     layout = side.layout
     return layout.unpadded(side.student), layout.unpadded(side.teacher.detach()), layout.groups
 
 
 def _relative_distances(vectors: Tensor) -> Tensor:
-    """(n (n - 1) / 2,) distances of the pairs divided by their mean; each stands for both orders of its pair."""
+    """(n (n - 1) / 2,) distances of the unordered pairs, divided by their mean."""
     between = functional.pdist(vectors)
     mean = between.sum() / max(1, len(between))
     return between / mean.masked_fill(mean == 0, 1.0)
@@ -128,6 +128,6 @@ def _angle_cosines(vectors: Tensor) -> Tensor:
     """(n, n, n): entry (b, a, c) is the cosine of the angle at b between the directions to a and to c."""
     directions = unit(vectors.unsqueeze(0) - vectors.unsqueeze(1))
     cosines = directions @ directions.transpose(1, 2)
-    # a and c are the same node: its cosine would be 0 where it is also the same point as b, else 1.
+    # Where a and c are the same node, the cosine would be 1, or 0 if that node is at the same point as b.
     cosines.diagonal(dim1=1, dim2=2).zero_()
     return cosines

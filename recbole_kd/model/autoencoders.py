@@ -23,7 +23,7 @@ def log_likelihood(scores: Tensor, ratings: Tensor, likelihood: str, positive_we
     - ``logistic`` (eq. 4): sum_i x_ui log sigmoid(f_ui) + (1 - x_ui) log(1 - sigmoid(f_ui))
 
     Args:
-        scores: f, (B, I), of all items but padding.
+        scores: f, (B, I), of all items except padding.
         ratings: x, (B, I), 1 where observed and 0 elsewhere.
 
     Returns:
@@ -41,8 +41,8 @@ class MultiVAEVariant(MultiVAE):
     """Mult-VAE: z = mu + noise_std * epsilon * sigma, and -log p(x_u | f(z)) + beta KL(q(z | x_u) || N(0, I)).
 
     Entry: a user. beta grows by 1 / ``total_anneal_steps`` a step up to ``anneal_cap``. With ``stop_annealing`` it
-    stops growing when validation first falls, and from then on is what it was at the best evaluation. The paper
-    (section 2.2.2) trains a second time instead. RecBole's noise is 0.01, the paper's is 1. Padding is no item here.
+    stops growing when validation first falls, and then keeps its value at the best evaluation. The paper (section
+    2.2.2) trains a second time instead. RecBole's noise is 0.01, the paper's is 1. Padding is not an item here.
 
     Settings beside RecBole's: ``likelihood``, ``positive_weight``, ``noise_std``, ``stop_annealing``.
     """
@@ -65,7 +65,7 @@ class MultiVAEVariant(MultiVAE):
         return float(min(self.anneal_cap, grown))
 
     def validated(self, score: float) -> None:
-        """Told by the trainer after each evaluation on validation; the larger the score, the better."""
+        """Called by the trainer after each evaluation on validation; a larger score is better."""
         if not self.stop_annealing or self.stopped_at is not None:
             return
         if self.best_score is None or score >= self.best_score:

@@ -18,8 +18,8 @@ __all__ = ["build_model", "check_sizes"]
 def build_model(config: Any, dataset: Any) -> nn.Module:
     """The recommender of `config`, initialised from the global random state, on its device.
 
-    A model that is to get stored weights is built after `init_seed`, as the one that they are of was: some (NNCF)
-    draw constants when they are built, and keep them in no checkpoint.
+    Before loading stored weights, build the model after `init_seed` with the seed of the stored model. Some models
+    (NNCF) draw constants when they are built, which are not in the checkpoint.
 
     Raises:
         UserError: the model refuses its settings.
@@ -48,7 +48,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
 
 
 def check_sizes(config: Any, dataset: Any) -> None:
-    """Refuses sizes that RecBole's models find out about in their first epoch, and not in words.
+    """Refuses sizes with which RecBole's models fail in their first epoch, without a clear message.
 
     Raises:
         UserError: such a size.
@@ -57,25 +57,25 @@ def check_sizes(config: Any, dataset: Any) -> None:
     clusters = config["num_clusters"]  # of NCL
     if clusters is not None and clusters > fewest - 1:
         raise UserError(
-            f"--{config.prefix}num_clusters={clusters} is more than the {fewest - 1:,} users or items there are; "
+            f"--{config.prefix}num_clusters={clusters} is more than the {fewest - 1:,} users or items of the data; "
             "lower it."
         )
-    # Its critic, which only this stage trains, ranks among that many.
+    # RaCT's critic, which only this stage trains, ranks this many items.
     critic = config.resolved.backbone == "RaCT" and config["train_stage"] == "critic_pretrain"
     if critic and config["metrics_k"] > dataset.item_num - 1:
         raise UserError(
-            f"--{config.prefix}metrics_k={config['metrics_k']} is more than the {dataset.item_num - 1:,} items there "
-            "are; lower it."
+            f"--{config.prefix}metrics_k={config['metrics_k']} is more than the {dataset.item_num - 1:,} items of "
+            "the data; lower it."
         )
-    # DGCF divides both users and items among the batches, and draws as many of each as the larger share is.
+    # DGCF divides users and items among the batches. Of each it draws as many as the larger of the two shares.
     batches = dataset.inter_num // config["train_batch_size"] + 1
     correlated = config.resolved.backbone == "DGCF" and config["n_factors"] > 1 and config["cor_weight"] > 1e-9
     if correlated and int(most / batches) > fewest:
         largest = dataset.inter_num // -(-most // fewest)
         raise UserError(
             f"--{config.prefix}train_batch_size={config['train_batch_size']}: DGCF draws {int(most / batches):,} users "
-            f"and items a step, more than the {fewest - 1:,} of one kind; lower it to {max(1, largest):,}, or set "
-            f"--{config.prefix}cor_weight=0."
+            f"and items a step, more than the {fewest - 1:,} that there are of one kind; lower it to "
+            f"{max(1, largest):,}, or set --{config.prefix}cor_weight=0."
         )
     if config.resolved.backbone == "BERT4Rec" and config["mask_ratio"] * config["MAX_ITEM_LIST_LENGTH"] < 1:
         raise UserError(
@@ -91,8 +91,8 @@ def check_sizes(config: Any, dataset: Any) -> None:
             )
     if config["mf_train"] is False and config["mlp_train"] is False:  # of NeuMF
         raise UserError(
-            f"--{config.prefix}mf_train and --{config.prefix}mlp_train are both false, and NeuMF is made of these two; "
-            "set one of them to true."
+            f"--{config.prefix}mf_train and --{config.prefix}mlp_train are both false, but NeuMF needs one of them; "
+            "set one to true."
         )
     if config.resolved.backbone == "ConvNCF":
         size = config["embedding_size"]

@@ -19,8 +19,8 @@ class WMF(TwoTables):
 
     sum_ui c_ui (p_ui - x_u . y_i)^2 + lambda (sum_u ||x_u||^2 + sum_i ||y_i||^2), with p 1 and c 1 where observed, p 0
     and c ``negative_weight`` elsewhere. The paper's c is 1 + alpha where observed: divide, and ``negative_weight`` is
-    1 / (1 + alpha). Here it is a mean over users, and trained by gradient in batches of users. The paper alternates
-    least squares. The sum over unobserved items comes from Y^T Y, so that no item is looked at for each user.
+    1 / (1 + alpha). Here it is a mean over users, trained by gradient in batches of users. The paper uses alternating
+    least squares. The sum over unobserved items is computed from Y^T Y, without a loop over items for each user.
 
     Settings: ``embedding_size``, ``negative_weight``, ``reg_weight`` (lambda).
     """
@@ -55,7 +55,7 @@ class BiasMF(TwoTables):
     """Matrix factorisation with biases (Koren, Bell, Volinsky: Computer 2009, eq. 4-5).
 
     y(u,i) = mu + b_u + b_i + p_u . q_i, trained by (label - y)^2 + lambda (||p_u||^2 + ||q_i||^2 + b_u^2 + b_i^2).
-    It is a mean over pairs; drawn ones have the label 0. mu is learned: the mean label depends on how many are drawn.
+    It is a mean over pairs; drawn pairs have label 0. mu is learned, as the mean label depends on the number of draws.
     As vectors, a user is [p_u, mu + b_u, 1] and an item [q_i, 1, b_i], whose product is y.
 
     Settings: ``embedding_size``, ``reg_weight`` (lambda).

@@ -38,7 +38,7 @@ def layer_weights(given: Any, layers: int) -> list[float]:
         L + 1 numbers.
 
     Raises:
-        ValueError: another word, another number of weights, or weights that are no numbers.
+        ValueError: another word, another number of weights, or weights that are not numbers.
     """
     if given == "mean":
         return [1 / (layers + 1)] * (layers + 1)
@@ -55,15 +55,15 @@ def layer_weights(given: Any, layers: int) -> list[float]:
 class LightGCNVariant(LightGCN):
     """LightGCN with other weights of layers, other normalisations, and self-loops.
 
-    e_u^(k+1) = sum over i in N_u of |N_u|^-a |N_i|^-b e_i^(k), alike for items, with (a, b) from :data:`NORMS`;
-    e_u = sum_k alpha_k e_u^(k) (eq. 3-4). With ``self_loops`` a node is its own neighbour, which degrees count (eq. 9).
+    e_u^(k+1) = sum over i in N_u of |N_u|^-a |N_i|^-b e_i^(k), and the same for items, with (a, b) from :data:`NORMS`;
+    e_u = sum_k alpha_k e_u^(k) (eq. 3-4). With ``self_loops`` a node is its own neighbour, also in its degree (eq. 9).
 
     Settings beside RecBole's: ``layer_weights`` (alpha; ``last`` is LightGCN-single), ``norm``, ``self_loops``. The
     defaults are LightGCN.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        # RecBole's constructor asks for the graph.
+        # Before RecBole's constructor, which builds the graph.
         self.left, self.right = NORMS[config["norm"]]
         self.self_loops: bool = config["self_loops"]
         super().__init__(config, dataset)
@@ -122,8 +122,8 @@ class NGCFVariant(NGCF):
     """NGCF without feature transformation (NGCF-f), without non-linearity (NGCF-n), or without both (NGCF-fn).
 
     E^(k+1) = sigma(E W1 + A E W1 + (A E * E) W2) with A the normalised graph (eq. 1 for all nodes at once). NGCF-f
-    leaves out W1, W2 and RecBole's biases; NGCF-n leaves out sigma. Dropout, the length 1 of each layer's rows and the
-    concatenation of layers are RecBole's, as in the authors' code.
+    leaves out W1, W2 and RecBole's biases; NGCF-n leaves out sigma. Dropout, the normalisation of each layer's rows and
+    the concatenation of layers are RecBole's, as in the authors' code.
 
     Settings beside RecBole's: ``feature_transform``, ``nonlinear``. The defaults are NGCF.
     """
@@ -134,14 +134,14 @@ class NGCFVariant(NGCF):
         if not config["feature_transform"]:
             if set(self.hidden_size_list) != {self.embedding_size}:
                 raise ValueError(
-                    f"hidden_size_list={self.hidden_size_list[1:]}, and without feature_transform each layer has "
+                    f"hidden_size_list={self.hidden_size_list[1:]}, but without feature_transform each layer has "
                     f"embedding_size={self.embedding_size} numbers; make them equal"
                 )
             for layer in self.GNNlayers:
                 layer.linear = layer.interActTransform = nn.Identity()
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Vectors of all users and all items, those of the layers side by side: (U, D), (I, D)."""
+        """Vectors of all users and all items, concatenated over the layers: (U, D), (I, D)."""
         graph = self.norm_adj_matrix if self.node_dropout == 0 else self.sparse_dropout(self.norm_adj_matrix)
         outputs = [self.get_ego_embeddings()]
         for layer in self.GNNlayers:

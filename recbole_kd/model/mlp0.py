@@ -1,6 +1,6 @@
 """NeuMF without hidden layers: MLP-0 of He et al., Neural Collaborative Filtering (WWW 2017, table 3).
 
-The embeddings of the MLP's user and item, one after the other, are what its last layer reads.
+Its last layer reads the concatenated embeddings of the MLP's user and item.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ __all__ = ["without_hidden_layers"]
 
 
 class _NoSizes(list[int]):
-    """Sizes of no hidden layer, as NeuMF reads them: a last size, and nothing to add to the list of layers."""
+    """The sizes of no hidden layers, in the form that NeuMF reads: a last size, and nothing added to its layers."""
 
     def __radd__(self, layers: list[int]) -> list[int]:
         return layers
 
 
 class _Settings:
-    """A model's settings with sizes of no hidden layer."""
+    """A model's settings without hidden layers."""
 
     def __init__(self, config: Any) -> None:
         self._config = config
 
     def __getitem__(self, key: str) -> Any:
-        # What enters the MLP leaves it.
+        # The MLP's output is its input.
         return _NoSizes([2 * self._config["mlp_embedding_size"]]) if key == "mlp_hidden_size" else self._config[key]
 
 

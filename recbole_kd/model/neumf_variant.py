@@ -20,7 +20,7 @@ class NeuMFVariant(NeuMF):
     """NeuMF whose prediction is sigma(h . [GMF; MLP] + b).
 
     - ``loss_type: MSE``: (y - prediction)^2 (eq. 5) in place of the log loss (eq. 7); a mean over pairs.
-    - ``pretrain_alpha``, with ``use_pretrain``: h begins as [alpha h_GMF; (1 - alpha) h_MLP] (eq. 13), and b alike.
+    - ``pretrain_alpha``, with ``use_pretrain``: h starts as [alpha h_GMF; (1 - alpha) h_MLP] (eq. 13), b likewise.
       RecBole's h is not scaled. The paper's alpha is 0.5.
     - ``freeze_towers``: only h and b are trained.
 
@@ -36,7 +36,7 @@ class NeuMFVariant(NeuMF):
                 parameter.requires_grad_(name.startswith("predict_layer."))
 
     def load_pretrain(self) -> None:
-        """Puts the two pretrained towers together."""
+        """Loads the two pretrained towers and combines their last layers."""
         super().load_pretrain()
         shares = self.pretrain_alpha, 1 - self.pretrain_alpha
         files = self.mf_pretrain_path, self.mlp_pretrain_path

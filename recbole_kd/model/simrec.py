@@ -2,7 +2,7 @@
 
 Xia, Huang, Shi, Xu: Graph-less Collaborative Filtering (WWW 2023). The teacher is a linear graph convolution network
 whose layers are *summed* and whose graph has self-loops; the student is an MLP over embedding tables that never sees
-the graph. The distillation losses that join the two are in :mod:`recbole_kd.distiller.simrec`.
+the graph. The distillation losses are in :mod:`recbole_kd.distiller.simrec`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class TwoTables(GeneralRecommender):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> TwoTables:
-        # Every change of mode may follow a change of weights: what was computed for evaluation is not kept.
+        # Weights may have changed before a change of mode, so embeddings computed for evaluation are dropped.
         self._final = None
         return super().train(mode)
 
     def _evaluated(self) -> tuple[Tensor, Tensor]:
-        """The final embeddings; in eval mode without gradient, and computed once until the mode changes.
+        """The final embeddings; in eval mode without gradient and computed only once until the mode changes.
 
         RecBole also scores candidates of dynamic negative sampling this way, before each training step.
         """
@@ -67,8 +67,8 @@ class SimRecTeacher(TwoTables):
     """Linear graph convolutions, summed (SimRec, section 3.2).
 
     H_0 is the embedding table, H_{l+1} = D^(-1/2) (A + I) D^(-1/2) H_l with D the degree of A + I, and the final
-    embedding H = sum_{l=0..L} H_l: a sum and with self-loops, where LightGCN has a mean and none. Trained with the BPR
-    loss (eq. 11), a mean over pairs, plus ``reg_weight`` times ||H_0||^2, the squared norm of the whole tables.
+    embedding H = sum_{l=0..L} H_l. LightGCN instead has a mean, and no self-loops. It is trained with the BPR loss (eq.
+    11), a mean over pairs, plus ``reg_weight`` times ||H_0||^2, the squared norm of the whole tables.
 
     Settings: ``embedding_size`` (d), ``n_layers`` (L), ``reg_weight``.
     """
@@ -80,12 +80,12 @@ class SimRecTeacher(TwoTables):
         self.n_layers: int = config["n_layers"]
         self.reg_weight: float = config["reg_weight"]
         matrix = dataset.inter_matrix(form="coo")
-        # A is binary: an interaction that a user repeats is one edge.
+        # A is binary: repeated interactions are one edge.
         pairs = torch.stack([torch.from_numpy(matrix.row).long(), torch.from_numpy(matrix.col).long()])
         users, items = torch.unique(pairs, dim=1)
         items = items + self.n_users
         loops = torch.arange(self.n_users + self.n_items)
-        loops = loops[(loops != 0) & (loops != self.n_users)]  # the padding user and item stay outside the graph
+        loops = loops[(loops != 0) & (loops != self.n_users)]  # padding is not in the graph
         rows, columns = torch.cat([users, items, loops]), torch.cat([items, users, loops])
         size = self.n_users + self.n_items
         self.graph = Graph(symmetric_normalized(rows, columns, torch.ones(len(rows)), size).to(self.device))
@@ -112,7 +112,7 @@ class SimRecTeacher(TwoTables):
         """BPR loss, a mean over the batch, plus the penalty: a scalar."""
         user, positive, negative = (interaction[key] for key in (self.USER_ID, self.ITEM_ID, self.NEG_ITEM_ID))
         users, items = self.forward()
-        # F.embedding rather than an index: its backward pass adds rows up several times faster on a CPU.
+        # F.embedding and not an index, because its backward pass is several times faster on a CPU.
         anchor, liked, other = F.embedding(user, users), F.embedding(positive, items), F.embedding(negative, items)
         loss: Tensor = self.bpr_loss((anchor * liked).sum(1), (anchor * other).sum(1))
         penalty = self.user_embedding.weight.square().sum() + self.item_embedding.weight.square().sum()
@@ -120,20 +120,20 @@ class SimRecTeacher(TwoTables):
 
 
 class SimRecStudent(TwoTables):
-    """An MLP over embedding tables (SimRec, eq. 3-4): no graph, so that serving is a dot product of two tables.
+    """An MLP over embedding tables (SimRec, eq. 3-4), without a graph; a score is a dot product of rows of two tables.
 
     h = FC^(L')(h0) with FC(x) = LeakyReLU(W x) + x, W in R^{d x d} shared by users and items, negative slope 0.5 (the
     authors' code). y = h_u · h_i.
 
-    With the distiller ``simrec`` its own loss is L_rec = -mean y over the observed pairs. L_rec has no lower bound, and
-    the distiller's contrastive regularisation bounds it. Without that distiller, or where ``train_neg_sample_args`` is
-    given, negatives are drawn and the loss is BPR: the paper's MLP without distillation (figures 3 and 6).
+    With the distiller ``simrec`` its own loss is L_rec = -mean y over the observed pairs. L_rec has no lower bound; the
+    distiller's contrastive regularisation bounds it. Without that distiller, or if ``train_neg_sample_args`` is given,
+    negatives are drawn and the loss is BPR: the paper's MLP without distillation (figures 3 and 6).
 
     Settings: ``embedding_size`` (d), ``n_layers`` (L' >= 1), ``negative_slope``.
     """
 
     input_type = InputType.POINTWISE
-    #: The distiller that bounds L_rec; a run without it draws negatives, in pairs with the observed items.
+    #: The distiller that bounds L_rec; a run without it draws a negative for each observed item.
     bounded_by = "simrec"
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -154,7 +154,7 @@ class SimRecStudent(TwoTables):
         return self.transform(self.user_embedding.weight), self.transform(self.item_embedding.weight)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """L_rec, the negated mean score of the batch's observed pairs; BPR where it has negatives. A scalar."""
+        """L_rec, the negated mean score of the batch's observed pairs; BPR if the batch has negatives. A scalar."""
         users, items = self.forward()
         user, liked = F.embedding(interaction[self.USER_ID], users), F.embedding(interaction[self.ITEM_ID], items)
         scores = (user * liked).sum(dim=1)

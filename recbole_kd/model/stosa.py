@@ -1,21 +1,22 @@
 """STOSA: sequential recommendation via stochastic self-attention (Fan et al., WWW'22).
 
-An item, and a sequence, is a Gaussian with a mean and a diagonal covariance. Attention and scores are squared
-2-Wasserstein distances, for diagonal covariances
+Items and sequences are Gaussians, each with a mean and a diagonal covariance. Attention and scores use squared
+2-Wasserstein distances, which for diagonal covariances are
 
     W(a, b) = ||mu_a - mu_b||^2 + ||sqrt(cov_a) - sqrt(cov_b)||^2
 
-so that [mu, sqrt(cov)] is a vector whose squared Euclidean distances they are.
+So they are the squared Euclidean distances of the vectors [mu, sqrt(cov)].
 
-- Attention (eq. 5-8): probabilities softmax(-W(q_i, k_j) / sqrt(d_h)) over the past; the output's mean is their sum of
-  the values' means, its covariance the sum of the values' covariances weighted with the probabilities' squares.
-- Feed-forward (eq. 9): of means and of covariances apart, with ELU; residuals and layer normalisation as in SASRec.
-- A covariance is ELU(x) + 1 of its table, of the queries', keys' and values' projections and of each block's output.
+- Attention (eq. 5-8): probabilities softmax(-W(q_i, k_j) / sqrt(d_h)) over the past. The output's mean is the sum of
+  the values' means weighted by the probabilities; its covariance is the sum of the values' covariances weighted by
+  their squares.
+- Feed-forward (eq. 9): separate for means and covariances, with ELU; residuals and layer normalisation as in SASRec.
+- Covariances are ELU(x) + 1: of the table, of the projections of queries, keys and values, of each block's output.
 - Loss (eq. 11-13), for a sequence s, its next item i and a negative j: -log sigmoid(W(s, j) - W(s, i)) plus
   `pvn_weight` times max(0, W(s, i) - W(i, j)), which keeps the positive nearer to the sequence than to the negative.
 
-Deviations: RecBole's rows are prefixes with one next item, where the authors' code takes the loss at every position;
-the authors leave the last block's covariance without ELU(x) + 1 and clamp it at 0 before the root.
+Deviations: RecBole's rows are prefixes with one next item; the authors' code takes the loss at every position. In the
+authors' code the last block's covariance has no ELU(x) + 1 and is clamped at 0 before the root.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ __all__ = ["STOSA", "squared_wasserstein", "wasserstein_attention"]
 
 
 def positive(values: Tensor) -> Tensor:
-    """ELU(x) + 1, above 0 but for rounding far below."""
+    """ELU(x) + 1, above 0 except for rounding at very negative x."""
     return functional.elu(values) + 1
 
 
 def joined(mean: Tensor, covariance: Tensor) -> Tensor:
     """[mu, sqrt(cov)]: (..., d), (..., d) -> (..., 2d)."""
-    # The root's slope is infinite at 0, which rounding can reach.
+    # The root's derivative is infinite at 0, which can occur by rounding.
     return torch.cat([mean, covariance.clamp(min=1e-12).sqrt()], dim=-1)
 
 
@@ -53,7 +54,7 @@ def squared_wasserstein(first: Tensor, second: Tensor) -> Tensor:
 def wasserstein_attention(
     queries: Tensor, keys: Tensor, value_mean: Tensor, value_covariance: Tensor, mask: Tensor, dropout: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """(mean, covariance), both (..., n, d), of the values that each query attends to.
+    """Output of the attention: (mean, covariance), both (..., n, d).
 
     Args:
         queries, keys: (..., n, 2d) of :func:`joined`.
@@ -114,7 +115,7 @@ class STOSA(SequentialRecommender):
         super().__init__(config, dataset)
         size, heads = config["hidden_size"], config["n_heads"]
         if size % heads:
-            raise ValueError(f"hidden_size={size} is no multiple of n_heads={heads}")
+            raise ValueError(f"hidden_size={size} is not a multiple of n_heads={heads}")
         dropout, eps = config["hidden_dropout_prob"], config["layer_norm_eps"]
         self.pvn_weight = config["pvn_weight"]
         self.initializer_range = config["initializer_range"]
@@ -152,7 +153,7 @@ class STOSA(SequentialRecommender):
         return joined(self.mean_embedding.weight, positive(self.covariance_embedding.weight))
 
     def vectors_of(self, items: Tensor) -> Tensor:
-        """[mu, sqrt(cov)] of items, with gradient to their rows alone: (...) -> (..., 2d)."""
+        """[mu, sqrt(cov)] of items, with gradient only to their rows: (...) -> (..., 2d)."""
         return joined(self.mean_embedding(items), positive(self.covariance_embedding(items)))
 
     def scores(self, vectors: Tensor, items: Optional[Tensor] = None) -> Tensor:
@@ -162,7 +163,7 @@ class STOSA(SequentialRecommender):
         return -squared_wasserstein(vectors.unsqueeze(1), self.vectors_of(items)).squeeze(1)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """BPR on distances plus the regulariser on positive against negative; mean over the batch."""
+        """BPR on distances, plus the regulariser on positives and negatives; the mean over the batch."""
         sequence = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         item, negative = self.vectors_of(interaction[self.POS_ITEM_ID]), self.vectors_of(interaction[self.NEG_ITEM_ID])
         near, far = (sequence - item).square().sum(-1), (sequence - negative).square().sum(-1)

@@ -9,19 +9,19 @@ from torch import Tensor
 
 __all__ = ["trimmed"]
 
-#: Models whose output depends on the items of a sequence alone, not on the padding that follows them.
+#: Models whose output depends only on the items of a sequence, not on the padding after them.
 _TRIMMABLE = ("GRU4Rec", "SASRec", "STOSA")
 
-#: Parts of a batch, of sequences of like length: most of the padding is gone, and each still fills matrix products.
+#: Parts of a batch with sequences of similar length: most padding is gone, and matrix products are still large.
 _PARTS = 8
 
 
 class _Trimmed:
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """The model's forward over parts of sequences of like length, each as long as its longest."""
+        """The model's forward in parts of sequences with similar length, each padded to its longest sequence."""
         order = item_seq_len.argsort()
         parts = order.chunk(_PARTS)
-        # Read together: a GPU is waited for once.
+        # Read together, to wait for a GPU only once.
         longest: list[int] = item_seq_len[torch.stack([part[-1] for part in parts])].tolist()
         outputs = [
             super(_Trimmed, self).forward(item_seq[part, :length], item_seq_len[part])  # type: ignore[misc]
@@ -31,9 +31,9 @@ class _Trimmed:
 
 
 def trimmed(model_class: type[Any]) -> type[Any]:
-    """A subclass of a sequential model that computes sequences without padding; the class itself where it would matter.
+    """A subclass of a sequential model that skips padding; the class itself if padding affects its outputs.
 
-    Outputs are the model's up to rounding; dropout falls on other entries, as with another seed.
+    Outputs equal the model's up to rounding; dropout drops other entries, as with another seed.
     """
     if not any(base.__name__ in _TRIMMABLE for base in model_class.__mro__):
         return model_class

@@ -1,7 +1,7 @@
-"""The report of a comparison: a folder that a person can show.
+"""The report of a comparison: a folder of files to read and show.
 
-``results.json`` (everything), ``results.csv`` and ``table.tex`` (tables), ``report.md``, ``report.html`` (one page with
-its charts inside, no network) and the charts as PNG.
+``results.json`` (everything), ``results.csv`` and ``table.tex`` (tables), ``report.md``, ``report.html`` (one page that
+contains its charts and needs no network), and the charts as PNG.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def write_report(results: Mapping[str, Any], folder: PathLike, setting: str = "o
     """Writes every file of a report.
 
     Args:
-        results: what ``compare`` found (docs/report.md lists the fields).
-        folder: made where it does not exist; files of an earlier report are replaced, others are left alone.
-        setting: the one that an error says to change.
+        results: the results of ``compare`` (docs/report.md lists the fields).
+        folder: created if missing; files of an earlier report are replaced, others are not changed.
+        setting: the setting to change, named in errors.
 
     Returns:
         The files.
 
     Raises:
-        UserError: these are no results of ``compare``, or the file system refused.
+        UserError: these are not results of ``compare``, or the file system refused.
     """
     comparison = Comparison(results)
     folder = Path(folder)
@@ -63,7 +63,7 @@ def read_results(path: PathLike) -> dict[str, Any]:
     """The results in a results.json.
 
     Raises:
-        UserError: no such file, or no results of ``compare``.
+        UserError: no such file, or not results of ``compare``.
     """
     try:
         results = read_json(path, Any, "give the results.json that compare wrote")
@@ -77,7 +77,7 @@ def picture_bytes(picture: Figure) -> bytes:
     """A picture as a file of PNG."""
     file = io.BytesIO()
     with mpl.rc_context(STYLE):
-        # Without the version of matplotlib in it, the same picture is the same file.
+        # Without matplotlib's version in the file, equal pictures are equal files.
         picture.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
 

@@ -1,4 +1,4 @@
-"""What every chart of the page shares: its layout, axes and words, as plotly has them."""
+"""Shared by all charts of the page: layout, axes and text, for plotly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INK, GRID, MUTED = "#222222", "#E4E7EB", "#667085"
 
 
 def chart_layout(height: int) -> Chart:
-    """A layout of that many pixels, whose axes have no title yet."""
+    """A layout of this height in pixels; its axes have no titles yet."""
     axis = {
         "gridcolor": GRID,
         "zeroline": False,
@@ -43,16 +43,16 @@ def axis_title(text: str) -> Chart:
 
 
 def named_axis(models: Sequence[Model], width: int, lines: int) -> Chart:
-    """An axis on which model n stands at n, its name wrapped. (As categories, names that wrap alike would be one.)"""
+    """An axis with model n at n and its name wrapped. (As categories, names with equal wrapped forms would merge.)"""
     names = ["<br>".join(map(escaped, wrapped(model.name, width, lines))) for model in models]
     return {"tickvals": list(range(len(models))), "ticktext": names, "automargin": True}
 
 
 def escaped(text: str) -> str:
-    """Text that plotly shows as it is."""
+    """Text that plotly shows literally."""
     return html.escape(text, quote=False)
 
 
 def rounded(value: Optional[float]) -> Optional[float]:
-    """Six digits: what a chart can show, at a third of the page's size."""
+    """A number with six digits, which is enough for a chart and makes the page a third of the size."""
     return None if value is None else float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""The first lines of a report: what to take, what it gains and costs, and what speaks against the figures."""
+"""The first lines of a report: the recommended model, its gain and costs, and warnings about the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from recbole_kd.report.schema import number
 from recbole_kd.report.view import Comparison, Model, smaller_is_better
 from recbole_kd.text import duration
 
-#: A teacher that is below the best undistilled row by this share is a bad teacher, not an unlucky one.
+#: A teacher is called bad if it is below the best undistilled row by more than this share.
 FAR = 0.02
 #: The share of the metric that a smaller prefix may lose.
 LITTLE = 0.01
@@ -19,7 +19,7 @@ Finding = tuple[str, str, str]
 
 
 def findings(comparison: Comparison) -> list[Finding]:
-    """(question, figure, explanation) for the head of a report; what is not known is left out."""
+    """(question, figure, explanation) for the head of a report; unknown ones are left out."""
     metric = comparison.primary
     contest = comparison.contest(metric)
     if not contest:
@@ -69,7 +69,7 @@ def _latency(best: Model, teacher: Optional[Model]) -> Optional[Finding]:
 
 
 def compared_latency(model: Model, other: Model) -> str:
-    """How the first row's latency compares with the second's: a difference within noise is none."""
+    """The first row's latency compared with the second's; differences within noise count as equal."""
     mine, its = model.latency_range(), other.latency_range()
     first, second = (one.cost("latency_ms", "batch_1", "p50") for one in (model, other))
     if mine is None or its is None or not first or not second:
@@ -108,7 +108,7 @@ def _p_values(comparison: Comparison, first: Model, second: Model) -> str:
 
 
 def recommendation(comparison: Comparison) -> str:
-    """What to take, in a sentence or two with the numbers behind it; empty where nothing was measured."""
+    """The recommended model, in one or two sentences with numbers; empty if nothing was measured."""
     metric = comparison.primary
     contest = comparison.contest(metric)
     if not contest:
@@ -154,7 +154,7 @@ def recommendation(comparison: Comparison) -> str:
 
 
 def _smaller_prefix(model: Model, metric: str) -> list[str]:
-    """A sentence on the smallest prefix that keeps all but :data:`LITTLE` of a Matryoshka student's metric."""
+    """A sentence on the smallest prefix that loses at most :data:`LITTLE` of a Matryoshka student's metric."""
     whole = model.mean(metric)
     for size, found in model.prefixes.items():
         value = number((found.get("mean") or {}).get(metric))
@@ -163,7 +163,7 @@ def _smaller_prefix(model: Model, metric: str) -> list[str]:
         share = value / whole
         if (share - 1 if smaller_is_better(metric) else 1 - share) <= LITTLE:
             said = f"{metric_label(metric)} {value:.4f}, {100 * share:.1f} % of the whole"
-            return [f"Its first {size} of {model.size} alone reach {said}."]
+            return [f"Its first {size} of {model.size} reach {said}."]
     return []
 
 
@@ -207,7 +207,7 @@ def _value(model: Model, metric: str) -> str:
 
 
 def _beats(comparison: Comparison, model: Model, other: Model) -> bool:
-    """Whether a row is better in the digits that are printed."""
+    """Whether a row is better in the printed digits."""
     metric = comparison.primary
     return _value(model, metric) != _value(other, metric) and comparison.better(metric, model.name, other.name)
 
@@ -218,7 +218,7 @@ def _no_larger(model: Model, stored: Optional[float]) -> bool:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """What speaks against the figures, a sentence each."""
+    """Warnings about the results, one sentence each."""
     metric = comparison.primary
     found = []
     unfinished = [model for model in comparison.models if model.unfinished]

@@ -1,6 +1,6 @@
 """The charts of the page, as plotly figures: plain dicts with ``data`` and ``layout``.
 
-A trace's ``meta`` is its model's name, by which the page shows and hides a model in every chart at once.
+A trace's ``meta`` is its model's name; with it the page shows and hides a model in all charts at once.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from recbole_kd.report.sweeps import sweep
 from recbole_kd.report.tables import figure, memory
 from recbole_kd.report.view import Comparison, Curve, Model, Point, is_wide, mean_curve, side_by_side
 
-#: Colours of the matrix from "row is worse" to "row is better", deeper as the difference grows; the middle one
-#: says that the two are not shown to differ.
+#: Colours of the matrix from "row is worse" to "row is better", deeper for larger differences; the middle one means no
+#: significant difference.
 MATRIX_COLORS = ("#B35806", "#E08214", "#FDB863", "#EDEDED", "#B2ABD2", "#8073AC", "#542788")
-#: The most models whose matrix has room for numbers in its cells.
+#: Largest number of models for which the matrix shows numbers in its cells.
 MOST_NUMBERED = 12
 
 
 def charts(comparison: Comparison) -> dict[str, dict[str, Chart]]:
-    """Chart id -> metric -> figure; a chart that is the same for every metric has the one key ``""``."""
+    """Chart id -> metric -> figure; a chart that does not depend on the metric has the key ``""``."""
     found: dict[str, dict[str, Chart]] = {}
     by_metric = {
         "size": size,
@@ -205,7 +205,7 @@ def _trade_off(comparison: Comparison, metric: str, cost: tuple[str, ...], title
 
 
 def _costs(point: Point) -> str:
-    """What hovering says of a point's costs."""
+    """The costs in a point's hover text."""
     model = point.model
     if point.prefix is not None:
         return f"{figure(point.price, ',.0f')} stored numbers"
@@ -217,7 +217,7 @@ def _costs(point: Point) -> str:
 
 
 def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
-    """Each row's mean less that of each row before it; the colour says which is better and by how much."""
+    """Each row's mean minus the mean of each earlier row; the colour shows the sign and size of the difference."""
     if len(comparison.models) < 2 or not comparison.has_significance(metric):
         return None
     models, entries = matrix(comparison, metric)
@@ -269,10 +269,10 @@ def significance(comparison: Comparison, metric: str) -> Optional[Chart]:
 
 
 def matrix(comparison: Comparison, metric: str) -> tuple[list[Model], list[list[tuple[Optional[int], str]]]]:
-    """Rows that were compared, and each pair's (level, text) once: line n has row n + 1 less rows 0 to n.
+    """The compared rows, and each pair's (level, text) once: line n has row n + 1 minus rows 0 to n.
 
-    The level is 0 where the two are not shown to differ. Otherwise it is 1 to 3 by the difference's size, positive
-    where the row is better. It is None where the pair has no cell.
+    The level is 0 if the difference is not significant. Otherwise it is 1 to 3 by the size of the difference, positive
+    if the row is better. It is None if the pair has no cell.
     """
     models = comparison.models
     return models, [
@@ -320,7 +320,7 @@ def validation(comparison: Comparison, metric: str) -> Optional[Chart]:
 
 
 def losses(title: str, curves: Sequence[tuple[Model, list[Curve]]]) -> Chart:
-    """One named loss by epoch, of every model that has it."""
+    """One named loss by epoch, for every model that has it."""
     layout = chart_layout(height=250)
     layout["title"] = {"text": escaped(title), "x": 0.02, "y": 0.97, "font": {"size": 14}}
     layout["margin"]["t"] = 34
@@ -332,14 +332,14 @@ def losses(title: str, curves: Sequence[tuple[Model, list[Curve]]]) -> Chart:
 
 
 def _epochs(curves: Iterable[Curve]) -> Chart:
-    """An axis of epochs, with whole ones at its ticks."""
+    """An axis of epochs with whole numbers at its ticks."""
     last = max((epochs[-1] for epochs, _ in curves), default=0)
     steps = (step * 10**power for power in range(9) for step in (1, 2, 5))
     return {"title": axis_title("epoch"), "tick0": 0, "dtick": next(step for step in steps if last <= 8 * step)}
 
 
 def _curves(model: Model, seeds: list[Curve]) -> list[Chart]:
-    """A thin line for each seed and, where there are several, their mean."""
+    """A thin line for each seed and, with several seeds, their mean."""
     common: Chart = {"type": "scatter", "mode": "lines", "meta": model.name}
     line = {"color": model.style.color, "dash": model.style.dash[0]}
     named = f"<b>{escaped(model.name)}</b><br>epoch %{{x}}: %{{y:.5~g}}<extra></extra>"

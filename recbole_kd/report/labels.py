@@ -1,4 +1,4 @@
-"""Where the names of the models on the front stand in a picture of a metric against a cost."""
+"""Places the names of the models on the front in a picture of a metric against a cost."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["NARROW", "SIDES", "WIDE", "front_labels", "label_sides"]
 
 #: Pixels of a picture's width on a telephone and elsewhere, and of its height.
 NARROW, WIDE, HEIGHT = 250, 560, 320
-#: Pixels of a letter and a line of its names, and of half a point.
+#: Pixels of a letter, of a line of text, and of half a point.
 LETTER, LINE, HALF = 6.2, 15, 8
-#: Where a name may stand beside its point, in plotly's words: whether to the right, and whether below.
+#: Position of a name at its point, in plotly's words -> (whether to the right, whether below).
 SIDES = {"top left": (False, False), "top right": (True, False), "bottom right": (True, True)}
 
 
 def front_labels(
     points: Sequence[Point], places: Sequence[float], front: Sequence[Point], low: float, high: float, width: int
 ) -> list[tuple[str, str]]:
-    """The name of each point, "" off the front, and a key of :data:`SIDES`. Where there is no room, it has no name.
+    """The name of each point ("" off the front or without room), and its key of :data:`SIDES`.
 
     Args:
-        places: where the points are drawn on the logarithmic axis.
-        low, high: its ends.
+        places: positions of the points on the logarithmic axis.
+        low, high: the ends of the axis.
         width: :data:`NARROW` or :data:`WIDE`.
     """
     values = [point.value for point in points]
@@ -41,13 +41,13 @@ def front_labels(
 
 
 def label_sides(points: Sequence[tuple[float, float]], names: Sequence[str], width: int = NARROW) -> list[str]:
-    """A key of :data:`SIDES` for the name of each point: names hide no other name, and no other point where they can.
+    """A key of :data:`SIDES` for the name of each point, so that names hide no other name and, if possible, no point.
 
-    It is "" where there is no name, or no room. The highest point chooses first.
+    It is "" if there is no name or no room. The highest point chooses first.
 
     Args:
         points: shares of the picture's width and height, from its lower left corner.
-        width: of the picture, in pixels.
+        width: width of the picture in pixels.
     """
     places = [(x * width, y * HEIGHT) for x, y in points]
     marks = [(x - HALF, x + HALF, y - HALF, y + HALF) for x, y in places]

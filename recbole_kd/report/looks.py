@@ -1,4 +1,4 @@
-"""How a report looks and speaks: colours and symbols of models, round ticks, names and numbers in words."""
+"""Appearance of a report: colours and symbols of models, round ticks, formatted names and numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-#: Relative differences at which the colour of a significant difference grows deeper.
+#: Relative differences from which the colour of a significant difference is deeper.
 DEPTHS = (0.02, 0.1)
 
-#: Okabe and Ito's palette and three of Tol's muted one, told apart by colour-blind readers; no yellow, which is
-#: invisible on white. The teacher and the plain student are greys, so that colour means distillation.
+#: Okabe and Ito's palette and three colours of Tol's muted one, for colour-blind readers; without yellow, which is
+#: invisible on white. The teacher and the plain student are grey, so colour means distillation.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#999933")
 TEACHER_COLOR, REFERENCE_COLOR = "#222222", "#7F7F7F"
 #: (plotly's symbol, matplotlib's marker, the glyph of legends in text).
@@ -26,7 +26,7 @@ SYMBOLS = (
     ("cross", "P", "✚"),
     ("star", "*", "★"),
 )
-#: (plotly's dash, matplotlib's line style): changes when the colours have been used up.
+#: (plotly's dash, matplotlib's line style); the next one is used when all colours are taken.
 DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
 
 #: Where a model's name may be broken without a space.
@@ -66,7 +66,7 @@ def styles_of(rows: Sequence[Mapping[str, Any]], teacher: Any, reference: Any) -
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """A few round numbers between two positive ones: powers of ten, and multiples of them where they span few."""
+    """A few round numbers between two positive ones: powers of ten, with their multiples in a small range."""
     if high / low > 1e3:
         steps: tuple[int, ...] = (1,)
     elif high / low > 20:
@@ -80,12 +80,12 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def is_numeric(value: Any) -> bool:
-    """Whether a setting's value is a number, for which an axis has a place."""
+    """Whether a setting's value is a number that can be placed on an axis."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def spans_decades(values: Sequence[Any]) -> bool:
-    """Whether these are positive numbers of which the largest is over ten times the smallest: a logarithmic axis."""
+    """Whether the values need a logarithmic axis: all positive, and the largest over ten times the smallest."""
     return all(map(is_numeric, values)) and min(values) > 0 and max(values) > 10 * min(values)
 
 
@@ -112,13 +112,13 @@ def p_text(p: Optional[float]) -> str:
 
 
 def ink_on(color: str) -> str:
-    """Black or white, whichever is the better to read on "#rrggbb"."""
+    """Black or white, whichever is easier to read on "#rrggbb"."""
     red, green, blue = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
     return "#FFFFFF" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.2 else "#111111"
 
 
 def percent(share: Optional[float]) -> str:
-    """A share with its sign, such as "+4.1 %"; "–" where there is none."""
+    """A share with its sign, such as "+4.1 %"; "–" if there is none."""
     return "–" if share is None else f"{100 * share:+.1f} %"
 
 
@@ -130,7 +130,7 @@ def with_breaks(name: str, width: int, mark: str) -> str:
 def wrapped(name: str, width: int = 18, lines: int = 3) -> list[str]:
     """A long model name in lines of at most `width`, broken at spaces, long words at punctuation and inner capitals.
 
-    Of a name that takes more than `lines`, the middle is left out: names of variants differ at their ends.
+    If a name needs more than `lines`, its middle is left out, because names of variants differ at their ends.
     """
     if lines == 1:
         half = (width - 1) // 2

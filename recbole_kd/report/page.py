@@ -1,4 +1,4 @@
-"""The page: one HTML file with its charts, its tables and plotly's javascript inside; it asks nothing of a network."""
+"""The page: one HTML file that contains charts, tables and plotly's javascript; it needs no network."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _settings(comparison: Comparison) -> str:
 
 
 def _folded(settings: str) -> str:
-    """Settings as code; many of them are folded away."""
+    """Settings as code; a long list is folded."""
     code = f"<code>{_escaped(settings) or '–'}</code>"
     if len(settings) <= 200:
         return code

@@ -1,4 +1,4 @@
-"""What a results.json must hold before a report is made of it."""
+"""Checks a results.json before a report is made from it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from recbole_kd.files.schema import check, inside
 
 #: Version of the results that is read here.
 FORMAT = 1
-#: The largest cost, and the largest value of a metric, that a chart has room for.
+#: The largest cost and the largest value of a metric that a chart can show.
 _MOST = 1e15
-_SOURCE, _ADVICE = "These are no results of compare", "give the results.json that it wrote"
+_SOURCE, _ADVICE = "These are not results of compare", "give the results.json that it wrote"
 
 _Number = Optional[float]
 _Metrics = Optional[dict[str, Optional[float]]]
@@ -95,7 +95,7 @@ class _About(TypedDict, total=False):
 
 
 class _Results(_About):
-    """What is read of results.json; docs/compare.md says what else is in it."""
+    """The fields of results.json that are read; docs/compare.md lists all."""
 
     format: int
     metrics: list[str]
@@ -103,10 +103,10 @@ class _Results(_About):
 
 
 def check_results(results: Any) -> None:
-    """Refuses what is no results.json of ``compare``.
+    """Refuses data that is not a results.json of ``compare``.
 
     Raises:
-        UserError: it names the field.
+        UserError: the data is not; the message names the field.
     """
 
     def refuse(what: str) -> NoReturn:

@@ -43,7 +43,7 @@ STYLE = {
     "savefig.dpi": 150,
     "text.parse_math": False,  # a dollar in a name is a dollar
 }
-#: Inches that a picture may be high or wide: the renderer takes fewer than 2^16 pixels.
+#: Largest height or width of a picture in inches: the renderer needs less than 2^16 pixels.
 _MOST_INCHES = 420
 
 
@@ -66,10 +66,10 @@ def pictures(comparison: Comparison) -> dict[str, Figure]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty picture of that many inches, which no window and no global state knows.
+    """An empty picture of this size in inches, without a window and without global state.
 
     Raises:
-        UserError: it is too large to be drawn.
+        UserError: it is too large to draw.
     """
     if max(width, height) > _MOST_INCHES:
         raise UserError("There are too many rows, metrics or losses for one picture; leave some of them out.")
@@ -237,7 +237,7 @@ def _sweep(comparison: Comparison) -> Optional[Figure]:
 def draw_line(
     axes: Any, values: Sequence[Any], means: Sequence[float], deviations: Sequence[float], color: str, label: str
 ) -> None:
-    """A line of means with deviations over a setting's values: logarithmic or plain, or side by side."""
+    """A line of means with deviations over a setting's values, on a logarithmic, linear or categorical axis."""
     numeric = all(map(is_numeric, values))
     places = list(values) if numeric else list(range(len(values)))
     axes.errorbar(places, means, yerr=deviations, color=color, marker="o", ms=5, lw=1.8, capsize=3, label=label)
@@ -248,7 +248,7 @@ def draw_line(
 
 
 def draw_heat(axes: Any, down: Sequence[str], across: Sequence[str], cells: Mapping[tuple[str, ...], float]) -> None:
-    """A map of a value over two settings, a number in each cell; a combination that is not there stays empty."""
+    """A heat map of a value over two settings with a number in each cell; missing combinations are empty."""
     table = [[cells.get((one, other), math.nan) for other in across] for one in down]
     axes.imshow(table, cmap=LinearSegmentedColormap.from_list("heat", HEAT_COLORS), aspect="auto", origin="lower")
     low, high = min(cells.values()), max(cells.values())
@@ -318,7 +318,7 @@ def _legend(figure: Figure, models: Sequence[Model], lines: bool = True) -> None
 
 
 def _put_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Names under the picture, which grows by their rows, in as many columns as the longest of them allows."""
+    """Puts names under the picture, in as many columns as the longest name allows; the picture grows by the rows."""
     names = [wrapped(label, 24, lines=1)[0] for label in labels]
     width, height = figure.get_size_inches()
     columns = max(1, min(len(names), int(width / (0.7 + 0.085 * max(map(len, names))))))

@@ -14,7 +14,7 @@ HEAT_COLORS = ("#F7F4F9", "#D4B9DA", "#8073AC", "#3F007D")
 
 
 def sweep(comparison: Comparison, metric: str) -> Optional[Chart]:
-    """The metric over the values of one setting, a line with deviations for each model; or of two, a heat map."""
+    """The metric over one setting's values, a line with deviations for each model; for two settings, a heat map."""
     sweeps = comparison.sweeps()
     if not sweeps or not any(model.mean(metric) is not None for _, model in sweeps[0].rows):
         return None

@@ -17,7 +17,7 @@ CostColumn = tuple[str, Callable[[Model], str]]
 
 
 def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional[tuple[str, str, int, str]]:
-    """(mean, deviation, place, mark) of one cell, or None where the row lacks the metric.
+    """(mean, deviation, place, mark) of one cell, or None if the row lacks the metric.
 
     The deviation is empty with one seed. The place is 1 for the best contender, 2 for the second, 0 for the others. The
     mark is an arrow and stars: "▲**", "▼*".
@@ -35,12 +35,12 @@ def accuracy_cell(comparison: Comparison, model: Model, metric: str) -> Optional
 
 
 def ordered_metrics(comparison: Comparison) -> list[str]:
-    """The metrics as tables show them: the primary one first, which gain and gap follow."""
+    """The metrics in the order of tables: the primary metric, with gain and gap, is first."""
     return [comparison.primary, *(metric for metric in comparison.metrics if metric != comparison.primary)]
 
 
 def accuracy_headings(comparison: Comparison) -> list[str]:
-    """The columns after the model's name: size, primary metric, gain over what, gap, share, the other metrics."""
+    """The columns after the model's name: size, primary metric, gain, its reference, gap, share, other metrics."""
     first, *others = map(metric_label, ordered_metrics(comparison))
     return ["dimensions", first, f"gain, {first}", "over", "gap closed", "of teacher", *others]
 
@@ -48,7 +48,7 @@ def accuracy_headings(comparison: Comparison) -> list[str]:
 def accuracy_line(
     comparison: Comparison, model: Model, shown: Callable[[str, str, int, str], str], text: Callable[[str], str]
 ) -> list[str]:
-    """A row's cells under :func:`accuracy_headings`; `shown` writes a metric's cell, `text` escapes words."""
+    """A row's cells for :func:`accuracy_headings`; `shown` formats a metric's cell, `text` escapes text."""
     cells = (accuracy_cell(comparison, model, metric) for metric in ordered_metrics(comparison))
     first, *others = [text("–") if cell is None else shown(*cell) for cell in cells]
     base = comparison.reference_of(model)
@@ -80,12 +80,12 @@ def cost_columns() -> list[CostColumn]:
 
 
 def figure(value: Optional[float], form: str) -> str:
-    """A number in a cell; "–" where it was not measured."""
+    """A number in a cell; "–" if it was not measured."""
     return "–" if value is None else format(value, form)
 
 
 def memory(size: Optional[float]) -> str:
-    """Bytes for reading: MB below a thousand of them, GB above."""
+    """Bytes as text: in MB below 1,000 MB, otherwise in GB."""
     if size is None:
         return "–"
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
@@ -228,7 +228,7 @@ def markdown_costs(comparison: Comparison) -> str:
 
 
 def markdown(text: str) -> str:
-    """`text` as plain words on one line of Markdown: what would be markup is escaped."""
+    """`text` as plain text on one line of Markdown; markup is escaped."""
     line = " ".join(text.split())
     return "".join(f"\\{character}" if character in "\\`*_[]<>|#&" else character for character in line)
 
@@ -252,7 +252,7 @@ def html_accuracy(comparison: Comparison) -> str:
 
 
 def _html_word(text: str) -> str:
-    """Words of a cell: an arrow has its colour, a long name may be broken."""
+    """Text of a cell: arrows are coloured, long names may be broken."""
     for arrow, kind in (("▲", "up"), ("▼", "down")):
         if text.startswith(arrow):
             return f'<span class="{kind}">{arrow}</span>{html.escape(text[1:])}'

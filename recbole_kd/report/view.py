@@ -1,4 +1,4 @@
-"""What a report shows of a comparison, worked out once for tables, page and pictures: rows, colours, curves."""
+"""The content of a report, computed once for tables, page and pictures: rows, colours, curves."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from recbole_kd.report.schema import check_results, number
 
 #: A p-value below this is called significant.
 LEVEL = 0.05
-#: Latencies closer than this share are called equal, however exactly each was measured: one process differs from the
-#: next by as much.
+#: Latencies closer than this share are called equal, even if each was measured exactly: processes differ by as much.
 NOISE = 0.1
-#: Shares of a picture's width and height within which a point would hide another.
+#: Distances, as shares of a picture's width and height, within which a point would hide another.
 BESIDE, OVER = 0.03, 0.04
-#: Times the smallest value that the largest one of a panel has where its axis is logarithmic.
+#: A panel's axis is logarithmic if its largest value is more than this many times its smallest.
 WIDE = 30
 
 Curve = tuple[list[int], list[float]]
@@ -31,7 +30,7 @@ _NONE = object()
 
 @dataclass(frozen=True)
 class Model:
-    """One row of a comparison: its name, how it looks, and everything that results.json says of it."""
+    """One row of a comparison: its name, its style, and its entries in results.json."""
 
     name: str
     style: Style
@@ -64,7 +63,7 @@ class Model:
         return number((self.row.get("gap_closed") or {}).get(metric))
 
     def cost(self, *path: str) -> Optional[float]:
-        """A number under ``costs``, such as ``cost("latency_ms", "batch_1", "p50")``; None where not measured."""
+        """A number under ``costs``, such as ``cost("latency_ms", "batch_1", "p50")``; None if not measured."""
         value: Any = self.row.get("costs")
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -77,7 +76,7 @@ class Model:
 
     @property
     def dimensions(self) -> Optional[int]:
-        """How long its vectors are; results of older programs tell it by their settings. None without vectors."""
+        """The size of its vectors; in results of older versions from the settings. None without vectors."""
         if "dimensions" in self.row:
             return self.row["dimensions"]
         value = number((self.row.get("settings") or {}).get("embedding_size"))
@@ -85,14 +84,14 @@ class Model:
 
     @property
     def size(self) -> str:
-        """Its size in words: dimensions, or stored numbers where it has no vectors."""
+        """Its size in words: dimensions, or stored numbers if it has no vectors."""
         if self.dimensions is not None:
             return f"{self.dimensions} dimensions"
         stored = self.cost("parameters")
         return "unknown size" if stored is None else f"{stored:,.0f} stored numbers"
 
     def latency_range(self) -> Optional[tuple[float, float]]:
-        """Milliseconds of one user's answer between which its medians lie, :data:`NOISE` included."""
+        """(lowest, highest) median latency of one user in milliseconds, with :data:`NOISE`."""
         median = self.cost("latency_ms", "batch_1", "p50")
         if median is None:
             return None
@@ -103,14 +102,14 @@ class Model:
 
     @property
     def train_seconds(self) -> Optional[float]:
-        """Seconds of training, epochs only, the mean over seeds; None where no run knows its own."""
+        """Training seconds (epochs only), the mean over seeds; None if no run recorded them."""
         sums = [sum(run.get("epoch_seconds") or []) for run in self.runs]
         known = [total for total in sums if total > 0]
         return sum(known) / len(known) if known else None
 
     @property
     def unfinished(self) -> int:
-        """How many of its runs had their best epoch last: they might have gone on rising."""
+        """Number of its runs whose best epoch was the last one, so that more epochs might help."""
         count = 0
         for run in self.runs:
             best, history = run.get("best_epoch"), run.get("valid_history") or []
@@ -120,7 +119,7 @@ class Model:
 
     @property
     def prefixes(self) -> dict[int, Mapping[str, Any]]:
-        """Of a student of ``--matryoshka``, dimensions -> mean, deviation, parameters; without the whole."""
+        """For a student of ``--matryoshka``: dimensions of each shorter prefix -> mean, deviation, parameters."""
         found = self.row.get("prefixes") or {}
         return {int(size): found[size] for size in sorted(found, key=int)}
 
@@ -162,7 +161,7 @@ class Point:
     Attributes:
         model: the row.
         price, value: cost and metric.
-        prefix: how many of the first dimensions it has; None for the whole model.
+        prefix: number of first dimensions that it uses; None: the whole model.
     """
 
     model: Model
@@ -185,7 +184,7 @@ class Sweep:
     Attributes:
         base: the model's name.
         settings: their dotted names.
-        rows: (a value of each setting, the row trained with them), in the order given.
+        rows: (values of the settings, the row trained with them), in the given order.
     """
 
     base: str
@@ -193,14 +192,14 @@ class Sweep:
     rows: list[tuple[tuple[Any, ...], Model]]
 
     def values(self, place: int) -> list[Any]:
-        """The distinct values of a setting: numbers ascending, others in the order given."""
+        """The distinct values of a setting: numbers ascending, others in the given order."""
         found = list(dict.fromkeys(str(values[place]) for values, _ in self.rows))
         by_text = {str(values[place]): values[place] for values, _ in self.rows}
         distinct = [by_text[text] for text in found]
         return sorted(distinct) if all(map(is_numeric, distinct)) else distinct
 
     def along(self, metric: str) -> list[tuple[Any, Model]]:
-        """Of a sweep of one setting (value, row), in the order of :meth:`values`, where the metric is known."""
+        """(value, row) of a sweep of one setting, in the order of :meth:`values`, if the metric is known."""
         order = list(map(str, self.values(0)))
         having = [(values[0], model) for values, model in self.rows if model.mean(metric) is not None]
         return sorted(having, key=lambda row: order.index(str(row[0])))
@@ -215,10 +214,10 @@ class Comparison:
     """Checked results of a comparison.
 
     Attributes:
-        results: what results.json holds.
+        results: the content of results.json.
         models: the rows, teachers first, each with its style.
         metrics: names of the metrics shown.
-        primary: the metric that is shown first: the one that epochs were chosen by, where it is among the metrics.
+        primary: the metric that is shown first: the one that chose the epochs, if it is among the metrics.
         by_name: name -> row.
         reference, teacher: the first recipe's plain student's and teacher's row, or None.
     """
@@ -226,7 +225,7 @@ class Comparison:
     def __init__(self, results: Any) -> None:
         """
         Raises:
-            UserError: these are no results of ``compare``.
+            UserError: these are not results of ``compare``.
         """
         check_results(results)
         self.results: Mapping[str, Any] = results
@@ -242,13 +241,13 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """What the report calls itself."""
+        """The report's title."""
         count = len(self.models)
         return f"{count} recommender{'' if count == 1 else 's'} on {self.results.get('dataset', 'a dataset')}"
 
     @property
     def students(self) -> list[Model]:
-        """Every row but the teachers'."""
+        """All rows except teachers."""
         return [model for model in self.models if not model.is_teacher]
 
     def ranked(self, metric: str) -> list[Model]:
@@ -258,9 +257,9 @@ class Comparison:
 
     @property
     def contenders(self) -> list[Model]:
-        """Rows that compete: the distilled ones of one size, or all students where nothing is distilled.
+        """The rows that are ranked: distilled rows of one size, or all students if nothing is distilled.
 
-        The size is that of most distilled rows; of several such, the smallest.
+        The size is the most frequent one among distilled rows; among equally frequent ones the smallest.
         """
         distilled = [model for model in self.students if model.is_distilled]
         if not distilled:
@@ -276,17 +275,17 @@ class Comparison:
         return [model for model in self.ranked(metric) if model.name in competing]
 
     def places(self, metric: str) -> dict[str, int]:
-        """Contender -> 1 or 2, where it is the best or second in the four digits that are printed."""
+        """Contender -> 1 or 2, if it is the best or second in the four printed digits."""
         shown = {model.name: f"{model.mean(metric):.4f}" for model in self.contest(metric)}
         distinct = list(dict.fromkeys(shown.values()))[:2]
         return {name: distinct.index(value) + 1 for name, value in shown.items() if value in distinct}
 
     def p_value(self, metric: str, first: str, second: str, unit: str = "users") -> Optional[float]:
-        """Holm's adjusted p-value of a pair of rows, paired by ``users`` or by ``seeds``; None where not known."""
+        """Holm's adjusted p-value of a pair of rows, paired by ``users`` or by ``seeds``; None if not known."""
         return self._entry(metric, f"p_{unit}_holm", first, second)
 
     def difference(self, metric: str, first: str, second: str) -> Optional[float]:
-        """First row's mean less the second's."""
+        """The first row's mean minus the second's."""
         return self._entry(metric, "difference", first, second)
 
     def _entry(self, metric: str, key: str, first: str, second: str) -> Optional[float]:
@@ -302,19 +301,19 @@ class Comparison:
         return any(self.p_value(metric, a, b) is not None for a in names for b in names)
 
     def mark(self, metric: str, name: str) -> str:
-        """``*`` where the row differs from :meth:`base` over users (Holm's correction), ``**`` where over seeds too."""
+        """``*`` if the row differs from :meth:`base` over users (Holm's correction), ``**`` if over seeds too."""
         base = self.base(metric, name)
         return "" if base is None else self.pair_mark(metric, name, base.name)
 
     def pair_mark(self, metric: str, first: str, second: str) -> str:
-        """:meth:`mark` of any two rows: the one meaning that stars have in a report."""
+        """:meth:`mark` for any two rows; stars have the same meaning everywhere in a report."""
         users, seeds = (self.p_value(metric, first, second, unit) for unit in ("users", "seeds"))
         if first == second or users is None or users >= LEVEL:
             return ""
         return "*" if seeds is None or seeds >= LEVEL else "**"
 
     def arrow(self, metric: str, name: str) -> str:
-        """``▲`` where a marked row is better than :meth:`base`, ``▼`` where it is worse, otherwise nothing."""
+        """``▲`` if a marked row is better than :meth:`base`, ``▼`` if it is worse, otherwise empty."""
         base = self.base(metric, name)
         if base is None or not self.mark(metric, name):
             return ""
@@ -333,22 +332,22 @@ class Comparison:
         return None if found is model else found
 
     def teacher_of(self, model: Model) -> Optional[Model]:
-        """The teacher that a row's gap is measured to; None for a teacher."""
+        """The teacher for a row's gap; None for a teacher."""
         return None if model.is_teacher else self.by_name.get(str(model.row.get("teacher"))) or self.teacher
 
     def levels_of(self, model: Model, metric: str) -> list[Model]:
-        """The plain student and the teacher that a row stands between, where their metric is known."""
+        """A row's plain student and teacher, if their metric is known."""
         found = (self.reference_of(model), self.teacher_of(model))
         return [one for one in found if one is not None and one.mean(metric) is not None]
 
     def teacher_share(self, metric: str, model: Model) -> Optional[float]:
-        """The row's metric divided by its teacher's; None for a teacher, and where there is none."""
+        """The row's metric divided by its teacher's; None for a teacher or without a teacher."""
         teacher = self.teacher_of(model)
         value, whole = model.mean(metric), None if teacher is None else teacher.mean(metric)
         return value / whole if value is not None and whole else None
 
     def base(self, metric: str, name: Optional[str] = None) -> Optional[Model]:
-        """The row that marks compare with: the row's plain student, or the second best where there is none."""
+        """The row that marks compare with: the row's plain student, or the second best if there is none."""
         row = self.by_name.get(str(name))
         found = self.reference if row is None else self.reference_of(row)
         if found is not None or self.reference is not None or (row is not None and row.row.get("reference")):
@@ -370,10 +369,10 @@ class Comparison:
         )
 
     def differing_settings(self) -> dict[str, dict[str, Any]]:
-        """Row -> its settings by dotted name, without those in which all students, or all teachers, agree.
+        """Row -> its settings by dotted name, without settings that are equal in all students, or in all teachers.
 
-        Options of a distiller are compared among the rows that have it. What a row is, and a teacher that is a row of
-        its own, are told elsewhere.
+        Options of a distiller are compared among the rows with this distiller. The model's name, and a teacher with its
+        own row, are shown elsewhere.
         """
         settings = {}
         for model in self.models:
@@ -409,7 +408,7 @@ class Comparison:
         return dict(sorted(panels.items(), key=lambda panel: not panel[0].startswith("rec")))
 
     def sweeps(self) -> list[Sweep]:
-        """The models that were trained with several values of the same one or two settings: those of the first."""
+        """The models that were trained with several values of the same one or two settings as the first such model."""
         found: dict[str, Sweep] = {}
         for model in self.models:
             swept = model.row.get("sweep") or {}
@@ -422,7 +421,7 @@ class Comparison:
         return [sweep for sweep in sweeps if sweep.settings == sweeps[0].settings]
 
     def points(self, metric: str, *cost: str) -> list[Point]:
-        """Every model with this cost and metric; beside the stored numbers also the prefixes of Matryoshka students."""
+        """Every model with this cost and metric; for stored numbers also the prefixes of Matryoshka students."""
         found = []
         for model in self.models:
             price, value = model.cost(*cost), model.mean(metric)
@@ -435,7 +434,7 @@ class Comparison:
         return found
 
     def front(self, metric: str, *cost: str) -> list[Point]:
-        """The points that no other beats in cost and metric at once, the cheapest first.
+        """The points that no other point beats in both cost and metric, the cheapest first.
 
         Latencies that differ by no more than noise are equal.
         """
@@ -449,9 +448,9 @@ class Comparison:
 
 
 def side_by_side(points: Sequence[Point], front: Sequence[Point]) -> list[float]:
-    """Where each point is drawn on a logarithmic axis: at its price, or beside a point that it would hide.
+    """Each point's position on a logarithmic axis: its price, or beside a point that it would hide.
 
-    Points of the front stand at their price.
+    Points of the front are always at their price.
     """
     tall = max((point.value for point in points), default=0) - min((point.value for point in points), default=0)
     prices = [math.log(point.price) for point in points]
@@ -483,7 +482,7 @@ def pareto_front(
     """
     ranges = ranges or [(cost, cost) for cost in costs]
     front: list[int] = []
-    # From the best on: one that is beaten by a point off the front is beaten by a point on it.
+    # Best first: a point beaten by a point off the front is also beaten by a point on it.
     for index in sorted(range(len(costs)), key=lambda index: (-values[index], costs[index])):
         low, high = ranges[index]
         beaten = any(
@@ -495,13 +494,13 @@ def pareto_front(
 
 
 def is_wide(curves: Iterable[Curve]) -> bool:
-    """Whether values above 0 differ so much that a plain axis would flatten the small ones."""
+    """Whether values above 0 differ so much that small ones would be invisible on a linear axis."""
     values = [value for _, of_epochs in curves for value in of_epochs]
     return bool(values) and min(values) > 0 and max(values) > WIDE * min(values)
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """The mean over seeds at the epochs that every seed has: those after the first stopped would jump."""
+    """The mean over seeds at the epochs that all seeds have; after the first seed stops, the mean would jump."""
     if not curves:
         return [], []
     tables = [dict(zip(*curve)) for curve in curves]

@@ -1,12 +1,12 @@
 """The graphs on which SEvo smooths an optimiser's updates, and SEvo's options.
 
-Each graph is a symmetric-normalised adjacency Ã in CSR form, built from the training split alone. Its nodes are the
-rows of an item table (padding included, and any row that a model adds at the end, such as BERT4Rec's mask; none of
-these has a neighbour), or the rows of the user table followed by those of the item table.
+Each graph is a symmetric-normalised adjacency Ã in CSR form, built from the training split only. Its nodes are the rows
+of an item table, or the rows of the user table followed by those of the item table. Padding, and rows that a model adds
+at the end (such as BERT4Rec's mask), are nodes without neighbours.
 
 Source: SEvo (NeurIPS'24), "Graph-enhanced Optimizers for Structure-aware Recommendation Embedding Evolution".
 Deviation: the weight of a teacher's neighbours is exp(-d / temperature) with d = 1 - cos. The authors' slides print d
-as the cosine *similarity*, with which the least similar items would be tied most strongly.
+as the cosine *similarity*, which would give the least similar items the largest weight.
 """
 
 from __future__ import annotations
@@ -43,46 +43,50 @@ __all__ = [
     "training_sequences",
 ]
 
-#: What ``sevo.graph`` can be.
+#: Values of ``sevo.graph``.
 GRAPHS = ("consecutive", "bipartite", "category", "teacher")
 
-#: Scores of a block of items against all items: bounds the memory of the search for neighbours to 64 MiB of float32.
+#: Similarities in a block of items times all items; limits the search for neighbours to 64 MiB of float32.
 BLOCK_CELLS = 1 << 24
 
-#: Pairs of items that share a category: more make a graph that takes longer to smooth on than a training step.
+#: Largest number of item pairs that share a category; with more, smoothing takes longer than a training step.
 MOST_PAIRS = 20_000_000
 
 
 @dataclass(frozen=True)
 class SEvoOptions(Options):
-    """Section ``sevo``: on which graph, and how strongly, the updates of embedding tables are smoothed."""
+    """Section ``sevo``: how strongly, and on which graph, the updates of embedding tables are smoothed."""
 
     beta: float = option(0.99, "strength of smoothing; 0 is the plain optimiser", minimum=0, below=1)
-    layers: int = option(3, "L, steps on the graph that an update spreads", minimum=0)
+    layers: int = option(3, "L, number of steps that an update spreads on the graph", minimum=0)
     iterative: bool = option(False, "iterate x <- beta Ã x + (1 - beta) Delta instead of the rescaled Neumann series")
     graph: str = option("consecutive", "which items are neighbours", choices=GRAPHS)
-    tables: tuple[str, ...] = option((), "parameters to smooth, in the order of the graph's nodes; none: found")
-    window: int = option(1, "H of graph consecutive: farthest neighbours in a sequence, in steps", minimum=1)
-    maxlen: int = option(50, "of graph consecutive: last items of a user's sequence that count", minimum=2)
-    neighbours: int = option(10, "of graph teacher: nearest items that each item chooses", minimum=1)
-    temperature: float = option(1.0, "of graph teacher: tau of exp(-d/tau), d = 1 - cosine", above=0)
-    category: str = option("class", "of graph category: the item feature whose values are the categories")
+    tables: tuple[str, ...] = option(
+        (), "parameters to smooth, in the order of the graph's nodes; by default the model's tables"
+    )
+    window: int = option(1, "H of graph consecutive: largest distance of neighbours in a sequence", minimum=1)
+    maxlen: int = option(
+        50, "for graph consecutive: number of last items of a user's sequence that are used", minimum=2
+    )
+    neighbours: int = option(10, "for graph teacher: number of nearest items that each item chooses", minimum=1)
+    temperature: float = option(1.0, "for graph teacher: tau of exp(-d/tau), d = 1 - cosine", above=0)
+    category: str = option("class", "for graph category: the item feature whose values are the categories")
 
 
 def consecutive_adjacency(
     user_ids: Tensor, item_ids: Tensor, order: Tensor, nodes: int, window: int = 1, maxlen: int = 50
 ) -> Tensor:
-    """Ã of the graph that ties items which follow each other in a user's training sequence.
+    """Ã of the graph that connects items which follow each other in a user's training sequence.
 
-    Two items h <= window steps apart add 1/h to their edge, in both directions, each time they are; an item that
-    follows itself is its own neighbour. Only the last `maxlen` items of a user count.
+    Each occurrence of two items h <= window steps apart adds 1/h to their edge, in both directions. An item that
+    follows itself is its own neighbour. Only the last `maxlen` items of a user are used.
 
     Args:
         user_ids, item_ids: (n,) the training interactions, in any order.
-        order: (n,) their time or position; of equal ones the first listed comes first.
+        order: (n,) their time or position; ties keep the order of the interactions.
         nodes: rows of the item table.
         window: H, at least 1.
-        maxlen: items of a sequence that count, at least 2.
+        maxlen: number of last items of a sequence that are used, at least 2.
 
     Returns:
         (nodes, nodes) sparse CSR, float32.
@@ -106,24 +110,24 @@ def consecutive_adjacency(
         weights.append(torch.full((2 * len(earlier),), 1 / steps))
     if not any(len(part) for part in rows):
         raise UserError(
-            "No user has two training interactions, so that no items are consecutive; "
+            "No user has two training interactions, so no items are consecutive; "
             "keep longer sequences (--user_inter_num_interval) or choose another --sevo.graph."
         )
     return symmetric_normalized(torch.cat(rows), torch.cat(columns), torch.cat(weights).to(items.device), nodes)
 
 
 def category_adjacency(item_ids: Tensor, category_ids: Tensor, nodes: int) -> Tensor:
-    """Ã of the graph that ties, with weight 1, all items which share a category.
+    """Ã of the graph that connects, with weight 1, all items that share a category.
 
     Args:
-        item_ids, category_ids: (n,) pairs of an item and a category that it has; id 0 is padding on either side.
+        item_ids, category_ids: (n,) pairs of an item and one of its categories; id 0 is padding in both.
         nodes: rows of the item table.
 
     Returns:
         (nodes, nodes) sparse CSR, float32.
 
     Raises:
-        UserError: no items share a category, or so many do that the graph would not fit a training step.
+        UserError: no items share a category, or too many do.
     """
     real = (item_ids > 0) & (category_ids > 0)
     items, categories = item_ids[real].cpu().numpy(), category_ids[real].cpu().numpy()
@@ -132,7 +136,7 @@ def category_adjacency(item_ids: Tensor, category_ids: Tensor, nodes: int) -> Te
     pairs = float(np.square(np.asarray(member.sum(axis=0), dtype=np.float64)).sum())
     if pairs > MOST_PAIRS:
         raise UserError(
-            f"--sevo.graph=category would tie {pairs:.2g} pairs of items; expected at most {MOST_PAIRS:.2g}: "
+            f"--sevo.graph=category would connect {pairs:.2g} pairs of items; expected at most {MOST_PAIRS:.2g}: "
             "name a finer feature with --sevo.category."
         )
     shared = (member @ member.T).tocoo()
@@ -151,24 +155,24 @@ def teacher_adjacency(
     block: Optional[int] = None,
     known: Optional[Tensor] = None,
 ) -> Tensor:
-    """Ã of the graph that ties each item to the items nearest to it in a teacher's embedding.
+    """Ã of the graph that connects each item with its nearest items in a teacher's embedding.
 
-    Item i chooses its `neighbours` largest cosines, exactly, with w_ij = exp(-(1 - cos_ij) / temperature) and 0 for the
-    items that it does not choose; the edge's weight is w_ij + w_ji. A weight that underflows is no edge.
+    Item i chooses the `neighbours` items with the largest cosines (exact search), with w_ij = exp(-(1 - cos_ij) /
+    temperature), and 0 for other items. The edge's weight is w_ij + w_ji. A weight that underflows gives no edge.
 
     Args:
         embeddings: (I, d) the teacher's item embeddings; row 0 is padding.
         neighbours: k, less than the number of other items.
         temperature: tau, above 0.
-        nodes: rows of the student's item table; I where it is not given.
-        block: items whose cosines are held at a time, (block, I) numbers; sized for 64 MiB where it is not given.
-        known: (I,) which items have a vector; the others have no neighbour. All have one where it is not given.
+        nodes: rows of the student's item table; by default I.
+        block: items whose cosines are held at a time, (block, I) numbers; by default for 64 MiB.
+        known: (I,) bool, the items with a vector; the others have no neighbour. By default all.
 
     Returns:
         (nodes, nodes) sparse CSR of the embeddings' dtype, on a CPU.
 
     Raises:
-        UserError: more neighbours than there are other items.
+        UserError: `neighbours` is more than the number of other items.
     """
     items = len(embeddings)
     padding = torch.arange(items, device=embeddings.device) == 0
@@ -198,14 +202,14 @@ def teacher_adjacency(
 
 
 def check_columns(graph: str, category: str, dataset: Any) -> None:
-    """Refuses a graph of columns that a dataset has not loaded; asked before anything is trained.
+    """Refuses a graph that needs columns which the dataset has not loaded; called before training.
 
     Raises:
-        UserError: interactions have no time, or items no such column, or one of numbers.
+        UserError: interactions have no time, or items have no such column, or it holds numbers.
     """
     if graph == "consecutive" and dataset.timed is None:
         raise UserError(
-            f"The consecutive graph needs the time of interactions, and column '{dataset.time_field}' is not loaded; "
+            f"The consecutive graph needs the time of interactions, but column '{dataset.time_field}' is not loaded; "
             "name it in --load_col or choose another --sevo.graph."
         )
     if graph != "category":
@@ -215,7 +219,7 @@ def check_columns(graph: str, category: str, dataset: Any) -> None:
     choices = [name for name in tokens if name != dataset.iid_field]
     if category not in choices:
         raise UserError(
-            f"--sevo.category={category} is no token column of the items of {dataset.dataset_name}; "
+            f"--sevo.category={category} is not a token column of the items of {dataset.dataset_name}; "
             f"expected one of: {', '.join(choices) or 'none is loaded'}. Check --sevo.category and --load_col."
         )
 
@@ -223,8 +227,8 @@ def check_columns(graph: str, category: str, dataset: Any) -> None:
 def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(users (n,), items (n,), places (n,)) of a training split: each user's items in time, for the consecutive graph.
 
-    A sequential model's rows are (items so far, next item). The next items are the sequence without its first item, and
-    that is the history of the row whose history has one item.
+    A sequential model's rows are (items so far, next item). The next items are the sequence without its first item. The
+    first item is the history of the row whose history has one item.
 
     Args:
         train: RecBole's dataset of the training split.
@@ -241,7 +245,7 @@ def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
         first = lengths == 1
         users, items = torch.cat([users[first], users]), torch.cat([rows[histories][first, 0], items])
         times = torch.cat([torch.full((int(first.sum()),), -1), times])
-        # Items of the same time are in the order of their histories' lengths.
+        # Items with the same time are ordered by the length of their histories.
         by_length = torch.argsort(torch.cat([torch.zeros_like(lengths[first]), lengths]), stable=True)
         users, items, times = users[by_length], items[by_length], times[by_length]
     places = torch.empty(len(times), dtype=torch.long)
@@ -250,14 +254,14 @@ def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def item_categories(dataset: Any, feature: str) -> tuple[Tensor, Tensor]:
-    """(items (n,), categories (n,)): one pair for each category that an item has; id 0 is padding on either side.
+    """(items (n,), categories (n,)): one pair for each category of an item; id 0 is padding in both.
 
     Args:
         dataset: a RecBole dataset with item features.
         feature: name of a token or token_seq column of the items.
 
     Raises:
-        UserError: no such column, or one of numbers.
+        UserError: no such column, or it holds numbers.
     """
     check_columns("category", feature, dataset)
     features = dataset.item_feat
@@ -279,16 +283,16 @@ def sevo_adjacency(
     Args:
         options: section ``sevo``.
         train: RecBole's dataset of the training split.
-        observed: its pairs.
+        observed: the observed pairs of that split.
         item_rows: rows of the item table that is smoothed, at least I.
         teacher_items: (I, d) the teacher's item embeddings, for graph teacher.
-        known_items: (I,) which of them the teacher has; None where all.
+        known_items: (I,) bool, the items for which the teacher has one; None: all.
 
     Returns:
-        (item_rows, item_rows) sparse CSR; of graph bipartite (U + I, U + I), users first.
+        (item_rows, item_rows) sparse CSR; for graph bipartite (U + I, U + I), users first.
 
     Raises:
-        UserError: the graph cannot be built from what there is.
+        UserError: the graph cannot be built from the data and the teacher.
     """
     if options.graph == "bipartite":
         return bipartite_adjacency(observed)
@@ -297,7 +301,7 @@ def sevo_adjacency(
     if options.graph == "teacher":
         if teacher_items is None:
             raise UserError(
-                "--sevo.graph=teacher reads a teacher's item embeddings, and there is no teacher that has them; "
+                "--sevo.graph=teacher reads a teacher's item embeddings, but there is no teacher with them; "
                 "set --teacher or choose another --sevo.graph."
             )
         return teacher_adjacency(teacher_items, options.neighbours, options.temperature, item_rows, known=known_items)
@@ -330,9 +334,9 @@ def cached_adjacency(
     teacher_items: Optional[Tensor] = None,
     known_items: Optional[Tensor] = None,
 ) -> Tensor:
-    """What :func:`sevo_adjacency` gives, kept in `folder` under a digest of all that it is made of.
+    """The result of :func:`sevo_adjacency`, kept in `folder` under a digest of its inputs.
 
-    A file that is not whole, or whose graph cannot be one, is made anew.
+    A file that is damaged or holds an invalid graph is made again.
 
     Raises:
         UserError: the graph cannot be built, or the folder cannot be written.
@@ -354,11 +358,11 @@ def cached_adjacency(
             stored = load_checkpoint(path, schema=_StoredGraph)
             parts, size = (stored["rows"], stored["columns"], stored["weights"]), (stored["nodes"], stored["nodes"])
             if stored["content"] == digest(key, *parts):
-                # Sparse products read what the columns say unchecked, and this is a file.
+                # Sparse products do not check column indices, so those of a file are checked here.
                 return torch.sparse_csr_tensor(*parts, size=size, check_invariants=True)
         except (UserError, RuntimeError):
             pass
-        logging.getLogger().warning(f"The graph in '{path}' is damaged or of an earlier version: made anew.")
+        logging.getLogger().warning(f"The graph in '{path}' is damaged or of an earlier version; it is made again.")
     adjacency = sevo_adjacency(options, train, observed, item_rows, teacher_items, known_items)
     parts = adjacency.crow_indices(), adjacency.col_indices(), adjacency.values()
     told = {"key": key, "nodes": adjacency.shape[0], "content": digest(key, *parts)}

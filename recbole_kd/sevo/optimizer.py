@@ -9,13 +9,14 @@ or by L rounds of x <- beta Ã x + (1 - beta) Delta from x = Delta (iterative). 
 (1 - beta) (I - beta Ã)^-1 Delta, the minimiser over X of ||X - Delta||^2 + beta/(1 - beta) tr(X^T (I - Ã) X).
 Neumann with rescaling keeps the length of an update that is already smooth (Ã Delta = Delta) at every L.
 
-What is smoothed: the direction of SGD, Adam or AdamW. Decoupled weight decay (AdamW) is not smoothed; the L2 penalty of
-SGD and Adam is a part of their gradient and so it is. For AdamW, rows whose gradient is entirely zero keep their
-bias-corrected moments: m/(1 - beta1^t) and v/(1 - beta2^t) stand in for g and g^2, so that sparse rows do not fade.
+The direction of SGD, Adam or AdamW is smoothed. Decoupled weight decay (AdamW) is not smoothed. The L2 penalty of SGD
+and Adam is part of their gradient, so it is smoothed. In AdamW, rows whose gradient is entirely zero keep their
+bias-corrected moments: m/(1 - beta1^t) and v/(1 - beta2^t) replace g and g^2, so that moments of sparse rows do not
+decay.
 
-Deviations: a smoother that changes nothing (beta 0, or no layers) makes its group an ordinary one, moment correction
-included, so that beta 0 is the plain optimiser bit for bit. A row without neighbours keeps the factor
-(1 - beta)/(1 - beta^(L+1)) that the formula gives it (the published code does so too).
+Deviations: if a smoother changes nothing (beta 0, or no layers), its group is an ordinary one, without the moment
+correction. So beta 0 is the plain optimiser bit for bit. A row without neighbours keeps the formula's factor
+(1 - beta)/(1 - beta^(L+1)), as in the published code.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class NeumannSmoother:
         Args:
             adjacency: Ã, a sparse CSR tensor (N, N), symmetric-normalised.
             beta: strength in [0, 1); 0 smooths nothing.
-            layers: L >= 0, how many steps on the graph an update spreads.
+            layers: L >= 0, number of steps that an update spreads on the graph.
             iterative: iterate x <- beta Ã x + (1 - beta) Delta instead of the rescaled Neumann series.
 
         Raises:
@@ -70,7 +71,7 @@ class NeumannSmoother:
 
     @property
     def nodes(self) -> int:
-        """N, the rows that the smoothed tables have together."""
+        """N, the number of rows of all smoothed tables."""
         return self.adjacency.shape[0]
 
     @property
@@ -79,7 +80,7 @@ class NeumannSmoother:
         return self.beta == 0 or self.layers == 0
 
     def settings(self) -> dict[str, Any]:
-        """Plain values that tell this smoother from another: its options and a checksum of the graph's edges."""
+        """Plain values that identify this smoother: its options and a checksum of the graph's edges."""
         if self._settings is None:
             checksum = 0
             for indices in (self.adjacency.crow_indices(), self.adjacency.col_indices()):
@@ -114,9 +115,9 @@ class NeumannSmoother:
 
 
 class SEvoOptimizer(Optimizer):
-    """Base of the three: groups with a smoother take the smoothed step, all others torch's own.
+    """Base of the three optimisers: groups with a smoother make the smoothed step, all others torch's own step.
 
-    A subclass says what its update of one table is (:meth:`_direction`) and how torch makes its ordinary step.
+    A subclass implements its update of one table (:meth:`_direction`) and torch's ordinary step.
     Gradients are dense. A group whose smoother changes nothing is an ordinary group.
     """
 
@@ -124,7 +125,7 @@ class SEvoOptimizer(Optimizer):
         """Adds a group; its ``smoother``, if any, smooths its tables jointly, in their order.
 
         Raises:
-            ValueError: a smoothed parameter is not a table, tables differ in width, or their rows are not the graph's.
+            ValueError: a smoothed parameter is not a table, tables differ in width, or rows do not match the graph.
         """
         super().add_param_group(param_group)
         smoother = self.param_groups[-1]["smoother"]
@@ -158,7 +159,7 @@ class SEvoOptimizer(Optimizer):
 
     def _smoothed_step(self, group: dict[str, Any]) -> None:
         tables: list[Tensor] = group["params"]
-        # The graph spreads updates from one table to the others, so a table without gradient is one with gradient 0.
+        # The graph spreads updates to other tables, so a table without gradient is treated as one with gradient 0.
         updates = [
             self._direction(table, torch.zeros_like(table) if table.grad is None else table.grad, group)
             for table in tables
@@ -168,15 +169,15 @@ class SEvoOptimizer(Optimizer):
             table.add_(update, alpha=-group["lr"])
 
     def _direction(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """Delta: what is smoothed, scaled by the learning rate and subtracted from `table` (n, d)."""
+        """Delta (n, d), the update of `table` before smoothing, multiplication by the learning rate and subtraction."""
         raise NotImplementedError
 
     def _ordinary_step(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        """torch's own step (its foreach kernels where torch chooses them) on the parameters that have a gradient."""
+        """torch's own step, with its foreach kernels if torch chooses them, on the parameters that have a gradient."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict; in place of a smoother it has its :meth:`NeumannSmoother.settings`."""
+        """torch's state dict; a smoother is replaced by its :meth:`NeumannSmoother.settings`."""
         state = super().state_dict()
         for group in state["param_groups"]:
             if group["smoother"] is not None:
@@ -184,10 +185,10 @@ class SEvoOptimizer(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues exactly where the optimiser that wrote `state_dict` stopped; the smoothers here stay.
+        """Resumes exactly from another optimiser's `state_dict`; this optimiser keeps its smoothers.
 
         Raises:
-            ValueError: a smoother here has other settings or another graph than the one that was saved.
+            ValueError: a smoother has other settings or another graph than the saved one.
         """
         smoothers = [group["smoother"] for group in self.param_groups]
         for number, (smoother, group) in enumerate(zip(smoothers, state_dict["param_groups"])):
@@ -215,7 +216,7 @@ class SEvoSGD(SEvoOptimizer):
             weight_decay: L2 penalty, added to the gradient.
 
         Raises:
-            ValueError: a value out of range, or tables that are not the graph's.
+            ValueError: a value out of range, or tables that do not match the graph.
         """
         _check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "smoother": None}
@@ -271,7 +272,7 @@ class SEvoAdam(SEvoOptimizer):
             lr: learning rate.
             betas: decay of the first and of the second moment, each in [0, 1).
             eps: added to the root of the second moment.
-            weight_decay: L2 penalty added to the gradient; of AdamW, the decoupled decay, relative to lr.
+            weight_decay: L2 penalty added to the gradient; for AdamW the decoupled decay, relative to lr.
 
         Raises:
             ValueError: a value out of range, or tables that are not the graph's.
@@ -300,19 +301,19 @@ class SEvoAdam(SEvoOptimizer):
         decay1, decay2 = self._decay_of_moments(gradient, step, beta1, beta2)
         first.mul_(decay1).add_(gradient, alpha=1 - beta1)
         second.mul_(decay2).addcmul_(gradient, gradient, value=1 - beta2)
-        # (m / c1) / (sqrt(v / c2) + eps) with the corrections of both moments folded into the denominator.
+        # (m / c1) / (sqrt(v / c2) + eps), with both moments' corrections in the denominator.
         correction1, correction2 = 1 - beta1**step, 1 - beta2**step
         denominator = second.sqrt().mul_(correction1 / math.sqrt(correction2)).add_(correction1 * group["eps"])
         return torch.div(first, denominator, out=denominator)
 
     def _decayed(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """Applies weight decay; returns the gradient of which the moments are taken."""
+        """Applies weight decay; returns the gradient for the moments."""
         return gradient.add(table, alpha=group["weight_decay"]) if group["weight_decay"] != 0 else gradient
 
     def _decay_of_moments(
         self, gradient: Tensor, step: int, beta1: float, beta2: float
     ) -> tuple[Union[float, Tensor], Union[float, Tensor]]:
-        """What the moments of the last step are multiplied by: numbers, or (n, 1) for each row."""
+        """Factors of the last step's moments: numbers, or (n, 1) for each row."""
         return beta1, beta2
 
     def _ordinary_step(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
@@ -336,7 +337,7 @@ class SEvoAdam(SEvoOptimizer):
 
 
 class SEvoAdamW(SEvoAdam):
-    """AdamW, its direction smoothed, its decoupled weight decay not; rows without gradient keep their moments."""
+    """AdamW: its direction is smoothed, its weight decay is not; rows without gradient keep their moments."""
 
     _torch_step: ClassVar[Callable[..., None]] = staticmethod(adamw)
 
@@ -347,12 +348,12 @@ class SEvoAdamW(SEvoAdam):
     def _decay_of_moments(self, gradient: Tensor, step: int, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
         """The moment correction.
 
-        With m/(1 - beta^(t-1)) in place of g, beta m + (1 - beta) g is m (1 - beta^t)/(1 - beta^(t-1)): the row keeps
-        its bias-corrected moment, and all it takes is another factor for that row.
+        With m/(1 - beta^(t-1)) in place of g, beta m + (1 - beta) g is m (1 - beta^t)/(1 - beta^(t-1)). So the row
+        keeps its bias-corrected moment if it only gets another factor.
         """
-        # On a CPU three times as fast as `any`; a row with a NaN is not idle.
+        # On a CPU three times as fast as `any`. A row with a NaN counts as having a gradient.
         idle = gradient.abs().amax(dim=1, keepdim=True) == 0
-        # Before the first gradient the moments are 0 and any factor will do.
+        # Before the first gradient the moments are 0, so the factor does not matter.
         kept = [(1 - beta**step) / (1 - beta ** (step - 1)) if step > 1 else 1.0 for beta in (beta1, beta2)]
         decay1, decay2 = (
             gradient.new_full(idle.shape, beta).masked_fill_(idle, factor) for beta, factor in zip((beta1, beta2), kept)
@@ -366,11 +367,11 @@ OPTIMIZERS: dict[str, type[SEvoOptimizer]] = {"sevo_sgd": SEvoSGD, "sevo_adam": 
 def smoothed_groups(
     parameters: Iterable[Tensor], tables: Sequence[Tensor], smoother: NeumannSmoother
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: `tables` jointly under `smoother`, every other parameter an ordinary one.
+    """Groups for an optimiser: one with `tables` and `smoother`, and one with all other parameters.
 
     Args:
-        parameters: all that is trained, in any order.
-        tables: which of them are the graph's nodes, in the order of the nodes.
+        parameters: all trained parameters, in any order.
+        tables: those whose rows are the graph's nodes, in the order of the nodes.
         smoother: psi.
 
     Raises:
@@ -386,7 +387,7 @@ def smoothed_groups(
 
 
 def sevo_optimizer(name: str, groups: Parameters, lr: float, weight_decay: float = 0.0) -> SEvoOptimizer:
-    """The optimiser that a learner's name stands for.
+    """The optimiser of a learner's name.
 
     Args:
         name: sevo_sgd, sevo_adam or sevo_adamw.
@@ -395,7 +396,7 @@ def sevo_optimizer(name: str, groups: Parameters, lr: float, weight_decay: float
         weight_decay: L2 penalty (sevo_sgd, sevo_adam) or decoupled decay (sevo_adamw).
 
     Raises:
-        ValueError: an unknown name, or what the optimiser itself refuses.
+        ValueError: an unknown name, or a value that the optimiser refuses.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimiser {name!r}; expected one of {', '.join(OPTIMIZERS)}")

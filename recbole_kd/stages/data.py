@@ -1,4 +1,4 @@
-"""The data of a run: fetched and prepared where it is missing, loaded and split once."""
+"""The data of a run: fetched and prepared if it is missing, loaded and split once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fetch(config: KDConfig) -> None:
 
 
 def load_splits(config: KDConfig) -> Splits:
-    """The dataset of a run, fetched and prepared where it is missing and can be, loaded and split once."""
+    """A run's dataset, loaded and split once; it is fetched and prepared first if it is missing and available."""
     folder, name = Path(config["data_path"]), config["dataset"]
     fetch(config)
     if not folder.is_dir():

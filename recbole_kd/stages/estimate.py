@@ -1,4 +1,4 @@
-"""What a training will take, estimated from a few of its steps (``--dry_run=true``)."""
+"""Time and memory of a training, estimated from a few of its steps (``--dry_run=true``)."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from recbole_kd.trainer.learner import optimizer_factory
 
 __all__ = ["estimated"]
 
-#: Steps that are made of each model; the first one warms up and does not count.
+#: Steps measured for each model; the first one is a warm-up and is not counted.
 STEPS = 4
 
 
 def estimated(experiment: Experiment) -> list[str]:
-    """A line for each model that would be trained: seconds an epoch, at most how long in all, and peak memory.
+    """A line for each model that would be trained: seconds per epoch, longest total time, and peak memory.
 
-    Real steps are made on the run's data: of each teacher, and of the student with its distillers, taught by untrained
-    teachers. A teacher from the cache would cost nothing. What is made for it is kept in no folder.
+    A few real steps are made on the run's data, for each teacher and for the student with its distillers. The student's
+    teachers are untrained. Time saved by teachers in the cache is not counted. Nothing is kept on disk.
     """
     config = experiment.settings
     if not Path(config["data_path"]).is_dir():
-        return [f"no estimate, as the data of {config['dataset']} are not there yet"]
+        return [f"no estimate, because the data of {config['dataset']} are missing"]
     level = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -58,11 +58,11 @@ def estimated(experiment: Experiment) -> list[str]:
 
 
 def _without_steps(config: KDConfig) -> str:
-    """Why there is nothing to measure of a model, if so."""
+    """The reason why a model's steps cannot be measured; empty if they can."""
     if not models()[config.resolved.backbone].gradient:
         return "a closed form, solved in one step"
     own_loop = get_trainer(config["MODEL_TYPE"], config["student"]) is not Trainer
-    return "no estimate, as it has a training loop of its own" if own_loop else ""
+    return "no estimate, because it has its own training loop" if own_loop else ""
 
 
 def _alone(config: KDConfig, splits: Splits) -> str:
@@ -89,7 +89,7 @@ def _student(experiment: Experiment, splits: Splits) -> str:
 
 
 def _untrained(config: KDConfig, splits: Splits, role: str) -> Trained:
-    """What stands for a teacher: its steps cost what those of a trained one do."""
+    """An untrained teacher; a step with it costs the same as with a trained one."""
     init_seed(config["seed"], config["reproducibility"])
     return Trained(config, build_model(config, splits.train), "", False, {"test_result": {}})
 
@@ -122,7 +122,7 @@ def _line(name: str, trainer: Any, train: Any) -> str:
     trainer._train_epoch(steps, trainer.start_epoch)
     epoch = statistics.median(steps.seconds[1:] or steps.seconds) * len(train)
     return (
-        f"{name}: about {epoch:.2g} s an epoch of {len(train):,} steps, at most "
+        f"{name}: about {epoch:.2g} s per epoch of {len(train):,} steps, at most "
         f"{duration(epoch * config['epochs'])} for {config['epochs']} epochs without evaluation; "
         f"peak memory {peak_memory() / 1e6:,.0f} MB"
     )

@@ -1,4 +1,4 @@
-"""The student for serving (``--final=true``): trained again on every interaction, as long as validation chose."""
+"""The student for serving (``--final=true``): trained again on all interactions, for the chosen number of epochs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["check_final", "final_experiment", "train_final"]
 
 
 def check_final(config: KDConfig) -> None:
-    """Refuses ``--final`` where nothing is held out or trained, before anything is done.
+    """Refuses ``--final`` before training if nothing is held out or trained.
 
     Raises:
-        UserError: neither a validation nor a test split is asked for, or no epoch.
+        UserError: there is neither a validation nor a test split, or there are no epochs.
     """
     if config["epochs"] == 0:
         raise UserError(
@@ -33,19 +33,19 @@ def check_final(config: KDConfig) -> None:
         )
     if not any(parts_asked_for(config)):
         raise UserError(
-            "--final=true trains again on what was held out, and the split leaves nothing out: this run's own file is "
-            "trained on everything. Leave --final out."
+            "--final=true trains again with the held-out interactions, but the split holds out none: this run's "
+            "checkpoint is already trained on all. Leave --final out."
         )
 
 
 def final_experiment(experiment: Experiment, trainer: Any, teacher: AnyTeacher | None) -> Experiment:
-    """A run's experiment on all interactions, each model for the epochs that validation chose.
+    """A run's experiment on all interactions; each model is trained for its chosen number of epochs.
 
-    A teacher that was trained is trained again. One that is a file stays as it is: it knows less than everything.
+    A trained teacher is trained again. A teacher from a file does not change, so it does not know all interactions.
 
     Args:
         experiment: the run.
-        trainer: of its student, trained.
+        trainer: the trainer of its student, after training.
         teacher: its teacher, or several as one.
     """
     given: dict[str, Any] = {
@@ -65,13 +65,13 @@ def final_experiment(experiment: Experiment, trainer: Any, teacher: AnyTeacher |
 
 
 def train_final(experiment: Experiment, trainer: Any, teacher: AnyTeacher | None, group: Group) -> dict[str, Any]:
-    """Trains a run's student on everything and writes it beside the run's checkpoint.
+    """Trains a run's student on all interactions and writes it beside the run's checkpoint.
 
     Returns:
         ``checkpoint``, ``epochs``, ``interactions``, ``train_seconds`` and ``teacher``, for the run's result.
     """
     final = final_experiment(experiment, trainer, teacher)
-    logging.getLogger().info("Training on everything, for serving; there are no test figures of it")
+    logging.getLogger().info("Training on all interactions, for serving; this model cannot be tested")
     splits = load_splits(final.settings)
     check_data(final, splits)
     taught = shared_teacher(final, splits, group) if final.teachers else None

@@ -1,4 +1,4 @@
-"""The log of a run: all of it in a file, and the lines that tell the course of it on the terminal."""
+"""The log of a run: complete in a file, and the main lines on the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recbole_kd.experiment.settings import KDConfig
 
 __all__ = ["log_to_file", "start_logging"]
 
-#: What RecBole tells after the line of each epoch; the file keeps it.
+#: RecBole's lines after each epoch's line; only the file keeps them.
 _NOT_SHOWN = re.compile(r"(\x1b\[[\d;]*m)*(valid result|Saving current)")
 
 
@@ -23,9 +23,10 @@ def _shown(record: logging.LogRecord) -> bool:
 
 
 def start_logging(config: KDConfig) -> None:
-    """RecBole's logger, and one line on what the run is.
+    """Starts RecBole's logger, and logs one line that describes the run.
 
-    The terminal does not show what RecBole repeats of each epoch; with ``quiet`` it shows warnings and errors alone.
+    The terminal does not show RecBole's repeated lines for each epoch. With ``quiet`` it shows only warnings and
+    errors.
 
     Raises:
         UserError: the folder ``log`` cannot be written.
@@ -48,7 +49,7 @@ def start_logging(config: KDConfig) -> None:
 
 
 def log_to_file(text: str) -> None:
-    """A line of the log's file alone: the terminal tells it in another place."""
+    """Logs a line to the file only; the terminal shows it elsewhere."""
     record = logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO", "msg": text})
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and record.levelno >= handler.level:

@@ -1,4 +1,4 @@
-"""Checks before anything is trained: a student and a teacher that lack what a distiller reads are refused."""
+"""Checks before training: a student or a teacher that lacks what a distiller reads is refused."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def check_data(experiment: Experiment, splits: Splits, others: bool = False) -> 
         others: whether models of other runs are trained before its student.
 
     Raises:
-        UserError: such a setting: a cutoff above the catalogue, a size of a model, lists longer than a user's
-            unobserved items, or a graph of columns not loaded.
+        UserError: a cutoff above the catalogue, a model's size that does not fit, lists longer than a user's
+            unobserved items, or a graph of columns that are not loaded.
     """
     config = experiment.settings
     ranked = [name for name in config["metrics"] if name.lower() not in WITHOUT_CUTOFF]
@@ -55,7 +55,7 @@ def check_data(experiment: Experiment, splits: Splits, others: bool = False) -> 
     sevo = experiment.settings.sevo
     if sevo is not None:
         check_columns(sevo.graph, sevo.category, splits.train)
-    at_once = all(source.settings is None for source in experiment.teachers)  # the student is built now, and says it
+    at_once = all(source.settings is None for source in experiment.teachers)  # the student is built next and checks it
     if not experiment.distillers or (at_once and not others):
         return
     data = data_view(experiment, splits)
@@ -65,7 +65,7 @@ def check_data(experiment: Experiment, splits: Splits, others: bool = False) -> 
 
 @dataclass(frozen=True)
 class _Named:
-    """A model that is not built yet, as :func:`check_needs` looks at one."""
+    """A model that is not built yet, with the attributes that :func:`check_needs` reads."""
 
     name: str
     model: Any
@@ -84,7 +84,7 @@ class _Named:
 def check_models(experiment: Experiment) -> None:
     """Refuses a student that cannot learn from the distillers, or a teacher's model that cannot serve them.
 
-    What a checkpoint or the columns of a file of ranks offer is known when they are read, and checked then.
+    Checkpoints and files of ranks are checked when they are read.
 
     Raises:
         UserError: such a student or teacher.
@@ -94,7 +94,7 @@ def check_models(experiment: Experiment) -> None:
     backbone = experiment.settings.resolved.backbone
     if not models()[backbone].gradient:
         raise UserError(
-            f"{backbone} is computed in closed form: it teaches and does not learn. Set --model to a "
+            f"{backbone} is computed in closed form: it can be a teacher but not a student. Set --model to a "
             "student that 'recbole-kd list --kind=students' names, or leave --distill out."
         )
     student, teacher = _Named.of(experiment.settings), _named_teacher(experiment)
@@ -105,7 +105,7 @@ def check_models(experiment: Experiment) -> None:
 
 
 def check_files(experiment: Experiment) -> None:
-    """Reads the checkpoints that a run needs only after it has trained a teacher, so that a wrong one is told before.
+    """Reads the checkpoints that a run needs after its teacher's training, to refuse a wrong one before it.
 
     Raises:
         UserError: as :func:`~recbole_kd.files.checkpoint.load_any`.
@@ -120,14 +120,14 @@ def check_files(experiment: Experiment) -> None:
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:
-    """The teacher, or several as one, as far as settings tell; None where a file tells."""
+    """The teacher, or several as one, as far as the settings determine it; None if a file determines it."""
     members = []
     for source in experiment.teachers:
         if source.settings is not None:
             members.append(_Named.of(source.settings))
-        elif source.ranks and len(experiment.teachers) > 1:  # beside others its scores are not read
+        elif source.ranks and len(experiment.teachers) > 1:  # with several teachers its scores are not read
             members.append(_Named("a file of ranks", None, frozenset({"ranks"})))
-        elif source.vectors and len(experiment.teachers) > 1:  # whether users are in it is told when it is read
+        elif source.vectors and len(experiment.teachers) > 1:  # whether it has users is known when it is read
             offered = frozenset({"representations", "pair_representations", "item_representations"})
             members.append(_Named("a file of vectors", None, offered))
         else:
@@ -141,13 +141,13 @@ def _named_teacher(experiment: Experiment) -> _Named | None:
 
 
 def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher: AnyTeacher | _Named | None) -> None:
-    """Refuses a student or a teacher, as far as it is known, that lacks what a distiller reads."""
+    """Refuses a student or a teacher that lacks what a distiller reads, as far as the models are known."""
     sequential = is_sequential(student.model)
     needs = _needs(name, options, sequential)
     if needs is None:
         able = _able("student", frozenset(CAPABILITIES), sequential)
         raise UserError(
-            f"{name} distils scores or vectors of users, and {student.name} predicts the next item of a sequence; "
+            f"{name} distils scores or vectors of users, but {student.name} predicts the next item of a sequence; "
             f"set --distill to one of {', '.join(able)}, or another --{getattr(student, 'setting', 'model')}."
         )
     for role, view in (("student", student), ("teacher", teacher)):
@@ -166,30 +166,30 @@ def check_needs(name: str, options: Any, student: ModelStudent | _Named, teacher
             if lists or (need == "listed_scores" and isinstance(view, RankFileTeacher)):
                 other = "a file with a column 'score'"
             if need == "representations" and "item_representations" in view.capabilities:
-                found, other = "vectors of items alone", "a file with vectors of users too"
+                found, other = "only vectors of items", "a file with vectors of users too"
             raise UserError(
                 f"{name} reads {CAPABILITIES[need]} of the {role}; {view.name} has {found}. {advice} {other}."
             )
 
 
-#: Models that a message names where one of them would do.
+#: Models that a message names as examples, if they have what is needed.
 _EXAMPLES = ("BPR", "LightGCN", "SimpleX", "NeuMF", "SASRec", "GRU4Rec")
 
 
 def _needs(name: str, options: DistillerOptions, sequential: bool) -> Needs | None:
-    """What a distiller reads; None where it has no meaning for next-item prediction, which is asked for."""
+    """What a distiller reads; None if `sequential` is true and it has no version for next-item prediction."""
     if not sequential:
         return options.needs
     return options.sequence_needs if distillers()[name].sequential else None
 
 
 def _able(role: str, capabilities: frozenset[str], sequential: bool) -> list[str]:
-    """Distillers that do with what a student or teacher offers, as they are by default."""
+    """Distillers whose needs, with default options, a student or teacher with these capabilities meets."""
     able = []
     for name in distillers():
         try:
             distiller_class(name)
-        except UserError:  # another package's, broken
+        except UserError:  # a broken class of another package
             continue
         needs = _needs(name, distiller_class(name).options_class(), sequential)
         if needs is not None and not needs.lacking(role, capabilities):
@@ -201,11 +201,11 @@ def check_gpus(config: KDConfig) -> None:
     """Refuses more processes than there are GPUs for.
 
     Raises:
-        UserError: both numbers.
+        UserError: there are too few GPUs; the message has both numbers.
     """
     given = [part for part in str(config["gpu_id"]).split(",") if part.strip()]
     if config["device"].type == "cuda" and len(given) < config["nproc"]:
         raise UserError(
-            f"--nproc={config['nproc']} needs as many GPUs, and --gpu_id={config['gpu_id']} names {len(given)}; "
+            f"--nproc={config['nproc']} needs as many GPUs, but --gpu_id={config['gpu_id']} names {len(given)}; "
             "set --gpu_id=0,1 and so on, or --use_gpu=False."
         )

@@ -22,7 +22,7 @@ __all__ = ["Framed", "rows", "summarise", "table", "versions", "write_result"]
 
 
 class Framed(dict[str, Any]):
-    """What a verb returns, a dict of plain values, with its rows as a table of pandas."""
+    """The result of a verb: a dict of plain values that can also be read as a pandas table."""
 
     def __init__(self, content: Mapping[str, Any], rows: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]):
         super().__init__(content)
@@ -90,7 +90,7 @@ def _baseline_summary(baseline: Trained) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that figures depend on."""
+    """Versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
@@ -107,18 +107,18 @@ def write_result(config: KDConfig, trainer: Any, result: Mapping[str, Any]) -> N
         save_json(result, str(config["result_file"]), "result_file")
 
 
-#: The metrics that a run computes when none are asked for; the table then shows the first two.
+#: The default metrics of a run, and the two of them that the table shows.
 _USUAL, _FIRST = {"recall", "ndcg", "hit", "mrr"}, ("recall", "ndcg")
 
 
 def table(result: Mapping[str, Any], asked: bool = False) -> str:
     """A small table: teacher, student and baseline; metrics, parameters, seconds of training.
 
-    With a baseline a last row is the student's gain over it.
+    With a baseline, the last row is the student's gain over it.
 
     Args:
         result: what :func:`summarise` returns.
-        asked: whether the user named the metrics: all of them are shown then, as are any but the usual ones.
+        asked: whether the user named the metrics; then all are shown. Metrics other than the default ones always are.
     """
     names = list(result["test_result"])
     usual = {name.partition("@")[0] for name in names} == _USUAL and not asked
@@ -145,7 +145,7 @@ def _gain(value: float | None, base: float | None) -> str:
 
 
 def _members(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(role, its part of the result) of the teachers, the student and the baseline."""
+    """(role, its part of the result) for the teachers, the student and the baseline."""
     sizes, teacher, baseline = result["parameters"], result["teacher"], result["baseline"]
     if teacher:
         one = {**teacher, "parameters": sizes["teacher"]}
@@ -157,7 +157,7 @@ def _members(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row each for the teachers, the student and the baseline: role, model, test metrics, parameters, seconds."""
+    """One row for each teacher, the student and the baseline: role, model, test metrics, parameters, seconds."""
     for role, member in _members(result):
         costs = {key: member[key] for key in ("parameters", "train_seconds")}
         yield {"role": role, "model": member["model"], **member["test_result"], **costs}

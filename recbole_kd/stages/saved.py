@@ -1,4 +1,4 @@
-"""A saved model and its data, read again and compared with what it was trained on."""
+"""Reads a saved model and its data again, and compares the data with the model's training data."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from recbole_kd.trainer.state import load_weights
 
 __all__ = ["EVALUATION_KEYS", "load_data_and_model", "load_trained"]
 
-#: Settings that decide how a checkpoint is evaluated, beside the data's.
+#: Settings of a checkpoint's evaluation, in addition to those of the data.
 EVALUATION_KEYS = ("metrics", "topk", "valid_metric", "metric_decimal_place", "tail_ratio")
 
-#: What reading the data asks for and what is no part of how it is read.
+#: Settings that are requested while the data is read, but do not change how it is read.
 _ELSEWHERE = WITHOUT_EFFECT | {"MODEL_TYPE", "dataset", "sevo"}
 
 
 def load_trained(
     path: str, config_dict: Mapping[str, Any] | None = None, dimensions: int | None = None
 ) -> tuple[Trained, Splits]:
-    """A saved student, teacher or baseline, and its dataset, read again and compared with what it was trained on.
+    """A saved student, teacher or baseline and its dataset, compared with the dataset that it was trained on.
 
     Args:
         path: a checkpoint of recbole-kd.
-        config_dict: settings over the stored ones (``data_path``, ``metrics``, ``topk``, ...). ``config_files`` names
-            YAML files below them. Of a file, the settings of data, evaluation and machine count: those of the model and
-            its training are the checkpoint's own.
-        dimensions: of a student of ``--matryoshka``: the prefix that answers in its place.
+        config_dict: settings that override the stored ones (``data_path``, ``metrics``, ``topk``, ...). Among them
+            ``config_files`` names YAML files, which come below the others. Only a file's settings of data, evaluation
+            and machine are used; the settings of the model and its training are the checkpoint's.
+        dimensions: for a student of ``--matryoshka``, the size of the prefix to use.
 
     Raises:
-        UserError: no checkpoint of ours, one of another dataset or split, or without that prefix.
+        UserError: not a checkpoint of recbole-kd, another dataset or split, or no such prefix.
     """
     state = load_checkpoint(path, schema=ModelState)
     if dimensions is not None:
@@ -58,23 +58,23 @@ def load_trained(
     given = merge(_of_files(str(given.pop("config_files", "")).split(), state["config"]), nest(given))
     dataset = given.pop("dataset", state["dataset"])
     if dataset != state["dataset"]:
-        raise UserError(f"'{path}' was trained on {state['dataset']}, and --dataset={dataset}; leave --dataset out.")
-    # What is ranked is as it was in training. Older programs let sequential models rank everything, and say so there.
+        raise UserError(f"'{path}' was trained on {state['dataset']}, not on --dataset={dataset}; leave --dataset out.")
+    # The same items are ranked as in training. In files of older versions sequential models rank all items.
     keys = _data_settings(state).union(EVALUATION_KEYS, {"repeatable"})
     stored = {key: state["config"][key] for key in keys if key in state["config"]}
     if "valid_metric" not in given and ("topk" in given or "metrics" in given):
-        # Nothing is chosen here: any metric that is computed will do.
+        # Any computed metric will do, because no epoch is chosen here.
         probe = {key: given.get(key, state["config"].get(key)) for key in ("metrics", "topk")}
         metric, cutoff = (value[0] if isinstance(value, (list, tuple)) and value else value for value in probe.values())
         given["valid_metric"] = result_name(str(metric), cutoff)
     base = KDConfig(backbone, dataset, config_dict={**stored, "distill": [], "teacher": None, **given})
     config = base.checkpoint_config(backbone, state["config"])
     start_logging(config)
-    splits = load_splits(base)  # a model's own settings say nothing of how data is read
+    splits = load_splits(base)  # the model's own settings do not affect reading
     if state["split"] != splits.training_digest:
         raise UserError(
-            f"'{path}' was trained on another split of {dataset}: interactions that it should not know may be known "
-            "to it; use the data and split settings that it was trained with."
+            f"'{path}' was trained on another split of {dataset}, so it may know test interactions; "
+            "use the data and split settings that it was trained with."
         )
     if state["user_tokens"] != splits.user_tokens or state["item_tokens"] != splits.item_tokens:
         raise UserError(
@@ -91,27 +91,27 @@ def load_trained(
 def _check_dimensions(path: str, trained: list[int] | None, dimensions: int) -> None:
     if not trained:
         raise UserError(
-            f"--dimensions={dimensions}: the student in '{path}' was not trained with --matryoshka, so that only its "
-            "whole vectors rank; leave --dimensions out."
+            f"--dimensions={dimensions}: the student in '{path}' was not trained with --matryoshka, so only its "
+            "whole vectors can rank; leave --dimensions out."
         )
     if dimensions not in trained:
         raise UserError(
-            f"--dimensions={dimensions}: the student in '{path}' was trained for {', '.join(map(str, trained))} "
-            "numbers; set --dimensions to one of them, or leave it out for the whole."
+            f"--dimensions={dimensions}: the student in '{path}' was trained for the sizes "
+            f"{', '.join(map(str, trained))}; set --dimensions to one of them, or leave it out for the whole vectors."
         )
 
 
 def _data_settings(state: Mapping[str, Any]) -> set[str]:
-    """Settings by which the data of a checkpoint was read: what reading asked for when it was trained.
+    """Settings that determined how a checkpoint's data was read: those requested while its dataset was read.
 
-    Checkpoints of older programs do not know it. Of them it is all that any dataset is read by.
+    Files of older versions do not record them; for these it is every setting that any dataset can be read with.
     """
     asked = state.get("data_settings") or (*DATASET_KEYS, "seed", "split_seed", "eval_args")
     return set(asked) - _ELSEWHERE
 
 
 def _of_files(files: list[str], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of YAML files that count for a trained model; `trained` are those of its training."""
+    """The settings of YAML files that apply to a trained model; `trained` are its settings in training."""
     given: dict[str, Any] = {}
     for file in files:
         for key, value in nest(read_yaml(Path(file))).items():
@@ -125,18 +125,18 @@ def _of_files(files: list[str], trained: Mapping[str, Any]) -> dict[str, Any]:
 def load_data_and_model(
     model_file: str, config_dict: Mapping[str, Any] | None = None
 ) -> tuple[KDConfig, nn.Module, Any, Any, Any, Any]:
-    """RecBole's function of this name, for files of RecBole and of recbole-kd; nothing in the file is executed.
+    """Replaces RecBole's function of this name, for files of both; nothing in the file is executed.
 
     Args:
         model_file: a checkpoint.
-        config_dict: settings over the stored ones, such as ``data_path``.
+        config_dict: settings that override the stored ones, such as ``data_path``.
 
     Returns:
-        (config, model, dataset, train_data, valid_data, test_data), as RecBole's: the model with its weights, the
+        (config, model, dataset, train_data, valid_data, test_data), as in RecBole: the model with its weights, the
         dataset before the split, and the loaders of the three splits.
 
     Raises:
-        UserError: no such checkpoint, or data or settings that do not fit it.
+        UserError: not such a checkpoint, or data or settings that do not fit it.
     """
     kind, state = load_any(model_file)
     if kind == "recbole-kd":

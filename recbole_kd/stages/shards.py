@@ -1,9 +1,9 @@
 """Ranked lists and full-ranking evaluation in shards of users, by the workers of a Ray cluster (``--ray_address``).
 
-A shard is a run of the very blocks of users in which one process would score them, so that every product has the shape
-that it has there, and what comes together is equal to the bit. A worker reads data and model from the files that this
-process reads, by the same safe reader, and keeps them for its next shard. On several machines these files, under
---data_path and --checkpoint_dir, must be where all of them see them. A worker computes on one thread.
+A shard consists of the same blocks of users that one process would score. So all matrix products have the same shapes,
+and the combined result is equal bit for bit. A worker reads data and model from the same files as this process, with
+the same safe reader, and keeps them for its next shard. With several machines, --data_path and --checkpoint_dir must be
+folders that all machines share. A worker computes on one thread.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = ["evaluate_in_shards", "rank_in_shards"]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-#: Shards for each core of the cluster, so that the last ones even out what is slower.
+#: Shards for each core of the cluster; several, so that slow cores get fewer of them.
 _SHARDS_A_CORE = 4
-#: What a worker read last, under its key.
+#: The last objects that a worker read, under their key.
 _KEPT: dict[str, Any] = {}
 
 
 def rank_in_shards(teacher: AnyTeacher, experiment: Experiment) -> None:
-    """Lets a teacher compute the ranked lists that are not on disk yet by the cluster at ``--ray_address``.
+    """Makes a teacher compute its missing ranked lists on the cluster at ``--ray_address``.
 
-    Of several teachers, each that is a model.
+    With several teachers, this holds for each that is a model.
     """
     config = experiment.settings
     settings = {**experiment.portable_settings(), "ray_address": None, "resume": None}
@@ -60,7 +60,7 @@ def rank_in_shards(teacher: AnyTeacher, experiment: Experiment) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a worker obtains a teacher by: the settings of a run, which of its teachers, and that one's content."""
+    """Tells a worker how to get a teacher: the run's settings, the number of the teacher, and its content."""
 
     model: str
     dataset: str
@@ -75,8 +75,8 @@ class _Source:
         member: FrozenTeacher = getattr(teacher, "members", [teacher])[self.member]
         if member.digest != self.content:
             raise UserError(
-                f"A worker of the cluster reads another teacher {member.name} than this process; set --checkpoint_dir "
-                "and --data_path to folders that all machines share."
+                f"A worker of the cluster reads a different teacher {member.name} than this process; set "
+                "--checkpoint_dir and --data_path to folders that all machines share."
             )
         return member
 
@@ -87,7 +87,7 @@ class _Ranker:
     address: str
 
     def __call__(self, teacher: FrozenTeacher, k: int) -> Tensor:
-        """(U, k) int32: what `build_rank_bank` gives of the teacher's scores."""
+        """(U, k) int32: the result of `build_rank_bank` with the teacher's scores."""
         blocks = rank_blocks(teacher.observed)
         tasks = [(self.source, k, blocks[share.part(len(blocks))]) for share in _shares(self.address, len(blocks))]
         lists = [torch.tensor(part) for part in _map(_rank, tasks, self.address)]
@@ -104,20 +104,20 @@ def _rank(task: tuple[_Source, int, Sequence[range]]) -> NDArray[np.int32]:
 def evaluate_in_shards(
     trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any], address: str
 ) -> Any:
-    """What ``trainer.evaluate(data)`` gives, each batch of users scored by the cluster at `address`.
+    """The result of ``trainer.evaluate(data)``, with batches of users scored on the cluster at `address`.
 
     Args:
-        trainer: of the model that `checkpoint` holds; its collector knows the training data.
-        data: its loader of that split. One that is not of full ranking is evaluated here.
+        trainer: the trainer of the model in `checkpoint`; its collector knows the training data.
+        data: the loader of the split. A loader that is not for full ranking is evaluated in this process.
         split: ``valid`` or ``test``.
         checkpoint: a file of recbole-kd.
-        given: settings beside the checkpoint's own that say how the data is read.
-        address: of the cluster; ``local`` is this machine's cores.
+        given: settings of the data that are not in the checkpoint.
+        address: the cluster's address; ``local``: this machine's cores.
     """
     if not isinstance(data, FastFullSortEvalDataLoader) or data.is_sequential:
         logging.getLogger().info(
-            "--ray_address shares out users that a model which is not sequential ranks all items for; this evaluation "
-            "is another one and is made in this process."
+            "--ray_address supports only full ranking by models that are not sequential; this evaluation is made in "
+            "this process."
         )
         return trainer.evaluate(data, load_best_model=False)
     config = trainer.config
@@ -142,7 +142,7 @@ def evaluate_in_shards(
 
 
 def _collect(task: tuple[str, int, Mapping[str, Any], str, Share]) -> dict[str, NDArray[Any]]:
-    """What the evaluator reads of a share of a split's batches."""
+    """The evaluator's inputs for a share of a split's batches."""
     path, written, settings, split, share = task
     torch.set_num_threads(1)
 
@@ -157,7 +157,7 @@ def _collect(task: tuple[str, int, Mapping[str, Any], str, Share]) -> dict[str, 
 
 
 def _kept(key: str, load: Callable[[], Any]) -> Any:
-    """What `load` gives, kept until another key is asked for."""
+    """The result of `load`, kept until another key is requested."""
     if key not in _KEPT:
         _KEPT.clear()
         _KEPT[key] = load()
@@ -165,7 +165,7 @@ def _kept(key: str, load: Callable[[], Any]) -> Any:
 
 
 def _shares(address: str, most: int) -> list[Share]:
-    """The shares of so many blocks or batches, a few for each core of the cluster, none of them empty."""
+    """The shares of at most `most` blocks or batches: a few for each core of the cluster, none of them empty."""
     with ray_session(address):
         count = min(most, _SHARDS_A_CORE * _cores())
     return [Share(rank, count) for rank in range(count)]
@@ -175,7 +175,7 @@ def _map(function: Callable[[Task], Result], tasks: Sequence[Task], address: str
     """The function's results, in the order of the tasks.
 
     Raises:
-        UserError: as a worker does.
+        UserError: a worker raised it.
     """
     with ray_session(address):
         try:

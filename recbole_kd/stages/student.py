@@ -31,10 +31,10 @@ __all__ = ["build_student"]
 
 
 def _warm_start(config: KDConfig, splits: Splits, model: nn.Module, teacher: AnyTeacher | None) -> None:
-    """Gives the student the weights of ``--warm_start``, and says how many users and items that file knows."""
+    """Gives the student the weights of ``--warm_start``, and logs how many users and items that file knows."""
     backbone = config.resolved.backbone
     if not models()[backbone].gradient:
-        raise UserError(f"{backbone} is computed in closed form and begins from nothing; leave --warm_start out.")
+        raise UserError(f"{backbone} is computed in closed form and has no initial weights; leave --warm_start out.")
     by_teacher = config["warm_start_new"] == "teacher"
     sides = begin_from(
         str(config["warm_start"]),
@@ -43,9 +43,9 @@ def _warm_start(config: KDConfig, splits: Splits, model: nn.Module, teacher: Any
         {"users": splits.user_tokens, "items": splits.item_tokens},
         teacher_vectors(teacher) if by_teacher else {},
     )
-    place = "their neighbours' mean by the teacher" if by_teacher else "the mean of the known"
+    place = "the mean of their neighbours by the teacher" if by_teacher else "the mean of the known ones"
     told = "; ".join(side.told(name) for name, side in sides.items())
-    logging.getLogger().info(f"Warm start from {config['warm_start']}: {told}. New ones begin at {place}.")
+    logging.getLogger().info(f"Warm start from {config['warm_start']}: {told}. New ones start at {place}.")
 
 
 def build_student(
@@ -55,7 +55,7 @@ def build_student(
     group: Group = ALONE,
     role: str | None = "student",
 ) -> tuple[nn.Module, Any, Any]:
-    """The student, its trainer with the distillers, and its loaders; with the role None the trainer logs nowhere."""
+    """The student, its trainer with the distillers, and its loaders; with role None the trainer does not log."""
     config = experiment.settings
     init_seed(config["seed"], config["reproducibility"])
     loaders = make_loaders(config, splits, experiment.fast_sampling)
@@ -67,12 +67,12 @@ def build_student(
     views = {size: PrefixStudent(view, size) for size in experiment.prefixes}
     if views:
         average_over_prefixes(model, experiment.prefixes)
-        logging.getLogger().info(f"The first {', '.join(map(str, views))} numbers of its vectors are students")
+        logging.getLogger().info(f"The first {', '.join(map(str, views))} numbers of its vectors are also students")
     distillers: dict[str, nn.Module] = {}
     if teacher is not None:
         data = data_view(experiment, splits, share_of_steps(model, group))
-        # Projectors are initialised from a stream of their own: the student's is as it would be without them. Process 0
-        # computes and keeps the ranked lists that the others find.
+        # Projectors have a separate random stream, so the student's stream does not change. Process 0 computes and
+        # keeps the ranked lists; the other processes read them.
         with torch.random.fork_rng(), group.first("ranks"):
             torch.manual_seed(config["seed"])
             for name, options in experiment.distillers.items():

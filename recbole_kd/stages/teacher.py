@@ -1,4 +1,4 @@
-"""The teacher of a run: trained or fetched from the cache, or read from a file; several become one."""
+"""The teacher of a run: trained, fetched from the cache or read from a file; several are combined into one."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ AnyTeacher = FrozenTeacher | FileTeacher | TeacherEnsemble
 
 
 def shared_teacher(experiment: Experiment, splits: Splits, group: Group = ALONE) -> AnyTeacher:
-    """:func:`obtain_teacher` in process 0; the others wait for it and read the files that it made.
+    """:func:`obtain_teacher` in process 0; the other processes wait and then read its files.
 
     Raises:
-        UserError: as there; or another machine does not see the file.
+        UserError: as in :func:`obtain_teacher`, or the file is missing on another machine.
     """
     if group.is_first:
         teacher = obtain_teacher(experiment, splits)
@@ -45,8 +45,8 @@ def shared_teacher(experiment: Experiment, splits: Splits, group: Group = ALONE)
     missing = [path for path in group.hear("teacher").split("\n") if not os.path.isfile(path)]
     if missing:
         raise UserError(
-            f"The teacher '{missing[0]}' of process 0 is not there on the machine of process {group.rank}; run all "
-            "machines in a folder that they share, or set --checkpoint_dir to one."
+            f"The teacher '{missing[0]}' of process 0 is missing on the machine of process {group.rank}; start all "
+            "machines in a shared folder, or set --checkpoint_dir to one."
         )
     return obtain_teacher(experiment, splits)
 
@@ -54,15 +54,15 @@ def shared_teacher(experiment: Experiment, splits: Splits, group: Group = ALONE)
 def obtain_teacher(
     experiment: Experiment, splits: Splits, obtain: Callable[[KDConfig, Splits, str], Trained] = train_or_fetch
 ) -> AnyTeacher:
-    """The teacher of an experiment, or all of them as one: from a file, the cache, or trained now.
+    """The teacher of an experiment, or several combined into one: from a file, the cache, or trained now.
 
     Args:
-        experiment: says what teaches.
+        experiment: names the teachers.
         splits: the student's data.
-        obtain: gives the model of a teacher that is in no file.
+        obtain: returns the trained model of a teacher that is not a file.
 
     Raises:
-        UserError: a file cannot teach on this dataset.
+        UserError: a file does not fit this dataset.
     """
     teachers = [_obtain(experiment, splits, source, obtain) for source in experiment.teachers]
     if len(teachers) == 1:
@@ -93,7 +93,7 @@ def _obtain(
         told = [table.told(kind) for kind, table in (("items", vectors.items), ("users", vectors.users)) if table]
         logging.getLogger().info(
             f"The teacher is the file {source.vectors}: vectors of {vectors.items.rows.shape[1]:,} numbers for "
-            f"{' and '.join(told)}; others are in no mean"
+            f"{' and '.join(told)}; the others are in no mean"
         )
         return VectorFileTeacher(source.vectors, vectors, settings["device"])
     if source.settings is None:
@@ -107,11 +107,11 @@ def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource, role:
     Args:
         config: settings of the student.
         splits: the student's data.
-        source: names the checkpoint; one without a prefix has no settings.
-        role: what to call it in the log and in errors.
+        source: names the checkpoint; a source without a prefix has no settings.
+        role: its name in the log and in errors.
 
     Raises:
-        UserError: another model than the one named, another task, other users or items, or another split.
+        UserError: the checkpoint has another model than the named one, another task, users, items or split.
     """
     path = str(source.checkpoint)
     kind, state = load_any(path, config["device"])
@@ -119,7 +119,7 @@ def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource, role:
     backbone = str(state.get("backbone") or stored.get("model"))
     if source.named not in (None, backbone):
         raise UserError(
-            f"'{path}' holds a {backbone}, and --{source.prefix}model={source.named}; leave --{source.prefix}model out "
+            f"'{path}' holds a {backbone}, but --{source.prefix}model={source.named}; leave --{source.prefix}model out "
             "or give another file."
         )
     own = config.checkpoint_config(backbone, stored)
@@ -165,7 +165,7 @@ def saved_teacher(config: KDConfig, splits: Splits, source: TeacherSource, role:
 def _recbole_tokens(
     config: KDConfig, teacher_config: KDConfig, splits: Splits, stored: dict[str, Any]
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """Tokens of a checkpoint that RecBole wrote: it keeps none, so its dataset is read again with its own filters."""
+    """Tokens of a checkpoint by RecBole, which stores none: its dataset is read again with its own filters."""
     keys = [key for key in dataset_arguments if key in stored]
     if stored.get("dataset") == config["dataset"] and all(
         _comparable(stored[key]) == _comparable(config[key]) for key in keys

@@ -15,7 +15,7 @@ __all__ = ["evaluate", "evaluate_prefixes", "evaluated"]
 
 
 def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
-    """Metrics of the best epoch's weights on the test split, if there is one, and the seconds that they took."""
+    """Metrics of the best epoch's weights on the test split, if there is one, and the seconds for computing them."""
     trainer.load_best()
     if test_data is None:
         trainer.conclude()
@@ -29,9 +29,9 @@ def evaluate(trainer: Any, test_data: Any) -> tuple[dict[str, float], float]:
 
 
 def evaluated(trainer: Any, data: Any, split: str, checkpoint: str, given: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of the trainer's model, which `checkpoint` holds; with ``--ray_address`` computed in shards of users.
+    """Metrics of the trainer's model, which is in `checkpoint`; with ``--ray_address`` in shards of users.
 
-    `given` are settings beside those of the checkpoint. The address is one of them, or one of the run's own.
+    `given` are settings in addition to those of the checkpoint. The address is in them or in the run's settings.
     """
     address = given.get("ray_address") or trainer.config["ray_address"]
     if address and os.path.isfile(checkpoint):
@@ -44,7 +44,7 @@ def evaluated(trainer: Any, data: Any, split: str, checkpoint: str, given: Mappi
 
 
 def evaluate_prefixes(trainer: Any, loaders: Any, sizes: Sequence[int]) -> dict[str, dict[str, dict[str, float]]]:
-    """``valid_result`` and ``test_result`` of each prefix of a trained student, by its size; the whole is the last."""
+    """Size of each prefix of a trained student -> ``valid_result`` and ``test_result``; the full size is last."""
     found = {}
     for size in sizes:
         with prefix(trainer.model, size):

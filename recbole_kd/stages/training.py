@@ -1,4 +1,4 @@
-"""Training of the student, and of the plain model that its result stands beside."""
+"""Training of the student, and of the plain model with which it is compared."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["resumable", "train_baseline", "train_student"]
 def train_student(trainer: Any, loaders: Any, saved: bool = True) -> None:
     """Trains the student and keeps its best epoch by the validation split."""
     config = trainer.config
-    bound = "at most" if loaders[1] is not None else "all, as there is no validation split, of"
+    bound = "at most" if loaders[1] is not None else "(without a validation split) exactly"
     logging.getLogger().info(f"Training the student {config['model']} for {bound} {trainer.epochs} epochs")
     trainer.fit(*loaders[:2], saved=saved, show_progress=config["show_progress"])
 
 
 @contextmanager
 def resumable(trainer: Any) -> Iterator[None]:
-    """An interrupt inside names the file from which the student goes on, where an epoch of it is done."""
+    """If interrupted inside the block after a complete epoch, names the file from which training can resume."""
     try:
         yield
     except KeyboardInterrupt:

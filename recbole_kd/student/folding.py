@@ -1,4 +1,4 @@
-"""The vector of somebody who is not in the data, made of the vectors of the items that they had. Nothing is trained."""
+"""The vector of a user who is not in the data, from the vectors of that user's items. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from numpy.typing import NDArray
 
 __all__ = ["Folding"]
 
-#: Weight of the penalty on a user's vector, for each item had.
+#: Weight of the penalty on a user's vector, for each of the user's items.
 _RIDGE = 3.0
-#: Rows of items that are held in float64 at once.
+#: Number of item rows held in float64 at once.
 _ROWS = 1 << 15
 
 
 class Folding:
     """Regularised least squares over items' vectors.
 
-    A user's vector is the u that minimises, with n items had of I, the others counting as much as these together, and
-    s the mean of ||v_i||^2 / d,
+    A user has n of I items, and s is the mean of ||v_i||^2 / d. The user's vector is the u that minimises
 
-        sum over the items had of (1 - u . v_i)^2  +  n / I  sum over the others of (u . v_i)^2  +  3 n s ||u||^2.
+        sum over the user's items of (1 - u . v_i)^2  +  n / I  sum over the others of (u . v_i)^2  +  3 n s ||u||^2.
+
+    All other items together have the weight of the user's items.
     """
 
     def __init__(self, items: NDArray[Any], scale: NDArray[np.float32] | None = None) -> None:
         """
         Args:
             items: (I, d) vectors, without padding.
-            scale: (I,) what each row is multiplied by; None is 1.
+            scale: (I,) factors of the rows; None: 1.
         """
         self.items, self.scale = items, scale
         self.square = np.zeros((items.shape[1], items.shape[1]))
@@ -38,10 +39,10 @@ class Folding:
             self.square += rows.T @ rows
 
     def vector(self, had: Sequence[int]) -> NDArray[np.float64]:
-        """The vector (d,) of somebody who had these rows of items; one that was had twice counts twice."""
+        """The vector (d,) of a user with these rows of items; an item that occurs twice counts twice."""
         own, distinct = self._rows(list(had)), self._rows(np.unique(had))
         count, (number, dimension) = len(had), self.items.shape
-        # The sum over the others is the one over all, less the items had.
+        # The sum over the others is the sum over all items minus that over the user's items.
         system = own.T @ own + count / number * (self.square - distinct.T @ distinct)
         system += _RIDGE * count * np.trace(self.square) / (number * dimension) * np.eye(dimension)
         return np.linalg.solve(system, own.sum(axis=0))

@@ -3,12 +3,13 @@
     loss = mean over the prefixes d of [base loss of the scores by the first d numbers + losses of distillers that read
            the first d numbers]
 
-Kusupati et al., Matryoshka Representation Learning (NeurIPS'22); MRL4Rec (2024). All prefixes weigh the same. The whole
-vector is always one of them.
+Kusupati et al., Matryoshka Representation Learning (NeurIPS'22); MRL4Rec (2024). All prefixes have the same weight. The
+whole vector is always one of them.
 
-A prefix is cut from the vectors whose product is the score: after propagation (LightGCN), after the layers (SimRec,
-SimpleX, SASRec). Of SimpleX, whose score is a cosine, the first numbers are set to length 1 again. Penalties on tables
-(LightGCN, SimpleX) are those of the whole tables. With the whole vector as the only prefix, a run is the plain one.
+A prefix is cut from the vectors whose product is the score: after propagation (LightGCN) or after the layers (SimRec,
+SimpleX, SASRec). SimpleX's score is a cosine, so there the first numbers are scaled to length 1 again. Penalties on
+tables (LightGCN, SimpleX) are those of the whole tables. If the whole vector is the only prefix, a run equals the plain
+one.
 
 Each distiller is built once for each prefix: a projector, an expert or a ranking by the student belongs to one prefix.
 """
@@ -37,19 +38,19 @@ __all__ = [
     "prefix_sizes",
 ]
 
-#: Architecture -> the setting that says how long its vectors are.
+#: Architecture -> the setting of its vectors' size.
 _SIZES = {
     **dict.fromkeys(("BPR", "LightGCN", "SimpleX", "SimRecStudent"), "embedding_size"),
     "SASRec": "hidden_size",
 }
-#: What models keep of an evaluation, which is of one prefix.
+#: Attributes in which models cache an evaluation, which is valid for one prefix.
 _KEPT = ("restore_user_e", "restore_item_e", "_final")
 
 Method = Callable[..., Any]
 
 
 def prefix_sizes(config: Any) -> tuple[int, ...]:
-    """The sizes that a student's settings ask for, ascending, the whole one last; none where it is trained whole alone.
+    """The prefix sizes in a student's settings, ascending, the whole vector last; empty without ``--matryoshka``.
 
     Raises:
         UserError: sizes that are not ascending or too large, or a student whose vectors are not cut.
@@ -59,16 +60,16 @@ def prefix_sizes(config: Any) -> tuple[int, ...]:
     sizes, backbone = [int(size) for size in config["matryoshka"]], config.resolved.backbone
     if backbone not in _SIZES:
         raise UserError(
-            f"--matryoshka cuts the vectors whose product is a student's score, and {backbone} is no student of which "
-            f"it can; set --model to one of {', '.join(_SIZES)}, or leave --matryoshka out."
+            f"--matryoshka cuts the vectors whose product is a student's score, which it cannot do for {backbone}; "
+            f"set --model to one of {', '.join(_SIZES)}, or leave --matryoshka out."
         )
     whole = config[_SIZES[backbone]]
     if sizes != sorted({*sizes}):
         raise UserError(f"--matryoshka={sizes}; expected sizes in ascending order, each once, such as [8,16,32].")
     if sizes[-1] > whole:
         raise UserError(
-            f"--matryoshka={sizes} asks for {sizes[-1]} numbers, and --{_SIZES[backbone]}={whole}; lower the one or "
-            "raise the other."
+            f"--matryoshka={sizes} asks for {sizes[-1]} numbers, but --{_SIZES[backbone]}={whole}; lower the first or "
+            "raise the second."
         )
     found = (*sizes, *(() if sizes[-1] == whole else (whole,)))
     return found if len(found) > 1 else ()
@@ -77,16 +78,16 @@ def prefix_sizes(config: Any) -> tuple[int, ...]:
 def check_prefix_sizes(
     name: str, options: DistillerOptions, sizes: Sequence[int], teacher: int | None, whole: int | None
 ) -> None:
-    """Refuses a distiller that compares vectors of one size, which no prefix but the whole has.
+    """Refuses a distiller that needs vectors of the teacher's size, because shorter prefixes cannot have it.
 
     Args:
-        name: the distiller's.
+        name: the distiller's name.
         options: its options.
-        sizes: of the prefixes.
-        teacher, whole: how long the teacher's and the student's vectors are; None: not known yet.
+        sizes: the sizes of the prefixes.
+        teacher, whole: sizes of the teacher's and the student's vectors; None: not known yet.
 
     Raises:
-        UserError: what the distiller says of the whole vectors, or that prefixes are shorter.
+        UserError: the sizes do not fit, for the whole vectors or for a prefix.
     """
     options.check_sizes(whole, teacher)
     for size in sizes[:-1]:
@@ -94,9 +95,9 @@ def check_prefix_sizes(
             options.check_sizes(size, teacher)
         except UserError:
             raise UserError(
-                f"{name} compares the student's vectors with the teacher's number by number, and --matryoshka cuts "
-                f"them to {size} of {teacher} numbers; leave --matryoshka or that term out (--{name}.embedding_weight=0"
-                " of simrec)."
+                f"{name} compares vectors of student and teacher number by number, but --matryoshka cuts the student's "
+                f"to {size} of {teacher} numbers; leave out --matryoshka or that term (for simrec: "
+                f"--{name}.embedding_weight=0)."
             ) from None
 
 
@@ -104,7 +105,7 @@ def check_prefix_sizes(
 
 
 def _zeroed(vectors: Tensor, size: int) -> Tensor:
-    """Vectors (n, d) whose product with any others is that of the first `size` numbers."""
+    """Vectors (n, d) with zeros after the first `size` numbers, so that products use only these."""
     return functional.pad(vectors[:, :size], (0, vectors.shape[1] - size))
 
 
@@ -135,7 +136,7 @@ def _cut_simplex(own: Method, model: Any, size: int) -> Method:
     return full_sort_predict
 
 
-#: Architecture -> its methods through which vectors reach all of its scores, and what each one's result becomes.
+#: Architecture -> name of each method through which vectors reach its scores -> the function that cuts its result.
 _METHODS: dict[str, dict[str, Callable[[Method, Any, int], Method]]] = {
     "BPR": {"get_user_embedding": _cut_vectors},
     "LightGCN": {"forward": _cut_users},
@@ -146,7 +147,7 @@ _METHODS: dict[str, dict[str, Callable[[Method, Any, int], Method]]] = {
 
 
 def keep_prefix(model: nn.Module, size: int) -> None:
-    """From here on the model scores by the first `size` numbers of its vectors, and its readers give these alone."""
+    """Makes the model score by the first `size` numbers of its vectors, and its readers return only these."""
     for name, cut in _methods(model).items():
         setattr(model, name, cut(getattr(model, name), model, size))
     vars(model)["prefix_size"] = size
@@ -165,9 +166,9 @@ def _forget(model: nn.Module) -> None:
 
 @contextmanager
 def prefix(model: nn.Module, size: int) -> Iterator[None]:
-    """Within the block the model scores by the first `size` numbers of its vectors."""
+    """Inside the block the model scores by the first `size` numbers of its vectors."""
     changed = (*_methods(model), "prefix_size")
-    before = {name: vars(model)[name] for name in changed if name in vars(model)}  # a pass that is shared, say
+    before = {name: vars(model)[name] for name in changed if name in vars(model)}  # for example a shared pass
     keep_prefix(model, size)
     try:
         yield
@@ -179,7 +180,7 @@ def prefix(model: nn.Module, size: int) -> Iterator[None]:
 
 
 def average_over_prefixes(model: Any, sizes: Sequence[int]) -> None:
-    """Makes the model's own loss the mean of its losses by each prefix. A graph is propagated once for all of them."""
+    """Makes the model's own loss the mean of its losses over the prefixes. A graph is propagated once for all."""
     own = model.calculate_loss
 
     def calculate_loss(interaction: Any) -> Tensor:
@@ -197,7 +198,7 @@ def average_over_prefixes(model: Any, sizes: Sequence[int]) -> None:
 
 
 class PrefixStudent(ModelStudent):
-    """A student whose vectors are the first numbers of another's, which is read once a step for all prefixes."""
+    """A student whose vectors are the first numbers of another student's; that one is read once a step for all."""
 
     def __init__(self, whole: ModelStudent, size: int) -> None:
         self._whole = whole
@@ -220,12 +221,12 @@ class PrefixStudent(ModelStudent):
 
 
 class OverPrefixes(nn.Module):
-    """A distiller for each prefix of a student; its losses are the means of theirs."""
+    """Distillers for all prefixes of a student; each loss is the mean over the prefixes."""
 
     def __init__(self, distillers: Mapping[int, Distiller[Any]]) -> None:
         super().__init__()
         self.prefixes = nn.ModuleDict({str(size): distiller for size, distiller in distillers.items()})
-        #: As :attr:`Distiller.shares`.
+        #: See :attr:`Distiller.shares`.
         self.shares = all(distiller.shares for distiller in distillers.values())
 
     def begin_epoch(self, epoch: int) -> None:

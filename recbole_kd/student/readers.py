@@ -1,7 +1,8 @@
-"""How scores and representations are read from each recommender: the student's view, and what the teacher's is made of.
+"""Reads scores and representations from each recommender, for the student's view and for the teacher's.
 
-A reader is chosen by the architecture's name, looked up along the class's bases, so that a recipe (a subclass of its
-backbone) is read as its backbone is. A recommender without a reader is still a student or teacher of scores and ranks.
+A reader is chosen by the architecture's name, which is looked up along the class's bases. So a recipe, a subclass of
+its backbone, has its backbone's reader. A recommender without a reader can still be a student or teacher of scores and
+ranks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _enmf(model: Any) -> Pair:
 
 
 def _simplex(model: Any) -> Pair:
-    """Unit vectors whose dot product is SimpleX's cosine score, dropout left out."""
+    """Unit vectors whose dot product is SimpleX's cosine score, without dropout."""
     history = model.item_emb(model.history_item_id)
     users = model.get_UI_aggregation(model.user_emb.weight, history, model.history_item_len)
     return nn.functional.normalize(users, dim=1), nn.functional.normalize(model.item_emb.weight, dim=1)
@@ -62,7 +63,7 @@ _REPRESENTATIONS: dict[str, Callable[[Any], Pair]] = {
     "SimpleX": _simplex,
 }
 
-#: Architecture -> embedding tables under the representations.
+#: Architecture -> embedding tables from which the representations are computed.
 _TABLES: dict[str, Callable[[Any], Pair]] = {
     "SimpleX": _tables("user_emb", "item_emb"),
     **dict.fromkeys(set(_REPRESENTATIONS) - {"SimpleX"}, _tables("user_embedding", "item_embedding")),
@@ -85,7 +86,7 @@ _LAYERS: dict[str, Callable[[Any], list[Pair]]] = {
     "NCL": lambda model: _propagated(model, model.norm_adj_mat),
 }
 
-#: Architecture -> scores of pairs that carry gradient and are no probabilities, where `predict` gives those.
+#: Architecture -> scores of pairs with gradient, before the sigmoid; `predict` returns probabilities.
 _PAIR_SCORES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "NeuMF": lambda model, users, items: model.forward(users, items),
     "NNCF": lambda model, users, items: model.forward(users, items),
@@ -94,7 +95,9 @@ _PAIR_SCORES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 
 def _interaction(columns: dict[str, Tensor]) -> Any:
     """RecBole's batch of these columns."""
-    from recbole.data.interaction import Interaction  # brings pandas and TensorBoard, which `list` does not wait for
+    from recbole.data.interaction import (
+        Interaction,
+    )  # imported late: it imports pandas and TensorBoard, which the verb `list` does not need
 
     return Interaction(columns)
 
@@ -104,8 +107,8 @@ def _catalogue(model: Any, users: Tensor) -> Tensor:
     return scores.view(len(users), -1)
 
 
-#: Architecture that scores all items of a user at once, from the user's history -> scores of users (n,), (n, I). Asked
-#: for single pairs, RecBole's `predict` computes such a row for each of them.
+#: Architecture that scores all items of a user at once, from the user's history -> scores of users (n,), (n, I).
+#: RecBole's `predict` would compute such a row for each pair.
 _ROW_SCORES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     **dict.fromkeys(("MultiDAE", "MultiVAE", "MacridVAE", "RecVAE", "RaCT", "DiffRec", "LDiffRec"), _catalogue),
     **dict.fromkeys(("EASE", "ADMMSLIM", "SLIMElastic", "ItemKNN", "AsymKNN"), _catalogue),
@@ -127,7 +130,7 @@ def _sequence_output(model: Any, sequences: Sequences) -> Tensor:
 
 
 def _bert4rec(model: Any, sequences: Sequences) -> Tensor:
-    """The output at a mask that follows the last item, as BERT4Rec predicts."""
+    """The output at a mask after the last item, which is how BERT4Rec predicts."""
     last = sequences.lengths.unsqueeze(1)
     masked = nn.functional.pad(sequences.items, (0, 1)).scatter(1, last, model.mask_token)[:, 1:]
     output: Tensor = model.gather_indexes(model.forward(masked), sequences.lengths - 1)
@@ -154,7 +157,7 @@ def _reader(table: Mapping[str, Any], model: Union[nn.Module, type[Any]]) -> Opt
 
 
 def _names(model: Union[nn.Module, type[Any]]) -> list[str]:
-    """Names of a model's class and those that it is derived from, nearest first."""
+    """Names of a model's class and its base classes, nearest first."""
     kind = model if isinstance(model, type) else type(model)
     return [base.__name__ for base in kind.__mro__]
 
@@ -164,16 +167,16 @@ def _of(table: Mapping[str, Any], names: Iterable[str]) -> Optional[Any]:
 
 
 def representations(model: nn.Module) -> Optional[Pair]:
-    """(users (U, d), items (I, d)) whose dot product is the model's score, or None where it has none."""
+    """(users (U, d), items (I, d)) whose dot product is the model's score, or None if it has none."""
     reader = _reader(_REPRESENTATIONS, model)
     if reader is None:
         return None
-    size: Optional[int] = vars(model).get("prefix_size")  # of a student that is cut (`student/matryoshka.py`)
+    size: Optional[int] = vars(model).get("prefix_size")  # set for a cut student (`student/matryoshka.py`)
     return reader(model) if size is None else first_numbers(model, reader(model), size)
 
 
 def first_numbers(model: nn.Module, vectors: Pair, size: int) -> Pair:
-    """(users (U, size), items (I, size)): the first numbers of a model's vectors, of length 1 where these are."""
+    """(users (U, size), items (I, size)): the first numbers of a model's vectors; unit vectors are normalised again."""
     users, items = (part[:, :size] for part in vectors)
     if _reader({"SimpleX": True}, model):
         return nn.functional.normalize(users, dim=1), nn.functional.normalize(items, dim=1)
@@ -181,28 +184,28 @@ def first_numbers(model: nn.Module, vectors: Pair, size: int) -> Pair:
 
 
 def layers(model: nn.Module) -> Optional[list[Pair]]:
-    """(users, items) of each layer of the model's graph, the tables first; None where it has no graph."""
+    """(users, items) of each layer of the model's graph, the tables first; None if it has no graph."""
     reader = _reader(_LAYERS, model)
     return None if reader is None else reader(model)
 
 
 def embedding_tables(model: nn.Module) -> Optional[Pair]:
-    """The embedding tables (users (U, d), items (I, d)) under the representations; None where none are known."""
+    """The embedding tables (users (U, d), items (I, d)) under the representations; None if they are not known."""
     reader = _reader(_TABLES, model)
     return None if reader is None else reader(model)
 
 
 def tables_read_by_rows(model: nn.Module) -> list[nn.Embedding]:
-    """The embedding tables of a model whose steps read them by rows; none where a step reads a whole table."""
+    """The embedding tables of a model whose steps read only rows of them; empty if a step reads a whole table."""
     if not _reader({"BPR": True, "LINE": True}, model):
         return []
     return [module for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def item_tables(model: nn.Module) -> Optional[list[Tensor]]:
-    """The parameters with a row for each item, in the order of the ids; None where none are known.
+    """The parameters with a row for each item, in the order of the ids; None if they are not known.
 
-    A sequential model may have a row more (BERT4Rec's mask).
+    A sequential model may have one more row (BERT4Rec's mask).
     """
     reader = _reader(_ITEM_TABLES, model)
     if reader is not None:
@@ -220,7 +223,7 @@ def is_sequential(model: Any) -> bool:
 def sequence_vectors(model: nn.Module, sequences: Sequences) -> Tensor:
     """(n, d) vectors of sequences; scores are their products with :func:`item_vectors`, up to an item's bias.
 
-    Of STOSA they are the negative squared distances.
+    STOSA's scores are negative squared distances instead.
     """
     reader = _reader(_SEQUENCE_VECTORS, model)
     if reader is None:
@@ -256,7 +259,7 @@ def next_item_scores(model: Any, vectors: Tensor, items: Optional[Tensor] = None
 
 
 def capabilities(model: Union[nn.Module, type[Any]]) -> frozenset[str]:
-    """What of :data:`recbole_kd.contracts.CAPABILITIES` a model, or a class of models, offers."""
+    """The :data:`recbole_kd.contracts.CAPABILITIES` of a model or of a class of models."""
     return _offered(_names(model), is_sequential(model))
 
 
@@ -266,7 +269,7 @@ def names_with_vectors() -> list[str]:
 
 
 def capabilities_of(name: str, sequential: bool) -> frozenset[str]:
-    """:func:`capabilities` of the class of that name, which need not be imported for it."""
+    """:func:`capabilities` of the class of that name, without importing it."""
     return _offered([name], sequential)
 
 
@@ -284,9 +287,9 @@ def _offered(names: list[str], sequential: bool) -> frozenset[str]:
 
 
 def dimension_from_settings(model: type[Any], config: Any) -> Optional[int]:
-    """How long the vectors of users and items will be, by the settings of a model that is not built yet.
+    """The size of the vectors of users and items, from the settings of a model that is not built yet.
 
-    None for a model without such vectors, and for one that puts several side by side.
+    None for a model without such vectors, or if it concatenates several.
     """
     concatenated = _reader(dict.fromkeys(("NGCF", "SpectralCF", "BiasMF"), True), model)
     if "representations" not in capabilities(model) or concatenated:
@@ -306,12 +309,12 @@ def pair_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
 
 
 def embedding_scores(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
-    """Dot products of users (n,) with items (n,) or (n, k), shaped like `items`."""
+    """Dot products of users (n,) with items (n,) or (n, k), in the shape of `items`."""
     return gathered_dot(vectors[0], vectors[1], users, items)
 
 
 def expanded_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
-    """`pair_scores` of users (n,) with items (n,) or (n, k), shaped like `items`."""
+    """`pair_scores` of users (n,) with items (n,) or (n, k), in the shape of `items`."""
     rows = _reader(_ROW_SCORES, model)
     if rows is not None:
         return _from_rows(rows, model, users, items)
@@ -321,10 +324,10 @@ def expanded_scores(model: Any, users: Tensor, items: Tensor) -> Tensor:
 
 
 def _from_rows(rows: Callable[[Any, Tensor], Tensor], model: Any, users: Tensor, items: Tensor) -> Tensor:
-    """Scores of users (n,) with items (n,) or (n, k) out of one row of the catalogue for each distinct user.
+    """Scores of users (n,) with items (n,) or (n, k), taken from one row of all items for each distinct user.
 
-    Rows are computed in blocks. Where gradient is wanted and there are several, each is computed again on the way
-    back, so that no more than one block is ever held.
+    Rows are computed in blocks. With gradient and several blocks, each block is computed again in the backward pass, so
+    only one block is held at a time.
     """
     distinct, position = torch.unique(users, return_inverse=True)
     columns = items if items.dim() == 2 else items.unsqueeze(1)
@@ -349,10 +352,10 @@ def _from_rows(rows: Callable[[Any, Tensor], Tensor], model: Any, users: Tensor,
 
 
 def pair_representations(model: Any, users: Tensor, items: Tensor) -> Optional[Tensor]:
-    """Vectors (n, d) of the pairs of users (n,) and items (n,), of which the score is a linear map; None without any.
+    """Vectors (n, d) of the pairs of users (n,) and items (n,); the score is a linear map of them. None without any.
 
-    What enters the last layer of a model that encodes both together (NeuMF); for a model whose score is a dot product,
-    the elementwise product of its two vectors, whose sum is the score.
+    For a model that encodes both together (NeuMF) it is the input of the last layer. For a model whose score is a dot
+    product it is the elementwise product of the two vectors, whose sum is the score.
     """
     vectors = representations(model)
     if vectors is not None:
@@ -376,10 +379,10 @@ def pair_products(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
 
 @contextmanager
 def shared_propagation(model: nn.Module) -> Iterator[None]:
-    """Within the block, `model.forward()` without arguments is computed once, whoever calls it.
+    """Inside the block, `model.forward()` without arguments is computed once, whoever calls it.
 
-    A graph recommender propagates in `forward()`; its own loss and every distiller of a step share that one pass. So
-    they do with a sequential model's pass over the batch's sequences: over the same tensors, not over equal ones.
+    A graph recommender propagates in `forward()`; its own loss and all distillers of a step share this pass. They also
+    share a sequential model's pass over the batch's sequences, if the tensors are the same objects.
     """
     forward, around = model.forward, vars(model).get("forward")
     outputs: list[Any] = []
@@ -396,7 +399,7 @@ def shared_propagation(model: nn.Module) -> Iterator[None]:
         if arguments or named:
             return forward(*arguments, **named)
         if not outputs:
-            # With gradient even where the first to ask wants none: those who come later do.
+            # With gradient even if the first caller needs none, because later callers do.
             with torch.enable_grad():
                 outputs.append(forward())
         return outputs[0]
@@ -406,7 +409,7 @@ def shared_propagation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del model.forward
-        if around is not None:  # within a block of this kind
+        if around is not None:  # nested in such a block
             model.forward = around
 
 
@@ -448,7 +451,7 @@ class ModelStudent:
         return vectors
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """y_s of users (n,) with items (n,) or (n, k), shaped like `items`."""
+        """y_s of users (n,) with items (n,) or (n, k), in the shape of `items`."""
         if "representations" in self.capabilities:
             return embedding_scores(self._representations(), users, items)
         return expanded_scores(self.model, users, items)

@@ -1,7 +1,7 @@
-"""A student that begins where another one ended, on data with other users and items (``--warm_start=FILE``).
+"""A student that starts from another student's weights, on data with other users and items (``--warm_start=FILE``).
 
-A known user or item keeps its row of every table, whatever its number is now. A new one begins at the mean of the known
-rows, or at the mean of those of its nearest known neighbours by the teacher's vectors. Other weights are copied.
+A known user or item keeps its row of every table, even if its id has changed. A new one starts at the mean of the known
+rows, or at the mean row of its nearest known neighbours by the teacher's vectors. Other weights are copied.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from recbole_kd.student.readers import item_tables
 
 __all__ = ["NEIGHBOURS", "Side", "begin_from", "teacher_vectors"]
 
-#: Known neighbours whose rows a new one begins at the mean of.
+#: Number of known neighbours whose rows are averaged for a new user or item.
 NEIGHBOURS = 10
 _ROWS_AT_ONCE = 1024
 
 
 class Side(NamedTuple):
-    """Users or items: which row of the file each one has, and where the new ones begin.
+    """Users or items: their rows in the file, and the starting points of new ones.
 
     Attributes:
         there: (n,) the row in the file by internal id, -1 for a new one; padding is row 0 in both.
-        gone: how many of the file's are not in the data.
+        gone: number of the file's ids that are not in the data.
         neighbours: (new, k) known internal ids for each new one, or None for the mean of all.
     """
 
@@ -41,8 +41,8 @@ class Side(NamedTuple):
         """
         Args:
             tokens: original ids by internal id, the padding first.
-            stored: those of the file.
-            vectors: (n, d) the teacher's, by internal id; None where the new ones begin at the mean.
+            stored: original ids in the file, in its order.
+            vectors: (n, d) the teacher's vectors by internal id; None if new ones start at the mean.
         """
         row = {token: place for place, token in enumerate(stored)}
         there = torch.tensor([0, *(row.get(token, -1) for token in tokens[1:])])
@@ -60,11 +60,11 @@ class Side(NamedTuple):
 
     @property
     def new(self) -> Tensor:
-        """(n,) which are not in the file."""
+        """(n,) bool: the ids that are not in the file."""
         return self.there < 0
 
     def rows(self, stored: Tensor) -> Tensor:
-        """(n + further rows, ...) a table in the ids of the data; rows after the ids' (a mask) are copied."""
+        """(n + further rows, ...) a table in the ids of the data; further rows (a mask) are copied."""
         count = len(self.there) - int(self.new.sum()) + self.gone
         found = stored[:count][self.there.clamp(min=0)].clone()
         if self.neighbours is not None:
@@ -74,38 +74,38 @@ class Side(NamedTuple):
         return torch.cat([found, stored[count:]])
 
     def told(self, name: str) -> str:
-        """Its counts in words."""
+        """The counts in words."""
         return f"{_known_in(self.there):,} {name} known, {int(self.new.sum()):,} new, {self.gone:,} gone"
 
 
 def _known_in(there: Tensor) -> int:
-    """How many of the data's are in the file."""
+    """The number of ids that are in the file."""
     return int((there[1:] >= 0).sum())
 
 
 def begin_from(
     path: str, model: nn.Module, backbone: str, tokens: dict[str, Sequence[str]], vectors: dict[str, Tensor]
 ) -> dict[str, Side]:
-    """Gives a model that was just built the weights of a trained one.
+    """Gives a new model the weights of a trained one.
 
     Args:
         path: a checkpoint of recbole-kd.
         model: the student.
         backbone: its architecture's name.
         tokens: ``users`` and ``items``: original ids by internal id.
-        vectors: of either, the teacher's, where new ones begin at their neighbours.
+        vectors: the teacher's vectors of users and items, if new ones start at their neighbours.
 
     Returns:
         Each side's counts.
 
     Raises:
-        UserError: another architecture or other sizes, or nothing is known.
+        UserError: another architecture or other sizes, or no item is known.
     """
     state = load_checkpoint(path, schema=ModelState)
     if state["backbone"] != backbone:
         raise UserError(
-            f"--warm_start='{path}' holds a {state['backbone']}, and the student is a {backbone}; set --model to it, "
-            "or give another file."
+            f"--warm_start='{path}' holds a {state['backbone']}, but the student is a {backbone}; set --model to "
+            f"{state['backbone']}, or give another file."
         )
     sides = {name: Side.of(tokens[name], state[f"{name[:-1]}_tokens"], vectors.get(name)) for name in tokens}
     if not _known_in(sides["items"].there):
@@ -122,7 +122,7 @@ def begin_from(
         side = _side_of(name, own.data_ptr() in tables)
         if stored is not None and side is None and sizes.intersection(stored.shape):
             raise UserError(
-                f"--warm_start: nobody says whether the rows of '{name}' of {backbone} are users, items or neither; "
+                f"--warm_start: it is unknown whether the rows of '{name}' of {backbone} are users, items or neither; "
                 "leave it out, or set --model to another student, such as BPR or SASRec."
             )
         if stored is not None and side is not None and stored.dim():
@@ -132,8 +132,8 @@ def begin_from(
         if stored is None or stored.shape != own.shape:
             found = "nothing" if stored is None else f"{tuple(stored.shape)}"
             raise UserError(
-                f"--warm_start='{path}' has {found} for '{name}', and the student {tuple(own.shape)}; set the sizes "
-                "that it was trained with, such as --embedding_size."
+                f"--warm_start='{path}' has {found} for '{name}', but the student {tuple(own.shape)}; set the sizes "
+                "that the file was trained with, such as --embedding_size."
             )
         begun[name] = stored
     model.load_state_dict(begun)
@@ -141,7 +141,7 @@ def begin_from(
 
 
 def _side_of(name: str, is_item_table: bool) -> str | None:
-    """Whose rows a weight has, by its name: the users', the items', or nobody's."""
+    """Whether a weight's rows are users or items, by its name; None if neither."""
     if is_item_table or "item" in name or name == "output_bias":
         return "items"
     return "users" if "user" in name else None
@@ -156,14 +156,14 @@ def teacher_vectors(teacher: Any) -> dict[str, Tensor]:
     offered = frozenset() if teacher is None else teacher.capabilities
     if offered and (teacher.known_users is not None or teacher.known_items is not None):
         raise UserError(
-            f"--warm_start_new=teacher puts new users and items beside their neighbours, and {teacher.name} has no "
-            "vector of some of them; set --warm_start_new=mean, or give a file with all."
+            f"--warm_start_new=teacher needs vectors of all users and items, but {teacher.name} lacks some; "
+            "set --warm_start_new=mean, or give a file with all."
         )
     if "representations" in offered:
         return {"users": teacher.user_embeddings(), "items": teacher.item_embeddings()}
     if not offered.isdisjoint({"sequence_vectors", "item_representations"}):
         return {"items": teacher.item_embeddings()}
     raise UserError(
-        "--warm_start_new=teacher puts new users and items beside their neighbours by the teacher's vectors, and "
+        "--warm_start_new=teacher needs a teacher's vectors of users and items, but "
         f"{'there is no teacher' if teacher is None else f'{teacher.name} has none'}; set --warm_start_new=mean."
     )

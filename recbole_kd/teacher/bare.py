@@ -1,4 +1,4 @@
-"""What every teacher of a run has beside its view, and a base for teachers that offer only some of it."""
+"""The protocol of a run's teachers, and a base for teachers with only some capabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["BareTeacher", "FileTeacher", "Teacher"]
 
 
 class Teacher(TeacherView, Protocol):
-    """A teacher's view, and what is told of it in results."""
+    """A teacher's view, with its scores of all items and its part of the results."""
 
     digest: str
 
@@ -23,7 +23,7 @@ class Teacher(TeacherView, Protocol):
 
     @property
     def ranks_key(self) -> str:
-        """Under which its ranked lists are kept: of all that decides them."""
+        """Cache key of its ranked lists; it changes whenever anything that affects them changes."""
 
     @property
     def parameters(self) -> int:
@@ -31,14 +31,14 @@ class Teacher(TeacherView, Protocol):
 
     @property
     def files(self) -> list[str]:
-        """What the teacher was read from or kept as."""
+        """The files from which the teacher was read, or in which it is kept."""
 
     def summary(self) -> dict[str, Any]:
         """The part of a run's result that tells of the teacher."""
 
 
 class BareTeacher:
-    """A :class:`recbole_kd.contracts.TeacherView` without any capability; a subclass writes those that it has."""
+    """A :class:`recbole_kd.contracts.TeacherView` without any capability; a subclass implements those that it has."""
 
     name: str
     capabilities: frozenset[str] = frozenset()
@@ -47,7 +47,7 @@ class BareTeacher:
     known_items: Optional[Tensor] = None
 
     def lacks(self, what: str) -> NoReturn:
-        """Raises for one of :data:`recbole_kd.contracts.CAPABILITIES`."""
+        """Raises a UserError for a missing one of :data:`recbole_kd.contracts.CAPABILITIES`."""
         raise UserError(f"The teacher {self.name} has no {CAPABILITIES[what]}; use another teacher or distiller.")
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class BareTeacher:
 
     @property
     def ranks_key(self) -> str:
-        """Under which its ranked lists are kept."""
+        """Cache key of its ranked lists."""
         self.lacks("ranks")
 
     def ranked_items(self, k: int) -> Tensor:
@@ -97,16 +97,16 @@ class BareTeacher:
 
 
 class FileTeacher(BareTeacher):
-    """A teacher that another system left in a file: it has no weights, no checkpoint, and is not evaluated."""
+    """A teacher in a file of another system: it has no weights and no checkpoint, and is not evaluated."""
 
-    #: The setting that names it, in section ``teacher``.
+    #: The setting in section ``teacher`` that names the file.
     setting: str
 
     def __init__(self, path: str, digest: str) -> None:
         """
         Args:
-            path: where it was read, for results and messages.
-            digest: of its content.
+            path: its file, for results and messages.
+            digest: the digest of its content.
         """
         self.path, self.digest = path, digest
         self.name = f"the file {Path(path).name}"
@@ -125,7 +125,7 @@ class FileTeacher(BareTeacher):
 
     @property
     def files(self) -> list[str]:
-        """What the teacher was read from."""
+        """The files from which the teacher was read."""
         return [self.path]
 
     @property

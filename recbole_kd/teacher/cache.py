@@ -1,4 +1,4 @@
-"""Plain models (teachers and baselines), trained once and kept on disk under a digest of their content."""
+"""Plain models (teachers and baselines), trained once and cached on disk, under a digest of data and settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from recbole_kd.trainer.trackers import Trackers
 
 __all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch"]
 
-#: Settings that change nothing in what a plain model learns, so that a cached one serves whatever they are.
+#: Settings that do not change what a plain model learns, and so are not part of its cache key.
 NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
     *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
     *("nproc", "ray_address", "warm_start", "warm_start_new", "precision", "matryoshka"),
@@ -37,7 +37,7 @@ NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
 
 @dataclass
 class Trained:
-    """A model that was trained on the training split and chosen on validation, with what is told of it."""
+    """A model that was trained on the training split and chosen on validation, with its history."""
 
     config: KDConfig
     model: nn.Module
@@ -52,18 +52,18 @@ class Trained:
 
     @property
     def train_seconds(self) -> float:
-        """Seconds of all epochs; 0 where the file does not know."""
+        """Seconds of all epochs; 0 if the file does not say."""
         return float(sum(self.state.get("epoch_seconds") or []))
 
 
 def recorded(config: KDConfig, splits: Splits) -> dict[str, Any]:
-    """The settings as a checkpoint and a result's digest keep them, with what the data decided."""
+    """The settings as stored in a checkpoint and a result's digest, with values that were decided by the data."""
     sized = {"eval_batch_size": eval_batch_size(config, splits), "eval_batch_size_given": True}
     return {**config.plain_values(), **sized, "repeatable": splits.repeatable}
 
 
 def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
-    """What a checkpoint says of itself beside weights: model, settings, tokens, training split."""
+    """A checkpoint's content apart from weights: model, settings, tokens, training split."""
     return {
         "model": config["model"],
         "backbone": config.resolved.backbone,
@@ -78,19 +78,22 @@ def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
 
 
 def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
-    """A plain model of `config`, from the cache or trained now and put there.
+    """A plain model of `config`, from the cache, or trained now and put into it.
 
-    The key is content: architecture, its settings, seed, tokens, training and validation pairs, versions. A training
-    that was interrupted goes on where it stopped.
+    Its key is made from content: architecture, settings, seed, tokens, training and validation pairs, versions. An
+    interrupted training is resumed.
 
     Args:
         config: the model's own settings.
         splits: the data, shared with the student.
-        role: what to call it in the log ("teacher", "baseline").
+        role: its name in the log ("teacher", "baseline").
     """
     logger = logging.getLogger()
     settings = {key: value for key, value in recorded(config, splits).items() if key not in NO_PART_OF_A_MODEL}
-    for later in ("stop_after", "fast_sampling"):  # without it a model is what it was before there was such a setting
+    for later in (
+        "stop_after",
+        "fast_sampling",
+    ):  # absent by default, so that keys from before these settings existed stay valid
         if not settings.get(later):
             settings.pop(later, None)
     versions = [FORMAT, recbole.__version__]
@@ -131,8 +134,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
     if interrupted is not None:
         try:
             trainer.resume(trainer.last_file, interrupted)
-        except Unresumable as error:  # said before anything was loaded
-            logger.warning(f"{error} It is trained anew.")
+        except Unresumable as error:  # raised before anything was loaded
+            logger.warning(f"{error} It is trained again.")
     trainer.fit(train, valid, saved=True, show_progress=config["show_progress"])
     trainer.load_best()
     state = {
@@ -152,15 +155,15 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
 
 
 def _kept(path: str, config: KDConfig, schema: Any) -> dict[str, Any] | None:
-    """A checkpoint of the cache; None, with a warning, where it is damaged."""
+    """A checkpoint of the cache; None, with a warning, if it is damaged."""
     try:
         return load_checkpoint(path, config["device"], schema)
     except UserError as error:
-        problem, _, advice = str(error).rpartition("; ")  # which is to give another file, and nobody gave this one
-        logging.getLogger().warning(f"{problem or advice}. The {config['model']} that was kept there is trained anew.")
+        problem, _, advice = str(error).rpartition("; ")  # the advice, to give another file, does not apply here
+        logging.getLogger().warning(f"{problem or advice}. The {config['model']} in this file is trained again.")
         return None
 
 
 def _floats(result: Any) -> dict[str, float]:
-    """Metrics as plain numbers; none where there is no test split."""
+    """Metrics as plain numbers; empty if there is no test split."""
     return {name: float(value) for name, value in (result or {}).items()}

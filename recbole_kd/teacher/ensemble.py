@@ -1,4 +1,4 @@
-"""Several teachers as one: rankings fused by rank or score, standardised scores averaged, vectors side by side."""
+"""Several teachers as one: rankings fused by rank or score, standardised scores averaged, vectors concatenated."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _WITH_ITEMS = frozenset({"representations", "item_representations"})
 
 
 def joint_capabilities(members: Sequence[frozenset[str]]) -> frozenset[str]:
-    """What teachers offer together: ranks and scores if all that rank do, vectors if any does, layers never.
+    """Capabilities of several teachers together.
 
-    Beside a file with vectors of items alone, the vectors of users are not read.
+    They have ranks and scores if all members that rank have them, vectors if any member has them, and never layers. If
+    a file has vectors of items only, the vectors of users are not read.
     """
     ranking = [member for member in members if "ranks" in member]
     shared = frozenset.intersection(*ranking) if ranking else frozenset()
@@ -37,17 +38,16 @@ def joint_capabilities(members: Sequence[frozenset[str]]) -> frozenset[str]:
 class TeacherEnsemble(BareTeacher):
     """Several teachers as one :class:`recbole_kd.contracts.TeacherView`.
 
-    - Scores, where every member that ranks has those of any pair: the mean of the members' scores, each standardised
-      by its mean and standard deviation over the catalogue for users spread evenly over all of them.
-    - Ranks: reciprocal rank fusion (Cormack et al., SIGIR'09) of the members' lists, all of the length asked for; or,
-      with ``fusion="scores"``, the ranking by those mean scores. Kept on disk under a digest of what decides them.
-    - Vectors, of users, items and pairs: the members' side by side, of those that have any. The squared error of a
-      concatenation is the sum of its parts' errors, so that a linear regression (fitnet, freqd) is exactly one
-      distiller for each teacher; experts and groups (de, htd) are chosen in view of all teachers. A node that one of
-      them has no vector of has none.
+    - Scores, if every member that ranks has scores of all pairs: the mean of the members' standardised scores. Mean and
+      standard deviation of a member are taken over the catalogue, for evenly spaced users.
+    - Ranks: reciprocal rank fusion (Cormack et al., SIGIR'09) of the members' lists, all of the requested length. With
+      ``fusion="scores"``: the ranking by the mean scores. Ranked lists are kept on disk under a digest.
+    - Vectors of users, items and pairs: the concatenation of the members' vectors. Its squared error is the sum of the
+      members' errors. So a linear regression (fitnet, freqd) equals one distiller for each teacher; experts and groups
+      (de, htd) are chosen by all teachers together. A node without a vector of some member has none.
 
-    Each member counts with its share, in ranks and in scores. The layers of graphs, of which teachers have different
-    numbers, are not offered.
+    Each member is weighted by its share, in ranks and in scores. Layers of graphs are not offered, because teachers may
+    have different numbers of them.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class TeacherEnsemble(BareTeacher):
         Args:
             members: two teachers or more.
             observed: the training split.
-            device: where the members are.
-            shares: of each member, above 0; only their ratios count.
+            device: the members' device.
+            shares: weights of the members, above 0; only their ratios matter.
             fusion: ``ranks`` or ``scores``.
-            rank_folder: where ranked lists are kept.
+            rank_folder: folder of the ranked lists.
         """
         self.members = list(members)
         self.name = " + ".join(member.name for member in members)
@@ -92,14 +92,14 @@ class TeacherEnsemble(BareTeacher):
 
     @cached_property
     def ranks_key(self) -> str:
-        """Under which its ranked lists are kept: of the members' lists, how they are fused, and the training split."""
+        """Cache key of its ranked lists: a digest of the members' lists, their fusion and the training split."""
         members = [member.ranks_key for member in self._rankers]
         return digest("ensemble 4", members, self.fusion, self._ranking_shares, self.observed.keys)
 
     def ranked_items(self, k: int) -> Tensor:
         """The k best unobserved items of every user, best first: (U, k) int32, filled with 0.
 
-        By ranks, a list is the fusion of the members' k best, so that a shorter one is not its beginning.
+        With fusion by ranks, a list is fused from the members' k best, so a shorter list need not be its beginning.
         """
         held = 0 if self._ranked is None else self._ranked.shape[1]
         if self._ranked is None or held < k or (self.fusion == "ranks" and held > k):
@@ -113,18 +113,18 @@ class TeacherEnsemble(BareTeacher):
         return fuse_ranks([member.ranked_items(k) for member in self._rankers], shares=self._ranking_shares)
 
     def ranked_users(self, k: int) -> Tensor:
-        """The k best users of every item by :meth:`scores` among those who did not observe it, (I, k) int32."""
+        """For every item the k best users by :meth:`scores` who have not observed it, (I, k) int32."""
         key = digest(self.ranks_key, "users")
         return self._ranks.obtain(key, k, lambda: build_user_bank(self.score_block, self.observed, k))
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
-        """The members' mean standardised scores of users (n,) with items (n,) or (n, k), shaped like `items`."""
+        """The members' mean standardised scores of users (n,) with items (n,) or (n, k), in the shape of `items`."""
         return self._mean(member.scores(users, items) for member in self._rankers)
 
     def score_block(self, users: Tensor) -> Tensor:
-        """Those of users (n,) with every item, (n, I)."""
+        """The mean standardised scores of users (n,) with every item, (n, I)."""
         items = torch.arange(self.observed.items, device=self._device)
-        # A member's own blocks may be of other numbers (before a sigmoid, say) than those whose moments are taken.
+        # Not the members' own `score_block`: its scores may have another scale (before a sigmoid) than the moments.
         return self.scores(users.to(self._device), items.expand(len(users), -1))
 
     def _mean(self, scores: Iterable[Tensor]) -> Tensor:
@@ -163,22 +163,22 @@ class TeacherEnsemble(BareTeacher):
         return torch.cat([member.item_embeddings() for member in self._with_items], dim=1)
 
     def user_embeddings(self) -> Tensor:
-        """The members' e_t of every user side by side, (U, sum of d_t)."""
+        """The members' e_t of every user, concatenated, (U, sum of d_t)."""
         return self._users
 
     def item_embeddings(self) -> Tensor:
-        """The members' e_t of every item side by side, (I, sum of d_t)."""
+        """The members' e_t of every item, concatenated, (I, sum of d_t)."""
         return self._items
 
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
-        """The members' vectors of the pairs of users (n,) and items (n,) side by side."""
+        """The members' vectors of the pairs of users (n,) and items (n,), concatenated."""
         members = self._with("pair_representations")
         if not members:
             self.lacks("pair_representations")
         return torch.cat([member.pair_representations(users, items) for member in members], dim=1)
 
     def summary(self) -> dict[str, Any]:
-        """What a single teacher's tells, of all together, and ``members``: that of each."""
+        """The entries of a single teacher's summary for all together, and each member's summary in ``members``."""
         members = [member.summary() for member in self.members]
         return {
             "model": self.name,
@@ -192,7 +192,7 @@ class TeacherEnsemble(BareTeacher):
 
     @property
     def files(self) -> list[str]:
-        """What the members were read from or kept as."""
+        """The files from which the members were read, or in which they are kept."""
         return [file for member in self.members for file in member.files]
 
     @property
@@ -202,6 +202,6 @@ class TeacherEnsemble(BareTeacher):
 
 
 def _marked_by_all(marks: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
-    """Which ids all of the marks have; None where all have all."""
+    """The ids that are marked in all `marks`; None if all ids are."""
     given = [one for one in marks if one is not None]
     return torch.stack(given).all(dim=0) if given else None

@@ -37,13 +37,13 @@ _PAIRS_AT_ONCE = 1 << 20
 
 
 def _content(trained: Trained) -> str:
-    """Digest of what a teacher's answers follow from: weights, what it keeps beside them, its own settings."""
+    """Digest of everything that determines a teacher's scores: weights, its other stored values, its own settings."""
     model: Any = trained.model
-    # Closed-form models have no weights but all of theirs beside; what starts with restore_ is a cache of the weights.
+    # Closed-form models have only other stored values. Names with restore_ are caches computed from the weights.
     beside = {key: value for key, value in storable(model.other_parameter()).items() if value is not None}
     for value in beside.values():
         if isinstance(value, dict):
-            value.pop("layout", None)  # how a matrix is kept is no part of what it says
+            value.pop("layout", None)  # the storage layout does not change the matrix
     settings = {key: trained.config.plain_values().get(key) for key in trained.config.model_keys()}
     no_part = NO_PART_OF_A_MODEL | set(training_arguments)
     architecture = {key: value for key, value in settings.items() if key not in no_part}
@@ -53,8 +53,8 @@ def _content(trained: Trained) -> str:
 class FrozenTeacher(BareTeacher):
     """A trained model as constants, in the student's ids: the :class:`recbole_kd.contracts.TeacherView`.
 
-    It is a plain object: the model is in no parameter list, no optimiser, no checkpoint and no `train()` call of the
-    student's. Representations are computed once, the ranked lists once per content on disk.
+    It is a plain object: the model is in no parameter list, optimiser, checkpoint or `train()` call of the student.
+    Representations are computed once; ranked lists are cached on disk.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class FrozenTeacher(BareTeacher):
     ) -> None:
         """
         Args:
-            trained: the model and what is told of it.
+            trained: the model and its history.
             splits: the student's data.
-            rank_folder: where ranked lists are kept.
-            maps: student's id -> teacher's id of users and of items, where the orders differ.
+            rank_folder: folder of the ranked lists.
+            maps: student's id -> teacher's id, for users and for items, if the orders differ.
         """
         self.trained = trained
         self.model = trained.model.eval().requires_grad_(False)
@@ -74,7 +74,7 @@ class FrozenTeacher(BareTeacher):
         self.digest = _content(trained)
         self._maps = None if maps is None else tuple(part.to(trained.config["device"]) for part in maps)
         self.observed = splits.observed
-        #: Computes (U, k) ranked lists in this one's place, where set.
+        #: If set, computes (U, k) ranked lists instead of this object.
         self.ranker: Callable[[FrozenTeacher, int], Tensor] | None = None
         self._ranks = RankBankCache(rank_folder)
         self._ranked: Tensor | None = None
@@ -94,7 +94,7 @@ class FrozenTeacher(BareTeacher):
 
     @property
     def reordered(self) -> bool:
-        """Whether its model has other internal ids than the student's data, so that only this view may be asked."""
+        """Whether its model has other internal ids than the student's data; then only this view may be read."""
         return self._maps is not None
 
     def user_embeddings(self) -> Tensor:
@@ -142,7 +142,7 @@ class FrozenTeacher(BareTeacher):
 
     @cached_property
     def ranks_key(self) -> str:
-        """Under which its ranked lists are kept: of the weights, the training split and the order of ids."""
+        """Cache key of its ranked lists: a digest of weights, training split and order of ids."""
         return digest("ranks 2", self.digest, self.observed.keys, [part.cpu() for part in self._maps or ()])
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ class FrozenTeacher(BareTeacher):
         """e_t of n sequences, (n, d_t), constant."""
         if self._outputs is None or self._outputs[0] is not sequences:
             theirs = sequences if self._maps is None else sequences._replace(items=self._maps[1][sequences.items])
-            # The latest alone is kept: the distillers of a step read the same batch.
+            # Only the latest is kept, because all distillers of a step read the same batch.
             self._outputs = sequences, sequence_vectors(self.model, theirs)
         return self._outputs[1]
 
@@ -178,9 +178,10 @@ class FrozenTeacher(BareTeacher):
         return scores if items is not None or self._maps is None else scores[:, self._maps[1]]
 
     def ranked_items(self, k: int) -> Tensor:
-        """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 where a user has fewer.
+        """The k best unobserved items of every user, best first: (U, k) int32, filled with 0 if a user has fewer.
 
-        Computed once per (weights, training split) and kept on disk; a longer list on disk serves a shorter one.
+        They are computed once for these weights and this training split, and kept on disk. A longer list on disk is
+        cut for a shorter one.
         """
         if self._ranked is None or self._ranked.shape[1] < k:
             self._ranked = self._ranks.obtain(self.ranks_key, k, lambda: self._rank(k))
@@ -192,7 +193,7 @@ class FrozenTeacher(BareTeacher):
         return build_rank_bank(self.score_block, self.observed, k)
 
     def ranked_users(self, k: int) -> Tensor:
-        """The k best users of every item among those who did not observe it: (I, k) int32, filled with 0. Kept too."""
+        """For every item the k best users who have not observed it: (I, k) int32, filled with 0; also kept on disk."""
         return self._ranks.obtain(digest(self.ranks_key, "users"), k, lambda: self._rank_users(k))
 
     def _rank_users(self, k: int) -> Tensor:
@@ -219,5 +220,5 @@ class FrozenTeacher(BareTeacher):
 
     @property
     def files(self) -> list[str]:
-        """What the teacher was read from or kept as."""
+        """The file from which the teacher was read, or in which it is kept."""
         return [self.trained.checkpoint]

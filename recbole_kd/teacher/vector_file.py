@@ -1,4 +1,4 @@
-"""A teacher that is a file: vectors of users and items, or of items alone, from any other system."""
+"""A teacher in a file of another system: vectors of users and items, or of items only."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["VectorFileTeacher"]
 
 
 class VectorFileTeacher(FileTeacher):
-    """Vectors of a file (``--teacher.vectors=FILE``). Their products are no scores: a text encoder's mean nothing."""
+    """Vectors of a file (``--teacher.vectors=FILE``). Their products are not used as scores."""
 
     setting = "vectors"
 
     def __init__(self, path: str, vectors: Vectors, device: torch.device) -> None:
         """
         Args:
-            path: where they were read, for results and messages.
-            vectors: in the student's ids.
-            device: where they are kept.
+            path: their file, for results and messages.
+            vectors: the vectors in the student's ids.
+            device: the device that holds them.
         """
         super().__init__(path, vectors.digest)
         self._items, self.known_items = _on(device, vectors.items)
@@ -35,13 +35,13 @@ class VectorFileTeacher(FileTeacher):
             self.capabilities |= {"representations", "pair_representations"}
 
     def user_embeddings(self) -> Tensor:
-        """(U, d_t); zeros where the file has none, see `known_users`."""
+        """(U, d_t); zeros for users without a vector, see `known_users`."""
         if self._users is None:
             self.lacks("representations")
         return self._users
 
     def item_embeddings(self) -> Tensor:
-        """(I, d_t); zeros where the file has none, see `known_items`."""
+        """(I, d_t); zeros for items without a vector, see `known_items`."""
         return self._items
 
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class VectorFileTeacher(FileTeacher):
 
     @property
     def files(self) -> list[str]:
-        """The file, and those of its ids."""
+        """The file of vectors, and the files of its ids."""
         return vector_files(self.path)
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's runs: one for each role of a program's run, side by side in one folder."""
+"""TensorBoard's runs: one for each role (teacher, student, baseline) of a run, in one folder."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = ["group_name", "new_stamp", "tensorboard_run"]
 
 
 def new_stamp() -> str:
-    """Names a run's files: when it began, and in which process."""
+    """A name for a run's files: its start time and process."""
     return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
 
 
 def group_name(logger: logging.Logger) -> str:
-    """Names a program's run, of which teacher, student and baseline are parts: as its log's file is named."""
+    """The name of a run of the program, which groups teacher, student and baseline; it is the log file's name."""
     files = (str(handler.baseFilename) for handler in logger.handlers if hasattr(handler, "baseFilename"))
     return next((os.path.basename(file).split(".")[0] for file in files), f"model-{new_stamp()}")
 
 
 @contextmanager
 def tensorboard_run(role: Optional[str]) -> Iterator[None]:
-    """Within the block a trainer writes to ``log_tensorboard/LOG/ROLE``, a folder that is not there yet.
+    """Inside the block a trainer writes to a new folder, ``log_tensorboard/LOG/ROLE``.
 
-    RecBole names a run by the log file alone, so that teacher, student and baseline would be one. Its own logger of
-    Weights & Biases does nothing: :mod:`recbole_kd.trainer.trackers` tells more.
+    RecBole names a run by the log file only, so teacher, student and baseline would be one run. RecBole's own logger
+    for Weights & Biases is switched off, because :mod:`recbole_kd.trainer.trackers` logs more.
 
     Args:
         role: such as "student"; None for a trainer that only evaluates and writes nothing.
@@ -50,7 +50,7 @@ def tensorboard_run(role: Optional[str]) -> Iterator[None]:
         folders = (os.path.join("log_tensorboard", group, one) for one in numbered)
         return SummaryWriter(next(folder for folder in folders if not os.path.isdir(folder)))
 
-    if usual is get_tensorboard:  # otherwise this process of several writes nothing
+    if usual is get_tensorboard:  # otherwise this is one of several processes that writes nothing
         recboles.get_tensorboard = named
     recboles.WandbLogger = lambda config: Nothing()
     try:

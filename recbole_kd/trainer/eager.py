@@ -17,7 +17,7 @@ _NAME = "torch._dynamo"
 
 
 class _StandIn(ModuleType):
-    """What optimisers ask of ``torch._dynamo``: to leave their functions uncompiled. Whoever asks for more gets it."""
+    """Replaces ``torch._dynamo`` for optimisers, which only disable compilation; other uses import the real one."""
 
     @staticmethod
     def disable(function: Any, *_: Any, **__: Any) -> Any:
@@ -32,7 +32,7 @@ class _StandIn(ModuleType):
         return getattr(import_module(_NAME), name)
 
     def leave(self) -> None:
-        """Makes room for the real module, unless that is there."""
+        """Removes itself from the loaded modules, unless the real module is already there."""
         if sys.modules.get(_NAME) is self:
             del sys.modules[_NAME]
         if vars(torch).get("_dynamo") is self:
@@ -41,7 +41,7 @@ class _StandIn(ModuleType):
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Inside the block, torch's optimisers do not import torch's compiler. Where it is imported, nothing changes."""
+    """Inside the block, torch's optimisers do not import torch's compiler, unless it is imported already."""
     if _NAME in sys.modules:
         yield
         return

@@ -1,8 +1,8 @@
-"""KDTrainer: RecBole's training loop with distillers, through its hooks and without copying any of it.
+"""KDTrainer: RecBole's training loop with distillers, added through its hooks, without copying its code.
 
-RecBole's `fit` calls `_train_epoch` with a loss function, builds its optimiser in `_build_optimizer`, and writes what
-`_save_checkpoint` makes of it. The mixin below fills these hooks over whichever trainer RecBole would use for a model,
-so that a teacher which needs a trainer of its own (RaCT, RecVAE, NCL, the closed-form ones) keeps it.
+RecBole's trainer builds its optimiser in `_build_optimizer`; its `fit` calls `_train_epoch` with a loss function, and
+saves with `_save_checkpoint`. The mixin below overrides these methods on top of the trainer that RecBole would use for
+a model. So a model with a special trainer (RaCT, RecVAE, NCL, closed-form models) keeps it.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ BASE_LOSS = "rec"
 
 
 class Unresumable(UserError):
-    """A checkpoint that lacks a part of its run's state, because no file can hold it."""
+    """A checkpoint cannot be resumed, because a part of the run's state could not be stored."""
 
 
 class KDMixin:
-    """What distillation adds to a RecBole trainer, whichever it is; :func:`make_trainer` joins the two."""
+    """Adds distillation to any RecBole trainer; :func:`make_trainer` combines the two."""
 
     config: Any
     model: nn.Module
@@ -86,7 +86,7 @@ class KDMixin:
         fused: Optional[bool] = None,
         role: Optional[str] = "student",
     ) -> None:
-        # All of this before RecBole's constructor, which already builds the optimiser.
+        # All of this before RecBole's constructor, because that builds the optimiser.
         self.distillers = nn.ModuleDict(dict(distillers or {})).to(config["device"])
         self.observed = observed
         self.step_context = step_context
@@ -124,7 +124,7 @@ class KDMixin:
             rates = self.config["learning_rate"], self.config["weight_decay"]
             optimizer = self.optimizer_factory(self.model.parameters(), *rates)
         elif learner == "lazy_adam":
-            # Elsewhere a gradient is read before the step: it is cut, scaled or summed over processes.
+            # In the other cases gradients are clipped, scaled or summed over processes before the step.
             alone = getattr(self, "group", ALONE).count == 1
             sparse = alone and not (self.config["clip_grad_norm"] or self.config["enable_amp"])
             rates = self.config["learning_rate"], self.config["weight_decay"]
@@ -138,8 +138,8 @@ class KDMixin:
             optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
         own = list(self.distillers.parameters())
         if own and "params" not in kwargs:
-            # The penalty is the recommender's. An expert's loss comes with a small weight: decay would wear down what
-            # the loss hardly holds, to subnormal numbers, with which a matrix product takes a hundred times as long.
+            # Weight decay is for the recommender only. A distiller's loss has a small weight, so decay would shrink its
+            # parameters to subnormal numbers. With these a matrix product takes a hundred times as long.
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
         if self.fused:
             use_fused_adam(optimizer)
@@ -149,7 +149,7 @@ class KDMixin:
     # One epoch
 
     def fit(self, train_data: Any, *arguments: Any, **named: Any) -> Any:
-        """RecBole's `fit`; the loader is kept at hand for checkpoints and a resumed run's random state."""
+        """RecBole's `fit`; it keeps the loader, for checkpoints and for the random state of a resumed run."""
         self._train_data = train_data
         self._began = time.perf_counter()
         self._attributes = self._attributes or Attributes(self.model)
@@ -165,7 +165,7 @@ class KDMixin:
             raise
 
     def conclude(self, test_result: Optional[Mapping[str, float]] = None, failed: bool = False, **costs: float) -> None:
-        """Ends the runs of W&B and MLflow in which the training was told."""
+        """Ends the training's runs in W&B and MLflow."""
         self.trackers.finish(self.model, self.outcome(), test_result or {}, failed, **costs)
 
     def _train_epoch(
@@ -175,7 +175,7 @@ class KDMixin:
         loss_func: Optional[Callable[[Any], Any]] = None,
         show_progress: bool = False,
     ) -> Any:
-        # Between two epochs everything that the rest of the run depends on is at rest.
+        # Between two epochs no part of the state is changing, so it can be saved exactly.
         if self.config["save_last"] and epoch_idx > self.start_epoch:
             self._save_state(self.last_file, epoch_idx - 1)
         self._epoch = epoch_idx
@@ -183,13 +183,11 @@ class KDMixin:
         if len(self.distillers):
             first = epoch_idx == self.start_epoch
             if first and self.config["precision"] == "bf16" and not multiplies_bf16(self.device):
-                self.logger.warning(
-                    "--precision=bf16: a processor without AMX gains nothing by it; products are those of fp32."
-                )
+                self.logger.warning("--precision=bf16: this processor has no AMX, so products are computed in fp32.")
             self.distillers.train()
-            # What ranks by the student does so without dropout, whatever ran before; RecBole calls train() after this.
+            # Distillers rank by the student without dropout; RecBole calls train() after this.
             self.model.eval()
-            with self.step_context():  # a student that is asked for scores in blocks is propagated once
+            with self.step_context():  # a student that scores several blocks is propagated once
                 for distiller in self._computed().values():
                     distiller.begin_epoch(epoch_idx)
             loss_func = self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[arg-type]
@@ -204,8 +202,8 @@ class KDMixin:
         except RuntimeError as error:
             if self.config["enable_amp"] and "not implemented for" in str(error):
                 raise UserError(
-                    f"--enable_amp=true: on this device {self.config['model']} needs what torch has in full precision "
-                    f"only ({' '.join(str(error).split())[:100]}); leave it out."
+                    f"--enable_amp=true: on this device {self.config['model']} needs operations that torch has only in "
+                    f"full precision ({' '.join(str(error).split())[:100]}); leave it out."
                 ) from None
             raise
         finally:
@@ -214,12 +212,12 @@ class KDMixin:
         return losses
 
     def _joint_loss(self, base_loss: Callable[[Any], Any]) -> Callable[[Any], tuple[Tensor, ...]]:
-        """The base loss and every distiller's, as the tuple that RecBole sums."""
+        """The base loss and the losses of all distillers, as the tuple that RecBole sums."""
 
         def losses_of(interaction: Any) -> tuple[Tensor, ...]:
             with self.step_context():
                 named = self._terms(base_loss, interaction)
-            # The base model's own last, where it has several: NCL's trainer drops the last while the model warms up.
+            # The base model's own last, if it has several: NCL's trainer drops the last one during warm-up.
             several = [name for name in named if name.startswith(BASE_LOSS) and name[len(BASE_LOSS) :].isdigit()]
             named.update({name: named.pop(name) for name in several})
             self.loss_names = tuple(named)
@@ -253,11 +251,11 @@ class KDMixin:
         return dict(self.distillers.items())
 
     def _batch(self, interaction: Any) -> Batch:
-        """The observed pairs of RecBole's interaction, and its negatives where there are some."""
+        """The observed pairs of RecBole's interaction, and its negatives if there are any."""
         config = self.config
         columns = interaction.columns
         users = interaction[config["USER_ID_FIELD"]]
-        if config["ITEM_ID_FIELD"] not in columns:  # an autoencoder's batch is of users, with all that they have
+        if config["ITEM_ID_FIELD"] not in columns:  # an autoencoder's batch holds users, with all their items
             assert self.observed is not None, "a run that distils gives its training split"
             return Batch(*self.observed.pairs_of(users))
         items = interaction[config["ITEM_ID_FIELD"]]
@@ -267,7 +265,7 @@ class KDMixin:
             sequences = Sequences(interaction[history], interaction[config["ITEM_LIST_LENGTH_FIELD"]])
             return Batch(users, items, interaction[negative] if negative in columns else None, sequences)
         if negative in columns:
-            # With several negatives a pair RecBole repeats the positives, block by block.
+            # With several negatives for each pair RecBole repeats the positives, block by block.
             return Batch(users, items, interaction[negative])
         if label in columns:
             positive = interaction[label] > 0
@@ -285,14 +283,14 @@ class KDMixin:
             "lower --learning_rate or the loss's weight, or raise its temperature."
         )
 
-    # What is told of an epoch
+    # Output of an epoch
 
     def _generate_train_loss_output(self, epoch_idx: int, s_time: float, e_time: float, losses: Any) -> str:
         values = losses if isinstance(losses, tuple) else (losses,)
         names = self.loss_names
-        if len(names) > len(values):  # NCL's trainer drops one at first, RecVAE's gives the sum
+        if len(names) > len(values):  # NCL's trainer drops one at first, RecVAE's returns the sum
             names = names[: len(values)] if isinstance(losses, tuple) else ("total",)
-        elif len(names) < len(values):  # the base model itself has several losses, and there is no distiller
+        elif len(names) < len(values):  # the base model has several losses, and there is no distiller
             names = tuple(f"{BASE_LOSS}{index + 1}" for index in range(len(values)))
         named = {name: float(value) for name, value in zip(names, values) if value is not None}
         self.loss_history[epoch_idx] = named
@@ -315,7 +313,7 @@ class KDMixin:
         for name, value in result.items():
             self.tensorboard.add_scalar(f"Valid/{name}", value, self._epoch)
         self.trackers.log("valid", result, self._epoch)
-        validated = getattr(self.model, "validated", None)  # of a model whose loss depends on validation
+        validated = getattr(self.model, "validated", None)  # exists if the model's loss depends on validation
         if callable(validated):
             validated(score if self.config["valid_metric_bigger"] else -score)
         return score, result
@@ -324,13 +322,13 @@ class KDMixin:
 
     @property
     def last_file(self) -> str:
-        """The state after the last whole epoch, for ``--resume``; the best one is `saved_model_file`."""
+        """The file of the state after the last complete epoch, for ``--resume``; the best is `saved_model_file`."""
         return str(Path(self.saved_model_file).with_suffix("")) + "-last.pth"
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         self.best_epoch = epoch
         if self.valid_history and self.valid_history[-1]["epoch"] == epoch:
-            # RecBole notes it only after saving: a run that goes on from this very file would report an older one.
+            # RecBole records it only after saving, so a run resumed from this file would report an older one.
             self.best_valid_result = {name: value for name, value in self.valid_history[-1].items() if name != "epoch"}
         file = kwargs.pop("saved_model_file", self.saved_model_file)
         self._save_state(file, epoch)
@@ -338,7 +336,7 @@ class KDMixin:
             self.logger.info(set_color("Saving current", "blue") + f": {file}")
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
-        """Keeps a stage of RecBole's pretraining trainers (RaCT, S3Rec), which would pickle it, as any other state."""
+        """Saves a stage of RecBole's pretraining trainers (RaCT, S3Rec) like any other state, without pickle."""
         self._save_state(saved_model_file, epoch)
         self.saved_model_file = saved_model_file
 
@@ -356,7 +354,7 @@ class KDMixin:
         }
 
     def _other_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Those that RecBole's trainer has beside `optimizer`, by the name of the attribute (RecVAE's two)."""
+        """Other optimisers of RecBole's trainer than `optimizer`, by their attributes' names (RecVAE has two)."""
         found = {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
         found.pop("optimizer", None)
         return found
@@ -384,29 +382,29 @@ class KDMixin:
         save_checkpoint(state, file)
 
     def resume_checkpoint(self, resume_file: Any) -> None:
-        """Goes on from the state in `resume_file`: weights, optimiser, distillers, early stopping, random streams.
+        """Resumes from the state in `resume_file`: weights, optimiser, distillers, early stopping, random streams.
 
         Raises:
-            UserError: no checkpoint of ours; or as :meth:`resume`.
+            UserError: not a checkpoint of recbole-kd; or as in :meth:`resume`.
         """
         self.resume(resume_file, load_checkpoint(str(resume_file), self.config["device"], ResumableState))
 
     def resume(self, resume_file: Any, state: Mapping[str, Any]) -> None:
-        """Goes on from a state that was read from `resume_file`.
+        """Resumes from a state that was read from `resume_file`.
 
         Raises:
-            UserError: it is of another model or configuration.
-            Unresumable: the model keeps something that the checkpoint could not hold.
+            UserError: it belongs to another model or configuration.
+            Unresumable: the model has a value that the checkpoint could not hold.
         """
         if state["model"] != self.config["model"]:
             raise UserError(
-                f"'{resume_file}' is a checkpoint of {state['model']}, and --model={self.config['model']}; "
-                "resume it with the model that it was written by."
+                f"'{resume_file}' is a checkpoint of {state['model']}, but --model={self.config['model']}; "
+                "resume it with its own model."
             )
         if state.get("unsaved"):
             raise Unresumable(
-                f"'{resume_file}': {state['model']} keeps {', '.join(map(shown, state['unsaved'][:3]))}, which a "
-                "checkpoint cannot hold, so that it would not go on exactly; train it anew, without --resume."
+                f"'{resume_file}': {state['model']} has {', '.join(map(shown, state['unsaved'][:3]))}, which a "
+                "checkpoint cannot hold, so it cannot be resumed exactly; train it again, without --resume."
             )
         self._attributes = Attributes(self.model)
         try:
@@ -442,7 +440,7 @@ class KDMixin:
         self._resumed = None
 
     def load_best(self) -> None:
-        """Loads the weights of the best epoch, where one was saved."""
+        """Loads the weights of the best epoch, if one was saved."""
         if self.best_epoch >= 0 and os.path.isfile(self.saved_model_file):
             state = load_checkpoint(self.saved_model_file, self.config["device"], ModelState)
             self.model.load_state_dict(state["state_dict"])
@@ -454,7 +452,7 @@ class KDTrainer(KDMixin, Trainer):
 
 
 class _JointPasses(Trainer):
-    """RecBole's trainer, which adds the distillers to whatever loss function it is given."""
+    """RecBole's trainer; it adds the distillers to any loss function that it gets."""
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         if loss_func is not None and len(self.distillers):
@@ -468,11 +466,11 @@ class _JointPasses(Trainer):
 
 
 class KDRecVAETrainer(KDMixin, RecVAETrainer, _JointPasses):
-    """RecBole's trainer of RecVAE with distillers: each of its passes has a loss function of its own."""
+    """RecBole's trainer of RecVAE with distillers; each of its passes has its own loss function."""
 
 
 class SharedTrainer(SharedMixin, KDTrainer):
-    """A trainer that is one of several processes of a run."""
+    """The trainer of one of several processes."""
 
 
 def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings: Any) -> Any:
@@ -493,8 +491,8 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
     if group.count > 1:
         if base is not Trainer:
             raise UserError(
-                f"--nproc={group.count}: {config['student']} has a training loop of its own, which one process goes "
-                "through; set --nproc=1."
+                f"--nproc={group.count}: {config['student']} has its own training loop, which needs one process; "
+                "set --nproc=1."
             )
         trainer_class, settings = SharedTrainer, {**settings, "group": group, "stamp": group.stamp}
     try:
@@ -510,9 +508,9 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
 def make_evaluator(config: Any, model: nn.Module, splits: Splits) -> tuple[Any, tuple[Any, Any, Any]]:
     """A trainer that evaluates a trained model, and the training, validation and test loader."""
     loaders = make_loaders(config, splits)
-    # It makes no step, so that whatever the learner was (SEvo's needs a graph) is not built again.
+    # It makes no step, so the learner (SEvo's needs a graph) is not built.
     trainer = make_trainer(
         config, model, role=None, optimizer_factory=lambda parameters, rate, _: torch.optim.SGD(parameters, rate)
     )
-    trainer.eval_collector.data_collect(loaders[0])  # which `fit` does otherwise: ItemCoverage and others count items
+    trainer.eval_collector.data_collect(loaders[0])  # `fit` would do it: ItemCoverage and others count items
     return trainer, loaders

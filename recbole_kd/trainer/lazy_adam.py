@@ -1,9 +1,9 @@
-"""Adam that leaves rows of embedding tables at rest in the steps that do not read them.
+"""Adam that does not change rows of embedding tables in steps that do not read them.
 
-Adam moves every row in every step, by what is left of its first moment. Of a million users a batch reads a few
-thousand, and the step of the optimiser is then most of a step. Here moments and weights change only in rows that have a
-gradient, as in TensorFlow's LazyAdam and torch's SparseAdam. This is another optimiser than Adam: a row's moments fade
-with the steps that read it, not with all steps. Bias is corrected by the number of all steps.
+Adam changes every row in every step, by the rest of its first moment. A batch reads only a few thousand of a million
+users, so the optimiser then takes most of a step's time. Here moments and weights change only in rows that have a
+gradient, as in TensorFlow's LazyAdam and torch's SparseAdam. The optimiser differs from Adam: a row's moments decay
+only in steps that read it. Bias is corrected by the number of all steps.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class LazyAdam(Optimizer):
     ) -> None:
         """
         Args:
-            params: all that is trained.
-            tables: which of them (N, d) rest by rows. Their gradients may be sparse.
+            params: all trained parameters.
+            tables: those of them, (N, d), that are updated by rows. Their gradients may be sparse.
             lr: learning rate.
-            weight_decay: L2 penalty, added to the gradient of the rows that have one.
+            weight_decay: L2 penalty, added to the gradients of rows that have one.
             betas: decay of the first and of the second moment.
             eps: added to the root of the second moment.
 
@@ -73,7 +73,7 @@ class LazyAdam(Optimizer):
             joined = gradient.coalesce()
             rows, gradient = joined.indices()[0], joined.values()
         elif id(parameter) in self._tables:
-            rows = (gradient.abs().amax(dim=1) != 0).nonzero().squeeze(1)  # a row with a NaN is not at rest
+            rows = (gradient.abs().amax(dim=1) != 0).nonzero().squeeze(1)  # a row with a NaN counts as read
             gradient = gradient.index_select(0, rows)
         weights, first, second = (
             each if rows is None else each.index_select(0, rows)

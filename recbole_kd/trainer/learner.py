@@ -29,13 +29,13 @@ OptimizerFactory = Callable[[Iterable[Tensor], float, float], Optimizer]
 def optimizer_factory(
     config: KDConfig, splits: Splits, model: nn.Module, teacher: TeacherView | None = None
 ) -> OptimizerFactory | None:
-    """How to build the optimiser of ``--learner=sevo_...``; None where the learner is one of RecBole's.
+    """A function that builds the optimiser of ``--learner=sevo_...``; None if the learner is one of RecBole's.
 
     Args:
         config: the run's settings.
-        splits: the data; graphs are built from the training split alone.
-        model: whose tables are smoothed.
-        teacher: gives the item embeddings of graph ``teacher``.
+        splits: the data; graphs are built from the training split only.
+        model: the model whose tables are smoothed.
+        teacher: its item embeddings make the graph ``teacher``.
 
     Raises:
         UserError: no tables to smooth, or a graph that cannot be built.
@@ -49,7 +49,7 @@ def optimizer_factory(
         with_items = {"representations", "sequence_vectors", "item_representations"}
         if teacher is None or with_items.isdisjoint(teacher.capabilities):
             raise UserError(
-                "--sevo.graph=teacher reads a teacher's item vectors, and there is none; "
+                "--sevo.graph=teacher reads a teacher's item vectors, but this teacher has none; "
                 "set --teacher=NAME of a model with vectors, such as BPR, or another --sevo.graph."
             )
         teacher_items, known_items = teacher.item_embeddings(), teacher.known_items
@@ -69,10 +69,10 @@ def optimizer_factory(
 
 
 def _tables(options: SEvoOptions, splits: Splits, model: nn.Module) -> list[list[Tensor]]:
-    """The smoothed parameters: lists of tables that are, one under the other, the graph's nodes.
+    """The smoothed parameters: lists of tables whose rows, one table after the other, are the graph's nodes.
 
     Raises:
-        UserError: no such parameters, or of other sizes than the graph.
+        UserError: there are no such parameters, or their sizes differ from the graph's.
     """
     chosen = _named_tables(options, model) if options.tables else _found_tables(options, model)
     joint = options.graph == "bipartite"
@@ -97,7 +97,7 @@ def _named_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
     for name in options.tables:
         if name not in named:
             raise UserError(
-                f"sevo.tables names '{name}', and {type(model).__name__} has no such parameter; it has: "
+                f"sevo.tables names '{name}', but {type(model).__name__} has no such parameter; it has: "
                 f"{', '.join(list(named)[:12])}."
             )
     return [named[name] for name in options.tables]
@@ -106,13 +106,13 @@ def _named_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
 def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
     if options.graph == "bipartite" and is_sequential(model):
         raise UserError(
-            f"--sevo.graph=bipartite ties users and items, and {type(model).__name__} has no table of users; "
+            f"--sevo.graph=bipartite connects users and items, but {type(model).__name__} has no table of users; "
             "set --sevo.graph to consecutive, category or teacher."
         )
     tables = embedding_tables(model) if options.graph == "bipartite" else item_tables(model)
     if tables is None:
         raise UserError(
-            f"SEvo smooths embedding tables, and none are known of {type(model).__name__}; "
+            f"SEvo smooths embedding tables, but none of {type(model).__name__} are known; "
             "name them with --sevo.tables, or choose another --learner."
         )
     return list(tables)
@@ -121,7 +121,7 @@ def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
 def lazy_adam(
     model: nn.Module, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float, sparse: bool
 ) -> LazyAdam:
-    """``--learner=lazy_adam`` for parameters of a model, whose embedding tables rest by rows.
+    """``--learner=lazy_adam`` for a model's parameters; its embedding tables are updated by rows.
 
     Args:
         sparse: whether gradients of tables that are read by rows can be sparse.
@@ -145,7 +145,7 @@ def compute_faster(model: nn.Module) -> None:
 
 
 def use_fused_adam(optimizer: Optimizer) -> None:
-    """Lets Adam or AdamW take its steps fused, where this torch can; any other optimiser stays as it is."""
+    """Makes Adam or AdamW use fused steps, if this torch has them; other optimisers do not change."""
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fused_adam_exists():
         for group in optimizer.param_groups:
             group["fused"] = True
@@ -167,7 +167,7 @@ def fused_adam_exists() -> bool:
 def schedule_learning_rate(optimizer: Optimizer, config: KDConfig, epoch: int) -> None:
     """Sets an epoch's learning rate as ``--learning_rate_schedule`` says."""
     if config["learning_rate_schedule"] == "cosine":
-        # A function of the epoch alone, so that a resumed run needs no state of it.
+        # A function of the epoch only, so a resumed run needs no state.
         rate = config["learning_rate"] * 0.5 * (1 + math.cos(math.pi * epoch / max(1, config["epochs"])))
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -12,18 +12,18 @@ __all__ = ["Bar"]
 
 
 class Bar(tqdm):
-    """A progress bar over a loader that still answers for the loader's attributes."""
+    """A progress bar over a loader; it has the loader's attributes too."""
 
     @classmethod
     def of_epoch(cls, loader: Any, model: str, epoch: int, epochs: int, first: int, began: float) -> Bar:
-        """The bar of an epoch, with how long the rest takes at most: by the mean of the epochs before.
+        """The bar of an epoch, with the longest remaining time, from the mean of the earlier epochs.
 
         Args:
-            loader: gives the batches.
-            model: its name.
-            epoch, epochs: which it is, from 0, of how many.
-            first: the first that this process trains.
-            began: when that one began, by ``time.perf_counter()``.
+            loader: the loader of the batches.
+            model: the model's name.
+            epoch, epochs: number of the epoch, from 0, and number of all epochs.
+            first: the first epoch that this process trains.
+            began: start time of that epoch, by ``time.perf_counter()``.
         """
         done, left = epoch - first, ""
         if done:
@@ -33,7 +33,7 @@ class Bar(tqdm):
         return cls(loader, total=len(loader), dynamic_ncols=True, desc=description)
 
     def due(self) -> bool:
-        """Whether the bar is about to be drawn, so that losses need be read only then."""
+        """Whether the bar will be drawn now; losses are read only then."""
         return bool(time.time() - self.last_print_t >= self.mininterval)
 
     def __getattr__(self, name: str) -> Any:

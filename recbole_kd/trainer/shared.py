@@ -1,18 +1,18 @@
 """Several processes for one run, with the results of one process.
 
-What is shared out, and how it stays what one process computes:
+The work is divided so that the results do not change:
 
-- Process 0 alone draws a batch and sends it to the others, so that every random stream is that of one process.
-- The gradient of a step is the sum of the processes' parts. A distiller that says so (:attr:`Distiller.shares`)
-  computes its :class:`Share` of its entries, over the *global* batch's distinct users and items. One process computes
-  any other distiller whole, and also a base loss that is no mean over rows. Averaging losses of local batches, as
-  DistributedDataParallel does, would give other numbers: entries are distinct in the global batch. Where a step may
-  draw random numbers (dropout), process 0 computes it whole.
-- Every process makes the same optimiser step, of the summed gradient.
-- Evaluation shares out whole batches. What they collect is put together in the order of one process. Every process
-  computes the metrics of all of it, equal to the last digit.
+- Only process 0 draws a batch; it sends the batch to the others. So every random stream is that of one process.
+- The gradient of a step is the sum of the processes' parts. A distiller with :attr:`Distiller.shares` computes its
+  :class:`Share` of its entries, over the *global* batch's distinct users and items. Any other distiller is computed by
+  one process, and so is a base loss that is not a mean over rows. Averaging losses of local batches, as
+  DistributedDataParallel does, would give other numbers, because entries are distinct in the global batch. If a step
+  may draw random numbers (dropout), process 0 computes the whole step.
+- Every process makes the same optimiser step, with the summed gradient.
+- In evaluation each process takes whole batches. Their results are put together in the order of one process. Every
+  process then computes the metrics of all batches, equal to the last digit.
 - Process 0 computes the teacher and the ranked lists; the others wait and read its files.
-- Process 0 alone writes and logs.
+- Only process 0 writes and logs.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ __all__ = ["SharedMixin", "divides_steps", "share_of_steps"]
 
 #: Base losses that are means over the rows of a batch (and penalties on whole tables), by architecture.
 _MEANS_OVER_ROWS = {"BPR", "SimRecStudent", "SimRecTeacher"}
-#: Architectures whose scores and representations are drawn from no random stream: a part of a step is what it is within
-#: the whole. Of any other (dropout, augmented graphs) process 0 computes the whole steps, in the order of one process.
+#: Architectures that draw no random numbers for scores and representations, so a step can be divided. For others
+#: (dropout, augmented graphs) process 0 computes the whole steps, in the order of one process.
 _WITHOUT_CHANCE = {*_MEANS_OVER_ROWS, "LightGCN"}
 
 
@@ -46,17 +46,17 @@ def _is_one_of(model: nn.Module, architectures: set[str]) -> bool:
 
 
 def divides_steps(model: nn.Module) -> bool:
-    """Whether processes can share out a training step of this model and compute what one process computes."""
+    """Whether a training step of this model can be divided among processes without changing its result."""
     return _is_one_of(model, _WITHOUT_CHANCE)
 
 
 def share_of_steps(model: nn.Module, group: Group) -> Share:
-    """What of a training step distillers compute in this process: its share, or all that they are asked for."""
+    """The part of a training step that distillers compute in this process: its share, or everything."""
     return group if divides_steps(model) else Share()
 
 
 class _SharedBatches:
-    """A loader whose batches process 0 draws and every process gets."""
+    """A loader: process 0 draws its batches, and every process gets them."""
 
     def __init__(self, loader: Any, group: Group) -> None:
         self._loader = loader
@@ -73,12 +73,12 @@ class _SharedBatches:
         for _ in range(len(self._loader)):
             yield Interaction(self._group.tensors(next(own).interaction if own is not None else None))
         if own is not None:
-            for _ in own:  # the loader's own end: random streams stand where one process leaves them
+            for _ in own:  # run to the loader's own end, so that random streams are as with one process
                 raise AssertionError("a loader gave more batches than its length")
 
 
 class SharedMixin:
-    """What a group of processes adds to a :class:`recbole_kd.trainer.kd_trainer.KDMixin`; it stands before it."""
+    """Adds a group of processes to :class:`recbole_kd.trainer.kd_trainer.KDMixin`; it comes first among the bases."""
 
     group: Group
     config: Any
@@ -93,18 +93,18 @@ class SharedMixin:
     def __init__(self, config: Any, *arguments: Any, group: Group, **named: Any) -> None:
         self.group = group
         super().__init__(config, *arguments, **named)  # type: ignore[call-arg]
-        # The first process names the file, the same after a restart.
+        # The first process chooses the file's name, which stays the same after a restart.
         self.saved_model_file = group.plain(self.saved_model_file)
         self.eval_collector = _SharedCollector(config, group)
         self._owners = self._owners_of_distillers()
         self._terms_known: list[str] = []
 
     def _owners_of_distillers(self) -> dict[str, int]:
-        """Each distiller that one process computes whole, and that process: in turns, the base loss's first."""
+        """Distiller that one process computes -> that process, in turns after an undivided base loss at process 0."""
         if not divides_steps(self.model):
             self.logger.warning(
                 f"{type(self.model).__name__} may draw random numbers in a step: process 0 computes the steps, and "
-                "evaluation is shared out."
+                "evaluation is divided among all processes."
             )
             return dict.fromkeys(self.distillers, 0)
         turn = 0 if self._base_is_shared() else 1
@@ -119,7 +119,7 @@ class SharedMixin:
         return _is_one_of(self.model, _MEANS_OVER_ROWS)
 
     def fit(self, *arguments: Any, **named: Any) -> Any:
-        """As one process does; started again after a process had ended, it goes on after the last whole epoch."""
+        """As in one process. If restarted because a process ended, it resumes after the last complete epoch."""
         if self.group.restarted and self.group.plain(os.path.isfile(self.last_file)):
             self.resume_checkpoint(self.last_file)
         return super().fit(*arguments, **named)  # type: ignore[misc]
@@ -132,7 +132,7 @@ class SharedMixin:
         return {name: distiller for name, distiller in self.distillers.items() if self._mine(name)}
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
-        # Sums are the same everywhere, and so are steps, except for rounding on a GPU: replicas meet again here.
+        # Sums and steps are equal in all processes, except for rounding on a GPU; here the replicas are made equal.
         self.group.align([*self.model.parameters(), *self.model.buffers(), *self.distillers.parameters()])
         joint = loss_func if len(self.distillers) else self._joint_loss(loss_func or self.model.calculate_loss)  # type: ignore[attr-defined]
         batches = _SharedBatches(train_data, self.group)
@@ -141,7 +141,7 @@ class SharedMixin:
         )
 
     def _terms(self, base_loss: Callable[[Any], Any], interaction: Any) -> dict[str, Tensor]:
-        """The losses of the step by name: the values of one process, with the gradient of this process's part."""
+        """The step's losses by name: values as in one process, with the gradient of this process's part."""
         rows = len(interaction)
         if self._base_is_shared():
             part = self.group.part(rows)
@@ -153,7 +153,7 @@ class SharedMixin:
         parts.update(super()._distilled_terms(interaction))  # type: ignore[misc]
         totals = self._totals({name: float(loss.detach()) for name, loss in parts.items()})
         anchor = torch.zeros((), device=self.config["device"], requires_grad=True)
-        # A node in every process's backward pass, if only with a gradient of 0; when the pass ends, parts are summed.
+        # Every process has this node in its backward pass, perhaps with gradient 0. At its end the parts are summed.
         anchor = anchor * 1
         anchor.register_hook(self._sum_when_done)
         losses = {}
@@ -165,12 +165,12 @@ class SharedMixin:
         return losses
 
     def _totals(self, parts: Mapping[str, float]) -> dict[str, float]:
-        """Sums over processes of what each has under a name, in one order everywhere."""
+        """Sums over the processes of the values under each name, in the same order everywhere."""
         while True:
             known = {name: index for index, name in enumerate(self._terms_known)}
             values = torch.zeros(len(known) + 1, dtype=torch.float64)
             for name, value in parts.items():
-                # The last place says that someone has a name that the others do not know.
+                # The last entry says that a process has a name unknown to the others.
                 values[known.get(name, -1)] = value if name in known else 1.0
             dist.all_reduce(values)
             if values[-1] == 0:
@@ -179,14 +179,14 @@ class SharedMixin:
             self._terms_known = sorted(dict.fromkeys([*self._terms_known, *found]), key=self._place)
 
     def _place(self, name: str) -> int:
-        """Base losses first, then the distillers in their order; a distiller's terms stay in its own."""
+        """Sort key of a loss: base losses first, then the distillers'; a distiller's terms keep their order."""
         order, owner = list(self.distillers), name.partition(".")[0]
         return order.index(owner) + 1 if owner in order else 0
 
     def _sum_when_done(self, gradient: Tensor) -> None:
         parameters = [*self.model.parameters(), *self.distillers.parameters()]
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        # As DistributedDataParallel does: RecBole clips and steps right after the backward pass.
+        # As in DistributedDataParallel, because RecBole clips and steps right after the backward pass.
         torch.autograd.Variable._execution_engine.queue_callback(lambda: self.group.sum_gradients(trained))
 
     # Evaluation
@@ -203,7 +203,7 @@ class SharedMixin:
                 return own(PartOfBatches(eval_data, self.group), load_best_model, model_file, shown)
             finally:
                 self.eval_collector.shared = False
-        # Sampled candidates come from a random stream in the order of the batches, which is process 0's.
+        # Sampled candidates come from process 0's random stream, in the order of the batches.
         result = own(eval_data, load_best_model, model_file, shown) if self.group.is_first else None
         return self.group.plain(result)
 
@@ -227,7 +227,7 @@ class SharedMixin:
 
 
 class _SharedCollector(FullSortCollector):
-    """A collector that puts together what every process collected, in the order of one process."""
+    """A collector that joins the results of all processes, in the order of one process."""
 
     def __init__(self, config: Any, group: Group) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""What a run's state is beside weights: random generators, and what a model keeps outside its parameters."""
+"""A run's state apart from weights: random generators, and values that a model keeps outside its parameters."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ __all__ = [
 
 
 def random_state() -> dict[str, Any]:
-    """The states of the global random generators (python, numpy, torch, CUDA where there is one), as tensors and
-    plain values for a checkpoint."""
+    """The states of the global random generators (python, numpy, torch, CUDA if there is one), for a checkpoint.
+
+    They are tensors and plain values.
+    """
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -46,10 +48,10 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Sets the global random generators to what :func:`random_state` gave; CUDA's as far as devices are there.
+    """Sets the global random generators to the result of :func:`random_state`; CUDA's only for existing devices.
 
     Raises:
-        UserError: `state` is not of that form.
+        UserError: `state` does not have that form.
     """
     try:
         python, numpy = state["python"], state["numpy"]
@@ -66,12 +68,12 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 class Unstorable(Exception):
-    """A value that no checkpoint of ours holds."""
+    """A value that our checkpoints cannot hold."""
 
 
 def storable(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model keeps beside its weights (numpy arrays, sparse matrices) as tensors and plain values."""
-    # A name that begins with "restore_" is a cache of the weights. Evaluation fills it again.
+    """A model's values apart from its weights (numpy arrays, sparse matrices), as tensors and plain values."""
+    # A name that begins with "restore_" is a cache computed from the weights; evaluation computes it again.
     return {key: None if key.startswith("restore_") else _stored(value) for key, value in parameters.items()}
 
 
@@ -93,7 +95,7 @@ def restored(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`storable`.
 
     Raises:
-        KeyError, TypeError, AttributeError, ValueError, RuntimeError: they are not what it gives.
+        KeyError, TypeError, AttributeError, ValueError, RuntimeError: not a result of that function.
     """
     return {key: _read(value) for key, value in parameters.items()}
 
@@ -103,7 +105,7 @@ def _read(value: Any) -> Any:
     if kind == "sparse":
         parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
         matrix = scipy.sparse.csr_matrix(parts, shape=tuple(value["shape"]))
-        matrix.check_format(full_check=True)  # sparse products read what the columns say unchecked
+        matrix.check_format(full_check=True)  # sparse products do not check column indices
         return matrix.asformat(value.get("layout", "csr"))
     if kind == "sparse_tensor":
         parts = value["indices"], value["values"]
@@ -114,12 +116,12 @@ def _read(value: Any) -> Any:
 
 
 class Attributes:
-    """What a model and its parts keep in attributes, beside their weights: counters, histories, lists, matrices.
+    """Values in attributes of a model and its parts, apart from weights: counters, histories, lists, matrices.
 
-    Made of a fresh model, it says later which of them have changed: a run that goes on has to begin with those.
+    It is made from a new model and later says which attributes have changed; a resumed run must restore these.
 
     Args:
-        model: as it was built.
+        model: the model, just built.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -127,7 +129,7 @@ class Attributes:
         self._fresh = {path: _mark(value) for path, value in _attributes(model)}
 
     def changed(self) -> tuple[dict[str, Any], list[str]]:
-        """By path ("encoder.count"), what differs from the fresh model; and the paths that no checkpoint can hold."""
+        """Path ("encoder.count") -> value, where it differs from the new model; and paths that cannot be stored."""
         kept: dict[str, Any] = {}
         lost: list[str] = []
         for path, value in _attributes(self._model):
@@ -143,10 +145,10 @@ class Attributes:
         return kept, lost
 
     def restore(self, kept: Mapping[str, Any]) -> None:
-        """Puts what :meth:`changed` gave into a model that is fresh.
+        """Puts the result of :meth:`changed` into a new model.
 
         Raises:
-            KeyError, TypeError, AttributeError, ValueError, RuntimeError: it is not of such a model.
+            KeyError, TypeError, AttributeError, ValueError, RuntimeError: it does not belong to such a model.
         """
         modules, own = dict(self._model.named_modules()), dict(_attributes(self._model))
         for path, value in kept.items():
@@ -154,9 +156,9 @@ class Attributes:
             found = _whole(value, _read)
             named_well = name.isidentifier() and name not in _OF_MODULES and not hasattr(type(modules[place]), name)
             before = own.get(path)
-            # What was nothing or a number may have become a tensor (RaCT). What is used as a tensor stays one.
+            # None or a number may have become a tensor (RaCT), but a tensor must stay a tensor.
             if not named_well or not (before is None or type(before) in (int, float) or _kind(before) == _kind(found)):
-                raise ValueError(f"{path} is no {type(found).__name__}")
+                raise ValueError(f"{path} is not a {type(found).__name__}")
             setattr(modules[place], name, found)
 
 
@@ -165,12 +167,12 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every attribute that is no part of `state_dict` and of `other_parameter`, by its path."""
+    """Every attribute that is not in `state_dict` or `other_parameter`, with its path."""
     elsewhere = set(getattr(model, "other_parameter_name", ()))
     for place, module in model.named_modules():
         hidden = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
         for name, value in {**vars(module), **hidden}.items():
-            # A tensor with a history is a step's own: the next one computes it again.
+            # A tensor with an autograd history belongs to a step; the next step computes it again.
             of_a_step = isinstance(value, Tensor) and value.grad_fn is not None
             if not (name in _OF_MODULES or of_a_step or (not place and name in elsewhere)):
                 yield f"{place}.{name}".lstrip("."), value
@@ -188,7 +190,7 @@ def _whole(value: Any, leaf: Callable[[Any], Any]) -> Any:
 
 
 def _mark(value: Any) -> tuple[str, Any]:
-    """What tells a value from a later one: its content, or which object it is."""
+    """A mark that distinguishes a value from a later one: its content, or its identity."""
     try:
         return "content", digest(_whole(value, _stored))
     except (TypeError, RuntimeError, Unstorable):
@@ -200,12 +202,12 @@ def _same(mark: tuple[str, Any], other: tuple[str, Any]) -> bool:
 
 
 def _kind(value: Any) -> tuple[Any, ...]:
-    """What an attribute keeps through a training: its type, and of an array its element type and shape."""
+    """The properties that an attribute keeps in training: its type, and for an array the element type and shape."""
     return type(value), getattr(value, "dtype", None), tuple(getattr(value, "shape", ()))
 
 
 def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
-    """Puts what a checkpoint holds, `state`, into a model that was built on its dataset.
+    """Puts a checkpoint's content, `state`, into a model that was built on its dataset.
 
     Raises:
         UserError: the weights do not fit.
@@ -221,10 +223,10 @@ def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Puts the state of an optimiser of the same parameters and settings into one; torch looks at its sizes alone.
+    """Loads an optimiser's state and checks that parameters and settings fit; torch checks only sizes.
 
     Raises:
-        ValueError, TypeError, AttributeError, LookupError: it is not of such an optimiser.
+        ValueError, TypeError, AttributeError, LookupError: it does not belong to such an optimiser.
     """
     own = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
@@ -245,7 +247,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _alike(value: Any, other: Any) -> bool:
-    """Whether two settings of an optimiser are of one kind."""
+    """Whether two settings of an optimiser have the same kind."""
     if isinstance(value, (list, tuple)) and isinstance(other, (list, tuple)) and len(value) == len(other):
         return all(map(_alike, value, other))
     numbers = all(type(one) in (int, float) for one in (value, other))

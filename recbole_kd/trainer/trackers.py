@@ -1,7 +1,7 @@
-"""Weights & Biases and MLflow (``--log_wandb``, ``--log_mlflow``): each model is a run of theirs, in one group.
+"""Weights & Biases and MLflow (``--log_wandb``, ``--log_mlflow``): each model is one run, and all are in one group.
 
-The user's installed package is used, and imported only when it is asked for. Names are RecBole's for Weights & Biases:
-``train/train_loss``, ``valid/recall@10``, ``eval/recall@10``; beside them each named loss, such as ``train/rec``.
+The installed package is imported only if the user asks for it. Names are those that RecBole uses for Weights & Biases:
+``train/train_loss``, ``valid/recall@10``, ``eval/recall@10``. Each named loss is added, such as ``train/rec``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from recbole_kd.evaluation.costs import trained_numbers
 
 __all__ = ["GROUP", "KINDS", "Tracker", "Trackers", "check_trackers"]
 
-#: Environment variable of wandb that names the group, and is heeded for MLflow too.
+#: Environment variable of wandb that names the group; it is used for MLflow too.
 GROUP = "WANDB_RUN_GROUP"
-#: The first wandb that says of a key at once whether it can be one; earlier ones wait for their server for minutes.
+#: The first wandb that checks a key's form at once; earlier versions wait minutes for the server.
 _OLDEST_WANDB = "0.30"
 _OFFLINE = "or set the environment variable WANDB_MODE=offline to keep the runs in the folder wandb"
 
@@ -40,10 +40,10 @@ class Tracker(Protocol):
 
 
 def check_trackers(config: Any) -> None:
-    """What can be said of the trackers that are asked for before anything is trained.
+    """Checks the requested trackers before training, as far as possible.
 
     Raises:
-        UserError: one is not installed or too old, or nobody is logged in.
+        UserError: one is not installed or too old, or the user is not logged in.
     """
     if config["log_mlflow"] and find_spec("mlflow") is None:
         raise UserError(
@@ -61,26 +61,26 @@ def check_trackers(config: Any) -> None:
         if wandb.setup().settings.mode not in ("online", "shared", None):
             return  # offline or disabled
         known = wandb.login(prompt=False, verify=False)
-    except (wandb.Error, ValueError) as error:  # a ValueError is one of wandb's environment variables
+    except (wandb.Error, ValueError) as error:  # a ValueError is about one of wandb's environment variables
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(f"--log_wandb=true: {reason}; run: wandb login, {_OFFLINE}.") from None
     if not known:
-        raise UserError(f"--log_wandb=true needs a key, and there is none; run: wandb login, {_OFFLINE}.")
+        raise UserError(f"--log_wandb=true needs a key, but there is none; run: wandb login, {_OFFLINE}.")
 
 
 class Trackers:
-    """The runs in which a model's training is told; none where none is asked for."""
+    """The trackers' runs of a model's training; empty if none are requested."""
 
     def __init__(self, *trackers: Tracker) -> None:
         self._trackers = trackers
 
     @classmethod
     def begin(cls, config: Any, group: str, role: str) -> Trackers:
-        """Begins the runs that a model's settings ask for.
+        """Starts the runs that a model's settings request.
 
         Args:
             config: the model's settings.
-            group: names the program's run, which teacher, student and baseline share.
+            group: the name that teacher, student and baseline of a run share.
             role: such as "student".
 
         Raises:
@@ -102,11 +102,11 @@ class Trackers:
         failed: bool = False,
         **costs: float,
     ) -> None:
-        """Ends the runs with what the training came to and cost; a second call does nothing.
+        """Ends the runs with the training's results and costs; a second call does nothing.
 
         Args:
             model: the trained model.
-            state: its history, as a checkpoint keeps it.
+            state: its history, in the form of a checkpoint.
             test_result: metrics on the test split.
             failed: whether the training ended with an error.
             **costs: other figures by name.
@@ -121,7 +121,7 @@ class Trackers:
 
 
 class _Wandb:
-    """A run of Weights & Biases, beside any that the user has begun."""
+    """A run of Weights & Biases, separate from any run that the user has started."""
 
     def __init__(self, config: Any, group: str, role: str) -> None:
         import wandb
@@ -138,7 +138,7 @@ class _Wandb:
             )
         except wandb.Error as error:
             raise UserError(
-                f"--log_wandb=true: wandb cannot begin a run ({' '.join(str(error).split())[:120]}); see to it, "
+                f"--log_wandb=true: wandb cannot start a run ({' '.join(str(error).split())[:120]}); solve this, "
                 f"{_OFFLINE}."
             ) from None
 
@@ -151,9 +151,9 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow, of which the client knows alone: the user's active one stays as it is.
+    """A run of MLflow, made through a client, so the user's active run does not change.
 
-    The client waits for its server. One that fails on the way is told once, and the training goes on.
+    The client waits for its server. If the server fails during training, this is logged once and training goes on.
     """
 
     def __init__(self, config: Any, group: str, role: str) -> None:
@@ -169,11 +169,11 @@ class _Mlflow:
             self._run = self._client.create_run(place, run_name=f"{config['model']} {role}", tags=tags).info.run_id
         except MlflowException as error:
             raise UserError(
-                f"--log_mlflow=true: MLflow cannot begin a run ({' '.join(str(error).split())[:120]}); set the "
+                f"--log_mlflow=true: MLflow cannot start a run ({' '.join(str(error).split())[:120]}); set the "
                 "environment variable MLFLOW_TRACKING_URI to a server or to sqlite:///FILE."
             ) from None
         settings = list(_flat(config.plain_values()))
-        for first in range(0, len(settings), 100):  # the most that MLflow takes at once
+        for first in range(0, len(settings), 100):  # MLflow accepts at most 100 at once
             self._write(params=settings[first : first + 100])
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
@@ -197,7 +197,7 @@ class _Mlflow:
                 params=[Param(_name(key), str(value)[:500]) for key, value in params],
             )
         except Exception as error:
-            logging.getLogger().warning(f"MLflow fails, and gets nothing more of this training: {error}")
+            logging.getLogger().warning(f"MLflow failed; the rest of this training is not logged there: {error}")
             self._client = None
 
 
@@ -211,7 +211,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _name(key: str) -> str:
-    """A name that MLflow takes.
+    """A name that MLflow accepts.
 
     >>> _name("valid/recall@10")
     'valid/recall_at_10'
@@ -219,5 +219,5 @@ def _name(key: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", key.replace("@", "_at_"))
 
 
-#: The trackers by the setting that asks for each.
+#: Setting -> the tracker that it requests.
 KINDS: dict[str, Callable[[Any, str, str], Tracker]] = {"log_wandb": _Wandb, "log_mlflow": _Mlflow}

@@ -37,7 +37,7 @@ def evaluate_checkpoint(
     """
     address = (config_dict or {}).get("ray_address")
     if dimensions is not None and address:
-        raise UserError("--dimensions is evaluated in this process; leave --ray_address out.")
+        raise UserError("--dimensions cannot be evaluated on a cluster; leave --ray_address out.")
     if not address:
         return _evaluated(path, config_dict or {}, dimensions)
     from recbole_kd.cluster.ray import ray_session  # brings Ray
@@ -52,7 +52,7 @@ def _evaluated(path: str, settings: Mapping[str, Any], dimensions: int | None) -
     trainer, (_, valid, test) = make_evaluator(config, trained.model, splits)
     if valid is None and test is None:
         raise UserError(
-            f"'{path}' was trained on all of {config['dataset']}: no split is left to evaluate it on; evaluate the "
+            f"'{path}' was trained on all of {config['dataset']}, so it cannot be evaluated; evaluate the "
             "checkpoint of a run with a test split."
         )
     results = {}

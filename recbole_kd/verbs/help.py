@@ -1,4 +1,4 @@
-"""What the command line says of itself, made of the verbs' options: help, versions, completion, tables for docs/."""
+"""Help, versions, completion and tables for docs/, made from the verbs' options."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ recbole-kd: knowledge distillation for recommender systems, on RecBole.
 
   recbole-kd [VERB] --key=value ...        (or: python run_recbole_kd.py [VERB] --key=value ...)
 
-An experiment is three words:
+An experiment has three parts:
 
-  --model=WHO LEARNS    a recipe (SimRecStudent) or any RecBole recommender (BPR, LightGCN, NeuMF, ...)
-  --teacher=WHO TEACHES another recommender, trained first and kept; --teacher.checkpoint=FILE gives a trained one
-  --distill=HOW         distillers, such as simrec; a recipe is a preset of all three
+  --model=STUDENT       a recipe (SimRecStudent) or any RecBole recommender (BPR, LightGCN, NeuMF, ...)
+  --teacher=TEACHER     another recommender, trained first and kept; --teacher.checkpoint=FILE gives a trained one
+  --distill=DISTILLERS  distillers, such as simrec; a recipe is a preset of all three
 
-Verbs (recbole-kd VERB --help lists what each takes):
+Verbs (recbole-kd VERB --help lists the options of each):
 {verbs}
 
 Settings: every RecBole key works (--epochs=50 --learning_rate=1e-3 --topk=[10,20]), in YAML files too
@@ -38,12 +38,12 @@ Examples:
   recbole-kd prepare --dataset=gowalla
   recbole-kd evaluate --checkpoint=saved/FILE.pth --topk=[5,10]
 
-Exit codes: 0 done, 1 a fault of the program, 2 something to mend (one line on what), 130 interrupted.
+Exit codes: 0 done, 1 an error in the program, 2 wrong input (one line says what), 130 interrupted.
 """
 _MODELS_OWN = """\
 A model's own settings (embedding_size, n_layers, ...):   recbole-kd list --kind=students --name=MODEL
 A distiller's options (--rrd.weight=0.1):                 recbole-kd list --kind=distillers --name=NAME
-What a recipe presets:                                    recbole-kd list --kind=recipes --name=RECIPE"""
+A recipe's presets:                                       recbole-kd list --kind=recipes --name=RECIPE"""
 
 
 def overview() -> str:
@@ -52,14 +52,14 @@ def overview() -> str:
 
 
 def usage(verb: str) -> str:
-    """``recbole-kd VERB --help``: every option, and the settings that the verb takes."""
+    """``recbole-kd VERB --help``: every option and setting of the verb."""
     kind = VERBS[verb]
     parts = [f"recbole-kd {verb} --key=value ...", f"{kind.summary[0].upper()}{kind.summary[1:]}.", entries(_own(kind))]
     if verb == "train":
         parts += [f"{title}\n{entries(group)}" for title, group in known_keys()]
         parts.append(_MODELS_OWN)
     elif kind.settings is not None:
-        parts.append("Any setting of a run can be given too: recbole-kd train --help lists them.")
+        parts.append("Any setting of a run can be given too; recbole-kd train --help lists them.")
     return "\n\n".join([*parts, *([kind.note] if kind.note else [])])
 
 
@@ -71,7 +71,7 @@ def _own(kind: type[VerbOptions]) -> Iterator[Described]:
 
 
 def entries(options: Iterable[Described]) -> str:
-    """Options as lines: the flag with its default, what it means, what it takes."""
+    """Options as lines: the flag with its default, its meaning, its values."""
     width = max(60, min(120, shutil.get_terminal_size((110, 24)).columns))
     lines = []
     for one in options:
@@ -103,8 +103,8 @@ def _rows(options: Iterable[Described]) -> Iterator[str]:
 
 
 def versions() -> str:
-    """``recbole-kd --version``: ours, and those of the packages that results depend on."""
-    from importlib import metadata  # help need not wait for it
+    """``recbole-kd --version``: versions of recbole-kd and of the packages that affect results."""
+    from importlib import metadata  # imported late, so that help is fast
 
     found = []
     for name in ("recbole-kd", "recbole", "torch", "numpy"):
@@ -115,9 +115,8 @@ def versions() -> str:
     return "\n".join([*found, f"python {platform.python_version()}"])
 
 
-# Completion. argcomplete starts Python for every press of the key and, like shtab, asks for an argparse parser, which
-# would be a second table of options; neither completes the value of --key=value without one. A script with all words
-# in it needs neither.
+# Completion. argcomplete and shtab need an argparse parser, which would be a second table of options, and argcomplete
+# starts Python at every press of the key. So completion is a script that contains all words.
 
 _BASH = """\
 # bash completion for recbole-kd: eval "$(recbole-kd completion)"
@@ -133,7 +132,7 @@ _recbole_kd() {{
 {values}
     esac
     if [[ $word == --*=* ]]; then
-        # bash splits words at "=": what is completed is the part behind it.
+        # bash splits words at "=", so only the part after it is completed.
         COMPREPLY=($(compgen -W "$values" -- "${{word#*=}}"))
     elif [[ $word == --* ]]; then
         COMPREPLY=($(compgen -W "$flags" -- "$word"))

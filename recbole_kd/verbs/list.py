@@ -1,4 +1,4 @@
-"""What ``recbole-kd list`` prints: everything that can be named on the command line, a line each, or one in full."""
+"""``recbole-kd list``: one line for each name that the command line accepts, or one of them with all details."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def listing(kinds: Sequence[str], data_path: str, everything: bool = False) -> s
     """The lists of these kinds: students, teachers, distillers, recipes, datasets.
 
     Args:
-        everything: also the datasets that are neither at hand nor made by the program.
+        everything: also the datasets that are neither on this machine nor made by the program.
     """
     makers = {
         "students": _students,
@@ -76,7 +76,7 @@ def _students() -> dict[str, str]:
 def _teachers() -> dict[str, str]:
     rows = {
         name: entry.summary
-        + ("" if entry.gradient else " (closed form: teaches, does not learn)")
+        + ("" if entry.gradient else " (closed form: a teacher, not a student)")
         + f" {_offers(entry)}"
         for name, entry in models().items()
     }
@@ -88,7 +88,7 @@ def _teachers() -> dict[str, str]:
 
 
 def _offers(entry: ModelEntry) -> str:
-    """What a distiller can read of a model; some of it needs a package more."""
+    """A model's capabilities, and a package that it requires, if any."""
     requires = f"; requires {entry.requires}" if entry.requires else ""
     if entry in MODELS.values():
         kind = entry.path.partition(":")[2]
@@ -135,7 +135,7 @@ def _datasets(data_path: str, everything: bool) -> dict[str, str]:
     for name, entry in PREPARABLE.items():
         texts.setdefault(name, f"recbole-kd prepare: {entry.description}")
     for file in sorted(PROPERTIES.glob("dataset/*.yaml")):
-        texts.setdefault(file.stem, f"not at hand; its settings are in properties/dataset/{file.name}")
+        texts.setdefault(file.stem, f"not on this machine; its settings are in properties/dataset/{file.name}")
     for name in names if everything else ():
         texts.setdefault(name, "recbole-kd prepare: RecBole's zip, as it is")
     return texts
@@ -145,7 +145,7 @@ def _datasets(data_path: str, everything: bool) -> dict[str, str]:
 
 
 def _one(kind: str, name: str, data_path: str) -> str:
-    """All that can be said of one of a kind: what it is, and its options with defaults, ranges and meanings."""
+    """The details of one name: its description, and its options with defaults, ranges and meanings."""
     if kind == "datasets":
         name = lookup("dataset", name, _datasets(data_path, True), "name")
         return f"{name}: {_datasets(data_path, True)[name]}"
@@ -156,13 +156,13 @@ def _one(kind: str, name: str, data_path: str) -> str:
     if kind == "recipes":
         name = lookup("recipe", name, _recipes(), "name")
         presets = (f"{source}\n{_wrapped(flags)}" for source, flags in _presets(name))
-        return f"{name}: {_recipes()[name]}\n\nIt presets, later ones over earlier ones:\n\n" + "\n".join(presets)
+        return f"{name}: {_recipes()[name]}\n\nIts presets; later ones override earlier ones:\n\n" + "\n".join(presets)
     name = lookup("model", name, models(), "name")
     return f"{name}: {models()[name].summary} {_offers(models()[name])}\n\n{entries(_settings_of(name))}"
 
 
 def _settings_of(model: str) -> Iterator[Described]:
-    """A model's own settings, from the file that has their defaults."""
+    """A model's own settings, from the file of their defaults."""
     module = inspect.getmodule(load_class(models()[model].path))
     beside = Path(str(getattr(module, "__file__", ""))).with_name(f"{model}.yaml")
     files = (PROPERTIES / "model" / f"{model}.yaml", _RECBOLE / "model" / f"{model}.yaml", beside)
@@ -198,7 +198,7 @@ def _presets(recipe: str) -> Iterator[tuple[str, list[str]]]:
     files = [("teacher", one["model"], prefix) for prefix, one in teachers.items() if one.get("model")]
     own = [("model", recipe, ""), ("student", properties.get("student", ""), "")]
     for group in (files, own) if recipe in recipes() else ([], own):
-        # What holds for every dataset comes before what holds for one.
+        # Presets for all datasets come before those for one dataset.
         for kind, name, prefix in group:
             settings = read_properties(kind, name)
             settings.pop("for_dataset", None)

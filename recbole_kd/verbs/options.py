@@ -1,7 +1,7 @@
-"""What each verb takes: one dataclass a verb. Help, checks, completion and the tables in docs/ are made of them.
+"""The options of each verb, one dataclass a verb. Help, checks, completion and the tables in docs/ are made from them.
 
-Nothing here imports torch or RecBole, so that help is there at once. ``recbole_kd.verbs.NAME`` has what a verb does:
-its ``run(options, settings)``.
+Nothing here imports torch or RecBole, so help appears at once. A verb's function ``run(options, settings)`` is in
+``recbole_kd.verbs.NAME``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEEN: dict[str, tuple[str, ...]] = {
     "train+valid": ("train", "valid"),
     "all": ("train", "valid", "test"),
 }
-#: Name of an approximate index, and of the module that builds it -> the package that has it.
+#: Name of an approximate index, which is also the name of its module -> the package to install.
 INDEXES = {"faiss": "faiss-cpu"}
 KINDS = ("students", "teachers", "distillers", "recipes", "datasets")
 #: The largest number of seeds or trials: each is trained.
@@ -36,12 +36,12 @@ class VerbOptions(Options):
     """Base of the verbs' options.
 
     Attributes:
-        verb: the word that the command line begins with.
-        summary: what the verb does, in a line.
-        note: what help says after the options.
-        settings: settings of a run that help shows beside the options; None where the verb takes none.
-        in_files: whether files of settings may hold the options too. They stay among the settings then.
-        torchless: whether the verb does without torch and RecBole.
+        verb: the first word of the command line.
+        summary: one line that says what the verb does.
+        note: text after the options in help.
+        settings: settings of a run that help also shows; None if the verb takes none.
+        in_files: whether files of settings may also hold the options, which then stay among the settings.
+        torchless: whether the verb runs without torch and RecBole.
     """
 
     verb: ClassVar[str]
@@ -53,19 +53,19 @@ class VerbOptions(Options):
 
     @classmethod
     def split(cls: type[VerbT], given: Mapping[str, Any]) -> tuple[VerbT, dict[str, Any]]:
-        """The verb's checked options, and the settings that are left for the run.
+        """The verb's checked options, and the remaining settings, which are for the run.
 
         Args:
-            given: both, by dotted name.
+            given: options and settings, by dotted name.
 
         Raises:
-            UserError: a bad value, one that is missing, or a setting where the verb takes none.
+            UserError: a bad value, a missing one, or a setting for a verb that takes none.
         """
         own = {field.name: given[field.name] for field in fields(cls) if field.name in given}
         settings = {name: value for name, value in given.items() if name not in own}
         for name in () if cls.in_files else settings:
             if name.partition(".")[0] in cls.__dataclass_fields__:
-                raise UserError(f"--{name} is a part of --{name.partition('.')[0]}, which is one value; set that.")
+                raise UserError(f"--{name} is part of --{name.partition('.')[0]}, which is one value; set that.")
         if settings and cls.settings is None:
             name = next(iter(settings))
             known = [field.name for field in fields(cls)]
@@ -83,9 +83,9 @@ _CHECKPOINT = option(
 )
 _CONFIG_FILES = option("", 'YAML files with settings, such as "a.yaml b.yaml"; later ones win', metavar="FILES")
 _DIMENSIONS = option(
-    None, "of a student of --matryoshka: score by so many first numbers of its vectors", minimum=1, metavar="N"
+    None, "for a student of --matryoshka: score by this many first numbers of its vectors", minimum=1, metavar="N"
 )
-_READ_FILES = option("", "YAML files; what they say of data, evaluation and machine counts", metavar="FILES")
+_READ_FILES = option("", "YAML files; only their settings of data, evaluation and machine are used", metavar="FILES")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class TrainOptions(VerbOptions):
 
     config_files: str = _CONFIG_FILES
     dry_run: bool = option(
-        False, "print the resolved settings as YAML, each with its source, and what a run would take; train nothing"
+        False, "print the resolved settings as YAML with their sources, and estimated time and memory; train nothing"
     )
 
 
@@ -106,13 +106,13 @@ class ListOptions(VerbOptions):
     summary = "students, teachers, distillers, recipes and datasets, a line each"
 
     kind: str | None = option(None, "only these", choices=KINDS, metavar="KIND")
-    name: str | None = option(None, "one of them, with all its options; it needs --kind", metavar="NAME")
-    data_path: str = option("dataset/", "where to look for datasets")
-    all: bool = option(False, "also the datasets that RecBole names and that are not at hand")
+    name: str | None = option(None, "show one with all its options; needs --kind", metavar="NAME")
+    data_path: str = option("dataset/", "the folder that contains the datasets' folders")
+    all: bool = option(False, "also the datasets that RecBole names and that are not on this machine")
 
     def check(self, section: str) -> None:
         if self.name is not None and self.kind is None:
-            raise UserError(f"--name={self.name} is one of several kinds; set --kind to one of {', '.join(KINDS)}.")
+            raise UserError(f"--name={self.name} needs its kind; set --kind to one of {', '.join(KINDS)}.")
 
 
 @dataclass(frozen=True)
@@ -148,21 +148,21 @@ class PrepareOptions(VerbOptions):
     item: str | None = option(None, "the table's column of items", metavar="COLUMN")
     time: str | None = option(None, "its column of times: numbers, or dates such as 2026-11-29T08:30", metavar="COLUMN")
     rating: str | None = option(None, "its column of ratings", metavar="COLUMN")
-    minimum_rating: float | None = option(None, "drops events with a lower rating")
+    minimum_rating: float | None = option(None, "drop events with a lower rating")
     minimum: int | None = option(
         None,
         "interactions that every user and item must have in the result; by default 1, of public datasets their own",
         minimum=1,
     )
-    separator: str | None = option(None, "between the table's columns, where it is not found", metavar="TEXT")
-    encoding: str | None = option(None, "of the table's text; by default UTF-8", metavar="NAME")
-    data_path: str = option("dataset/", "the folder that gets DATASET/DATASET.inter")
+    separator: str | None = option(None, "separator of the table's columns, if it is not recognised", metavar="TEXT")
+    encoding: str | None = option(None, "encoding of the table's text; by default UTF-8", metavar="NAME")
+    data_path: str = option("dataset/", "the folder in which DATASET/DATASET.inter is written")
 
 
 @dataclass(frozen=True)
 class AnalyseOptions(VerbOptions):
     verb = "analyse"
-    summary = "what a student took over from its teacher: spectrum, smoothing, experts, gains, compression, map"
+    summary = "what a student learned from its teacher: spectrum, smoothing, experts, gains, compression, map"
     settings = ("data_path",)
 
     student: str = option(
@@ -177,39 +177,39 @@ class AnalyseOptions(VerbOptions):
     )
     output: str = option(
         None,
-        "the folder that gets a picture (PNG) and a table (CSV) of each part",
+        "the folder for a picture (PNG) and a table (CSV) of each part",
         metavar="DIR",
         needed="a folder for its pictures and tables",
     )
-    baseline: str | None = option(None, "a plain student to stand beside the distilled one", metavar="FILE")
+    baseline: str | None = option(None, "a plain student to compare with", metavar="FILE")
     alone: tuple[str, ...] | None = option(
         None,
-        "students of other sizes, each trained alone, to stand beside the compression's curves",
+        "plain students of other sizes, to compare with the curves of the compression",
         metavar="FILE,FILE",
     )
     others: tuple[str, ...] | None = option(
-        None, "other students on the same dataset and split, to stand beside the first", metavar="FILE,FILE"
+        None, "other students on the same dataset and split, to compare with the first", metavar="FILE,FILE"
     )
     parts: tuple[str, ...] | None = option(
-        None, "only these; by default all that the models allow", choices=PARTS, metavar=",".join(PARTS[:2])
+        None, "the parts to compute; by default all that the models allow", choices=PARTS, metavar=",".join(PARTS[:2])
     )
     bands: int = option(11, "bands of frequency", minimum=3, noun="an odd number", test=lambda bands: bands % 2)
     equal_bands: int | None = option(
-        None, "in place of bands: groups that hold equally many frequencies, such as 4", minimum=2, maximum=1000
+        None, "instead of bands: number of groups with equally many frequencies, such as 4", minimum=2, maximum=1000
     )
     projector: str = option(
         "fitted",
-        "from the student's vectors to the teacher's: the best linear one, or the one that freqd or fitnet trained",
+        "map from the student's vectors to the teacher's: the best linear map, or the one that freqd or fitnet trained",
         choices=("fitted", "trained"),
     )
     groups: int = option(20, "groups of users by taste", minimum=2)
     metric: str | None = option(
-        None, "of gains and compression, such as ndcg@20; by default the one that epochs are chosen by", metavar="NAME"
+        None, "metric of gains and compression, such as ndcg@20; by default the run's valid_metric", metavar="NAME"
     )
-    map_side: str = option("items", "what the map shows", choices=("items", "users"))
-    map_method: str = option("tsne", "how it is drawn; umap needs the package umap-learn", choices=("tsne", "umap"))
+    map_side: str = option("items", "side that the map shows", choices=("items", "users"))
+    map_method: str = option("tsne", "method of the map; umap needs the package umap-learn", choices=("tsne", "umap"))
     category: str | None = option(
-        None, "a column of words in DATASET.item (DATASET.user), by which the map is coloured", metavar="COLUMN"
+        None, "a column of words in DATASET.item (DATASET.user) that colours the map", metavar="COLUMN"
     )
 
 
@@ -224,9 +224,7 @@ class ReportOptions(VerbOptions):
         metavar="DIR/results.json",
         needed="the results of compare",
     )
-    output: str | None = option(
-        None, "the folder that gets the report; by default the one of the results", metavar="DIR"
-    )
+    output: str | None = option(None, "the folder for the report; by default the folder of the results", metavar="DIR")
 
 
 @dataclass(frozen=True)
@@ -238,21 +236,21 @@ class RecommendOptions(VerbOptions):
     checkpoint: str = _CHECKPOINT
     users: str | None = option(
         None,
-        "original ids between commas; @FILE has an id a line, @- is the standard input, all is everyone",
+        "original ids separated by commas; @FILE has one id a line, @- is the standard input, all is every user",
         metavar="ID,ID,...",
     )
     history: str | None = option(
         None,
-        "instead of users: the items that somebody outside of the data had, oldest first, in the same ways",
+        "instead of users: the items of a person who is not in the data, oldest first, in the same forms",
         metavar="ITEM,ITEM,...",
     )
     config_files: str = _READ_FILES
     dimensions: int | None = _DIMENSIONS
-    k: int = option(20, "items per user; a user who has fewer left gets fewer", minimum=1)
-    format: str = option("csv", "csv has a line for each item, jsonl a line for each user", choices=("csv", "jsonl"))
+    k: int = option(20, "items per user; fewer if fewer are left", minimum=1)
+    format: str = option("csv", "csv: one line for each item; jsonl: one line for each user", choices=("csv", "jsonl"))
     output: str | None = option(None, "a file instead of the standard output", metavar="FILE")
     exclude_seen: bool | None = option(
-        None, "whether what a user has seen is left out; by default as in the model's evaluation", metavar="true"
+        None, "whether items that a user has seen are left out; by default as in the model's evaluation", metavar="true"
     )
     seen: str = option("train", "the splits whose items a user has seen", choices=tuple(SEEN))
 
@@ -260,17 +258,17 @@ class RecommendOptions(VerbOptions):
         if not self.users and not self.history:
             raise UserError(
                 "recommend needs users; set --users=ID,ID,..., such as --users=196,186, --users=@FILE or --users=all, "
-                "or --history=ITEM,ITEM,... for somebody who is not in the data."
+                "or --history=ITEM,ITEM,... for a person who is not in the data."
             )
         if self.users and self.history:
-            raise UserError("--users and --history both say for whom; keep one.")
+            raise UserError("--users and --history cannot be used together; keep one.")
 
 
 @dataclass(frozen=True)
 class TuneOptions(VerbOptions):
     verb = "tune"
     summary = "search a model's settings with Ray Tune, choosing on validation"
-    note = "The same command again goes on with a search that was interrupted."
+    note = "Repeat the same command to continue an interrupted search."
     settings = ("model", "dataset")
 
     config_files: str = _CONFIG_FILES
@@ -278,22 +276,22 @@ class TuneOptions(VerbOptions):
         None, "the search space; by default the model's and its distillers'", metavar="FILE.hyper"
     )
     trials: int = option(
-        50, "configurations in all; fewer where the space holds no more distinct ones", minimum=1, maximum=MOST
+        50, "number of configurations; fewer if the space has fewer distinct ones", minimum=1, maximum=MOST
     )
-    prune: bool = option(True, "false: train every trial to its end; ASHA stops those that are behind")
-    grace_epochs: int | None = option(
-        None, "epochs that every trial is trained for; by default a ninth of --epochs", minimum=1
-    )
-    cpus: int | None = option(None, "cores of all trials together; by default all of the machine", minimum=1)
-    cpus_per_trial: float = option(1.0, "cores and threads of one trial", above=0)
+    prune: bool = option(True, "true: ASHA stops trials that are behind; false: train every trial to its end")
+    grace_epochs: int | None = option(None, "least epochs of every trial; by default a ninth of --epochs", minimum=1)
+    cpus: int | None = option(None, "cores for all trials together; by default all of the machine", minimum=1)
+    cpus_per_trial: float = option(1.0, "cores and threads for one trial", above=0)
     gpus_per_trial: float | None = option(
-        None, "share of a GPU of one trial: 0.25 is four on each; by default 1 where the run uses one", minimum=0
+        None, "share of a GPU for one trial: 0.25 is four on each; by default 1 if the run uses one", minimum=0
     )
     ray_address: str | None = option(
-        None, "join a running Ray cluster instead of starting Ray; auto: this machine's", metavar="HOST:PORT"
+        None, "a running Ray cluster to join instead of starting Ray; auto: this machine's", metavar="HOST:PORT"
     )
     output: str | None = option(
-        None, "trials.csv, trials.png, best.yaml and result.json; by default CHECKPOINT_DIR/tune/...", metavar="DIR"
+        None,
+        "folder for trials.csv, trials.png, best.yaml, result.json; by default CHECKPOINT_DIR/tune/...",
+        metavar="DIR",
     )
     result_file: str | None = option(None, "also write the result (JSON) there", metavar="FILE")
 
@@ -302,7 +300,7 @@ class TuneOptions(VerbOptions):
 class CompareOptions(VerbOptions):
     verb = "compare"
     summary = "several models and recipes, several seeds, one dataset: means, tests, gains, costs, report"
-    note = "The same command again goes on with an interrupted comparison; a changed setting repeats what it changes."
+    note = "Repeat the same command to continue an interrupted comparison; a changed setting repeats only its runs."
     settings = ("dataset", "seed", "split_seed")
     in_files = True
 
@@ -314,22 +312,22 @@ class CompareOptions(VerbOptions):
     )
     config_files: str = _CONFIG_FILES
     seeds: int | tuple[int, ...] = option(
-        1, "number of seeds, from --seed on, or a list of them; the split is --split_seed's", metavar="5"
+        1, "number of seeds, from --seed on, or a list of them; --split_seed decides the split", metavar="5"
     )
     sweep: Any = option(
         None,
-        "train each model that reads it with every value of one or two settings, and draw the metric over them",
+        "one or two settings: train each model that reads them with every value, and plot the metric",
         noun="lists of values",
         metavar="SETTING=[1,2,4]",
     )
     tune_trials: int = option(
         0,
-        "first choose each model's settings on validation, with as many trials for every one",
+        "first choose each model's settings on validation, with this many trials each",
         minimum=0,
         maximum=MOST,
     )
-    output: str = option("report", "the folder that gets results.json, per-user metrics and the report")
-    parallel: int = option(1, "so many runs at a time, through Ray", minimum=1)
+    output: str = option("report", "the folder for results.json, per-user metrics and the report")
+    parallel: int = option(1, "number of runs at a time, with Ray", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -345,19 +343,19 @@ class ExportOptions(VerbOptions):
         needed="a checkpoint",
         example="saved/BPR-ml-100k-....pth",
     )
-    output: str = option(None, "the folder that is made", metavar="DIR", needed="a folder")
+    output: str = option(None, "the new folder", metavar="DIR", needed="a folder")
     config_files: str = _READ_FILES
     dtype: str = option(
-        "float32", "of the vectors; int8 has a scale for each row", choices=("float32", "float16", "int8")
+        "float32", "type of the vectors; int8 has a scale for each row", choices=("float32", "float16", "int8")
     )
     dimensions: int | None = option(
-        None, "numbers of each vector that are kept, of models whose scores are inner products", minimum=1
+        None, "how many numbers of each vector to keep, for models whose scores are inner products", minimum=1
     )
     index: str | None = option(
         None, "also an approximate index, with its measured recall and latency", choices=tuple(INDEXES), metavar="faiss"
     )
     index_type: str | None = option(
-        None, "of the index; by default hnsw", choices=("flat", "hnsw", "ivfpq"), metavar="hnsw"
+        None, "type of the index; by default hnsw", choices=("flat", "hnsw", "ivfpq"), metavar="hnsw"
     )
     explore: bool = option(
         False, "compare dimensions, types and indexes on validation, and export the smallest within --loss"
@@ -366,34 +364,34 @@ class ExportOptions(VerbOptions):
         None, "the share of NDCG@20 that --explore may lose; by default 0.01", minimum=0, below=1
     )
     seen: str = option("train", "the splits whose items are not recommended again", choices=tuple(SEEN))
-    overwrite: bool = option(False, "replace an export that is there")
+    overwrite: bool = option(False, "replace an existing export")
 
     def check(self, section: str) -> None:
         if self.index_type is not None and self.index is None:
-            raise UserError(f"--index_type={self.index_type} is of an index; set --index=faiss, or leave it out.")
+            raise UserError(f"--index_type={self.index_type} needs an index; set --index=faiss, or leave it out.")
         if self.dtype == "int8" and self.index_type == "ivfpq":
             raise UserError(
-                "--index_type=ivfpq keeps product codes and no int8 vectors; set --index_type to flat or hnsw, or "
+                "--index_type=ivfpq stores product codes, not int8 vectors; set --index_type to flat or hnsw, or "
                 "--dtype to float32 or float16."
             )
         if self.loss is not None and not self.explore:
-            raise UserError(f"--loss={self.loss:g} is what --explore may lose; set --explore=true, or leave it out.")
+            raise UserError(f"--loss={self.loss:g} is only for --explore; set --explore=true, or leave it out.")
         for name in ("dtype", "dimensions", "index") if self.explore else ():
             value = getattr(self, name)
             if value not in (None, "float32"):
-                raise UserError(f"--explore=true tries every {name}, and --{name}={value}; keep one.")
+                raise UserError(f"--explore=true tries every {name}, but --{name}={value} is set; keep one.")
 
 
 @dataclass(frozen=True)
 class ServeOptions(VerbOptions):
     verb = "serve"
     summary = "answer over HTTP from what export wrote"
-    note = "A bundle that takes the place of this one (export --overwrite=true) answers within about a second."
+    note = "If export --overwrite=true replaces the bundle, the new one is used within about a second."
     torchless = True
 
     bundle: str = option(None, "the folder that export wrote", metavar="DIR", needed="a bundle", example="served")
-    host: str = option("127.0.0.1", "the address that answers; by default only this machine reaches it")
-    port: int = option(8000, "its port; 0 takes a free one", minimum=0, maximum=65535)
+    host: str = option("127.0.0.1", "the address to listen on; by default only this machine can reach it")
+    port: int = option(8000, "the port; 0: any free one", minimum=0, maximum=65535)
     workers: int = option(1, "processes that answer; they share the vectors' memory", minimum=1)
 
 

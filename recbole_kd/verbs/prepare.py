@@ -1,4 +1,4 @@
-"""``recbole-kd prepare``: a table of events, or a public dataset, as RecBole's atomic files."""
+"""``recbole-kd prepare``: converts a table of events, or a public dataset, to RecBole's atomic files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _COLUMNS = ("user", "item", "time", "rating", "minimum_rating", "separator", "en
 
 
 def run(options: PrepareOptions, settings: dict[str, Any]) -> None:
-    """Prints what was read, dropped and written, and the file that was made.
+    """Prints the numbers of events read, dropped and written, and the new file.
 
     Raises:
-        UserError: a table without its columns of users and items.
+        UserError: the table's columns of users and items are not given.
     """
     given = {name: value for name in _COLUMNS if (value := getattr(options, name)) is not None}
     if given and not {"user", "item"} <= given.keys():
-        raise UserError("A table of your own needs --user and --item, the names of its columns of ids.")
+        raise UserError("Your own table needs --user and --item, the names of its columns of ids.")
     columns = Columns(**given) if given else None
     path = prepare(options.dataset, options.data_path, options.source, minimum=options.minimum, columns=columns)
     print(f"{described(path)}\n\n{path}")

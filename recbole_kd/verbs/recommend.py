@@ -1,4 +1,4 @@
-"""``recbole-kd recommend``: the best items of users by a saved model, in original ids, as CSV or JSON lines."""
+"""``recbole-kd recommend``: a saved model's best items for users, in original ids, as CSV or JSON lines."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["FORMATS", "read_ids", "read_users", "run", "run_recommend", "split_u
 
 
 def read_users(text: str) -> Optional[list[str]]:
-    """The distinct users that ``--users`` names, in their order; None is all of them.
+    """The distinct users in ``--users``, in order; None means all users.
 
     Args:
-        text: ``all``, ids between commas, or ``@FILE`` (``@-`` is the standard input) with an id a line.
+        text: ``all``, ids separated by commas, or ``@FILE`` (``@-`` is the standard input) with one id a line.
 
     Raises:
         UserError: no id, or a file that cannot be read.
@@ -34,12 +34,12 @@ def read_users(text: str) -> Optional[list[str]]:
 
 
 def read_ids(setting: str, text: str, kind: str) -> list[str]:
-    """The ids that a setting names, in their order: between commas, or a line each in ``@FILE``.
+    """The ids in a setting's value, in order: separated by commas, or one a line in ``@FILE``.
 
     Args:
-        setting: its name.
+        setting: the setting's name.
         text: its value.
-        kind: of what they are ids.
+        kind: the kind of id, for messages.
 
     Raises:
         UserError: no id, or a file that cannot be read.
@@ -48,9 +48,9 @@ def read_ids(setting: str, text: str, kind: str) -> list[str]:
         try:
             content = sys.stdin.read() if text == "@-" else read_text(text[1:])
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
             raise UserError(
-                f"Cannot read '{text[1:]}' ({reason}); set --{setting}=@FILE to a file of an id a line."
+                f"Cannot read '{text[1:]}' ({reason}); set --{setting}=@FILE to a file with one id a line."
             ) from None
         ids = content.splitlines()
     else:
@@ -58,12 +58,14 @@ def read_ids(setting: str, text: str, kind: str) -> list[str]:
     found = [one.strip() for one in ids if one.strip()]
     if not found:
         every = ", or all" if setting == "users" else ""
-        raise UserError(f"--{setting}={text} names no {kind}; give ids between commas, @FILE with an id a line{every}.")
+        raise UserError(
+            f"--{setting}={text} names no {kind}; give ids separated by commas, @FILE with one id a line{every}."
+        )
     return found
 
 
 def split_users(text: str, known: Collection[str]) -> list[str]:
-    """The distinct ids between commas, in their order. A comma inside an id that is known separates nothing.
+    """The distinct ids separated by commas, in order. A comma inside a known id is not a separator.
 
     >>> split_users("7, Ann B., no 81,9", {"7", "Ann B., no 81"})
     ['7', 'Ann B., no 81', '9']
@@ -81,7 +83,7 @@ def split_users(text: str, known: Collection[str]) -> list[str]:
 
 
 def _as_written(text: str) -> tuple[str, str]:
-    """An id as it stands, and without spaces around it."""
+    """An id as written, and without spaces around it."""
     return text, text.strip()
 
 
@@ -123,18 +125,18 @@ def run_recommend(
         k: items per user, at least 1.
         format: a key of :data:`FORMATS`.
         output: a file; None is the standard output.
-        exclude_seen: whether what a user has seen is left out; None: as in the model's evaluation.
+        exclude_seen: whether seen items are left out; None: as in the model's evaluation.
         history: instead of users, items as in :func:`read_ids`.
 
     Raises:
-        UserError: a bad value of one of these, or not one user that the model knows.
+        UserError: a bad value of an argument, or the model knows none of the users.
     """
     given = {name: value for name, value in locals().items() if name != "config_dict"}
     run(RecommendOptions.parse("--", given), dict(config_dict or {}))
 
 
 def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
-    """The verb, with its options checked; `settings` are over the stored ones."""
+    """The verb, with checked options; `settings` override the stored ones."""
     given = {**settings, **({"config_files": options.config_files} if options.config_files else {})}
     if options.history:
         history = read_ids("history", options.history, "item")
@@ -166,8 +168,8 @@ def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
 
 
 def _of_file(setting: str, text: str) -> Optional[str]:
-    """What to say where a file was given as if its name were an id."""
-    return f"'{text}' is a file, whose lines --{setting}=@{text} reads" if Path(text).is_file() else None
+    """The advice if a file's name was given as an id; None if it is no file."""
+    return f"'{text}' is a file; --{setting}=@{text} reads its lines" if Path(text).is_file() else None
 
 
 def _skipped(kind: str, named: Iterable[str], known: Container[str], dataset: str) -> None:

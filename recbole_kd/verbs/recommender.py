@@ -1,4 +1,4 @@
-"""A saved model that ranks the items of its dataset, in original ids: for its users, and for somebody by a history."""
+"""Ranks the items of a dataset with a saved model, in original ids: for its users, or for a new user's history."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from recbole_kd.verbs.options import SEEN, RecommendOptions
 
 __all__ = ["Recommendation", "Recommender", "rank_items"]
 
-#: What a list is called whose user is not in the data.
+#: Name of the user in a list for a history.
 NEW_USER = "new"
 
 
 class Recommendation(NamedTuple):
-    """A user's best items, best first, in original ids, and their scores; fewer than asked where fewer are left."""
+    """A user's best items, best first, in original ids, with scores; fewer than k if fewer are left."""
 
     user: str
     items: list[str]
@@ -45,11 +45,11 @@ class Recommender:
     Attributes:
         users: original id -> internal id, padding left out, in internal order.
         items: (I,) original ids by internal id; index 0 is padding.
-        item_ids: original id -> internal id of the items, as `users` is.
+        item_ids: original id -> internal id of the items, like `users`.
         seen: the pairs of the splits that count as seen.
-        exclude_seen: whether those are left out where nobody says otherwise: as in the model's evaluation.
-        sequences: of a sequential model: what each user had, (U, L) and how many items (U,).
-        score_block: users (n,) -> their scores of every item (n, I), as the evaluator ranks them.
+        exclude_seen: whether seen items are left out by default: as in the model's evaluation.
+        sequences: for a sequential model, each user's items (U, L) and their number (U,).
+        score_block: users (n,) -> their scores of every item (n, I), as ranked by the evaluator.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Recommender:
         """
         Args:
             checkpoint: a student, teacher or baseline that recbole-kd saved.
-            seen: a key of :data:`recbole_kd.verbs.options.SEEN`. The items of these splits are those that a user has
-                seen; a sequential model continues their sequence.
-            config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
-            dimensions: of a student of ``--matryoshka``: so many first numbers of its vectors rank.
+            seen: a key of :data:`recbole_kd.verbs.options.SEEN`. The items of these splits count as seen; a sequential
+                model continues their sequence.
+            config_dict: settings that override the stored ones (``data_path``, ``use_gpu``, ...).
+            dimensions: for a student of ``--matryoshka``, the number of first numbers of its vectors to use.
 
         Raises:
-            UserError: no such choice; or as :func:`recbole_kd.stages.saved.load_trained`.
+            UserError: no such choice; or as in :func:`recbole_kd.stages.saved.load_trained`.
         """
         RecommendOptions.checked("--", "seen", seen)
         self.trained, self.splits = load_trained(checkpoint, config_dict, dimensions)
@@ -81,7 +81,7 @@ class Recommender:
         parts = [getattr(self.splits, "history" if split == "train" else split) for split in SEEN[seen]]
         users, items = (torch.cat(part) for part in zip(*map(self.splits.pairs, parts)))
         self.seen = Observed(users, items, len(self.splits.user_tokens), len(self.items))
-        # Of sequential models older programs ranked what was seen and did not recommend it; so it stays.
+        # In older versions sequential models ranked seen items but did not recommend them; this has not changed.
         decided = {*(self.trained.state.get("data_settings") or ()), *(config_dict or {})}
         self.exclude_seen = not (self.splits.repeatable and "repeatable" in decided)
         self.score_block: Callable[[Tensor], Tensor] = self.model.score_block
@@ -92,18 +92,18 @@ class Recommender:
     def recommend_after(
         self, history: Sequence[str], k: int = 20, exclude_seen: Optional[bool] = None
     ) -> Recommendation:
-        """The k best items for somebody who is not in the data, by what they had.
+        """The k best items for a user who is not in the data, from a history.
 
-        A sequential model's encoder reads the items. Of a model whose score is a product of two vectors, the items'
-        vectors give the user's: see :class:`recbole_kd.student.folding.Folding`.
+        A sequential model's encoder reads the items. If a model's score is a product of two vectors, the user's vector
+        is computed from the items' vectors: see :class:`recbole_kd.student.folding.Folding`.
 
         Args:
             history: original ids of items, oldest first.
             k: 1 to the number of items.
-            exclude_seen: whether the history is left out; None: as :attr:`exclude_seen` says.
+            exclude_seen: whether the history's items are left out; None: :attr:`exclude_seen`.
 
         Raises:
-            UserError: as :meth:`recommend`; an unknown item; or a model that can do neither.
+            UserError: as in :meth:`recommend`; an unknown item; or a model that can do neither.
         """
         self._check_k(k)
         unknown = [item for item in history if item not in self.item_ids]
@@ -111,7 +111,7 @@ class Recommender:
             raise UserError(
                 f"Item '{unknown[0]}' is not in {self.trained.config['dataset']}; leave it out."
                 if unknown
-                else "The history is empty; give an item at least."
+                else "The history is empty; give at least one item."
             )
         had = torch.tensor([self.item_ids[item] for item in history])
         excluded = self.exclude_seen if exclude_seen is None else exclude_seen
@@ -120,7 +120,7 @@ class Recommender:
         return next(self._ranked([NEW_USER], torch.tensor([0]), self._scores_after(had), left_out, k))
 
     def _scores_after(self, had: Tensor) -> Callable[[Tensor], Tensor]:
-        """What scores every item for somebody who had these items (n,), oldest first."""
+        """A function that scores every item for a user with these items (n,), oldest first."""
         if self.splits.sequential:
             longest = self.sequences[0].shape[1]
             items = torch.zeros(1, longest, dtype=torch.long)
@@ -129,8 +129,8 @@ class Recommender:
             return lambda _: self._score_sequences(items, torch.tensor([len(latest)]))
         if "representations" not in self.model.capabilities:
             raise UserError(
-                f"{self.model.name} knows a user by more than the items' vectors, so that it cannot answer for "
-                "somebody outside of the data; leave --history out, or teach a student that can (--model=BPR "
+                f"{self.model.name} cannot recommend for a user who is not in the data, because its scores need more "
+                "than the items' vectors; leave --history out, or train a student that can (--model=BPR "
                 f"--teacher={self.model.name} --distill=rrd)."
             )
         vectors = self.model.item_embeddings()
@@ -149,12 +149,12 @@ class Recommender:
     def recommend(
         self, users: Optional[Iterable[str]] = None, k: int = 20, exclude_seen: Optional[bool] = None
     ) -> Iterator[Recommendation]:
-        """The k best items of each user, computed in blocks of users as they are asked for.
+        """The k best items of each user, computed in blocks of users during iteration.
 
         Args:
-            users: original ids; None is every user of the dataset.
+            users: original ids; None: every user of the dataset.
             k: 1 to the number of items.
-            exclude_seen: whether :attr:`seen` is left out; None: as :attr:`exclude_seen` says.
+            exclude_seen: whether :attr:`seen` is left out; None: :attr:`exclude_seen`.
 
         Raises:
             UserError: a k that is out of range, an unknown user, scores that are not finite.
@@ -168,7 +168,7 @@ class Recommender:
         return self._ranked(wanted, ids, self.score_block, self.left_out(exclude_seen), k)
 
     def left_out(self, exclude_seen: Optional[bool] = None) -> Observed:
-        """The pairs that are not recommended: :attr:`seen` or none; None: as :attr:`exclude_seen` says."""
+        """The pairs that are not recommended: :attr:`seen` or none. None: as in :attr:`exclude_seen`."""
         if self.exclude_seen if exclude_seen is None else exclude_seen:
             return self.seen
         none = torch.empty(0, dtype=torch.long)
@@ -183,12 +183,12 @@ class Recommender:
         for items, scores in blocks:
             if torch.isnan(scores).any() or torch.isposinf(scores).any():
                 raise UserError(
-                    f"'{self.trained.checkpoint}' gives scores that are not finite; train it again, with a lower "
+                    f"'{self.trained.checkpoint}' has scores that are not finite; train it again, with a lower "
                     "--learning_rate."
                 )
             lengths = (scores > -torch.inf).sum(dim=1).tolist()
             rows = tokens[items.numpy()].tolist()
-            # By way of the shortest text that gives the same float32: 0.1, not 0.10000000149.
+            # Through the shortest text with the same float32: 0.1, not 0.10000000149.
             values = scores.numpy().astype(str).astype(np.float64).tolist()
             for length, row, value in zip(lengths, rows, values):
                 yield Recommendation(next(names), row[:length], value[:length])
@@ -215,7 +215,7 @@ class Recommender:
             pairs: original ids in columns such as ``user_id`` and ``item_id``; other columns do not matter.
 
         Raises:
-            UserError: a column that is missing, a user or an item that is not in the dataset.
+            UserError: a missing column, or a user or an item that is not in the dataset.
         """
         fields = [self.trained.config[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD")]
         missing = [field for field in fields if field not in pairs]
@@ -246,7 +246,7 @@ class Recommender:
 
     @torch.no_grad()
     def _score_next(self, users: Tensor) -> Tensor:
-        """Scores (n, I) of what comes next for users (n,), by the model itself; -inf for a user without a sequence."""
+        """The model's scores (n, I) of the next item for users (n,); -inf for a user without a sequence."""
         return self._score_sequences(*(part[users] for part in self.sequences))
 
     @torch.no_grad()
@@ -262,17 +262,17 @@ class Recommender:
 def rank_items(
     score_block: Callable[[Tensor], Tensor], seen: Observed, users: Tensor, k: int, show_progress: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The k best items of users that are not seen, a block of users at a time; at most a block of scores is held.
+    """The k best unseen items of users, one block of users at a time; only one block of scores is held.
 
     Args:
         score_block: users (n,) -> their scores of every item (n, I), padding included. The block is overwritten.
         seen: the pairs that are left out.
-        users: (n,) internal ids, in the order of the answer.
+        users: (n,) internal ids, in the order of the results.
         k: at most I.
         show_progress: whether to show a progress bar with the time left.
 
     Yields:
-        items (n, k) and their scores (n, k) on the CPU, best first; a score of -inf marks a place that stays empty.
+        items (n, k) and their scores (n, k) on the CPU, best first; a score of -inf marks an empty place.
     """
     rows = sized_eval_batch(seen.items) // seen.items
     with tqdm(total=len(users), desc="Recommending", unit="user", disable=not show_progress) as bar:

@@ -30,14 +30,14 @@ __all__ = ["dry_run", "run", "run_recbole_kd", "table"]
 
 
 def run(options: TrainOptions, settings: dict[str, Any]) -> None:
-    """The verb: trains, prints the table and where the files are; or what would be trained."""
+    """The verb: trains, prints the table and the files; or prints what would be trained."""
     files = options.config_files.split()
     if options.dry_run:
         print(dry_run(files, settings), end="")
         return
     result = run_recbole_kd(config_file_list=files, config_dict=settings)
     if not result:
-        return  # the first of several machines tells
+        return  # only the first of several machines prints
     shown = "test split" if result["test_result"] else "no test split"
     chosen = "chosen on validation" if result["valid_history"] else "the last"
     print(f"\n{result['dataset']}, {shown}, epoch {result['best_epoch']} {chosen}")
@@ -64,12 +64,12 @@ def run_recbole_kd(
         saved: whether checkpoints and the result file are written.
 
     Returns:
-        The result; the fields are listed in docs/train.md. Its ``to_frame()`` has a row a model. Empty on all machines
-        but the first of several.
+        The result; the fields are listed in docs/train.md. Its ``to_frame()`` has one row for each model. With several
+        machines it is empty on all except the first.
 
     Raises:
-        UserError: a setting, file or dataset that the user can mend.
-        TrainingError: a loss that is not finite, or a process that was ended from outside.
+        UserError: a wrong setting, file or dataset.
+        TrainingError: a loss that is not finite, or a process that was killed from outside.
     """
     files = list(config_file_list or ())
     experiment = Experiment.of(model, dataset, files, config_dict)
@@ -86,7 +86,7 @@ def run_recbole_kd(
             return Framed(_on_cluster(experiment, saved, stamp), rows)
         return Framed(together(config["nproc"], stamp, _run_as_one_of_several, *settings) or {}, rows)
     except KeyboardInterrupt:
-        # Process 0 was ended and cannot say where its last whole epoch is.
+        # Process 0 has ended and cannot name the file of its last complete epoch.
         name = f"{config['model']}-{config['dataset']}-{config['seed']}-{stamp}-last.pth"
         last = config["resume"] or os.path.join(config["checkpoint_dir"], name)
         if os.path.isfile(last):
@@ -95,12 +95,12 @@ def run_recbole_kd(
 
 
 def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
-    """The resolved experiment as YAML that ``--config_files`` takes back, and what it would take, as comments.
+    """The resolved experiment as YAML for ``--config_files``, with estimated time and memory as comments.
 
     No model is kept. Data that are read for the estimate stay compiled, as in any run.
 
     Raises:
-        UserError: as :func:`run_recbole_kd`, where the data need not be read for it.
+        UserError: as in :func:`run_recbole_kd`, for errors that need no data.
     """
     experiment = Experiment.of(files=files, given=settings)
     check_models(experiment)
@@ -109,7 +109,7 @@ def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
 
 
 def _on_cluster(experiment: Experiment, saved: bool, stamp: str) -> dict[str, Any]:
-    """A run whose processes a Ray cluster holds: files are named from the root, and the processes rank themselves."""
+    """A run with processes on a Ray cluster: paths are absolute, and these processes compute the rankings too."""
     try:
         from recbole_kd.cluster.ray_train import together_on_cluster  # brings Ray
     except ImportError as error:
@@ -135,7 +135,7 @@ def _run_as_one_of_several(
     saved: bool,
     group: Group,
 ) -> dict[str, Any]:
-    """One process's part: process 0 alone shows progress and writes records."""
+    """One process's part; only process 0 shows progress and writes records."""
     silent = {} if group.is_first else {"show_progress": False, "log_wandb": False, "log_mlflow": False}
     experiment = Experiment.of(model, dataset, files, {**given, **silent})
     take_own_gpu(experiment.settings["device"])

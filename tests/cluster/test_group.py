@@ -215,7 +215,7 @@ def test_processes_of_a_machine_take_different_gpus(monkeypatch: pytest.MonkeyPa
     assert taken == [0, 1]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(
-        UserError, match="Process 3 of this machine has no GPU of its own, as torch sees 2; start fewer"
+        UserError, match="Process 3 of this machine has no GPU of its own, because torch sees 2; start fewer"
     ):
         take_own_gpu(torch.device("cuda"))
 
@@ -225,7 +225,7 @@ def test_torchruns_variables_and_nproc_agree(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert processes_around() == processes_around(nproc=2) == 4
-    with pytest.raises(UserError, match=r"torchrun started 2 processes .* and --nproc=3; leave --nproc out"):
+    with pytest.raises(UserError, match=r"torchrun started 2 processes .* but --nproc=3; leave --nproc out"):
         processes_around(nproc=3)
 
 
@@ -237,7 +237,10 @@ def test_under_torchrun_a_process_that_has_ended_is_a_line(monkeypatch: pytest.M
     variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="Process 0 of 1 has lost another one, which has ended"), joined():
+    with (
+        pytest.raises(UserError, match="Process 0 of 1 lost the connection to another process, which has ended"),
+        joined(),
+    ):
         raise RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     with pytest.raises(RuntimeError, match="a fault of the program"), joined():
         raise RuntimeError("a fault of the program")
@@ -245,7 +248,7 @@ def test_under_torchrun_a_process_that_has_ended_is_a_line(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("setting", ["world_size", "group_offset", "ip", "port", "local_rank"])
 def test_several_machines_are_torchruns_to_start(setting: str, known_answer: Path) -> None:
-    with pytest.raises(UserError, match=f"--{setting} is the launcher's to say: set --nproc=2 .* torchrun"):
+    with pytest.raises(UserError, match=f"--{setting} is set by the launcher only; set --nproc=2 .* torchrun"):
         KDConfig("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **{setting: 2}))
 
 

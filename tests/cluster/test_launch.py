@@ -51,7 +51,7 @@ def test_it_runs_elsewhere_and_tells_on_the_way() -> None:
         ("user", UserError, "^set --this$"),
         ("training", TrainingError, "^not finite$"),
         ("bug", RuntimeError, "KeyError: 'a bug'"),
-        ("killed", TrainingError, r"ended from outside \(exit code -9\); if memory was short"),
+        ("killed", TrainingError, r"killed from outside \(exit code -9\); if memory was short"),
     ],
 )
 def test_its_errors_are_raised_here(kind: str, error: type[Exception], message: str) -> None:
@@ -136,7 +136,7 @@ def ends_badly(how: str, group: Group) -> str:
         (
             "killed",
             TrainingError,
-            r"^Process 1 of 2 was ended from outside \(SIGKILL\), 2 times.*--resume=FILE-last.pth",
+            r"^Process 1 of 2 was killed from outside \(SIGKILL\), 2 times.*--resume=FILE-last.pth",
         ),
         ("mended", UserError, r"^--epochs='many'; expected a whole number\.$"),
         ("a bug", RuntimeError, "LookupError: a bug"),

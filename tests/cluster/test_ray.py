@@ -238,8 +238,8 @@ def test_a_cluster_is_joined_with_the_users_token(address: str, folder: Path, va
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ({}, "answers and lets nobody in: it asks for another token"),
-        ({"RAY_AUTH_TOKEN": WRONG}, "answers and lets nobody in: it asks for another token"),
+        ({}, "refuses the connection: it needs another token"),
+        ({"RAY_AUTH_TOKEN": WRONG}, "refuses the connection: it needs another token"),
         ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "RAY_AUTH_TOKEN_PATH is set but file cannot be opened or is empty"),
     ],
     ids=["none", "wrong", "missing file"],

@@ -290,7 +290,7 @@ def test_of_duplicates_the_first_or_last_in_time_is_kept(tmp_path: Path, keep: s
         ({"val_interval": {"rating": ">=3"}}, "--val_interval=.* expected an interval or a list of ids"),
         ({"val_interval": {"rating": "[5,3]"}}, "--val_interval=.* expected an interval or a list of ids"),
         ({"val_interval": {"rating": ["3"]}}, "for 'rating', a column of type float; expected an interval"),
-        ({"val_interval": {"gender": "[1,2]"}}, "for 'gender', a column of type token; .* the list that stays"),
+        ({"val_interval": {"gender": "[1,2]"}}, "for 'gender', a column of type token; .* a list of tokens to keep"),
         ({"val_interval": {"stars": "[3,4]"}}, "names 'stars', which is not loaded; expected one of user_id"),
     ],
 )

@@ -59,7 +59,7 @@ def test_weights_are_divided_by_the_roots_of_both_degrees() -> None:
 
 def test_more_entries_than_its_offsets_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_ENTRIES", 3)
-    with pytest.raises(UserError, match="graph of 4 entries, two an interaction, is more than the 3"):
+    with pytest.raises(UserError, match="graph has 4 entries, two for each interaction; expected at most 3"):
         symmetric_normalized(torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0, 2, 1]), torch.ones(4), 3)
 
 

@@ -75,11 +75,11 @@ def test_by_default_the_data_says_which_way(data_path: Path) -> None:
     """RecBole's way is for data in which users take an item again."""
     splits = splits_of(data_path)
     assert (splits.repeated, splits.repeatable) == (0, False)
-    assert ranked(splits).startswith("No user has an item twice: what a user has seen is left out of rankings.")
+    assert ranked(splits).startswith("No user has an item twice, so seen items are left out of rankings.")
     again(data_path)
     splits = splits_of(data_path)
     assert (splits.repeated, splits.repeatable) == (1, True)
-    assert ranked(splits).startswith("1 interactions repeat an item of their user: what a user has seen is ranked too.")
+    assert ranked(splits).startswith("1 interactions repeat an item of their user, so seen items are ranked too.")
     assert not any(items for _, _, items in masked(splits, "test"))
     assert (splits_of(data_path, repeatable=False).repeatable, splits_of(data_path, repeatable=True).repeatable) == (
         False,

@@ -208,5 +208,5 @@ def test_what_is_no_such_file_is_refused(content: Optional[bytes], tmp_path: Pat
 def test_more_rows_than_pairs_are_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that repeats itself for ever would fill the memory before its duplicates are found."""
     monkeypatch.setattr(tables, "_BLOCK_BYTES", 64)
-    with pytest.raises(UserError, match="more rows than there are users times items"):
+    with pytest.raises(UserError, match="more rows than users times items"):
         read(written(tmp_path, "user_id,item_id", [("ann", "z")] * 1000, ","))

@@ -89,7 +89,7 @@ def test_a_rank_counts_the_unobserved_items_with_a_higher_score(levels: int, k: 
 def test_scores_that_are_not_numbers_are_refused() -> None:
     scores = torch.rand(5, 9)
     scores[2, 3] = torch.nan
-    with pytest.raises(UserError, match=r"1 of 4 rankings are of scores that are not numbers.*teacher\.learning_rate"):
+    with pytest.raises(UserError, match=r"1 of 4 rankings have scores that are not numbers.*teacher\.learning_rate"):
         build_rank_bank(lambda users: scores[users], split(5, 9, share=0.0), 3)
 
 
@@ -258,7 +258,7 @@ def test_content_that_is_not_what_was_kept_counts_as_missing(
     else:
         path.write_bytes(content)
     assert cache.load("abc", 5) is None
-    assert f"'{path}' are damaged or of an earlier version: made anew" in caplog.text
+    assert f"'{path}' are damaged or of an earlier version; they are made again" in caplog.text
     again = cache.obtain("abc", 5, lambda: bank_of(5))
     assert torch.equal(again, bank_of(5))
     caplog.clear()

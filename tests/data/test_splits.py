@@ -117,7 +117,7 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path, settings: dict[str, Any
 
 def test_a_date_among_times_that_are_none_is_refused(tmp_path: Path) -> None:
     timed_shop(tmp_path, list(range(480)))
-    with pytest.raises(UserError, match="is a date, and the times of shop are from 0 to 479; give a number"):
+    with pytest.raises(UserError, match="is a date, but the times of shop are from 0 to 479; give a number"):
         split(tmp_path, split_time="2025-01-01")
 
 

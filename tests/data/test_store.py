@@ -67,7 +67,7 @@ def test_a_damaged_file_is_made_anew_with_a_warning(
     compiled.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert load_atomic(source, LAYOUT, COLUMNS, folder).to_pydict() == whole
-    assert "is damaged; it is made anew" in caplog.text
+    assert "is damaged; it is made again" in caplog.text
     caplog.clear()
     assert load_atomic(source, LAYOUT, COLUMNS, folder).to_pydict() == whole
     assert not caplog.text

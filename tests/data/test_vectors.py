@@ -109,9 +109,9 @@ def test_many_small_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
-        ("item_id,vector", [("x", "1 2"), ("y", "1 2 3")], "the vector in row 2 has 3 numbers, and that in row 1 2"),
+        ("item_id,vector", [("x", "1 2"), ("y", "1 2 3")], "the vector in row 2 has 3 numbers, but that in row 1 has 2"),
         ("item_id,vector", [("x", "1 2"), ("y", "")], "the vector in row 2 has 0 numbers"),
-        ("item_id,vector", [("x", "1 nan")], "the vector in row 1 holds nan, which is no finite number"),
+        ("item_id,vector", [("x", "1 nan")], "the vector in row 1 holds nan, which is not a finite number"),
         ("item_id,vector", [("x", "1 2"), ("y", "1e300 2")], r"the vector in row 2 holds 1e\+300"),
         ("item_id,vector", [("x", "1 a")], "cannot be read: .*'a'"),
         ("item_id,vector", [("x", "1 2"), ("w", "1 2"), ("v", "1 2")], "2 of 3 rows name items that the dataset does not have .* such as 'w'; drop those rows"),

@@ -154,7 +154,7 @@ def test_pairs_need_both(name: str) -> None:
     assert not items[12:].any()
     with pytest.raises(
         UserError,
-        match="FakeStudent has vectors of pairs of a user and an item, and FakeTeacher has vectors of items alone",
+        match="FakeStudent has vectors of pairs of a user and an item, but FakeTeacher has only vectors of items",
     ):
         build(name, SomeVectors(alone=True), together)
 
@@ -173,7 +173,7 @@ def test_a_distiller_of_users_says_what_the_file_lacks() -> None:
     student, teacher = Named("BPR", None, ALL), Named("the file x.csv", None, frozenset({"item_representations"}))
     with pytest.raises(
         UserError,
-        match=r"simrec reads a vector for each user and each item of the teacher; the file x.csv has vectors of items alone. Use a distiller that does not .*, htd, .* or a file with vectors of users too.",
+        match=r"simrec reads a vector for each user and each item of the teacher; the file x.csv has only vectors of items. Use a distiller that does not .*, htd, .* or a file with vectors of users too.",
     ):
         check_needs("simrec", options, student, teacher)  # type: ignore[arg-type]
     for name in DISTILLERS:

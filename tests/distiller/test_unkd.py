@@ -72,7 +72,7 @@ def test_it_learns(made: Bench) -> None:
     ("options", "message"),
     [
         ({**SIZES, "pool": 40}, r"unkd\.pool=40 is more than the 39 items"),
-        ({**SIZES, "pairs": 2}, r"unkd\.pairs=2 leaves some of the unkd\.groups=3 without a pair"),
+        ({**SIZES, "pairs": 2}, r"unkd\.pairs=2 is too few for one pair in each of unkd\.groups=3"),
         (
             {**SIZES, "pairs": 99, "groups": 30},
             r"unkd\.groups=30: group \d+ of them holds [01] items.*lower unkd\.groups",

@@ -78,10 +78,10 @@ def test_sevo_may_be_what_reads_the_teacher() -> None:
         ({"teacher": "BPR", "teacher.epochs": -1}, "--teacher.epochs=-1"),
         ({"teacher": "BPR", "baseline": "GRU4Rec"}, "the baseline GRU4Rec is a sequential model"),
         ({"teacher": "BPR", "baseline": "BRP"}, "Unknown model 'BRP'. Did you mean 'BPR'?"),
-        ({"teacher": "BPR", "teacher.ranks": "a.csv"}, "--teacher.ranks and --teacher.model both say who teaches"),
+        ({"teacher": "BPR", "teacher.ranks": "a.csv"}, "--teacher.ranks and --teacher.model both name the teacher"),
         (
             {"teacher.checkpoint": "a.pth", "teacher.shar": 1},
-            "--teacher.shar is set, and the teacher comes from a file",
+            "--teacher.shar is set, but the teacher comes from a file",
         ),
     ],
     ids=str,
@@ -98,7 +98,7 @@ def test_nothing_of_it_can_be_changed() -> None:
         frozen.baseline = None
     with pytest.raises(TypeError):
         frozen.distillers["kd"] = None
-    with pytest.raises(TypeError, match="settings are read-only, and epochs would be written"):
+    with pytest.raises(TypeError, match="settings are read-only, so epochs cannot be set"):
         frozen.settings["epochs"] = 1
 
 

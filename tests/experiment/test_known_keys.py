@@ -134,7 +134,7 @@ def test_which_settings_are_text() -> None:
         ("clip_grad_norm", {"foo": 1}, "Unknown option 'clip_grad_norm.foo'"),
         ("clip_grad_norm", {}, "clip_grad_norm needs a largest norm; set --clip_grad_norm.max_norm=X"),
         ("train_neg_sample_args", {"sample_num": -1}, "--train_neg_sample_args.sample_num=-1; expected a whole number"),
-        ("train_neg_sample_args", {"dynamic": True}, "--train_neg_sample_args.candidate_num=0, and dynamic is true"),
+        ("train_neg_sample_args", {"dynamic": True}, "--train_neg_sample_args.candidate_num=0, but dynamic is true"),
         ("state", 5, "--state=5 is not one of DEBUG, INFO"),
         ("state", "lout", "--state='lout' is not one of DEBUG, INFO"),
         ("encoding", "x", "--encoding='x'; expected an encoding, such as utf-8"),
@@ -143,7 +143,7 @@ def test_which_settings_are_text() -> None:
         ("NEG_PREFIX", "", "--NEG_PREFIX=''; expected a name"),
         ("benchmark_filename", 5, "--benchmark_filename=5 is not a list"),
         ("benchmark_filename", ["a", "b"], "expected names of three files"),
-        ("benchmark_filename", ["train"] * 3, "the first unlike the others"),
+        ("benchmark_filename", ["train"] * 3, "the first different from the others"),
         ("load_col", {"inter": []}, "expected columns of each file"),
         ("load_col", {"inter": "user_id"}, "expected columns of each file"),
         (
@@ -170,9 +170,9 @@ def test_which_settings_are_text() -> None:
         ("attn_dropout_prob", 2, "--attn_dropout_prob=2; expected a number of at least 0 and at most 1"),
         ("teacher", {"share": 0}, "--teacher.share=0; expected a number above 0"),
         ("teacher", {"0": {"share": -1}}, "--teacher.0.share=-1; expected a number above 0"),
-        ("teacher", {"1": {"fusion": "scores"}}, "--teacher.1.fusion is set, and all teachers are fused alike"),
+        ("teacher", {"1": {"fusion": "scores"}}, "--teacher.1.fusion is set, but there is one fusion for all teachers"),
         ("teacher", {"allow_other_split": "yes"}, "--teacher.allow_other_split='yes' is not true or false"),
-        ("mlp_hidden_size", 3, "--mlp_hidden_size=3 is of another type than its default [128, 64]"),
+        ("mlp_hidden_size", 3, "--mlp_hidden_size=3 has another type than its default [128, 64]"),
     ],
 )
 def test_a_value_without_meaning_is_named(key: str, value: Any, expected: str) -> None:
@@ -216,7 +216,7 @@ def test_a_value_with_a_meaning_passes(key: str, value: Any) -> None:
 
 def test_a_configuration_is_checked_by_the_table() -> None:
     """... with the rest of a section that was given in part."""
-    with pytest.raises(UserError, match=r"candidate_num=0, and dynamic is true"):
+    with pytest.raises(UserError, match=r"candidate_num=0, but dynamic is true"):
         KDConfig("BPR", "ml-100k", config_dict={"train_neg_sample_args.dynamic": True})
     with pytest.raises(UserError, match=r"^--teacher\.worker=1000; expected"):
         KDConfig("RRDStudent", "ml-100k", config_dict={"teacher.worker": 1000}).teacher_config()
@@ -226,11 +226,11 @@ def test_a_configuration_is_checked_by_the_table() -> None:
     ("model", "key", "value", "expected"),
     [
         ("NextItNet", "dilations", [1, 0], "--dilations=0; expected a whole number of at least 1"),
-        ("NextItNet", "dilations", [1, "x"], r"--dilations=\[1, 'x'\] is of another type than its default \[1, 4\]"),
+        ("NextItNet", "dilations", [1, "x"], r"--dilations=\[1, 'x'\] has another type than its default \[1, 4\]"),
         ("NextItNet", "kernel_size", 0, "expected a whole number of at least 1"),
         ("NARM", "dropout_probs", [0.5, 2], "--dropout_probs=2; expected a number of at least 0 and at most 1"),
-        ("RecVAE", "mixture_weights", ["x"], "is of another type than its default"),
-        ("NGCF", "hidden_size_list", 64, "is of another type than its default"),
+        ("RecVAE", "mixture_weights", ["x"], "has another type than its default"),
+        ("NGCF", "hidden_size_list", 64, "has another type than its default"),
         ("LightSANs", "k_interests", -3, "expected a whole number of at least 1"),
         ("LINE", "order", 3, "expected a whole number of at least 1 and at most 2"),
         ("AsymKNN", "q", 0, "expected a whole number of at least 1"),

@@ -166,7 +166,7 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ({"simrec.prediction_temperature": -1}, "simrec.prediction_temperature=-1 is out of range; expected above 0."),
         ({"simrec": 3}, "Section 'simrec' is 3"),
         ({"distill": "simrce"}, "Unknown distiller 'simrce'. Did you mean 'simrec'?"),
-        ({"distill": 3}, "--distill=3 is no list of distillers"),
+        ({"distill": 3}, "--distill=3 is not a list of distillers"),
         ({"distill": [], "simrec.epsilon": 0.1}, "Section 'simrec' is set but not used: --distill is empty"),
         ({"learning_rate": "fast"}, "--learning_rate='fast'; expected a number"),
         ({"learning_rate": -0.1}, "--learning_rate=-0.1; expected a number of at least"),
@@ -190,12 +190,12 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ),
         (
             {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC"},
-            "compares scores with labels, and --eval_args.mode=full ranks all items; set --eval_args.mode=labeled with "
+            "compares scores with labels, but --eval_args.mode=full ranks all items; set --eval_args.mode=labeled with "
             '--threshold="{rating: 4}", or --eval_args.mode=uni100',
         ),
         (
             {"metrics": "Recall", "valid_metric": "Recall@10", "eval_args.mode.valid": "labeled"},
-            "reads a ranking, and --eval_args.mode=labeled scores the rows of the split alone; set --eval_args.mode=full",
+            "needs a ranking, but --eval_args.mode=labeled scores only the rows of the split; set --eval_args.mode=full",
         ),
         (
             {"learning_rate_schedule": "cosin"},
@@ -212,7 +212,7 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ({"eval_args": {"mode": {"tset": "full"}}}, "Unknown option 'eval_args.mode.tset'"),
         ({"train_neg_sample_args.sample_nun": 2}, "Did you mean 'sample_num'"),
         ({"save_dataset": True}, "--save_dataset is not supported: RecBole keeps datasets as pickles"),
-        ({"student": "BPR"}, "--student=BPR changes the backbone of a recipe, and SimRecStudent is no recipe"),
+        ({"student": "BPR"}, "--student=BPR changes the backbone of a recipe, but SimRecStudent is an architecture"),
         ({".x": 1}, "has an empty part"),
         ({"warm_start_new": "teacher"}, "--warm_start_new=teacher is read with --warm_start=FILE alone"),
         ({"distill": [], "teacher": "LightGCN"}, "Section 'teacher' is set but not used: --distill is empty"),
@@ -241,7 +241,7 @@ def test_a_teacher_is_no_recipe_and_does_not_distil() -> None:
         UserError, match=r"--teacher.model=RRDStudent is a recipe.*its backbone \(BPR\), or train it first"
     ):
         config(teacher="RRDStudent").teacher_config()
-    with pytest.raises(UserError, match=r"--teacher.distill is set, and a teacher is trained alone"):
+    with pytest.raises(UserError, match=r"--teacher.distill is set, but a teacher is trained without a teacher"):
         config(**{"teacher.distill": "kd"}).teacher_config()
 
 

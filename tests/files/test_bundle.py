@@ -99,7 +99,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"format": FORMATS[1], "kind": "tree"},
         "is of the kind 'tree'; expected one of vectors, sequence",
     ),
-    "no files": ({"files": {}}, "its manifest names 'users.jsonl' wrongly, or not at all"),
+    "no files": ({"files": {}}, "its manifest lacks 'users.jsonl' or names it wrongly"),
     "a field of another type": ({"users": "2"}, "field users is the text '2'; expected a whole number"),
     "more users": ({"users": 3}, "users.jsonl does not hold 3 different ids"),
     "fewer items": ({"items": 2}, "items.jsonl does not hold 2 different ids"),
@@ -121,13 +121,13 @@ def test_no_file_outside_of_the_folder_is_read(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["../secret"] = {"bytes": 0, "sha256": file_digest(tmp_path / "secret")[0]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="its manifest names '../secret' wrongly"):
+    with pytest.raises(UserError, match="its manifest lacks '../secret' or names it wrongly"):
         read_bundle(folder)
 
 
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "rows": ({"users": USERS[:1], "items": ITEMS}, SEEN, "users are float32 of shape (1, 2), of 2 rows"),
-    "dimensions": ({"users": USERS[:, :1].copy(), "items": ITEMS}, SEEN, "have not one dimension"),
+    "dimensions": ({"users": USERS[:, :1].copy(), "items": ITEMS}, SEEN, "have different dimensions"),
     "no items": ({"users": USERS}, SEEN, "items"),
     "int8 without a scale": ({"users": USERS.astype(np.int8), "items": ITEMS}, SEEN, "users are int8"),
     "offsets": ({"users": USERS, "items": ITEMS}, {**SEEN, "offsets": np.array([0, 3, 2])}, "no lists of item rows"),

@@ -136,7 +136,7 @@ def test_a_transposed_tensor_keeps_its_strides(tmp_path: Path) -> None:
         ({"k": {True: 3}}, r"state\['k'\]: its key True is a builtins.bool"),
         ({"z": 1j}, r"state\['z'\]: it is a builtins.complex"),
         ({"p": Path("x")}, r"state\['p'\]: it is a pathlib"),
-        ({"o": np.array([None])}, r"state\['o'\]: no tensor holds an array of object"),
+        ({"o": np.array([None])}, r"state\['o'\]: there is no tensor type for an array of object"),
         ({"s": torch.eye(2).to_sparse()}, r"state\['s'\]: it is a torch.sparse_coo tensor"),
     ],
 )

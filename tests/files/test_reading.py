@@ -36,7 +36,7 @@ def test_text_is_read_up_to_a_bound_and_without_its_mark(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": ' * 200 + "1" + "}" * 200, "9" * 10_000, "\x00", "NaN1"])
 def test_text_that_is_no_json_of_ours_is_refused_in_a_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match=r"x.json' is no JSON of ours \(") as raised:
+    with pytest.raises(UserError, match=r"x.json' is not valid JSON \(") as raised:
         read_json(tmp_path / "x.json")
     assert len(str(raised.value).splitlines()) == 1
 

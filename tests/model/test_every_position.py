@@ -205,7 +205,7 @@ def test_a_user_who_has_had_everything_leaves_no_negative(data_path: Path) -> No
     file = data_path / "known-sequences" / "known-sequences.inter"
     everything = "".join(f"all\ti{time % 24}\t{time}\n" for time in range(26))
     file.write_text(file.read_text() + everything)
-    with pytest.raises(UserError, match="SASRec refuses its settings: some users have had all items"):
+    with pytest.raises(UserError, match="SASRec refuses its settings: some users have all items"):
         run(data_path, "SASRec")
 
 

@@ -1,4 +1,5 @@
-"""What users get wrong, in one table: each gives one line that says what to mend, exit code 2, and nothing half-written.
+"""What users get wrong, in one table: each gives one line that says what to mend, exit code 2, and nothing
+half-written.
 
 A case is a list of words, or a function of the data path that damages something there and returns the words.
 """
@@ -125,13 +126,13 @@ def ranks(text: str) -> Callable[[Path], list[str]]:
 BAD: dict[str, Case] = {
     # Words
     "verb": (["lsit"], "Did you mean 'list'"),
-    "a word without dashes": (["train", "model"], "'model' is no setting"),
-    "one dash": (["-model=BPR"], "'-model=BPR' is no setting"),
+    "a word without dashes": (["train", "model"], "'model' is not a setting"),
+    "one dash": (["-model=BPR"], "'-model=BPR' is not a setting"),
     "no value": (["--model"], "--model has no value"),
     "no value before the next": (["--epochs", "--seed=1"], "--epochs has no value"),
     "no name": (["--=3"], "has no name before the '='"),
     "twice": (["--epochs=1", "--epochs=2"], "--epochs is given twice"),
-    "two dashes alone": (["--"], "'--' is no setting"),
+    "two dashes alone": (["--"], "'--' is not a setting"),
     # Names
     "no model": (["--dataset=ml-100k"], "No model is given"),
     "no dataset": (["--model=BPR"], "No dataset is given"),
@@ -141,7 +142,7 @@ BAD: dict[str, Case] = {
     "dataset with a folder": (["--model=BPR", "--dataset=data/ml-100k"], "is not a name"),
     "teacher": (["--model=BPR", ML, "--teacher=LightGNC", "--distill=simrec"], "'LightGCN'"),
     "distiller": (["--model=BPR", ML, "--distill=simrek"], "Did you mean 'simrec'"),
-    "no list of distillers": ([*BPR, "--distill=3"], "--distill=3 is no list of distillers"),
+    "no list of distillers": ([*BPR, "--distill=3"], "--distill=3 is not a list of distillers"),
     "key": (["--model=BPR", ML, "--lerning_rate=1"], "Did you mean 'learning_rate'"),
     "key of the teacher": (["--model=FreqDStudent", ML, "--teacher.n_layer=2"], "'teacher.n_layer'"),
     "option": (["--model=SimRecStudent", ML, "--simrec.tripelts=8"], "Did you mean 'triplets'"),
@@ -161,9 +162,9 @@ BAD: dict[str, Case] = {
         on_known_answer(metrics="[LogLoss]", valid_metric="LogLoss", **{"eval_args.mode": "uni1"}),
         "the scores of BPR are between",
     ),
-    "a GPU that is not there": ([*BPR, "--device=cuda"], "--device=cuda asks for a GPU, and torch sees none there"),
-    "a GPU of another number": ([*BPR, "--gpu_id=97"], "--gpu_id=97 asks for a GPU, and torch sees none there"),
-    "a GPU on a machine without": ([*BPR, "--use_gpu=true"], "--use_gpu=true asks for a GPU, and torch sees none"),
+    "a GPU that is not there": ([*BPR, "--device=cuda"], "--device=cuda asks for a GPU, but torch finds none"),
+    "a GPU of another number": ([*BPR, "--gpu_id=97"], "--gpu_id=97 asks for a GPU, but torch finds none"),
+    "a GPU on a machine without": ([*BPR, "--use_gpu=true"], "--use_gpu=true asks for a GPU, but torch finds none"),
     "one user": (
         table("user_id:token\titem_id:token", *(f"ann\ti{item}" for item in range(12))),
         "Negatives cannot be sampled: Some users have interacted with all items",
@@ -211,7 +212,7 @@ BAD: dict[str, Case] = {
     "a cutoff beyond the catalogue": (on_known_answer(topk="[50]", valid_metric="NDCG@50"), "--topk"),
     "half precision": (
         on_known_answer(model="SimRecTeacher", enable_amp="true"),
-        "--enable_amp=true: on this device SimRecTeacher needs what torch has in full precision only",
+        "--enable_amp=true: on this device SimRecTeacher needs operations that torch has only in full precision",
     ),
     "a name of thousands of letters": (["--model=BPR", f"--dataset={'x' * 5000}"], "File name too long"),
     "seeds without end": (["compare", ML, "--models=BPR", "--seeds=999999999"], "at most 10,000"),
@@ -234,7 +235,7 @@ BAD: dict[str, Case] = {
         "Unknown option 'teacher.train_neg_sample_args.dist'",
     ),
     "a name twice": ([*BPR, "--eval_args={order: RO, order: TO}"], "'order' is given twice; keep one"),
-    "a name twice, as Python": ([*BPR, "--eval_args={'order': 'RO', 'order': 'TO'}"], "names something twice"),
+    "a name twice, as Python": ([*BPR, "--eval_args={'order': 'RO', 'order': 'TO'}"], "has the same name twice"),
     "no seed": ([*BPR, "--seed="], "--seed=''; expected a whole number"),
     "a rate beyond float32": ([*BPR, "--learning_rate=1e300"], "--learning_rate=1e+300; expected a number of at least"),
     "a batch of everything": ([*BPR, "--train_batch_size=1e18"], "--train_batch_size=1e+18; expected a whole number"),
@@ -249,23 +250,26 @@ BAD: dict[str, Case] = {
     "negatives below none": ([*BPR, "--train_neg_sample_args.sample_num=-1"], "sample_num=-1; expected a whole number"),
     "no candidates": (
         [*BPR, "--train_neg_sample_args={dynamic: true, candidate_num: 0}"],
-        "candidate_num=0, and dynamic is true",
+        "candidate_num=0, but dynamic is true",
     ),
     "a level of the log": ([*BPR, "--state=5"], "--state='5' is not one of DEBUG, INFO"),
     "an encoding": ([*BPR, "--encoding=x"], "--encoding='x'; expected an encoding"),
     "a transform of no sequence": (
         [*BPR, "--transform=crop_itemseq"],
-        "crop_itemseq changes sequences, and BPR has none",
+        "crop_itemseq changes sequences, but BPR has none",
     ),
     "a transform without its share": (
         ["--model=SASRec", ML, "--transform=crop_itemseq"],
-        "--transform=crop_itemseq reads which share of a sequence it changes, from 0 to 1; set --eta=0.2",
+        "--transform=crop_itemseq needs the share of a sequence that it changes, from 0 to 1; set --eta",
     ),
     "an empty transform": (
         ["--model=SASRec", ML, "--transform=user_defined"],
-        "is a place for code in RecBole, and holds none",
+        "is an empty template in RecBole",
     ),
-    "another transform": (["--model=BERT4Rec", ML, "--transform=None"], "BERT4Rec learns from what mask_itemseq hides"),
+    "another transform": (
+        ["--model=BERT4Rec", ML, "--transform=None"],
+        "BERT4Rec needs its own transform mask_itemseq",
+    ),
     "a transform": ([*BPR, "--transform=x"], "--transform='x' is not one of mask_itemseq"),
     "a column that is a list": (on_known_answer(USER_ID_FIELD="[a]"), "has no column '[a]'"),
     "a prefix of nothing": ([*BPR, "--NEG_PREFIX="], "--NEG_PREFIX=''; expected a name"),
@@ -310,22 +314,22 @@ BAD: dict[str, Case] = {
     "a threshold that is none": ([*BPR, "--threshold={rating: .nan}"], "--threshold.rating=nan; expected a number"),
     "a filter that is no interval": ([*BPR, "--user_inter_num_interval=50"], "='50'; expected an interval"),
     "values that are no interval": ([*BPR, "--val_interval={rating: '>=3'}"], "expected an interval or a list of ids"),
-    "a NUL in a name": (["--model=BPR", "--dataset=ml\0"], "holds a NUL character"),
+    "a NUL in a name": (["--model=BPR", "--dataset=ml\0"], "contains a NUL character"),
     "a pickled dataset": ([*BPR, "--save_dataset=True"], "--save_dataset is not supported"),
     "code": (["--model=BPR", ML, "--epochs=__import__('os').getcwd()"], "--epochs="),
     # Processes
     "no process": ([*BPR, "--nproc=0"], "--nproc=0"),
     "a process beyond the world": (
         [*BPR, "--nproc=2", "--world_size=3", "--group_offset=2"],
-        "--world_size is the launcher's to say",
+        "--world_size is set by the launcher only",
     ),
-    "a port": ([*BPR, "--port=70000"], "--port is the launcher's to say"),
+    "a port": ([*BPR, "--port=70000"], "--port is set by the launcher only"),
     "a rank": ([*BPR, "--local_rank=1"], "set --nproc=2 for two processes"),
     # What does not fit together
     "no teacher": (["--model=BPR", ML, "--distill=simrec"], "needs a teacher"),
     "two teachers at once": (
         ["--model=RRDStudent", ML, "--teacher=BPR", "--teacher.ranks=x.csv"],
-        "both say who teaches; keep one",
+        "both name the teacher; keep one",
     ),
     "vectors of a teacher without any": (
         on_known_answer(model="DEStudent", teacher="ItemKNN", **{"teacher.embedding_size": None}),
@@ -344,7 +348,7 @@ BAD: dict[str, Case] = {
             *quick(data, model="LightGCN"),
             with_checkpoint()(data)[0].replace("--checkpoint", "--resume"),
         ],
-        "is a checkpoint of BPR, and --model=LightGCN",
+        "is a checkpoint of BPR, but --model=LightGCN",
     ),
     "a resumed run of another size": (
         lambda data: [
@@ -435,14 +439,17 @@ BAD: dict[str, Case] = {
     "serve key": (["serve", "--bundle=x", "--prot=80"], "Did you mean 'port'"),
     "serve what is no bundle": (["serve", "--bundle=none"], "holds no bundle"),
     "list key": (["list", "--knid=students"], "Did you mean 'kind'"),
-    "the kind of a model": ([*BPR, "--MODEL_TYPE=x"], "--MODEL_TYPE is the model's own and is not set; leave it out"),
+    "the kind of a model": (
+        [*BPR, "--MODEL_TYPE=x"],
+        "--MODEL_TYPE follows from the model and cannot be set; leave it out",
+    ),
     "a model's word": (["--model=SGL", ML, "--type=XX"], "--type='XX' is not one of ED, ND, RW"),
     "train key": ([*BPR, "--dryrun=true"], "'dryrun': no part of the program reads it. Did you mean 'dry_run'"),
     "evaluate key": (with_checkpoint("evaluate", rseult_file="x"), "Did you mean 'result_file'"),
     "recommend key": (with_checkpoint("recommend", users="u1", fromat="csv"), "Did you mean 'format'"),
     "export key": (with_checkpoint("export", output="x", overwirte="true"), "Did you mean 'overwrite'"),
     "tune key": (["tune", *BPR, "--trails=3"], "Did you mean 'trials'"),
-    "tune part": (["tune", *BPR, "--trials.x=3"], "--trials.x is a part of --trials, which is one value; set that"),
+    "tune part": (["tune", *BPR, "--trials.x=3"], "--trials.x is part of --trials, which is one value; set that"),
     "compare key": (["compare", ML, "--models=BPR", "--paralel=2"], "BPR: Unknown setting 'paralel': no part"),
     "compare key, its name": (["compare", ML, "--models=BPR", "--paralel=2"], "Did you mean 'parallel'"),
     "tune without a space": (["tune", "--model=ItemKNN", ML], "no search space"),
@@ -461,8 +468,8 @@ BAD: dict[str, Case] = {
     "compare over seeds": (["compare", ML, "--models=BPR", "--seeds=[1,1]"], "distinct seeds"),
     "report nothing": (["report"], "--results"),
     "report none": (["report", "--results=none.json"], "Cannot read 'none.json'"),
-    "report no JSON": (results("{"), "is no JSON"),
-    "report other JSON": (results(json.dumps([1])), "no results of compare"),
+    "report no JSON": (results("{"), "is not valid JSON"),
+    "report other JSON": (results(json.dumps([1])), "not results of compare"),
     "analyse nothing": (["analyse"], "--student"),
 }
 

@@ -259,7 +259,7 @@ def test_a_pipe_in_the_place_of_compiled_data_is_replaced(data: Path, caplog: py
         path.unlink()
         os.mkfifo(path)
     assert main(words) == 0
-    assert caplog.text.count("is damaged; it is made anew") == len(compiled) > 0
+    assert caplog.text.count("is damaged; it is made again") == len(compiled) > 0
     assert all(path.is_file() for path in compiled)
 
 
@@ -277,7 +277,7 @@ def test_a_kept_list_that_was_damaged_is_made_anew(data: Path, caplog: pytest.Lo
         bank.write_bytes(damaged)
         caplog.clear()
         assert main(words) == 0
-        assert "are damaged or of an earlier version: made anew" in caplog.text
+        assert "are damaged or of an earlier version; they are made again" in caplog.text
         assert bank.read_bytes() == whole
 
 

@@ -1,7 +1,7 @@
 """Files and words that would execute code, climb out of their folder or fill the memory: refused by name, nothing done.
 
-Each sample is given to the command line as a user would give it, and would make the file `canary` if anything in it were
-executed. What checkpoints in particular can hold is tested opcode by opcode in tests/files/test_pickles.py.
+Each sample is given to the command line as a user would give it, and would make the file `canary` if anything in it
+were executed. What checkpoints in particular can hold is tested opcode by opcode in tests/files/test_pickles.py.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _(data: Path, canary: Path) -> tuple[Words, str]:
 @sample("vectors that LDiffRec unpickles")
 def _(data: Path, canary: Path) -> tuple[Words, str]:
     np.save(data / "known-answer" / "item_emb.npy", np.array([Gadget(canary)], dtype=object), allow_pickle=True)
-    return quick(data, model="LDiffRec", n_cate=2), "item_emb.npy' is no plain array"
+    return quick(data, model="LDiffRec", n_cate=2), "item_emb.npy' is not a plain array"
 
 
 # Caches and what lies beside them

@@ -164,7 +164,7 @@ def test_the_critic_of_ract_ranks_among_items_that_there_are(tmp_path: Path) -> 
     bench = Bench(tmp_path, "RaCT", "plain")
     bench.run("first")
     actor = next((tmp_path / "first").glob("*-last.pth"))
-    with pytest.raises(UserError, match="--metrics_k=41 is more than the 40 items there are; lower it"):
+    with pytest.raises(UserError, match="--metrics_k=41 is more than the 40 items of the data; lower it"):
         bench.run("critic", metrics_k=41, train_stage="critic_pretrain", pre_model_path=str(actor))
 
 

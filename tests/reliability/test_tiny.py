@@ -117,7 +117,7 @@ def test_more_pairs_than_there_are_items(known_answer: Path, caplog: pytest.LogC
 
 def test_a_batch_that_dgcf_draws_too_many_nodes_for(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(data, capsys, "DGCF")
-    assert "--train_batch_size=2048: DGCF draws 13 users and items a step, more than the 10 of one kind" in line
+    assert "--train_batch_size=2048: DGCF draws 13 users and items a step, more than the 10 that there are" in line
     (largest,) = re.findall(r"lower it to (\d+)", line)
     assert not refused(data, capsys, "DGCF", train_batch_size=largest)
     assert not refused(data, capsys, "DGCF", cor_weight=0)

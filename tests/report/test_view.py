@@ -363,6 +363,6 @@ def _without(key: str) -> dict[str, Any]:
     ],
 )
 def test_what_is_no_result_of_compare_is_refused(results: Any, message: str) -> None:
-    with pytest.raises(UserError, match="no results of compare") as raised:
+    with pytest.raises(UserError, match="not results of compare") as raised:
         Comparison(results)
     assert message in str(raised.value)

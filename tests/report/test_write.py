@@ -194,8 +194,8 @@ def test_findings_do_not_praise_a_student_that_gained_nothing() -> None:
     ("content", "message"),
     [
         (None, "Cannot read"),
-        ("{", "is no JSON"),
-        ("[]", "no results of compare"),
+        ("{", "is not valid JSON"),
+        ("[]", "not results of compare"),
         ('{"format": 2}', "expected format 1"),
     ],
 )

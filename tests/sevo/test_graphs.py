@@ -260,7 +260,7 @@ def test_a_graph_fits_the_smoother_of_its_tables(tmp_path) -> None:
 
 @pytest.mark.parametrize("feature", ["color", "price", "item_id"])
 def test_a_category_that_is_no_token_column_is_refused(tmp_path, feature: str) -> None:
-    with pytest.raises(UserError, match=rf"sevo.category={feature} is no token column.*expected one of: kind"):
+    with pytest.raises(UserError, match=rf"sevo.category={feature} is not a token column.*expected one of: kind"):
         item_categories(split(tmp_path, HELD_OUT), feature)
 
 
@@ -331,7 +331,7 @@ def test_a_kept_graph_that_was_damaged_is_made_anew(
         at = len(whole) // 2
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     assert torch.equal(cached_adjacency(str(tmp_path), options, None, observed, 4).to_dense(), made)
-    assert "is damaged or of an earlier version: made anew" in caplog.text
+    assert "is damaged or of an earlier version; it is made again" in caplog.text
     caplog.clear()
     assert torch.equal(cached_adjacency(str(tmp_path), options, None, observed, 4).to_dense(), made)
     assert not caplog.text

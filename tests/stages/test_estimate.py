@@ -21,7 +21,7 @@ def lines(data: Path, model: str, **given: object) -> list[str]:
 def test_teacher_and_student_have_a_line_each(known_answer: Path) -> None:
     small = {"rrd.pool": 8, "rrd.interesting": 4, "rrd.uninteresting": 4, "epochs": 7, "teacher.epochs": 5}
     teacher, student = lines(known_answer, "RRDStudent", **small)
-    assert re.match(r"teacher BPR: about [\d.e-]+ s an epoch of \d+ steps, at most .* for 5 epochs", teacher)
+    assert re.match(r"teacher BPR: about [\d.e-]+ s per epoch of \d+ steps, at most .* for 5 epochs", teacher)
     assert re.match(r"student RRDStudent: about .* for 7 epochs", student)
     assert float(re.findall(r"memory ([\d,]+) MB", student)[0].replace(",", "")) > 100
     assert not [*known_answer.rglob("*.pth"), *known_answer.rglob("ranks")], "nothing is kept"
@@ -35,7 +35,7 @@ def test_what_has_no_steps_says_so(known_answer: Path) -> None:
     assert "s an epoch" in student
     assert "s an epoch" not in lines(known_answer, "EASE")[0]
     settings = {"model": "BPR", "dataset": "nowhere"}
-    assert estimated(Experiment.of(given=settings)) == ["no estimate, as the data of nowhere are not there yet"]
+    assert estimated(Experiment.of(given=settings)) == ["no estimate, because the data of nowhere are missing"]
 
 
 def test_the_estimate_is_a_comment_of_the_yaml(known_answer: Path) -> None:

@@ -50,7 +50,7 @@ def test_it_knows_every_interaction_and_serves(finished: dict[str, Any], known_a
     recommender = Recommender(path, config_dict=given)
     assert len(recommender.seen) == len(set(rows))
     assert len(next(recommender.recommend(k=3)).items) == 3
-    with pytest.raises(UserError, match=r"was trained on all of known-answer: no split is left to evaluate it on"):
+    with pytest.raises(UserError, match=r"was trained on all of known-answer, so it cannot be evaluated"):
         evaluate_checkpoint(path, given)
 
 
@@ -83,7 +83,9 @@ def test_a_training_that_ends_early_is_the_beginning_of_the_longer_one(known_ans
 
 
 def test_it_is_refused_where_nothing_is_held_out(known_answer: Path) -> None:
-    with pytest.raises(UserError, match="--final=true trains again on what was held out, and the split leaves nothing"):
+    with pytest.raises(
+        UserError, match="--final=true trains again with the held-out interactions, but the split holds out none"
+    ):
         run(known_answer, "BPR", final=True, **{"eval_args.split": {"RS": [1, 0, 0]}})
 
 

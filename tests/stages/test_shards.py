@@ -101,5 +101,5 @@ def test_a_worker_that_reads_other_files_is_found_out(folder: Path) -> None:
     teacher = obtain_teacher(experiment, load_splits(experiment.settings))
     teacher.digest = "another"
     shards.rank_in_shards(teacher, experiment)
-    with pytest.raises(UserError, match="reads another teacher BPR.*--checkpoint_dir"):
+    with pytest.raises(UserError, match="reads a different teacher BPR.*--checkpoint_dir"):
         teacher.ranker(teacher, 10)

@@ -261,7 +261,7 @@ def test_a_kept_teacher_that_is_damaged_is_trained_anew(known_answer: Path, capl
     path.write_bytes(path.read_bytes()[:500])
     again = teacher_of(known_answer).trained
     assert not again.from_cache
-    assert "it is cut short or damaged. The LightGCN that was kept there is trained anew." in caplog.text
+    assert "it is truncated or damaged. The LightGCN in this file is trained again." in caplog.text
     assert all(torch.equal(load_checkpoint(path)["state_dict"][name], weights) for name, weights in whole.items())
 
 

@@ -358,7 +358,10 @@ def test_two_processes_give_the_losses_of_one(data: Path) -> None:
         ([2.5], "--matryoshka=2.5; expected a whole number of at least 1"),
         ([4, 2], r"--matryoshka=\[4, 2\]; expected sizes in ascending order, each once, such as \[8,16,32\]"),
         ([2, 2], r"--matryoshka=\[2, 2\]; expected sizes in ascending order"),
-        ([4, 16], "--matryoshka=.4, 16. asks for 16 numbers, and --embedding_size=8; lower the one or raise the other"),
+        (
+            [4, 16],
+            "--matryoshka=.4, 16. asks for 16 numbers, but --embedding_size=8; lower the first or raise the second",
+        ),
         (4, r"--matryoshka=4 is not a list; expected a list, such as --matryoshka=\[1,2\]"),
         ("four", "--matryoshka='four' is not a list"),
     ],
@@ -372,28 +375,30 @@ def test_sizes_of_no_prefix_are_refused(sizes: Any, message: str, data: Path) ->
 @pytest.mark.parametrize("model", ["NeuMF", "MultiDAE", "EASE", "NGCF", "GRU4Rec"])
 def test_students_that_cannot_be_cut_are_refused(model: str, data: Path) -> None:
     given = {**known_answer_settings(data), "matryoshka": [4]}
-    with pytest.raises(UserError, match=f"and {model} is no student of which it can; set --model to one of BPR, Light"):
+    with pytest.raises(UserError, match=f"which it cannot do for {model}; set --model to one of BPR, Light"):
         Experiment.of(model, "known-answer", given=given)
 
 
 def test_what_reads_no_prefix_is_refused_before_a_teacher_is_trained(data: Path) -> None:
     given = {"distill": "simrec", "teacher": "SimRecTeacher", "teacher.embedding_size": 8, "matryoshka": [2]}
-    with pytest.raises(UserError, match="simrec compares .* number by number, and --matryoshka cuts them to 2 of 8"):
+    with pytest.raises(
+        UserError, match="simrec compares .* number by number, but --matryoshka cuts the student's to 2 of 8"
+    ):
         run(data, "SimRecStudent", **given)
     taught = run(data, "SimRecStudent", **{**given, "simrec.embedding_weight": 0, "simrec.triplets": 50, "epochs": 1})
     assert set(taught["loss_history"][0]) == {"rec", "simrec.prediction", "simrec.regularization", "simrec.decay"}
-    with pytest.raises(UserError, match="--teacher.matryoshka is set, and only the student has prefixes"):
+    with pytest.raises(UserError, match="--teacher.matryoshka is set, but only the student has prefixes"):
         run(data, "BPR", **{**TAUGHT, "teacher.matryoshka": [2]})
 
 
 def test_dimensions_that_were_not_trained_are_refused(data: Path) -> None:
     nested, plain = (run(data, "BPR", epochs=1, matryoshka=sizes)["checkpoint"] for sizes in ([2, 4], None))
     given = {"data_path": str(data)}
-    with pytest.raises(UserError, match="--dimensions=3: .* was trained for 2, 4 numbers; set --dimensions to one"):
+    with pytest.raises(UserError, match="--dimensions=3: .* was trained for the sizes 2, 4; set --dimensions to one"):
         evaluate_checkpoint(nested, given, dimensions=3)
     with pytest.raises(UserError, match="--dimensions=2: .* was not trained with --matryoshka"):
         Recommender(plain, config_dict=given, dimensions=2)
-    with pytest.raises(UserError, match="--dimensions is evaluated in this process; leave --ray_address out"):
+    with pytest.raises(UserError, match="--dimensions cannot be evaluated on a cluster; leave --ray_address out"):
         evaluate_checkpoint(nested, {**given, "ray_address": "local"}, dimensions=2)
 
 

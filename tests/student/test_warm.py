@@ -87,7 +87,7 @@ def test_users_and_items_keep_their_vectors_whatever_their_numbers(
     shop(tmp_path, grown())
     with caplog.at_level("INFO"):
         _, after = run(tmp_path, model, warm_start=first["checkpoint"], epochs=0)
-    assert "39 users known, 1 new, 1 gone; 60 items known, 1 new, 0 gone. New ones begin at the mean" in caplog.text
+    assert "39 users known, 1 new, 1 gone; 60 items known, 1 new, 0 gone. New ones start at the mean" in caplog.text
     moved = 0
     for name, weights in before["state_dict"].items():
         kind = next(
@@ -125,16 +125,20 @@ def test_a_teacher_says_beside_whom_new_ones_begin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        ("LightGCN", {}, "holds a BPR, and the student is a LightGCN; set --model to it, or give another file"),
+        ("LightGCN", {}, "holds a BPR, but the student is a LightGCN; set --model to BPR, or give another file"),
         (
             "BPR",
             {"embedding_size": 3},
-            r"has \(41, 4\) for 'user_embedding.weight', and the student \(41, 3\); set the",
+            r"has \(41, 4\) for 'user_embedding.weight', but the student \(41, 3\); set the",
         ),
         ("BPR", {"warm_start": "none.pth"}, "There is no checkpoint 'none.pth'"),
-        ("BPR", {"warm_start_new": "teacher"}, "and there is no teacher; set --warm_start_new=mean"),
-        ("Pop", {}, "Pop is computed in closed form and begins from nothing; leave --warm_start out"),
-        ("BPR", {"teacher": "BPR", "distill": "rrd", "teacher.warm_start": "x.pth"}, "only the student begins from a"),
+        ("BPR", {"warm_start_new": "teacher"}, "but there is no teacher; set --warm_start_new=mean"),
+        ("Pop", {}, "Pop is computed in closed form and has no initial weights; leave --warm_start out"),
+        (
+            "BPR",
+            {"teacher": "BPR", "distill": "rrd", "teacher.warm_start": "x.pth"},
+            "only the student can start from a",
+        ),
     ],
     ids=str,
 )
@@ -155,7 +159,7 @@ def test_a_file_of_vectors_that_lacks_some_says_beside_whom_no_one_begins(model:
     file = tmp_path / "items.csv"
     given = {"distill": "fitnet", "teacher.vectors": str(file), "warm_start": first["checkpoint"], "epochs": 0}
     file.write_text("\n".join(["item_id,vector", *vectors]) + "\n")
-    with pytest.raises(UserError, match=r"items.csv has no vector of some of them; set --warm_start_new=mean, or give"):
+    with pytest.raises(UserError, match=r"items.csv lacks some; set --warm_start_new=mean, or give"):
         run(tmp_path, model, warm_start_new="teacher", **given)
     run(tmp_path, model, **given)
     file.write_text("\n".join(["item_id,vector", *vectors, "fresh,0.5 2.0"]) + "\n")
@@ -174,5 +178,5 @@ def test_weights_of_which_nobody_knows_whose_rows_they_are_are_refused(tmp_path:
     shop(tmp_path, pairs_of_shop())
     first, _ = run(tmp_path, "MultiDAE")
     shop(tmp_path, grown())
-    with pytest.raises(UserError, match="nobody says whether the rows of"):
+    with pytest.raises(UserError, match="it is unknown whether the rows of"):
         run(tmp_path, "MultiDAE", warm_start=first["checkpoint"])

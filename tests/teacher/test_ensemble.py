@@ -88,17 +88,20 @@ def test_one_model_with_several_seeds_is_several_teachers(known_answer: Path) ->
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ({"teacher": "BPR,LightGCN", "teacher.2.epochs": 3}, "teacher.2 is set, and there are 2 teachers"),
+        ({"teacher": "BPR,LightGCN", "teacher.2.epochs": 3}, "teacher.2 is set, but there are 2 teachers"),
         ({"teacher": "BPR,LihgtGCN"}, "Unknown model 'LihgtGCN'.*LightGCN.*--teacher.1.model=NAME"),
         ({"teacher": "BPR,EASE", "teacher.1.embedding_sise": 3}, "Unknown setting 'teacher.1.embedding_sise'"),
-        ({"teacher": "BPR", "teacher.ranks": "x.csv"}, "--teacher.ranks and --teacher.model both say who teaches"),
+        ({"teacher": "BPR", "teacher.ranks": "x.csv"}, "--teacher.ranks and --teacher.model both name the teacher"),
         ({"teacher.0.model": "BPR", "teacher.1.epochs": 3}, "needs a teacher; set --teacher.1=NAME"),
         ({"teacher": "BPR,EASE", "teacher.1.share": 0}, "--teacher.1.share=0; expected a number above 0"),
         ({"teacher": "BPR,EASE", "teacher.fusion": "sum"}, "--teacher.fusion='sum' is not one of ranks, scores"),
-        ({"teacher": "BPR,EASE", "teacher.1.fusion": "scores"}, "all teachers are fused alike; set --teacher.fusion"),
+        (
+            {"teacher": "BPR,EASE", "teacher.1.fusion": "scores"},
+            "there is one fusion for all teachers; set --teacher.fusion",
+        ),
         (
             {"teacher": "BPR,EASE", "teacher.fusion": "scores", "teacher.0.model": None, "teacher.0.ranks": "x.csv"},
-            "--teacher.fusion=scores ranks by scores of all items, and --teacher.0.ranks has those that it lists",
+            "--teacher.fusion=scores needs scores of all items, but --teacher.0.ranks has only listed items",
         ),
         ({"teacher": "BPR,GRU4Rec"}, "the teacher GRU4Rec is a sequential model"),
     ],
@@ -245,7 +248,7 @@ def test_what_teachers_lack_together_is_said_before_one_is_trained(known_answer:
     for settings, message in (
         ({**beside, "distill": "ir_rrd"}, "BPR . a file of ranks has none"),
         ({**beside, "distill": "kd"}, "BPR . a file of ranks has none.* or another teacher .--teacher=BPR"),
-        ({**beside, "distill": "kd", "teacher.fusion": "scores"}, "--teacher.fusion=scores ranks by scores of all"),
+        ({**beside, "distill": "kd", "teacher.fusion": "scores"}, "--teacher.fusion=scores needs scores of all"),
         ({"teacher": "ItemKNN,EASE", "distill": "de"}, "de reads a vector .* ItemKNN . EASE has none"),
     ):
         with pytest.raises(UserError, match=message):

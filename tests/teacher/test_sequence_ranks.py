@@ -99,7 +99,7 @@ def test_a_sequential_student_learns_from_a_file(tmp_path: Path) -> None:
     assert set(result["loss_history"][0]) == {"rec", "rrd"}
     assert result["teacher"]["ranks"] == str(file)
     for settings, message in (
-        ({"rrd.pool": 9}, r"the file lists.csv has a list of 8 items, and 9 are asked for; lower the pool .--rrd.pool"),
+        ({"rrd.pool": 9}, r"the file lists.csv has a list of 8 items, but 9 are needed; lower the pool .--rrd.pool"),
         ({"distill": "fitnet"}, r"fitnet reads a vector for each sequence .* the file lists.csv has none"),
     ):
         mine = {key: value for key, value in given.items() if "fitnet" not in settings.values() or "rrd" not in key}
@@ -224,7 +224,7 @@ def test_a_file_without_scores_or_with_short_lists_is_refused(name: str, tmp_pat
             plain,
             f"{name} reads scores of the next item after a sequence of the teacher; .* a file with a column 'score'",
         ),
-        (short, r"short.csv has a list of 4 items, and 6 are asked for; lower the pool .*--cd.pool, --kd.items"),
+        (short, r"short.csv has a list of 4 items, but 6 are needed; lower the pool .*--cd.pool, --kd.items"),
     ):
         mine = {**given, **LENGTHS[name], "teacher.ranks": str(file)}
         with pytest.raises(UserError, match=message):

@@ -145,12 +145,12 @@ def test_another_content_is_another_run(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--distill=simrec", "--simrec.prediction_weight=0"], r"simrec reads a vector for each user and each item of the teacher; the file items\.csv has vectors of items alone\..* or a file with vectors of users too\."),
-        (["--distill=fitnet", "--model=NeuMF"], r"NeuMF has vectors of pairs of a user and an item, and the file items\.csv has vectors of items alone"),
+        (["--distill=simrec", "--simrec.prediction_weight=0"], r"simrec reads a vector for each user and each item of the teacher; the file items\.csv has only vectors of items\..* or a file with vectors of users too\."),
+        (["--distill=fitnet", "--model=NeuMF"], r"NeuMF has vectors of pairs of a user and an item, but the file items\.csv has only vectors of items"),
         (["--distill=rrd"], r"rrd reads a ranking .* of the teacher; the file items\.csv has none"),
-        (["--distill=de", "--teacher.ranks=x.csv"], r"--teacher\.vectors and --teacher\.ranks both say who teaches; keep one"),
-        (["--distill=de", "--teacher=BPR"], r"--teacher\.vectors and --teacher\.model both say who teaches"),
-        (["--distill=de", "--teacher.foo=3"], r"--teacher\.foo is set, and the teacher comes from a file"),
+        (["--distill=de", "--teacher.ranks=x.csv"], r"--teacher\.vectors and --teacher\.ranks both name the teacher; keep one"),
+        (["--distill=de", "--teacher=BPR"], r"--teacher\.vectors and --teacher\.model both name the teacher"),
+        (["--distill=de", "--teacher.foo=3"], r"--teacher\.foo is set, but the teacher comes from a file"),
     ],
 )  # fmt: skip
 def test_what_a_file_cannot_teach_is_one_line(
@@ -167,7 +167,7 @@ def test_what_a_file_cannot_teach_is_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("i0,1 2\ni1,1 2 3", "the vector in row 2 has 3 numbers, and that in row 1 2"),
+        ("i0,1 2\ni1,1 2 3", "the vector in row 2 has 3 numbers, but that in row 1 has 2"),
         ("i0,1 2\ni1,1 nan", "the vector in row 2 holds nan"),
         ("i0,1 2\nnowhere,1 2", "1 of 2 rows name items that the dataset does not have"),
     ],

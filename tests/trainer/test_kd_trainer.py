@@ -139,7 +139,7 @@ def test_distillers_multiply_with_the_precision_of_the_run(
     rounded = precision == "bf16" and (multiplies_bf16(torch.device("cpu")) or torch.cuda.is_available())
     assert found == {"distiller": {"medium" if rounded else "highest"}, "student": {"highest"}}
     assert torch.get_float32_matmul_precision() == "highest"
-    told = any("without AMX" in one.message for one in caplog.records)
+    told = any("has no AMX" in one.message for one in caplog.records)
     assert told == (precision == "bf16" and not multiplies_bf16(torch.device("cpu")))
 
 
@@ -270,13 +270,13 @@ def test_a_resumed_run_ends_as_one_never_stopped(
 def test_a_fast_run_is_not_resumed_with_recboles_loader(known_answer: Path, pull: None) -> None:
     run(known_answer, distill=["pull"], epochs=3)
     (last,) = (known_answer / "saved").glob("*-last.pth")
-    with pytest.raises(UserError, match="by fast sampling, and --fast_sampling is off; set --fast_sampling=true"):
+    with pytest.raises(UserError, match="used fast sampling, but --fast_sampling is off; set --fast_sampling=true"):
         run(known_answer, distill=["pull"], epochs=5, resume=str(last), fast_sampling=False)
 
 
 def test_a_checkpoint_of_another_model_is_not_resumed(known_answer: Path) -> None:
     result = run(known_answer, epochs=1)
-    with pytest.raises(UserError, match="is a checkpoint of BPR, and --model=LightGCN"):
+    with pytest.raises(UserError, match="is a checkpoint of BPR, but --model=LightGCN"):
         run(known_answer, "LightGCN", resume=result["checkpoint"])
     with pytest.raises(UserError, match="does not fit this run"):
         run(known_answer, "BPR", resume=result["checkpoint"], embedding_size=12)

@@ -77,9 +77,9 @@ def test_the_graph_of_the_teachers_items(known_answer: Path) -> None:
         ({"sevo.graph": "items"}, "sevo.graph='items' is not one of"),
         ({"learner": "adam"}, "Section 'sevo' is set but not used: --learner is adam"),
         ({"learner": "sevo_adamx"}, "unknown optimiser 'sevo_adamx'"),
-        ({"sevo.tables": ["nothing"]}, "sevo.tables names 'nothing', and BPR has no such parameter"),
+        ({"sevo.tables": ["nothing"]}, "sevo.tables names 'nothing', but BPR has no such parameter"),
         ({"sevo.graph": "category"}, "category"),
-        ({"model": "NeuMF"}, "SEvo smooths embedding tables, and none are known of NeuMF"),
+        ({"model": "NeuMF"}, "SEvo smooths embedding tables, but none of NeuMF are known"),
     ],
     ids=str,
 )

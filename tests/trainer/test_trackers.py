@@ -220,7 +220,7 @@ def test_the_users_own_run_stays(wandb: Any, known_answer: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "needs a key, and there is none"),
+        ({}, "needs a key, but there is none"),
         ({"WANDB_API_KEY": "short"}, "WANDB_API_KEY invalid"),
         ({"WANDB_MODE": ""}, "mode Input should be"),
     ],
@@ -273,5 +273,5 @@ def test_an_mlflow_that_fails_on_the_way_ends_no_training(
     settings = known_answer_settings(known_answer, epochs=2, log_mlflow=True)
     assert run_recbole_kd("BPR", "known-answer", config_dict=settings)["epochs_trained"] == 2
     assert [one.message for one in caplog.records].count(
-        "MLflow fails, and gets nothing more of this training: the disk is full"
+        "MLflow failed; the rest of this training is not logged there: the disk is full"
     ) == 1

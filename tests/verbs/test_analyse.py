@@ -134,7 +134,7 @@ def test_the_projector_that_was_trained_explains_less_than_the_best_one(runs: Ru
         squares.append((taught["state_dict"][f"{side}_embedding.weight"] - mapped)[1:].square().sum(1))
     assert losses["trained"] == pytest.approx(float(torch.cat(squares).mean()), rel=1e-4)
     assert losses["fitted"] < losses["trained"]
-    with pytest.raises(UserError, match="the checkpoint of the student keeps no projector; freqd and fitnet"):
+    with pytest.raises(UserError, match="the checkpoint of the student has no projector; freqd and fitnet"):
         analyse(**runs.pair, output=tmp_path / "other", parts=["spectrum"], projector="trained")
 
 
@@ -153,7 +153,7 @@ def test_a_map_has_a_place_for_each_item_of_each_model(runs: Runs, tmp_path: Pat
     path.write_text("\n".join(["item_id:token\tkind:token_seq\tsize:float", *map(str.rstrip, lines)]) + "\n")
     try:
         (part,), _ = analyse(**runs.pair, output=tmp_path, parts=["map"], category="kind")
-        with pytest.raises(UserError, match=r"--category=size is no column of words in .*Expected one of: kind"):
+        with pytest.raises(UserError, match=r"--category=size is not a column of words in .*Expected one of: kind"):
             analyse(**runs.pair, output=tmp_path, parts=["map"], category="size")
     finally:
         path.unlink()
@@ -334,7 +334,7 @@ def test_the_command_line(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixt
         ({"equal_bands": 1}, "--equal_bands=1; expected a whole number of at least 2"),
         ({"projector": "best"}, "--projector='best' is not one of fitted, trained"),
         ({"map_side": "both"}, "--map_side='both' is not one of items, users"),
-        ({"category": "genre"}, "--category=genre is a column of "),
+        ({"category": "genre"}, "--category=genre needs a column of "),
         ({"others": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
         ({"bands": 10}, "--bands=10; expected an odd number of at least 3"),
         ({"bands": 1}, "--bands=1; expected an odd number of at least 3"),

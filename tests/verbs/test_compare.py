@@ -288,7 +288,7 @@ def test_what_a_run_depends_on() -> None:
         ({"seeds": 0}, "--seeds=0; expected a whole number of at least 1"),
         ({"seeds": [1, 1]}, "expected distinct seeds"),
         ({"seeds": "many"}, "--seeds='many'"),
-        ({"models": "BPR,BPR"}, "lists 'BPR' more than once; give the second one a label"),
+        ({"models": "BPR,BPR"}, "lists 'BPR' more than once; give the second one another label"),
         ({"models": "BPR,LihgtGCN"}, "LihgtGCN: Unknown model 'LihgtGCN'. Did you mean 'LightGCN'?"),
         ({"models": None}, "--models=None; expected names"),
         (
@@ -296,8 +296,8 @@ def test_what_a_run_depends_on() -> None:
             "models lists {'A': {'model': 'BPR'}}; expected names, or labels",
         ),
         ({"models": {"A": 3}}, "models.A is 3; expected the settings of a model"),
-        ({"models": {"A": {"model": "BPR", "seeds": [1, 2]}}}, "models.A.seeds has 2 seeds and --seeds 1"),
-        ({"models": {"A": {"model": "BPR", "seed": 2}}}, "models.A.seed is not a model's own setting"),
+        ({"models": {"A": {"model": "BPR", "seeds": [1, 2]}}}, "models.A.seeds has 2 seeds but --seeds has 1"),
+        ({"models": {"A": {"model": "BPR", "seed": 2}}}, "models.A.seed is not a setting of a model"),
         ({"models": {"A": {"model": "BPR", "embeding_size": 2}}}, "A: Unknown setting 'embeding_size'"),
         ({"metrics": ["Recal"]}, "Unknown metric 'Recal'"),
         ({"valid_metric": "AUC"}, "--valid_metric=AUC is not computed"),
@@ -314,10 +314,10 @@ def test_what_a_run_depends_on() -> None:
         ({"sweep.learning_rate": [1, 2], "tune_trials": 2}, "--sweep sets what --tune_trials would search"),
         ({"sweep": {"a": [1, 2], "b": [1, 2], "c": [1, 2]}}, "--sweep names 3 settings"),
         ({"parallel": 0}, "--parallel=0; expected a whole number of at least 1"),
-        ({"models": "Pop", "tune_trials": 2}, "no search space of Pop"),
+        ({"models": "Pop", "tune_trials": 2}, "no search space for Pop"),
         (
             {"models": "BPR,SASRec", "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO"}},
-            "SASRec predicts the next item of a sequence and BPR ranks items for a user",
+            "SASRec predicts the next item of a sequence, but BPR ranks items for a user",
         ),
         ({"dataset": None}, "No dataset is given"),
     ],
@@ -428,7 +428,7 @@ def test_what_the_data_cannot_meet_is_refused_before_anything_is_trained(
 @pytest.mark.usefixtures("no_report")
 def test_the_same_command_goes_on_where_it_was_stopped(known_answer: Path) -> None:
     first, second, third = Runner(stop_before=3), Runner(), Runner()
-    with pytest.raises(KeyboardInterrupt, match=r"3 of 4 runs are kept in .*; the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"3 of 4 runs are kept in .*; repeat the command to continue"):
         compare(settings(known_answer), first)
     assert first.made == ["BPR (teacher), seed 2020", "BPR (plain), seed 2020", "BPR, seed 2020"]
     results = compare(settings(known_answer), second)

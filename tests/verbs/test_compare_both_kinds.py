@@ -47,8 +47,8 @@ def test_one_table_with_one_rule(models: str, data_path: Path) -> None:
     assert [row["name"] for row in results["rows"]] == models.split(",")
     assert set(map(tuple, evaluated(results).values())) == {tuple(sorted(f"u{user}" for user in range(48)))}
     sentence = results["budget"]["sentence"]
-    assert "are to find the same item of each user, the last one." in sentence
-    assert sentence.endswith("Every row ranks the items that the user has not had before.")
+    assert "have the same target for each user, the last item." in sentence
+    assert sentence.endswith("Every row ranks the items that the user has not seen.")
 
 
 @pytest.mark.parametrize("repeatable", [None, True, False])
@@ -82,7 +82,7 @@ def test_the_data_decide_for_both_kinds(data_path: Path) -> None:
     file = data_path / "known-sequences" / "known-sequences.inter"
     file.write_text(file.read_text() + "u3\ti3\t99\n")
     results = compare(settings(data_path, "BPR,SASRec"), run)
-    assert results["budget"]["sentence"].endswith("Every row ranks all items, also those that the user has had.")
+    assert results["budget"]["sentence"].endswith("Every row ranks all items, also those that the user has seen.")
 
 
 def test_a_recipe_brings_its_teacher_and_plain_student_under_the_same_rule(data_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_a_recipe_brings_its_teacher_and_plain_student_under_the_same_rule(data_
     ("change", "message"),
     [
         ({"eval_args": {"split": {"RS": [0.4, 0.3, 0.3]}, "order": "TO"}}, "leave --eval_args out"),
-        ({"few": 1}, "of which 1 users have fewer"),
-        ({"few": 2}, "of which 1 users have fewer"),
+        ({"few": 1}, "; 1 users have fewer"),
+        ({"few": 2}, "; 1 users have fewer"),
         ({"few": 3}, '--user_inter_num_interval="[4,inf)"'),
     ],
 )
@@ -111,7 +111,7 @@ def test_other_targets_are_refused_in_a_line(change: dict[str, Any], message: st
     with pytest.raises(UserError) as raised:
         compare(settings(data_path, "BPR,SASRec", **change), run)
     told = " ".join(str(raised.value).split())
-    assert told.startswith("SASRec predicts the next item of a sequence and BPR ranks items for a user")
+    assert told.startswith("SASRec predicts the next item of a sequence, but BPR ranks items for a user")
     assert message in told
     assert not (data_path / "report").exists()
     if few:

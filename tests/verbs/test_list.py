@@ -64,7 +64,7 @@ def test_what_a_recipe_presets_is_what_a_run_gets(name: str, capsys: pytest.Capt
     config = KDConfig(name, "ml-100k")
     found: dict[str, object] = {}
     for_all = False
-    for line in text.split("later ones over earlier ones:")[1].splitlines():
+    for line in text.split("later ones override earlier ones:")[1].splitlines():
         if line.startswith("properties/"):
             for_all = ", for " not in line
         elif for_all:

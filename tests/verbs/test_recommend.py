@@ -289,9 +289,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"users": "7,8"},
         "None of the users is in known-answer; --users takes its original ids, such as u",
     ),
-    "a file without @": ({"users": __file__}, f"'{__file__}' is a file, whose lines --users=@{__file__} reads"),
-    "a file of a history": ({"users": None, "history": __file__}, f"whose lines --history=@{__file__} reads"),
-    "users and a history": ({"history": "i1"}, "--users and --history both say for whom; keep one"),
+    "a file without @": ({"users": __file__}, f"'{__file__}' is a file; --users=@{__file__} reads its lines"),
+    "a file of a history": ({"users": None, "history": __file__}, f"--history=@{__file__} reads its lines"),
+    "users and a history": ({"history": "i1"}, "--users and --history cannot be used together; keep one"),
     "a history that nobody knows": (
         {"users": None, "history": "x,y"},
         "None of the items is in known-answer; --history takes its original ids, such as i",
@@ -299,7 +299,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an empty history": ({"users": None, "history": ","}, "--history=, names no item"),
     "a history for a model that needs the user": (
         {"users": None, "history": "i1"},
-        "EASE knows a user by more than the items' vectors, so that it cannot answer for somebody outside of the data",
+        "EASE cannot recommend for a user who is not in the data",
     ),
     "k 0": ({"k": 0}, "--k=0; expected a whole number of at least 1"),
     "k of another kind": ({"k": "many"}, "--k='many'; expected a whole number"),
@@ -307,7 +307,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "format": ({"format": "json"}, "--format='json' is not one of csv, jsonl. Did you mean 'jsonl'?"),
     "seen": ({"seen": "valid"}, "--seen='valid' is not one of train, train+valid, all. Did you mean 'train+valid'?"),
     "exclude_seen": ({"exclude_seen": "test"}, "--exclude_seen='test' is not true or false"),
-    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, and --dataset=ml-100k"),
+    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, not on --dataset=ml-100k"),
     "key": ({"formt": "csv"}, "Unknown setting 'formt'"),
 }
 

@@ -203,7 +203,7 @@ BAD: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "a file above": ("/static-offline-docs/../core.py", {}, 404, "Not Found"),
     "10 MB": ("/recommend", posted(b"[" * 10_000_000), 413, "the body is longer than 1,048,576 bytes"),
     "10 MB on GET": ("/recommend?user=u1", {"content": b"x" * 10_000_000}, 413, "the body is longer"),
-    "no JSON": ("/recommend", posted('{"history": ['), 400, "the body is no JSON"),
+    "no JSON": ("/recommend", posted('{"history": ['), 400, "the body is not JSON"),
     "NaN": ("/recommend", posted('{"history": ["x"], "k": NaN}'), 422, "k: "),
     "nothing": ("/recommend", posted(""), 422, "the body: Field required"),
     "nested deeply": ("/recommend", posted("[" * 500_000), 400, "body"),

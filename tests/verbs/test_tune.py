@@ -77,8 +77,8 @@ def test_a_space_is_read_line_by_line() -> None:
         ("learning_rate", "line 2: '' after learning_rate; expected one of choice, uniform, loguniform, quniform"),
         ("learning_rate lognormal 1,2", "'lognormal' after learning_rate"),
         ("learning_rate loguniforn -8,-3", "Did you mean 'loguniform'?"),
-        ("2x uniform 0,1", "'2x' is no setting's name"),
-        ("rrd. uniform 0,1", "'rrd.' is no setting's name"),
+        ("2x uniform 0,1", "'2x' is not a setting's name"),
+        ("rrd. uniform 0,1", "'rrd.' is not a setting's name"),
         ("x uniform 0", "'0' is not 2 numbers with commas between; uniform takes low,high"),
         ("x uniform 0,1,2", "is not 2 numbers"),
         ("x uniform a,b", "is not 2 numbers"),
@@ -91,15 +91,15 @@ def test_a_space_is_read_line_by_line() -> None:
         ("x quniform 0,1,0", "the step of '0,1,0' does not fit the range"),
         ("x quniform 1,3,2.5", "does not fit the range"),
         ("x quniform 1,9,6", "fewer than two multiples of the step"),
-        ("x choice", "'' is no list of plain values"),
+        ("x choice", "'' is not a list of plain values"),
         ("x choice []", "not a list with at least one value"),
         ("x choice 3", "not a list with at least one value"),
-        ("x choice [1,", "is no list of plain values"),
-        ("x choice [open('f')]", "is no list of plain values"),
-        ("x choice [1j]", "has a value that is no number"),
-        ("x choice [1e999]", "has a value that is no number"),
-        ("x choice [{'a': 1}]", "has a value that is no number"),
-        ("x choice " + "[" * 5000, "is no list of plain values"),
+        ("x choice [1,", "is not a list of plain values"),
+        ("x choice [open('f')]", "is not a list of plain values"),
+        ("x choice [1j]", "has a value that is not a number"),
+        ("x choice [1e999]", "has a value that is not a number"),
+        ("x choice [{'a': 1}]", "has a value that is not a number"),
+        ("x choice " + "[" * 5000, "is not a list of plain values"),
         ("y uniform 0,1", "y is given a second time"),
     ],
 )
@@ -498,7 +498,7 @@ def test_a_search_in_which_every_trial_fails_says_why(known_answer: Path, here: 
         ({"metrics": ["Recal"]}, "Unknown metric 'Recal' in --metrics. Did you mean 'recall'?"),
         ({"eval_step": 7}, "no trial would ever be evaluated on validation"),
         ({"eval_step": 0}, "no trial would ever be evaluated on validation"),
-        ({"resume": "x-last.pth"}, "a search goes on by itself"),
+        ({"resume": "x-last.pth"}, "a search continues if the command is repeated"),
         ({"space": "n_layer choice [1,2]"}, "does not fit BPR: Unknown setting 'n_layer'"),
         ({"space": "rrd.weight choice [1,2]"}, "does not fit BPR: Section 'rrd' is set but not used"),
         ({"space": "learning_rate choice ['high','low']"}, "does not fit BPR: --learning_rate="),
@@ -543,7 +543,7 @@ def test_the_default_space_is_the_models_and_its_distillers(caplog: pytest.LogCa
     assert not caplog.records
     with_other = space("BPR", f"{__name__}:Nothing")
     assert with_other == plain
-    assert "Nothing of nothing is searched" in caplog.text
+    assert "There is no search space for nothing" in caplog.text
 
 
 class Nothing(RKDDistiller):
@@ -554,7 +554,7 @@ class Nothing(RKDDistiller):
 
 def test_a_model_without_a_space_of_ours_takes_a_file(known_answer: Path, here: None, tmp_path: Path) -> None:
     given = known_answer_settings(known_answer, epochs=2)
-    with pytest.raises(UserError, match="There is no search space for ENMF .* set --params_file"):
+    with pytest.raises(UserError, match="There is no search space for ENMF, .* set --params_file"):
         search("ENMF", "known-answer", None, given, trials=1)
     with pytest.raises(UserError, match="Cannot read the search space"):
         search("ENMF", "known-answer", None, given, tmp_path / "missing.hyper", trials=1)
@@ -626,9 +626,9 @@ def test_ray_finds_what_this_process_finds(
 
 def test_more_than_ray_has_is_refused(known_answer: Path, ray_of_one_core: None) -> None:
     given = known_answer_settings(known_answer)
-    with pytest.raises(UserError, match="--cpus_per_trial=3, and Ray has 1; lower it"):
+    with pytest.raises(UserError, match="--cpus_per_trial=3, but Ray has 1; lower it"):
         search("BPR", "known-answer", None, given, parse_space(SPACE), trials=1, cpus_per_trial=3)
-    with pytest.raises(UserError, match=r"--gpus_per_trial=0.5, and Ray has 0; lower it"):
+    with pytest.raises(UserError, match=r"--gpus_per_trial=0.5, but Ray has 0; lower it"):
         search("BPR", "known-answer", None, given, parse_space(SPACE), trials=1, gpus_per_trial=0.5)
 
 
@@ -657,7 +657,7 @@ def test_a_killed_and_an_interrupted_search_go_on(known_answer: Path, tmp_path: 
         _, error = process.communicate()
         assert process.returncode == code, error
         if blow == signal.SIGINT:
-            assert "the same command goes on with the rest" in error
+            assert "repeat the command to continue" in error
         after = records()
         assert before.items() <= after.items(), "a trial that was over is not trained again"
         before = after

@@ -1,6 +1,6 @@
 """Maps from a student's representations to a teacher's: trained with the student, dropped after training.
 
-Parameters are drawn from a distiller's own generator: adding one leaves the base model's random stream as it is.
+Parameters are drawn from the distiller's own generator, so a distiller does not change the base model's random stream.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
     "gumbel_softmax",
 ]
 
-#: Nodes of each side whose expert is noted at every epoch.
+#: How many nodes of each side have their expert recorded in each epoch.
 HISTORY_NODES = 512
-#: Temperature below which a node has one expert.
+#: Below this temperature each node uses exactly one expert.
 HARD = torch.finfo(torch.float32).eps
-#: Nodes whose experts are weighed at a time.
+#: How many nodes the selection network reads at a time.
 SELECTION_BLOCK = 1 << 16
 
 
@@ -46,7 +46,7 @@ def annealed(start: float, end: float, epoch: int, epochs: int) -> float:
 
 @dataclass(frozen=True)
 class AnnealedOptions(NodeOptions):
-    """Options of experts, and of a selection among them that is annealed to one expert a node."""
+    """Options of experts, and of the selection among them, which is annealed to one expert for each node."""
 
     selection = "gumbel"  # DE makes it an option
     weight: float = option(0.01, "weight of the loss", minimum=0)
@@ -56,7 +56,7 @@ class AnnealedOptions(NodeOptions):
     anneal_epochs: Optional[int] = option(None, "P, epochs of annealing; by default all epochs of training", minimum=1)
 
     def temperature_at(self, epoch: int, epochs: int) -> float:
-        """tau of an epoch, from 0, of all `epochs` of training."""
+        """tau of an epoch; the first epoch is 0, and training has `epochs` epochs."""
         return annealed(self.temperature, self.end_temperature, epoch, self.anneal_epochs or epochs)
 
 
@@ -95,8 +95,9 @@ class Experts(nn.Module):
     def error(self, student: Tensor, selection: Selection, squared: bool) -> Tensor:
         """sum_n ||e_t - sum_m s_nm E_m(e_s)||^2 over the nodes.
 
-        A node whose largest weight is 1 in floating point goes through that expert alone: the others would add less
-        than rounding takes away. Only the rest, all nodes early on and none late, pays for every expert.
+        If a node's largest weight is 1 in floating point, only that expert is computed: the other experts would
+        contribute less than the rounding error. All other nodes use every expert. In early epochs these are all nodes,
+        in late epochs there are none.
 
         Args:
             student: e_s, (n, inputs).
@@ -127,7 +128,7 @@ class Selection:
         table, rows: the nodes' vectors e_t, as rows (n,) of a table (N, d_t).
         choice: (n,) the expert with the largest weight.
         experts: M, their number.
-        weights: s, (n, M), each row summing to 1; None where each node has its one expert alone.
+        weights: s, (n, M), each row summing to 1; None if each node uses exactly one expert.
     """
 
     table: Tensor
@@ -137,7 +138,7 @@ class Selection:
     weights: Optional[Tensor] = None
 
     def part(self, of: Union[slice, Tensor]) -> Selection:
-        """That of some of the nodes."""
+        """The selection restricted to some of the nodes."""
         if isinstance(of, slice) and of == slice(0, len(self.choice)):
             return self
         weights = None if self.weights is None else self.weights[of]
@@ -145,7 +146,7 @@ class Selection:
 
     @cached_property
     def layout(self) -> GroupLayout:
-        """The nodes by choice; of few lengths for bf16 products, which prepare themselves for each shape."""
+        """The nodes grouped by choice. For bf16, group lengths are rounded: each new shape costs preparation time."""
         return GroupLayout(self.choice, self.experts, 32 if rounds_to_bf16(self.table) else 1)
 
     @cached_property
@@ -157,8 +158,8 @@ class Selection:
 class SelectionNetwork(nn.Module):
     """Chooses experts by the *teacher's* representation: alpha = softmax(S(e_t)), then Gumbel-softmax (eq. 4-6).
 
-    At a temperature below the resolution of float32 the softmax could only be one-hot, or torn by rounding alone. There
-    each node has one expert, drawn with the probabilities alpha as Gumbel noise does it, and no gradient flows.
+    At a temperature below the resolution of float32 the softmax would be one-hot or dominated by rounding. There each
+    node gets one expert, drawn with the probabilities alpha, which are those of Gumbel noise. No gradient flows.
     """
 
     def __init__(
@@ -181,8 +182,8 @@ class SelectionNetwork(nn.Module):
 
         Args:
             temperature: tau.
-            table: (N, d_t) the teacher's vectors that rows will be of, if they are known by now. Once the choice is
-                hard nothing trains the network, so that what it says of them is computed here, once for all steps.
+            table: (N, d_t) the teacher's vectors that `forward` will read, if they are known before the batch. Once
+                the choice is hard, the network is no longer trained; its output is then computed here, once.
         """
         self.temperature = temperature
         self._sums = None
@@ -219,11 +220,11 @@ class SelectionNetwork(nn.Module):
 
 
 class SelectionHistory(nn.Module):
-    """Which expert was the likeliest for some nodes at the start of each epoch, for a map of experts over epochs.
+    """The likeliest expert of some nodes at the start of each epoch. `analyse` draws a map of experts from it.
 
     Attributes:
         nodes: (n,) ids of at most :data:`HISTORY_NODES` nodes, evenly spaced; 0 is padding and not among them.
-        choices: (epochs, n) int16, the largest entry of alpha, without noise; -1 in an epoch that was not noted.
+        choices: (epochs, n) int16, the largest entry of alpha, without noise; -1 for an epoch that was not recorded.
     """
 
     nodes: Tensor
@@ -237,18 +238,18 @@ class SelectionHistory(nn.Module):
 
     @torch.no_grad()
     def record(self, epoch: int, network: nn.Linear, table: Tensor) -> None:
-        """Notes the choice of `network` on the teacher's `table` (N, d_t) for this epoch; later ones are forgotten."""
+        """Records the choice of `network` on the teacher's `table` (N, d_t) for this epoch; drops later epochs."""
         vectors = table.index_select(0, self.nodes.to(table.device)).to(network.weight)
         choice = network(vectors).argmax(1).to("cpu", torch.int16)
         skipped = self.choices.new_full((max(0, epoch - len(self.choices)), len(choice)), -1)
         self.choices = torch.cat([self.choices[:epoch], skipped, choice.unsqueeze(0)])
 
     def get_extra_state(self) -> Tensor:
-        """The choices: their number grows with the epochs, so that they are no buffer."""
+        """The choices. They are not a buffer, because their number grows with the epochs."""
         return self.choices
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restores what :meth:`get_extra_state` gave."""
+        """Restores what :meth:`get_extra_state` returned."""
         self.choices = state.to("cpu", torch.int16)
 
 
@@ -270,7 +271,7 @@ class SelectedExperts(nn.Module):
         self.selection = SelectionNetwork(teacher_dimension, experts, selection, generator, dtype)
 
     def forward(self, side: Side, squared: bool = True, share: Share = Share()) -> tuple[Tensor, Selection]:  # noqa: B008
-        """The sum over this process's share of the nodes of :meth:`Experts.error`, and the experts of all."""
+        """:meth:`Experts.error` of this process's share of the nodes, and the selection of all nodes."""
         selection: Selection = self.selection(side.teacher, side.nodes)
         part = share.part(len(side.nodes))
         return self.experts.error(side.student[part], selection.part(part), squared), selection
@@ -282,11 +283,11 @@ _MODULES = {"user": "users", "item": "items", "pair": "of_pairs"}
 
 
 class ExpertDistiller(NodeDistiller[AnnealedOptionsT]):
-    """Base of the distillers whose experts are selected by the teacher's vectors.
+    """Base of distillers whose experts are selected by the teacher's vectors.
 
     Attributes:
-        users, items, of_pairs: the experts of each kind of nodes that there is.
-        experts: the same, in the order of the sides of a batch.
+        users, items, of_pairs: the experts of each kind of node; only the kinds in use are set.
+        experts: the same experts, in the order of a batch's sides.
     """
 
     users: SelectedExperts
@@ -305,7 +306,7 @@ class ExpertDistiller(NodeDistiller[AnnealedOptionsT]):
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Sets the temperature of the epoch, and notes which experts are likeliest at its start."""
+        """Sets the temperature of the epoch and records the likeliest experts at its start."""
         temperature = self.options.temperature_at(epoch, self.data.epochs)
         histories = {"user": self.user_history, "item": self.item_history}
         for kind, experts, table in zip(self.entries.kinds, self.experts, self.entries.tables()):

@@ -1,4 +1,4 @@
-"""What response-based distillers share: lists of items for every user, as either model ranks and scores them."""
+"""Shared by response-based distillers: for every user a list of items, ranked and scored by either model."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class ListOptions(DistillerOptions):
 
 @dataclass(frozen=True)
 class GuidedOptions(ListOptions):
-    """Base of those that compare both models' scores of one list; ``guide`` says which model ranks it."""
+    """Base of the options of distillers that compare both models' scores on one list; ``guide`` ranks it."""
 
     weight: float = option(0.1, "weight of the loss", minimum=0)
-    guide: str = option("teacher", "whose best items", choices=("teacher", "student"))
+    guide: str = option("teacher", "the model whose best items are listed", choices=("teacher", "student"))
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]
@@ -65,18 +65,18 @@ class GuidedOptions(ListOptions):
 
 @dataclass(frozen=True)
 class ImportanceOptions(Options):
-    """How much each item of the teacher's list counts, beside the confidence of a file (DLLM2Rec, RecSys'24)."""
+    """Weights of the items in the teacher's list, beside the confidence that a file gives (DLLM2Rec, RecSys'24)."""
 
     decay: Optional[float] = option(
         None, "T, in ranks: the teacher's k-th item counts exp(-k/T); ~: all alike", above=0
     )
     consistency: float = option(
-        1.0, "factor of those that the student's own list of that length holds too, found anew each epoch", above=0
+        1.0, "factor of items that are also in the student's list of that length, ranked again each epoch", above=0
     )
 
     @property
     def unequal(self) -> bool:
-        """Whether either is asked for."""
+        """Whether the options weight the items differently."""
         return self.decay is not None or self.consistency != 1
 
     def check(self, section: str) -> None:
@@ -88,8 +88,8 @@ class ImportanceOptions(Options):
         if self.unequal and getattr(self, "guide", "teacher") == "student":
             name = "consistency" if self.decay is None else "decay"
             raise UserError(
-                f"{section}.{name} says how the teacher's items count, and {section}.guide=student lists the student's;"
-                " leave one of them out."
+                f"{section}.{name} weights the teacher's items, but {section}.guide=student lists the student's items; "
+                "leave out one of them."
             )
 
 
@@ -97,17 +97,17 @@ ListOptionsT = TypeVar("ListOptionsT", bound=ListOptions)
 
 
 class ListDistiller(Distiller[ListOptionsT]):
-    """Base of the distillers that read ranked lists of unobserved items and the student's scores of them.
+    """Base of distillers that read ranked lists of unobserved items and the student's scores of these items.
 
-    A user without a list (a file need not have one for each) is in no mean: the base loss alone trains them.
+    A file may lack the lists of some users. Such users are in no mean; only the base loss trains them.
     """
 
-    #: (U,) bool: which users the teacher has a list of; None where all who are trained on have one.
+    #: (U,) bool: the users for whom the teacher has a list; None if every training user has one.
     listed: Optional[Tensor] = None
-    #: (U, k) how sure the teacher is of each of its :meth:`ranked_items`, where `importance` reads it; None: alike.
+    #: (U, k) the teacher's confidence in each of its :meth:`ranked_items`, for `importance`; None: all equal.
     confidence: Optional[Tensor] = None
 
-    #: Options that each ask for so many unobserved items of every user.
+    #: Options whose value is a number of unobserved items that every user must have.
     list_lengths: ClassVar[tuple[str, ...]] = ("pool",)
 
     @classmethod
@@ -126,7 +126,7 @@ class ListDistiller(Distiller[ListOptionsT]):
             setting: the option that asks for k, such as ``pool``.
 
         Raises:
-            UserError: the teacher ranks fewer for a user of the training split.
+            UserError: the teacher ranks fewer items for a user of the training split.
         """
         ranked = self.teacher.ranked_items(k).cpu()
         untrained = self.data.observed.counts == 0
@@ -150,14 +150,14 @@ class ListDistiller(Distiller[ListOptionsT]):
         return super().forward(batch)
 
     def importance(self, ranked: Tensor) -> Optional[Tensor]:
-        """:func:`importance` of the teacher's lists of users, beside the student's as it is now."""
+        """:func:`importance` of the teacher's lists, given the present student's lists."""
         assert isinstance(self.options, ImportanceOptions)
         return importance(
             self.options, ranked, self.confidence, lambda: student_ranking(self.student, self.data, ranked.shape[1])
         )
 
     def ranked_by(self, guide: str, setting: str, k: int) -> Tensor:
-        """:meth:`ranked_items` by the guide: ``teacher``, or ``student`` as it is now."""
+        """:meth:`ranked_items` of the guide: ``teacher``, or the present ``student``."""
         if guide == "teacher":
             return self.ranked_items(setting, k)
         return student_ranking(self.student, self.data, k)
@@ -169,8 +169,8 @@ class SequenceLists(NamedTuple):
     Attributes:
         rows: (n,) which sequences of the batch have a list; None: all.
         items: (n, k)
-        confidence: (n, k) how sure the teacher is of each; None: all count alike.
-        scores: (n, k) the teacher's; None where it has none.
+        confidence: (n, k) the teacher's confidence in each item; None: all equal.
+        scores: (n, k) the teacher's scores; None if it has none.
     """
 
     rows: Optional[Tensor]
@@ -180,12 +180,12 @@ class SequenceLists(NamedTuple):
 
 
 class SequenceListDistiller(Distiller[ListOptionsT]):
-    """Base of the same for next-item prediction: lists of what comes next, by a sequential teacher or in a file.
+    """The counterpart for next-item prediction: lists of next items, from a sequential teacher or a file.
 
-    After sequences without a list (a file need not have one for each) the base loss alone trains the student.
+    A file may lack the lists of some sequences; for these only the base loss trains the student.
     """
 
-    #: The option that asks for so many items after every sequence.
+    #: The option whose value is the length of each sequence's list.
     list_length: ClassVar[str] = "pool"
 
     @classmethod
@@ -204,7 +204,7 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
 
     @staticmethod
     def most_seen(data: DataView) -> int:
-        """The most items that are left out of a list as those of its sequence."""
+        """The largest number of items that a list leaves out because they are in its sequence."""
         return 0 if data.repeatable else max(0, int(data.observed.counts.max()) - 1)
 
     def build(self) -> None:
@@ -232,14 +232,14 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
     def best(self, scores: Tensor, sequences: Sequences, k: int) -> Tensor:
         """The k items with the largest scores (n, I) after n sequences, best first: (n, k).
 
-        Padding is left out, and what the sequence holds where nobody has an item twice.
+        Padding is left out. The sequence's own items are left out too if no user has an item twice.
         """
         if not self.data.repeatable:
             scores = scores.scatter(1, sequences.items, -torch.inf)
         return scores[:, 1:].topk(k, dim=1).indices + 1
 
     def importance(self, batch: Batch, lists: SequenceLists) -> Optional[Tensor]:
-        """:func:`importance` of the teacher's lists, beside the student's as it is now."""
+        """:func:`importance` of the teacher's lists, given the present student's lists."""
         assert isinstance(self.options, ImportanceOptions)
         if lists.confidence is None and not self.options.unequal:
             return None
@@ -257,7 +257,7 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
         assert batch.sequences is not None, "the student is a sequential model"
         if rows is None or len(rows) == len(batch.users):
             return self.student.sequence_scores(batch.sequences, items)
-        # All of the batch's sequences are scored, as the base loss's pass over them is shared.
+        # All sequences of the batch are scored: the pass is shared with the base loss.
         rows = rows.to(items.device)
         every = items.new_ones(len(batch.users), items.shape[1]).index_copy_(0, rows, items)
         return self.student.sequence_scores(batch.sequences, every).index_select(0, rows)
@@ -266,17 +266,17 @@ class SequenceListDistiller(Distiller[ListOptionsT]):
 def importance(
     options: ImportanceOptions, ranked: Tensor, confidence: Optional[Tensor], own: Callable[[], Tensor]
 ) -> Optional[Tensor]:
-    """How much each listed item counts now: the product of confidence, decay and consistency, divided by its mean.
+    """Weight of each listed item: the product of confidence, decay and consistency, divided by its mean.
 
-    The mean is over all listed items of all rows, so that a weight of the loss means the same with and without them.
+    The mean is over all listed items of all rows, so the scale of the loss does not change.
 
     Args:
         ranked: (rows, k) the teacher's lists, 0 where there is no item.
         confidence: (rows, k) at least 0; None: 1.
-        own: gives the student's lists of the same rows and length.
+        own: returns the student's lists of the same rows and length.
 
     Returns:
-        (rows, k) float32 on the CPU, 0 where there is no item; None where all items count alike.
+        (rows, k) float32 on the CPU, 0 where there is no item; None if all weights are equal.
     """
     if confidence is None and not options.unequal:
         return None
@@ -293,12 +293,12 @@ def importance(
 
 
 def student_ranking(student: StudentView, data: DataView, k: int) -> Tensor:
-    """The student's k best unobserved items of every user as it is now, best first: (U, k) int32 on the CPU."""
+    """The present student's k best unobserved items of every user, best first: (U, k) int32 on the CPU."""
     return build_rank_bank(catalogue_scores(student, data), data.observed, k)
 
 
 def catalogue_scores(student: StudentView, data: DataView) -> Callable[[Tensor], Tensor]:
-    """A function of users (n,) that gives the student's scores of all items as it is now, (n, I)."""
+    """A function from users (n,) to the present student's scores of all items, (n, I)."""
 
     def score_block(users: Tensor) -> Tensor:
         catalogue = torch.arange(data.items, device=data.device).expand(len(users), -1)
@@ -309,14 +309,14 @@ def catalogue_scores(student: StudentView, data: DataView) -> Callable[[Tensor],
 
 @torch.no_grad()
 def list_scores(view: Union[StudentView, TeacherView], lists: Tensor, data: DataView) -> Tensor:
-    """Constant scores of every user's list.
+    """Scores of every user's list, without gradient.
 
     Args:
-        view: whose scores.
+        view: the model that scores.
         lists: (U, k) items, 0 where there is none.
 
     Returns:
-        (U, k) on the data's device; 0 for user 0. What stands at an item 0 means nothing.
+        (U, k) on the data's device; 0 for user 0. Entries at item 0 are undefined.
     """
     rows = max(1, _PAIRS_AT_ONCE // lists.shape[1])
     users = torch.arange(1, data.users, device=data.device)
@@ -326,10 +326,10 @@ def list_scores(view: Union[StudentView, TeacherView], lists: Tensor, data: Data
 
 
 def require_drawable(section: str, options: Options, *names: str) -> None:
-    """Checks that the items that the options `names` ask for can be drawn from a list of ``pool`` items.
+    """Checks that each of the options `names` asks for at most ``pool`` items.
 
     Raises:
-        UserError: one of them is more than the pool.
+        UserError: one asks for more.
     """
     pool: int = getattr(options, "pool")  # noqa: B009
     for name in names:
@@ -337,13 +337,13 @@ def require_drawable(section: str, options: Options, *names: str) -> None:
         if count > pool:
             raise UserError(
                 f"{section}.{name}={count} items cannot be drawn from a list of {section}.pool={pool}; "
-                "lower the one or raise the other."
+                f"lower {section}.{name} or raise {section}.pool."
             )
 
 
 @dataclass(frozen=True)
 class RelaxedOptions(ListOptions):
-    """Options of RRD's lists, and of the likelihood of their order."""
+    """Options of RRD's lists and of the likelihood of their order."""
 
     weight: float = option(1e-3, "weight of the loss", minimum=0)
     interesting: int = option(40, "K, interesting items of each user", minimum=1)
@@ -351,12 +351,12 @@ class RelaxedOptions(ListOptions):
         40, "L, uninteresting items of each user; 0: the order of interesting ones alone", minimum=0
     )
     pool: int = option(100, "K', length of the ranked list that interesting items are drawn from", minimum=1)
-    emphasis: float = option(10.0, "T, in ranks: how far down the list interesting items are drawn", minimum=1e-3)
+    emphasis: float = option(10.0, "T, in ranks; the larger, the farther down the list items are drawn", minimum=1e-3)
     sampling: str = option(
         "exponential", "how interesting items are chosen: drawn, or the plain top K", choices=("top", "exponential")
     )
     temperature: float = option(
-        1.0, "tau, divides the student's scores; 0.1, say, where they are cosines, as SimpleX's", above=0
+        1.0, "tau, divides the student's scores; for cosines, as in SimpleX, about 0.1", above=0
     )
 
     def check(self, section: str) -> None:
@@ -366,10 +366,10 @@ class RelaxedOptions(ListOptions):
         """Checks that every row has enough unobserved entries for the pool and the uninteresting ones below it.
 
         Args:
-            rows, entries: what they are called, such as "users" and "items".
+            rows, entries: their names in the message, such as "users" and "items".
 
         Raises:
-            UserError: a row has fewer.
+            UserError: a row has too few.
         """
         pool, roles = f"{section}.pool", (rows, entries)
         require_unobserved(observed, pool, self.pool, roles=roles)
@@ -377,12 +377,12 @@ class RelaxedOptions(ListOptions):
 
 
 class RelaxedLists:
-    """RRD's interesting and uninteresting entries of every row: items of users, users of items, items of sequences."""
+    """RRD's interesting and uninteresting entries of every row: a user's items, an item's users, a sequence's items."""
 
     def __init__(self, options: RelaxedOptions, observed: Observed, ranked: Tensor, device: torch.device) -> None:
         """
         Args:
-            observed: the training split, rows being what has a list.
+            observed: the training split, with one row for each list.
             ranked: (rows, K') int32, the teacher's best unobserved entries.
         """
         self._options = options
@@ -393,7 +393,7 @@ class RelaxedLists:
         self._drawn_weights: Optional[Tensor] = None
 
     def draw(self, generator: torch.Generator, weights: Optional[Tensor] = None) -> None:
-        """Draws the entries of every row anew; weights (rows, K') say how much the ranked ones count."""
+        """Draws the entries of every row anew; `weights` (rows, K') are those of the ranked entries."""
         options = self._options
         interesting = self._ranked[:, : options.interesting]
         chosen = torch.arange(options.interesting).expand(len(self._ranked), -1)
@@ -412,10 +412,10 @@ class RelaxedLists:
         return self._drawn[rows].long()
 
     def loss(self, scores: Tensor, rows: Optional[Tensor] = None) -> Tensor:
-        """Mean over rows for the student's scores (n, K + L) of what :meth:`of` gave of them (RRD, eq. 9).
+        """RRD's eq. 9, the mean over rows, from the student's scores (n, K + L) of the entries of :meth:`of`.
 
         Args:
-            rows: (n,) the rows; needed where their entries were drawn with weights.
+            rows: (n,) the rows; required if their entries were drawn with weights.
         """
         k = self._options.interesting
         if self._options.temperature != 1:

@@ -1,6 +1,6 @@
-"""What distillers of vectors share: the student's and the teacher's vectors of a batch's users, items or pairs.
+"""Shared by distillers of vectors: both models' vectors of a batch's users, items or pairs.
 
-Three readers answer the same questions: :class:`Nodes` for users and items, :class:`SequenceNodes` for the sequences
+Three readers have the same methods: :class:`Nodes` for users and items, :class:`SequenceNodes` for the sequences
 and items of sequential models, and :class:`Pairs` for models that encode a user and an item together.
 """
 
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 
-#: What a teacher with vectors of items offers, whether or not it has vectors of users.
+#: Capabilities of a teacher with vectors of items; it has one of them, with or without vectors of users.
 ONE_SIDE = frozenset({"representations", "item_representations"})
 
 
 @dataclass(frozen=True)
 class NodeOptions(DistillerOptions):
-    """Base of the options of distillers that read a vector of each user and each item, or of each sequence."""
+    """Base of the options of distillers that read vectors of users and items, or of sequences and items."""
 
     needs = Needs.of("representations", otherwise="item_representations")
     sequence_needs = Needs.of("sequence_vectors", otherwise="item_representations")
@@ -49,18 +49,18 @@ class NodeOptions(DistillerOptions):
 
 @dataclass(frozen=True)
 class NodeOrPairOptions(NodeOptions):
-    """The same where each entry is regressed by itself, so that a pair of a user and an item can be one too."""
+    """The same for distillers that regress each entry by itself; an entry can then also be a (user, item) pair."""
 
     needs = Needs.of("pair_representations", otherwise="item_representations")
 
 
 class Side(NamedTuple):
-    """The distinct users of a batch, or its items, its sequences, or its pairs of users and items.
+    """One kind of node in a batch: its distinct users, items, sequences, or pairs of a user and an item.
 
     Attributes:
-        nodes: (n,) their ids, ascending; of sequences and pairs their numbers in the batch.
-        student: (n, d_s) their rows, through which alone gradients reach the student.
-        teacher: (N, d_t) the teacher's vectors of all users (items), of sequences and pairs those of the batch.
+        nodes: (n,) ids of users or items, ascending; positions in the batch for sequences and pairs.
+        student: (n, d_s) the student's vectors of the nodes; gradients reach the student only through them.
+        teacher: (N, d_t) the teacher's vectors of all users (items); of the batch alone for sequences and pairs.
     """
 
     nodes: Tensor
@@ -73,21 +73,21 @@ class Side(NamedTuple):
 
 
 def known(ids: Tensor, marks: Optional[Tensor]) -> Tensor:
-    """The ids (n,) that are marked (U,) or (I,) as having a vector; all of them where there are no marks."""
+    """The ids (n,) that `marks`, (U,) or (I,), says have a vector; all ids if `marks` is None."""
     return ids if marks is None else ids[marks[ids]]
 
 
 class Nodes:
-    """Reads the distinct users and the distinct items of a batch; a graph student is read once.
+    """Reads the distinct users and the distinct items of a batch; a graph student is propagated once.
 
-    Users and items that the teacher has no vector of are left out, and so is the side of users where it has none.
+    Users and items without a teacher's vector are left out. If the teacher has no users, their side is left out.
 
     Attributes:
         kinds: what each side of a batch holds.
     """
 
     kinds: tuple[str, ...] = ("user", "item")
-    #: What a teacher offers that has vectors of the first side too.
+    #: Capability of a teacher that has vectors of the first side too.
     _both_sides: ClassVar[str] = "representations"
 
     def __init__(self, student: StudentView, teacher: TeacherView) -> None:
@@ -96,11 +96,11 @@ class Nodes:
             self.kinds = ("item",)
 
     def examples(self) -> tuple[Tensor, Tensor]:
-        """Vectors of the student (n, d_s) and of the teacher (m, d_t), for their sizes and types."""
+        """Some vectors of the student (n, d_s) and of the teacher (m, d_t), to read their sizes and types from."""
         return self.student.item_embeddings(), self.teacher.item_embeddings()
 
     def tables(self) -> tuple[Optional[Tensor], ...]:
-        """For each side the teacher's vectors (N, d_t); None where they are known only with a batch."""
+        """For each side the teacher's vectors (N, d_t); None if they depend on the batch."""
         items = self.teacher.item_embeddings()
         return (self._user_table(), items) if "user" in self.kinds else (items,)
 
@@ -135,8 +135,8 @@ class SequenceNodes(Nodes):
 class Pairs(Nodes):
     """Reads the distinct pairs of a batch, positives and negatives.
 
-    A model that encodes a user and an item together (NeuMF) has a vector for each pair alone: its last hidden layer.
-    A model with vectors of users and items gives their elementwise product.
+    The vector of a pair is the last hidden layer of a model that encodes a user and an item together (NeuMF). It is the
+    elementwise product for a model with vectors of users and items.
     """
 
     _both_sides = "pair_representations"
@@ -145,8 +145,8 @@ class Pairs(Nodes):
         super().__init__(student, teacher)
         if self.kinds == ("item",):
             raise UserError(
-                f"{student.name} has vectors of pairs of a user and an item, and {teacher.name} has vectors of items "
-                "alone; give a file with users' vectors too, or set --model to a student with vectors of items, such "
+                f"{student.name} has vectors of pairs of a user and an item, but {teacher.name} has only vectors of "
+                "items; give a file with users' vectors too, or set --model to a student with vectors of items, such "
                 "as BPR."
             )
         self.kinds = ("pair",)
@@ -174,12 +174,12 @@ NodeOptionsT = TypeVar("NodeOptionsT", bound=NodeOptions)
 
 
 class NodeDistiller(Distiller[NodeOptionsT]):
-    """Base of the distillers that read vectors of a batch's users and items, sequences and items, or pairs.
+    """Base of distillers that read vectors of a batch's users and items, sequences and items, or pairs.
 
     Attributes:
-        entries: reads them.
+        entries: the reader of these vectors.
         student_dimension, teacher_dimension: d_s, d_t.
-        dtype: of the teacher's vectors, and so of the projectors.
+        dtype: type of the teacher's vectors and of the projectors.
     """
 
     entries: Nodes
@@ -196,7 +196,7 @@ class NodeDistiller(Distiller[NodeOptionsT]):
         self.student_dimension, self.teacher_dimension, self.dtype = ours.shape[1], theirs.shape[1], theirs.dtype
 
     def together(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(n, d_s), (n, d_t): student and teacher of the batch's users, then of its items."""
+        """(n, d_s), (n, d_t): the student's and the teacher's vectors of the batch's users, then of its items."""
         sides = self.entries.sides(batch)
         return torch.cat([side.student for side in sides]), torch.cat([side.targets() for side in sides])
 
@@ -220,7 +220,7 @@ def draw_uniform(parameter: nn.Parameter, inputs: int, generator: torch.Generato
 
 
 def with_bias(layer: nn.Linear) -> Tensor:
-    """The layer as one matrix (outputs, inputs + 1); the last column is the bias, of an input that is always 1."""
+    """The layer as one matrix (outputs, inputs + 1); its last column, the bias, multiplies a constant input 1."""
     return torch.cat([layer.weight, layer.bias.unsqueeze(1)], dim=1)
 
 

@@ -26,7 +26,7 @@ class ProjectorOptions(Options):
         "map from the student's vectors to the teacher's; mlp has a hidden layer with ReLU",
         choices=("linear", "mlp"),
     )
-    projectors: int = option(1, "mlps of a side, whose mean is the projector", minimum=1, maximum=1000)
+    projectors: int = option(1, "mlps on each side; their mean is the projector", minimum=1, maximum=1000)
     hidden: Optional[int] = option(None, "width of an mlp's hidden layer; ~: the teacher's dimension", minimum=1)
     dropout: float = option(0.0, "share of an mlp's inputs that is dropped, before each layer", minimum=0, below=1)
 
@@ -40,7 +40,7 @@ class ProjectorOptions(Options):
         for name, given in unused.items():
             if given and self.projector == "linear":
                 raise UserError(
-                    f"{section}.{name}={getattr(self, name)} is of perceptrons, and {section}.projector is linear; "
+                    f"{section}.{name}={getattr(self, name)} is an option of mlps, but {section}.projector is linear; "
                     f"set --{section}.projector=mlp or leave {section}.{name} out."
                 )
 
@@ -49,10 +49,10 @@ ProjectedOptions = TypeVar("ProjectedOptions", bound=NodeOptions)
 
 
 class ProjectedDistiller(NodeDistiller[ProjectedOptions]):
-    """Base of the distillers that train a projector of either kind."""
+    """Base of distillers that train a projector, linear or mlp."""
 
     def projector(self, options: ProjectorOptions) -> nn.Module:
-        """A projector as the options say, drawn from the distiller's generator."""
+        """A new projector; its parameters are drawn from the distiller's generator."""
         if options.projector == "linear":
             return self.linear()
         return Perceptrons(options, self.student_dimension, self.teacher_dimension, self.generator, self.dtype)
@@ -61,7 +61,7 @@ class ProjectedDistiller(NodeDistiller[ProjectedOptions]):
 class Perceptrons(nn.Module):
     """proj(x) = mean_m W_m2 drop(relu(W_m1 drop(x) + b_m1)) + b_m2, with layers d_s -> hidden -> d_t.
 
-    What is dropped is drawn from the distiller's generator, while the module is in training mode.
+    In training mode drop(x) is dropout, drawn from the distiller's generator.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Perceptrons(nn.Module):
         self._dropout, self._generator = options.dropout, generator
 
     def forward(self, vectors: Tensor, product: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
-        """(n, d_s) -> (n, d_t), or `product` of it for a linear map of rows, (n, d) -> (m, d).
+        """(n, d_s) -> (n, d_t); with `product`, a linear map of rows (n, d) -> (m, d), the product of the result.
 
-        The last layer is linear too, so that it is applied to the m rows of the product alone.
+        The last layer commutes with the product, so it is applied only to the m rows after the product.
         """
         outputs = []
         for first, last in zip(self.first, self.last):

@@ -1,4 +1,4 @@
-"""The fast versions of the formulas in ``loss/``: these train. Each is tested against its formula.
+"""The fast versions of the formulas in ``loss/``, used in training. Each is tested against its formula.
 
-``autograd``, ``gather``, ``layout`` and ``streamed`` are their tools and have no formula of their own.
+The kernels use the tools ``autograd``, ``gather``, ``layout`` and ``streamed``, which have no formula in ``loss/``.
 """

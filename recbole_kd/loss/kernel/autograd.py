@@ -16,15 +16,15 @@ _Loss = TypeVar("_Loss", bound=Callable[..., Any])
 
 
 def with_gradient(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Optional[Tensor]]) -> Tensor:
-    """`value`, whose backward pass hands `gradients`, times the incoming one, to `tensors`.
+    """`value` with a backward pass that gives `tensors` the `gradients`, multiplied by the incoming gradient.
 
     Args:
         value: a scalar.
         tensors: what the value depends on.
-        gradients: for each tensor one shaped like it, or None where the value does not depend on it.
+        gradients: one for each tensor, of its shape, or None if the value does not depend on the tensor.
 
     Raises:
-        ValueError: not one gradient for each tensor, or one of another shape.
+        ValueError: a gradient is missing or has another shape than its tensor.
     """
     shapes = [tensor.shape for tensor in tensors]
     found = [shape if gradient is None else gradient.shape for gradient, shape in zip(gradients, shapes)]
@@ -35,7 +35,7 @@ def with_gradient(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[
 
 
 def own_precision(loss: _Loss) -> _Loss:
-    """A loss that takes its gradient itself, computed in its inputs' type inside of autocast too (`enable_amp`)."""
+    """Makes a loss compute in its inputs' type inside autocast (`enable_amp`) too, as its own gradient requires."""
 
     @wraps(loss)
     def computed(*arguments: Any, **named: Any) -> Any:

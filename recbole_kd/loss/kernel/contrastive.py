@@ -1,7 +1,8 @@
 """The terms of SimRec with their gradients, each in one pass. The formulas are in ``loss/contrastive.py``.
 
-A contrastive term compares a batch's nodes with every user or item. Its sums and their gradients stream over blocks of
-the catalogue (``streamed.py``), so that memory does not grow with it. Each term may be differentiated again.
+A contrastive term compares a batch's nodes with every user or item. Its sums and their gradients are computed for one
+block of the catalogue at a time (``streamed.py``), so memory does not grow with the catalogue. Each term may be
+differentiated again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["contrastive_regularization", "cosine_infonce", "mean_score_loss", "p
 
 @own_precision
 def mean_score_loss(users: Tensor, items: Tensor, user: Tensor, item: Tensor) -> Tensor:
-    """L_rec. Both tables' gradients are sums of gathered rows, which are gathered once."""
+    """L_rec. The rows are gathered once, for the value and for both tables' gradients."""
     share = -1 / max(1, len(user))
     of_user, of_item = users.detach().index_select(0, user), items.detach().index_select(0, item)
     gradients = [
@@ -54,7 +55,7 @@ def prediction_bce(
 def cosine_infonce(
     anchors: Tensor, embeddings: Tensor, positives: Tensor, temperature: float, sample: Optional[Tensor] = None
 ) -> Tensor:
-    """Eq. 8. The gradient is taken on the directions, and carried to the embeddings by the projection across them."""
+    """Eq. 8. The gradient is computed for the unit vectors, then projected to get that of the embeddings."""
     count = max(1, len(anchors))
     lengths = torch.linalg.vector_norm(embeddings.detach(), dim=1, keepdim=True)
     lengths.masked_fill_(lengths == 0, 1.0)  # as `unit` does
@@ -64,7 +65,7 @@ def cosine_infonce(
     sums = streamed_logsumexp(anchors, directions, temperature, sample, weights=share, key_gradient=gradient)
     value = mean_over_entries(sums - (anchors * directions[positives]).sum(1) / temperature)
     gradient[positives] -= anchors / (temperature * count)
-    # Only the part across the direction changes a cosine.
+    # Only the part orthogonal to the vector changes its cosines.
     gradient.addcmul_(directions, (gradient * directions).sum(1, keepdim=True), value=-1).div_(lengths)
     return with_gradient(value, [embeddings], [gradient])
 
@@ -78,7 +79,7 @@ def contrastive_regularization(
     pairs: Collection[str] = ("uu", "ui", "ii"),
     samples: tuple[Optional[Tensor], Optional[Tensor]] = (None, None),
 ) -> Tensor:
-    """Eq. 9. All pairs add to one gradient of users and one of items."""
+    """Eq. 9. All pairs of sides add to one gradient of users and one of items."""
     value = embeddings[0].new_zeros(())
     gradients = [torch.zeros_like(side) for side in embeddings]
     for name, one, other in (("uu", 0, 0), ("ui", 0, 1), ("ii", 1, 1)):

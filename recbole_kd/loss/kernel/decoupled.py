@@ -11,17 +11,17 @@ from torch.nn.functional import logsigmoid
 
 __all__ = ["decoupled_losses"]
 
-#: Rows whose scores are compared at a time, so that what is made on the way stays in cache.
+#: Rows compared at a time, so that intermediate results stay in cache.
 BLOCK = 16
 
 
 def decoupled_losses(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """(TCKD, NCKD). Differentiable once: the shares of the other classes are made once, and kept for the gradient."""
+    """(TCKD, NCKD). Differentiable once: the probabilities of the other classes are kept for the gradient."""
     teacher, column = teacher.detach(), target.unsqueeze(1)
     others_student, others_teacher, non_target = _Others.apply(student, teacher, column, temperature)
-    # The log-odds of the target, of which b = (sigmoid, 1 - sigmoid).
+    # The log-odds of the target: b = (sigmoid of them, 1 - that).
     odds_student = student.gather(1, column) / temperature - others_student
     odds_teacher = teacher.gather(1, column) / temperature - others_teacher
     binary = sum(
@@ -33,7 +33,10 @@ def decoupled_losses(
 
 
 class _Others(torch.autograd.Function):
-    """Of all classes but the target's: (n, 1) log-sum-exp of the student, of the teacher, and KL(q_t || q_s)."""
+    """Over all classes except the target: the log-sum-exp of the student and of the teacher, and KL(q_t || q_s).
+
+    Each is (n, 1).
+    """
 
     @staticmethod
     def forward(

@@ -1,8 +1,8 @@
-"""Scores of chosen user-item pairs as dot products, with a backward pass that costs about as much as the forward one.
+"""Dot products of chosen user-item pairs; the backward pass costs about as much as the forward pass.
 
-Indexing two embedding tables holds every gathered vector, and its backward pass adds them to the tables one by one.
-Here the chosen pairs are the pattern of a sparse matrix: the forward pass is a sampled dense-dense product, and each
-table's gradient is one sparse-dense product, so that nothing of size (n, k, d) is held unless it is small.
+Indexing two embedding tables would hold every gathered vector, and its backward pass would add them to the tables one
+by one. Here the chosen pairs are the pattern of a sparse matrix. The forward pass is a sampled dense-dense product, and
+each table's gradient is one sparse-dense product. So nothing of size (n, k, d) is held, unless it is small.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch.nn import functional
 
 from recbole_kd.loss.kernel.rows import ADDED, SPARSE, by_rows, gradient_of_rows, rows_at
 
-#: Dot products over 20 dimensions take half as long again as those over 24: a table that is read often is padded.
+#: A dot product over 20 dimensions takes 1.5 times as long as over 24, so a table that is read often is padded.
 LANES = 8
-#: Pairs up to which gathering their vectors takes less time than building the pattern.
+#: Up to this many pairs, gathering their vectors is faster than building the pattern.
 GATHERED = 1 << 15
 
 
 def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
     """Dot products of the vectors of `users` with those of their `items`, differentiable once.
 
-    A table whose gradients are wanted by rows (`rows.py`) gets them so, unless more entries are read than it has rows.
+    A table marked for sparse gradients (`rows.py`) gets them, unless more entries are read than the table has rows.
 
     Args:
         user_embeddings: (U, d).
         item_embeddings: (I, d).
         users: (n,) ids, duplicates allowed.
-        items: (n,) or (n, k) ids, duplicates allowed. Two patterns are recognised and cost less: one row `expand`ed
-            over all users, which is a matrix product, so that a whole catalogue is asked for in the same way; and
-            (n,) items each repeated alike in a row, which is (n / k, k) users of items.
+        items: (n,) or (n, k) ids, duplicates allowed. Two patterns are recognised and cost less. One row `expand`ed
+            over all users becomes a matrix product; use it to score a whole catalogue. (n,) items that each occur k
+            times in a row are computed as (n / k, k) users of items.
 
     Returns:
         A tensor shaped like `items`.
 
     Raises:
-        IndexError: on a CPU, an id without a row in its table. A GPU's own kernels check ids without a wait for them.
+        IndexError: on a CPU, an id without a row in its table. On a GPU the kernels check ids, without synchronising.
     """
     if items.dim() == 2 and items.stride(0) == 0 and len(items) > 1:
         return rows_at(user_embeddings, users) @ rows_at(item_embeddings, items[0]).t()
@@ -49,7 +49,7 @@ def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor
             grouped = users.reshape(len(distinct), -1)
             return gathered_dot(item_embeddings, user_embeddings, distinct, grouped).view(-1)
     for ids, table, name in ((users, user_embeddings, "user"), (items, item_embeddings, "item")):
-        # Sparse products read the tables unchecked.
+        # Sparse products do not check indices.
         if ids.numel() == 0 or ids.device.type != "cpu":
             continue
         lowest, highest = (int(end) for end in ids.aminmax())
@@ -66,7 +66,7 @@ class _GatheredDot(torch.autograd.Function):
         ctx.save_for_backward(users, items)
         vectors = user_embeddings.index_select(0, users)
         if items.dim() == 2 and items.shape[1] > len(item_embeddings):
-            # torch's sampled product takes no more entries than there are cells, and all cells are fewer here.
+            # torch's sampled product allows at most one entry for each cell; here computing all cells costs less.
             return (vectors @ item_embeddings.t()).gather(1, items.long())
         if items.numel() <= GATHERED or not _sparse_products(vectors):
             gathered = item_embeddings.index_select(0, items.reshape(-1)).view(len(items), -1, vectors.shape[1])
@@ -102,7 +102,7 @@ class _GatheredDot(torch.autograd.Function):
 
 
 def _sparse_products(values: Tensor) -> bool:
-    """Whether the sparse products exist for this device and type; elsewhere plain indexing is the fast way."""
+    """Whether sparse products exist for this device and type; elsewhere plain indexing is fast."""
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
 
 
@@ -115,7 +115,7 @@ def _rows_of(items: Tensor, values: Tensor, columns: int) -> Tensor:
 
 
 def _offsets(rows: int, each: int) -> Tensor:
-    """(rows + 1,) where each row of `each` entries begins."""
+    """(rows + 1,) offsets of rows with `each` entries."""
     return torch.arange(rows + 1, dtype=torch.int32) * each
 
 

@@ -1,8 +1,8 @@
 """Rows of unequal groups laid out for batched matrix products.
 
-A product for each of thirty groups of sixty rows takes nearly twice as long as one batched product of the same size,
-which threads share group by group. A batch wants groups of one length: neighbouring groups of about one length are
-padded to the longest of them, and where lengths differ much the run of groups is halved until they do not.
+Thirty products of sixty rows each take nearly twice as long as one batched product of the same size, whose groups are
+divided among threads. A batched product needs groups of one length. So neighbouring groups of similar length are padded
+to the longest of them; if lengths differ much, the run of groups is halved until they do not.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from recbole_kd.loss.common import unit
 
 __all__ = ["GroupLayout", "Grouped", "Run"]
 
-#: Rows of a run, padding included, for each that is no padding.
+#: Largest ratio of a run's rows with padding to its rows without.
 PADDING = 1.25
-#: Groups so short are padded to the longest of them whatever their sum.
+#: Groups of at most this length are always padded to the longest of them.
 SHORT = 8
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring groups of one padded length.
+    """Neighbouring groups with the same padded length.
 
     Attributes:
-        first, count: the groups.
-        start, length: the run's first row, and the rows of each of its groups.
+        first, count: the first group and the number of groups.
+        start, length: the run's first row, and the number of rows of each group.
     """
 
     first: int
@@ -43,24 +43,24 @@ class Run:
         return rows[self.start : self.start + self.count * self.length].view(self.count, self.length, -1)
 
     def groups(self, values: Tensor) -> Tensor:
-        """The run's part of something stacked by group: (G, ...) -> (count, ...), a view."""
+        """The run's part of a tensor with one entry for each group: (G, ...) -> (count, ...), a view."""
         return values[self.first : self.first + self.count]
 
 
 class GroupLayout:
-    """Where each row of a batch lies when rows of a group are neighbours and groups are padded.
+    """Places of a batch's rows after rows of one group are put together and groups are padded.
 
     Attributes:
         groups: (n,) the group of each row.
         runs: the groups' runs.
-        nodes, rows: n, and R with the padding.
+        nodes, rows: the number of rows, n, and with padding, R.
     """
 
     def __init__(self, groups: Tensor, count: int, multiple: int = 1) -> None:
         """
         Args:
             groups: (n,) the group of each row, in 0 .. G - 1.
-            count: G, the groups, some of which may have no row.
+            count: G, the number of groups; groups may be empty.
             multiple: padded lengths are multiples of it.
         """
         self._sizes = torch.bincount(groups, minlength=count)
@@ -85,7 +85,7 @@ class GroupLayout:
         return rows.index_select(0, self._places)
 
     def means(self, rows: Tensor) -> Tensor:
-        """The mean of each group that has rows: (R, d), zeros in the padding -> (such groups, d)."""
+        """The means of the groups that are not empty: (R, d), zeros in the padding -> (groups, d)."""
         sums = torch.cat([run.nodes(rows).sum(1) for run in self.runs])
         return (sums / self._sizes.clamp(min=1).unsqueeze(1))[self._sizes > 0]
 
@@ -99,7 +99,7 @@ class Grouped:
     """Vectors of student and teacher, laid out by the groups of their nodes.
 
     Attributes:
-        layout: of the nodes' groups.
+        layout: the layout of the nodes by group.
         student, teacher: (R, d_s), (R, d_t) vectors in that layout, zeros in its padding.
     """
 
@@ -109,21 +109,21 @@ class Grouped:
 
     @cached_property
     def units(self) -> Tensor:
-        """The student's as unit vectors."""
+        """(R, d_s) the student's unit vectors."""
         return unit(self.student)
 
     @cached_property
     def scale(self) -> Tensor:
-        """(R, 1) what makes the teacher's unit vectors: scaling products costs less than scaling wide vectors.
+        """(R, 1) factors that make the teacher's vectors unit vectors; scaling products costs less than scaling them.
 
-        In float32 for lengths between 1e-18 and 1e18, whose squares are numbers.
+        In float32 it is right for lengths between 1e-18 and 1e18, whose squares neither overflow nor underflow.
         """
         norms = torch.linalg.vector_norm(self.teacher.detach(), dim=1, keepdim=True)
         return norms.reciprocal().masked_fill_(norms == 0, 0)
 
 
 def _runs(sizes: Sequence[int], multiple: int = 1, first: int = 0, start: int = 0) -> Iterator[Run]:
-    """Runs of neighbouring groups whose padded length is not far above their sizes."""
+    """Runs of neighbouring groups with a padded length close to their sizes."""
     count, length = len(sizes), max([1, *sizes])
     if count == 1 or length <= max(SHORT, PADDING * sum(sizes) / count):
         yield Run(first, count, start, -(-length // multiple) * multiple)

@@ -20,7 +20,7 @@ def listwise_loss(
     uninteresting_mask: Optional[Tensor] = None,
     weights: Optional[Tensor] = None,
 ) -> Tensor:
-    """RRD eq. 9. Every normaliser comes from one cumulative sum. Differentiable once."""
+    """RRD eq. 9. One cumulative sum gives every normaliser. Differentiable once."""
     if interesting_mask is not None:
         interesting = interesting.masked_fill(~interesting_mask, -torch.inf)
     if uninteresting_mask is not None:
@@ -33,9 +33,8 @@ class _Listwise(torch.autograd.Function):
     """Each user's loss with its gradient in closed form; -inf marks a missing entry.
 
     With z_k = log(sum_{m>=k} exp r_m + sum_l exp r_l), the gradient is exp(r_j) sum_{k<=j} exp(-z_k) - 1 for an
-    interesting item and exp(r_l) sum_{k<=K} exp(-z_k) for an uninteresting one. The sums are kept as logarithms:
-    r_j <= z_k for every k <= j, so that no exponential overflows. With factors w_k of the terms, exp(-z_k) and the 1
-    are multiplied by them.
+    interesting item and exp(r_l) sum_{k<=K} exp(-z_k) for an uninteresting one. The sums are kept as logarithms.
+    r_j <= z_k for every k <= j, so no exponential overflows. Factors w_k of the terms multiply exp(-z_k) and the 1.
     """
 
     @staticmethod
@@ -62,14 +61,14 @@ class _Listwise(torch.autograd.Function):
 def _log_cumsum_exp(values: Tensor) -> Tensor:
     """log of the cumulative sums of exp(values) along each row, (n, k).
 
-    On a CPU torch.logcumsumexp takes twenty times as long as the exponentials of the values less their maximum, which
-    are exact unless the first of them, the smallest sum, underflows. A GPU would be waited for to know that.
+    On a CPU torch.logcumsumexp takes twenty times as long as cumulative sums of exp(values - maximum). These are exact
+    unless the first one, the smallest, underflows. On a GPU that test would have to wait for the GPU.
     """
     if values.device.type != "cpu":
         return torch.logcumsumexp(values, dim=1)
     top = values.amax(dim=1, keepdim=True)
     sums = (values - top).exp_().cumsum(dim=1)
-    # Not `sums < limit`: a row without any entry gives NaN, and belongs to the slow way too.
+    # Not `sums < limit`: a row without entries gives NaN and needs the slow way too.
     if sums.numel() and not bool((sums[:, 0] > 1e-30).all()):
         return torch.logcumsumexp(values, dim=1)
     return sums.log_().add_(top)

@@ -1,8 +1,8 @@
-"""How far mapped vectors are from their targets, with the gradients computed on the way.
+"""Distances of projected vectors from their targets; gradients are computed together with the values.
 
-The formulas are in ``loss/regression.py``. Autograd would keep every (n, outputs) intermediate of a batch and pass over
-each several times. The sums here take a block of nodes, or an expert's nodes, at a time, so that vectors are mapped,
-compared and differentiated while they are in cache. Each is differentiable once.
+The formulas are in ``loss/regression.py``. Autograd would keep every (n, outputs) intermediate of a batch and read each
+several times. Here one block of nodes, or one expert's nodes, is mapped, compared and differentiated while it is in
+cache. Each loss is differentiable once.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from recbole_kd.loss.kernel.streamed import rounds_to_bf16
 
 __all__ = ["expert_error", "linear_error", "mixture_error"]
 
-#: Nodes of a block: of a linear layer, and of all experts at once.
+#: Nodes in a block, for a linear layer and for the mixture of all experts.
 BLOCK = 2048
 MIXTURE_BLOCK = 256
-#: A product over 21 columns takes half as long again as one over 24 where MKL has no masked kernels (AMD's processors).
+#: If MKL has no masked kernels (AMD's processors), a product over 21 columns takes 1.5 times as long as one over 24.
 LANES = 8
 
 
@@ -31,8 +31,8 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
     """sum_n ||W x_n - t_n||^2, by blocks of nodes.
 
     With G = W' W the gradient of x_n is 2 (G x_n - W' t_n), and that of W is 2 sum_n (W x_n - t_n) x_n'. So each
-    target is in two products instead of three, and W x_n is not formed. A sum far below sum_n ||t_n||^2 is right to
-    that sum's rounding.
+    target is in two products instead of three, and W x_n is not formed. The absolute error is the rounding error of
+    sum_n ||t_n||^2, even if the result is much smaller.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -65,10 +65,10 @@ def expert_error(
     *,
     squared: bool = True,
 ) -> Tensor:
-    """sum_n ||E_m(x_n) - t_n||^2 with each node's own expert m, at the cost of one expert whatever their number.
+    """sum_n ||E_m(x_n) - t_n||^2 with one expert m for each node; it costs one expert, whatever their number.
 
-    Nodes lie side by side by expert, and experts with about as many nodes share a batched product. With
-    `product_precision("bf16")` the products' factors and results are bfloat16, each result rounded once; the sums over
+    Nodes are ordered by expert, and experts with similar numbers of nodes share a batched product. With
+    `product_precision("bf16")` the products' factors and results are bfloat16, each result rounded once. The sums over
     nodes, the loss and the gradients are in the inputs' type.
 
     Raises:
@@ -122,7 +122,7 @@ def mixture_error(
 ) -> Tensor:
     """sum_n ||sum_m s_nm E_m(x_n) - t_n||^2, by blocks of nodes.
 
-    The second layer is linear, so the weights multiply the hidden layer and one product sums over the experts: nothing
+    The second layer is linear, so the weights multiply the hidden layer and one product sums over the experts. Nothing
     of size n x M x outputs is formed.
 
     Raises:
@@ -173,7 +173,7 @@ def mixture_error(
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out = left right, batched; the factors may be rounded to a shorter type than the sum has."""
+    """out = left right, batched; the factors may be rounded to a shorter type than that of the sum."""
     if left.dtype == out.dtype:
         torch.bmm(left, right, out=out)
     else:
@@ -199,7 +199,7 @@ def _error_(difference: Tensor, squared: bool) -> tuple[Tensor, int]:
 
 
 def _through_relu_(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient of relu(x) in the place of that of its output."""
+    """Turns the gradient of relu's output into that of its input, in place."""
     through: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
     return through
 

@@ -1,4 +1,4 @@
-"""Gradients of an embedding table by the rows that a step reads, instead of a table of which most rows are 0.
+"""Sparse gradients of embedding tables: only the rows that a step reads.
 
 A dense gradient has as many rows as the table, whatever a step reads, and each loss that reads the table makes one. A
 table that is marked does without: its rows' gradients are *added* to its ``grad`` at once, or stay *sparse* for an

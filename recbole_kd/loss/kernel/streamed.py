@@ -1,7 +1,7 @@
-"""log sum_n exp(q·k_n / tau) over a whole catalogue, in memory that does not grow with it.
+"""log sum_n exp(q·k_n / tau) over a whole catalogue, in memory that does not grow with the catalogue.
 
-Left to autograd, such a sum keeps Q x N similarities and walks over them again for the gradients. Here one pass over
-blocks of similarities gives the sums and their gradients. The formula is ``loss.contrastive.catalogue_logsumexp``.
+Autograd would keep Q x N similarities and read them again for the gradients. Here one pass over blocks of similarities
+gives the sums and their gradients. The formula is ``loss.contrastive.catalogue_logsumexp``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 __all__ = ["PRECISIONS", "block_shape", "multiplies_bf16", "product_precision", "rounds_to_bf16", "streamed_logsumexp"]
 
 PRECISIONS = ("fp32", "bf16")
-#: Similarities held at once, at most, by a block of rows over the whole catalogue.
+#: Largest number of similarities in a block of rows over the whole catalogue.
 HELD = 16 * 2**20
-#: Scores within ±40 need no maximum subtracted: even a sum of 1e9 such exponentials, and its inverse, fit fp32.
+#: For scores within ±40 no maximum is subtracted: even a sum of 1e9 such exponentials, and its inverse, fit fp32.
 SAFE_SCORE = 40.0
-#: Scores this far below their row's maximum add nothing that float64 could show, and their exponentials are still
-#: ordinary numbers: below the smallest of those, arithmetic is more than ten times slower.
+#: Scores are clamped this far below their row's maximum. Such scores do not change a sum in float64. Their exponentials
+#: are still normal numbers; arithmetic with subnormal numbers is more than ten times slower.
 FAINT = -60.0
 
 
@@ -40,21 +40,21 @@ def streamed_logsumexp(
 ) -> Tensor:
     """log sum_n exp(q_r·k_n / tau) of every query over every key, and the gradients of its weighted sum.
 
-    Works by blocks of rows whose sums are finished before the block's two gradient products are taken, so that nothing
-    is computed twice. Where a block of rows over all keys would be too large, the keys are worked by blocks too, in two
-    sweeps: running maximum and sum first, the exponentials again for the gradients. Memory is that of one block. Exact
-    for scores whose exponential overflows.
+    The sums of a block of rows are finished before its two gradient products, so nothing is computed twice. If a block
+    of rows over all keys would be too large, the keys are divided into blocks too, and read twice: first for the
+    running maximum and sum, then for the gradients. Memory is that of one block. The result is exact even for scores
+    whose exponential overflows.
 
     Args:
         queries: (Q, d).
         keys: (N, d), N > 0.
         temperature: tau > 0.
-        sample: (n,) rows of the keys, drawn uniformly, that stand for all: each sum is estimated by N / n times the sum
-            over them, which is right in the mean, and the gradients are the estimate's. None: every key.
-        weights: (Q,) w_r of the sum_r w_r values_r that is differentiated; None is 1.
-        query_gradient: (Q, d), to which the gradient with respect to the queries is added; None: it is not computed.
-        key_gradient: (N, d), to which the gradient with respect to the keys is added; None: it is not computed.
-        blocks: (rows, columns) of similarities held at once; None is what :func:`block_shape` gives.
+        sample: (n,) rows of the keys, drawn uniformly. Each sum over all keys is estimated, without bias, by N / n
+            times the sum over these rows; the gradients are those of the estimate. None: every key.
+        weights: (Q,) w_r; the gradients are those of sum_r w_r values_r. None: 1.
+        query_gradient: (Q, d); the gradient with respect to the queries is added to it. None: it is not computed.
+        key_gradient: (N, d); the gradient with respect to the keys is added to it. None: it is not computed.
+        blocks: (rows, columns) of similarities held at once; None: :func:`block_shape`.
 
     Returns:
         (Q,) the values, without autograd.
@@ -103,7 +103,7 @@ def streamed_logsumexp(
         if query_gradient is None and key_gradient is None:
             continue
 
-        # d value_r / d score_rn = exp(score_rn - top_r) / total_r: the row's factors go to the product's thin side.
+        # d value_r / d score_rn = exp(score_rn - top_r) / total_r. The row's factors multiply the narrow matrix.
         factor = 1 / total if weights is None else weights[start:stop, None] / total
         weighted = query * factor
         for first, last in _spans(len(keys), columns):
@@ -120,10 +120,10 @@ def streamed_logsumexp(
 
 
 def block_shape(keys: int) -> tuple[int, int]:
-    """(rows, columns) of the blocks of similarities with a catalogue of `keys`, at the present precision of products.
+    """(rows, columns) of the blocks of similarities with `keys` keys, at the present precision of products.
 
-    Whole rows as long as some tens of them can be held, since they are computed once; then blocks that stay in the
-    processor's cache between the two sweeps. Measured by ``tests/benchmarks/simrec_step.py --blocks``.
+    Whole rows are computed once, so they are used if some tens of them fit. Otherwise blocks are small enough to stay
+    in the processor's cache between the two reads. Measured by ``tests/benchmarks/simrec_step.py --blocks``.
     """
     rows = 128 if torch.get_float32_matmul_precision() == "medium" else 64
     return (rows, keys) if rows * keys <= HELD else (256, 8192)
@@ -131,10 +131,10 @@ def block_shape(keys: int) -> tuple[int, int]:
 
 @cache
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device's bf16 products are faster than those of fp32: a GPU's, and those of a processor with AMX.
+    """Whether bf16 products are faster than fp32 on a device: a GPU or a processor with AMX.
 
-    AVX-512's bf16 instructions alone are no gain: torch's "medium" precision computes in fp32 there, and prepares
-    itself anew for each shape, which takes longer than a batch's products.
+    A processor with AVX-512's bf16 instructions only is not faster: torch's "medium" precision computes in fp32 there.
+    It also prepares itself for each new shape, which takes longer than a batch's products.
     """
     if device.type != "cpu":
         return True
@@ -142,20 +142,20 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def rounds_to_bf16(values: Tensor) -> bool:
-    """Whether products of these values are asked for in bfloat16, and their device gains from it."""
+    """Whether bfloat16 products are requested and faster on the values' device."""
     asked = torch.get_float32_matmul_precision() == "medium"
     return asked and values.dtype == torch.float32 and multiplies_bf16(values.device)
 
 
 @contextmanager
 def product_precision(precision: str) -> Iterator[None]:
-    """Inside the block, how float32 matrix products are computed.
+    """Sets how float32 matrix products are computed inside the block.
 
     Args:
-        precision: "fp32" leaves them as they are. "bf16" rounds their operands to bfloat16 and sums in float32, on
-            processors that multiply bfloat16 (torch's float32 matmul precision "medium"; others compute as with
-            "fp32"). Over 42,712 keys of 32 dimensions, values of :func:`streamed_logsumexp` are then off by at most
-            1e-4 where scores have a standard deviation of 0.2, by 3e-3 at 1.4.
+        precision: "fp32" changes nothing. "bf16" rounds the operands to bfloat16 and sums in float32 (torch's float32
+            matmul precision "medium"), on processors that multiply bfloat16; others compute as with "fp32". With
+            42,712 keys of 32 dimensions, the largest error of :func:`streamed_logsumexp` is 1e-4 if the scores have a
+            standard deviation of 0.2, and 3e-3 at 1.4.
 
     Raises:
         ValueError: unknown precision.
@@ -172,7 +172,7 @@ def product_precision(precision: str) -> Iterator[None]:
 
 
 def _scores(query: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:
-    """(rows, columns) products of `query` and `keys`, in the front of `buffer`."""
+    """(rows, columns) products of `query` and `keys`, written to the beginning of `buffer`."""
     out = buffer[: len(query) * len(keys)].view(len(query), len(keys))
     return torch.mm(query, keys.t(), out=out)
 
@@ -182,6 +182,6 @@ def _spans(length: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def _largest_norms(*tables: Tensor) -> list[float]:
-    # Read together: a GPU is waited for once.
+    # Read together, to wait for a GPU only once.
     norms: list[float] = torch.stack([vectors.norm(dim=1).max() for vectors in tables]).tolist()
     return norms

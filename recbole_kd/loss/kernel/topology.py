@@ -1,4 +1,4 @@
-"""The relations among nodes without the (n, n) matrices of autograd. The formulas are in ``loss/topology.py``."""
+"""Relations among nodes, without autograd's (n, n) matrices. The formulas are in ``loss/topology.py``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from recbole_kd.loss.kernel.layout import Grouped
 
 __all__ = ["all_pairs", "group_means", "group_pairs", "prototype_nodes"]
 
-#: Cosines of pairs that are held at a time, for each of groups about as long.
+#: Cosines of pairs that are held at a time.
 BLOCK = 1 << 21
 
 
 def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over ordered pairs, none of which is formed.
+    """Mean over ordered pairs, without forming them.
 
     With S and T the normalised rows, the sum over all pairs of (SS' - TT')^2 is
-    ||S'S||^2 - 2 ||S'T||^2 + ||T'T||^2, whose matrices are as small as the dimensions: time grows with n, not n^2. The
-    three are of the size of a mean squared cosine, so a loss below 1e-7 is rounding, in float32, and may be negative.
+    ||S'S||^2 - 2 ||S'T||^2 + ||T'T||^2. These matrices have the size of the dimensions, so time grows with n, not n^2.
+    The three terms have the size of a mean squared cosine. So in float32 a loss below 1e-7 is rounding error, and may
+    be negative.
     """
     same_length(student, teacher)
     s, t = unit(student), unit(teacher.detach())
@@ -33,7 +34,7 @@ def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def group_pairs(sides: Sequence[Grouped]) -> Tensor:
-    """Mean over the pairs inside groups. The gradient is taken with the value, a block of rows at a time."""
+    """Mean over the pairs inside groups. Value and gradient are computed together, a block of rows at a time."""
     totals, pairs = zip(*map(_pairs_within, sides))
     return torch.stack(totals).sum() / torch.stack(pairs).sum().clamp(min=1)
 
@@ -52,25 +53,25 @@ def _pairs_within(side: Grouped) -> tuple[Tensor, Tensor]:
             cosines.mul_(scale_r[:, rows]).mul_(scale_r.transpose(1, 2))
             cosines.diagonal(first, 1, 2).zero_()
             difference = torch.baddbmm(cosines, s_r[:, rows], s_r.transpose(1, 2), beta=-1)
-            # Kept where the teacher's cosine is positive: the one pass that relu's derivative is.
+            # Keeps pairs with a positive cosine of the teacher; relu's derivative does it in one pass.
             torch.ops.aten.threshold_backward.grad_input(difference, cosines, 0, grad_input=difference)
             flat = difference.flatten()
             total += torch.dot(flat, flat)
             pairs += torch.count_nonzero(cosines > 0)
-            # A pair is met from both of its ends, each time with half of the gradient.
+            # A pair occurs in both orders, each with half of the gradient.
             gradient_r[:, rows] = torch.bmm(difference, s_r)
     return with_gradient(total, [side.units], [gradient.mul_(4)]), pairs
 
 
 def group_means(sides: Sequence[Grouped]) -> tuple[Tensor, Tensor]:
-    """The mean of each group that has nodes, by the batches of the layout."""
+    """The means of the groups that are not empty, by the batches of the layout."""
     student = torch.cat([side.layout.means(side.student.detach()) for side in sides])
     teacher = torch.cat([side.layout.means(side.teacher.detach()) for side in sides])
     return student, teacher
 
 
 def prototype_nodes(sides: Sequence[Grouped], student_prototypes: Tensor, teacher_prototypes: Tensor) -> Tensor:
-    """Mean over nodes and prototypes. Vectors of the padding are 0, and so is what they add."""
+    """Mean over nodes and prototypes. Padding vectors are 0 and add 0."""
     total = student_prototypes.new_zeros(())
     for side in sides:
         targets = (side.teacher.detach() @ teacher_prototypes.t()).mul_(side.scale)

@@ -1,15 +1,15 @@
-"""``recbole-kd analyse``: what a student took over from its teacher and what not, as pictures and tables.
+"""``recbole-kd analyse``: pictures and tables of what a student learned from its teacher.
 
-Diagnostics for any two checkpoints on one dataset and split, four of them those that the papers print:
+Diagnostics for any two checkpoints on one dataset and split; four of them are those of the papers:
 
 - ``spectrum``: the difference of their vectors by frequency of the user-item graph (FreqD, fig. 1-2);
 - ``smoothing``: mean average distance of the vectors of the most popular users and items (SimRec, table 6), and their
   second-order smoothness (LightGCN, table 6);
-- ``experts``: which expert the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
+- ``experts``: the experts that the teacher's vectors select, over the epochs (DE-RRD, fig. 6);
 - ``gain``: a metric by groups of users, by taste and by activity (DE-RRD, fig. 5);
-- ``compression``: what the teacher would rank in fewer dimensions, down to the student's; and the prefixes of a student
-  of ``--matryoshka``;
-- ``map``: where users or items lie, and how close those of a category are (SimRec, fig. 1c and 7; SEvo, fig. 6).
+- ``compression``: the metric of the teacher in fewer dimensions, down to the student's, and of the prefixes of a
+  student of ``--matryoshka``;
+- ``map``: a map of users or items, and the distances within categories (SimRec, fig. 1c and 7; SEvo, fig. 6).
 """
 
 from __future__ import annotations
@@ -68,38 +68,38 @@ def analyse(
     map_method: str = "tsne",
     category: Optional[str] = None,
 ) -> tuple[list[Part], dict[str, str]]:
-    """Computes the diagnostics and writes ``NAME.csv`` and ``NAME.png`` of each into a folder.
+    """Computes the diagnostics and writes ``NAME.csv`` and ``NAME.png`` for each into a folder.
 
     Args:
         student: a checkpoint of recbole-kd.
         teacher: a checkpoint of recbole-kd or of RecBole, on the same dataset and split.
         output: the folder; nothing is written before everything is computed.
-        baseline: a checkpoint of a plain student to stand beside the distilled one.
-        alone: checkpoints of students of other sizes, each trained alone.
-        others: checkpoints of other students, which stand beside the first in every part but ``experts``.
-        equal_bands: groups of the spectrum that hold equally many frequencies, in place of `bands`.
-        projector: ``fitted``, the best linear map to the teacher's vectors; ``trained``, that of the distiller.
+        baseline: a checkpoint of a plain student to compare with.
+        alone: checkpoints of plain students of other sizes.
+        others: checkpoints of other students, compared with the first in every part except ``experts``.
+        equal_bands: number of groups of the spectrum with equally many frequencies, instead of `bands`.
+        projector: ``fitted``: the best linear map to the teacher's vectors; ``trained``: the distiller's projector.
         map_side, map_method: ``items`` or ``users``, ``tsne`` or ``umap``.
         category: column of the items' or users' file that colours the map.
-        parts: names in :data:`recbole_kd.verbs.options.PARTS`; by default those that these models allow.
+        parts: names in :data:`recbole_kd.verbs.options.PARTS`; by default all that these models allow.
         bands: bands of frequency, an odd number of at least 3.
         groups: groups of users by taste, at least 2.
-        metric: as RecBole names it, such as ``ndcg@20``; by default the one that epochs are chosen by.
-        config_dict: settings over the stored ones (``data_path``, ``use_gpu``, ...).
+        metric: by RecBole's name, such as ``ndcg@20``; by default the run's ``valid_metric``.
+        config_dict: settings that override the stored ones (``data_path``, ``use_gpu``, ...).
 
     Returns:
-        The parts, and the reason of each that was left out.
+        The parts, and the reason for each part that was left out.
 
     Raises:
         UserError: a checkpoint that is missing or of another dataset or split, an unknown part or metric, a number out
-            of range, a part that was asked for and cannot be computed.
+            of range, or a requested part that cannot be computed.
     """
     given = {name: value for name, value in locals().items() if name != "config_dict"}
     return _analyse(AnalyseOptions.parse("--", {**given, "output": str(output)}), config_dict)
 
 
 def run(options: AnalyseOptions, settings: dict[str, Any]) -> None:
-    """The verb: prints what was found and where it lies."""
+    """The verb: prints the findings and the files."""
     found, left_out = _analyse(options, settings)
     for part in found:
         print(f"{part.name}: {part.finding}\n    {Path(options.output) / part.name}.{{csv,png}}")
@@ -129,7 +129,7 @@ def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> 
     given = [("teacher", options.teacher), *(("alone", path) for path in options.alone or ())]
     given += [("others", path) for path in options.others or ()]
     given += [] if options.baseline is None else [("baseline", options.baseline)]
-    states = [load_any(path) for _, path in given]  # missing files are told before data is read
+    states = [load_any(path) for _, path in given]  # reports missing files before data are read
     trained, splits = load_trained(student, config_dict)
     splits.require("analyse")
     views: dict[str, list[FrozenTeacher]] = {"baseline": [], "alone": [], "others": [], "teacher": []}

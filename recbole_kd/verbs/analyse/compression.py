@@ -1,4 +1,4 @@
-"""The part ``compression``: a teacher in fewer dimensions, a student's prefixes, students that were trained alone."""
+"""The part ``compression``: a teacher in fewer dimensions, a student's prefixes, and plain students."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["compression"]
 
 
 class _VectorModel(nn.Module):
-    """Scores that are dot products of vectors (U, d) and (I, d), as RecBole's evaluation asks for them."""
+    """A model whose scores are dot products of vectors (U, d) and (I, d), for RecBole's evaluation."""
 
     def __init__(self, config: Any, users: Tensor, items: Tensor) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def compression(subject: Subject) -> Part:
     config, tables = subject.trained.config, vectors["teacher"]
     curves: dict[str, list[float]] = {"vectors": [], "scores": []}
     for what, compress in (("vectors", principal_vectors), ("scores", principal_scores)):
-        # Row 0 is padding, which no direction is fitted to.
+        # Row 0 is padding and is not used to fit directions.
         rotated = [table.to(tables[0]) for table in compress(*(table[1:] for table in tables))]
         users, items = (nn.functional.pad(table, (0, 0, 1, 0)) for table in rotated)
         for size in sizes:

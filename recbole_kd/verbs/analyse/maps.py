@@ -1,4 +1,4 @@
-"""The part ``map``: where a model's users or items lie, coloured by category, and how close those of a category are."""
+"""The part ``map``: a map of a model's users or items, coloured by category, and the distances within categories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw_map(subject: Subject) -> Part:
     tokens = subject.splits.user_tokens if place == 0 else subject.splits.item_tokens
     popularity = (subject.splits.observed.counts, subject.splits.observed.popularity)[place].numpy()
     nodes = np.flatnonzero(popularity > 0)
-    # The most popular ones: their vectors have been trained best.
+    # The most popular nodes, because their vectors are trained best.
     nodes = np.sort(nodes[np.argsort(-popularity[nodes], kind="stable")[:MAP_NODES]])
     categories = _categories(subject, [tokens[node] for node in nodes]) if subject.category else None
     members = _members(categories) if categories else {}
@@ -105,7 +105,7 @@ def _members(categories: Sequence[Sequence[str]]) -> Mapping[str, Sequence[int]]
 
 
 def _categories(subject: Subject, tokens: Sequence[str]) -> list[tuple[str, ...]]:
-    """The categories of some users or items, as the dataset's file of users or items has them.
+    """The categories of some users or items, from the dataset's file of users or items.
 
     Raises:
         UserError: there is no such file, or no such column of words.
@@ -114,13 +114,13 @@ def _categories(subject: Subject, tokens: Sequence[str]) -> list[tuple[str, ...]
     ending, field = (("user", "USER_ID_FIELD"), ("item", "ITEM_ID_FIELD"))[subject.map_side == "items"]
     path, ids = Path(config["data_path"]) / f"{dataset}.{ending}", str(config[field])
     if not path.is_file():
-        raise UserError(f"--category={subject.category} is a column of '{path}', and there is no such file.")
+        raise UserError(f"--category={subject.category} needs a column of '{path}', but there is no such file.")
     layout = layout_of(config)
     kinds = {one.name: one.kind for one in fields_of(path, layout)}
     words = [name for name, kind in kinds.items() if kind in ("token", "token_seq") and name != ids]
     if subject.category not in words or ids not in kinds:
         raise UserError(
-            f"--category={subject.category} is no column of words in '{path}'."
+            f"--category={subject.category} is not a column of words in '{path}'."
             f"{closest(str(subject.category), words)} Expected one of: {', '.join(words) or 'there is none'}."
         )
     table = read_atomic(path, layout, [ids, str(subject.category)])

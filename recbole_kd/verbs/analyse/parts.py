@@ -44,7 +44,7 @@ __all__ = [
     "vectors_of",
 ]
 
-#: Users or items that a map shows.
+#: Number of users or items on a map.
 MAP_NODES = 1500
 
 COLORS = {"student": PALETTE[0], "teacher": TEACHER_COLOR, "baseline": REFERENCE_COLOR}
@@ -56,7 +56,7 @@ def color_of(role: str) -> str:
 
 
 class Impossible(Exception):
-    """Why a part cannot be computed for these checkpoints, as a sentence."""
+    """The reason why a part cannot be computed for these checkpoints, as a sentence."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Part:
 
     Attributes:
         name: one of :data:`recbole_kd.verbs.options.PARTS`.
-        finding: one sentence on what it shows.
-        table: heading and rows, as they go into the CSV.
+        finding: one sentence on the result.
+        table: heading and rows of the CSV.
         picture: the figure.
     """
 
@@ -78,7 +78,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Subject:
-    """What the parts look at: the models in the student's ids, and the data."""
+    """The input of the parts: the models in the student's ids, and the data."""
 
     student: FrozenTeacher
     teacher: FrozenTeacher
@@ -88,9 +88,9 @@ class Subject:
     bands: int
     groups: int
     metric: str
-    #: Students of other sizes, each trained alone.
+    #: Plain students of other sizes.
     alone: tuple[FrozenTeacher, ...] = ()
-    #: Other students, which are "student 2" and so on.
+    #: Other students, with the roles "student 2" and so on.
     others: tuple[FrozenTeacher, ...] = ()
     equal_bands: Optional[int] = None
     projector: str = "fitted"
@@ -99,13 +99,13 @@ class Subject:
     category: Optional[str] = None
 
     def models(self) -> dict[str, FrozenTeacher]:
-        """Role -> model, of those that are given."""
+        """Role -> model, for the given models."""
         found = {"student": self.student, "teacher": self.teacher, "baseline": self.baseline}
         found.update({f"student {number}": model for number, model in enumerate(self.others, 2)})
         return {role: model for role, model in found.items() if model is not None}
 
     def name(self, role: str) -> str:
-        """What the checkpoint calls its model: a recipe's name or an architecture's."""
+        """The model's name in the checkpoint: a recipe's or an architecture's."""
         model = self.models()[role]
         return str(model.trained.state.get("model") or model.name)
 
@@ -125,7 +125,7 @@ def vectors_of(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def smoothing(subject: Subject) -> Part:
-    """Mean average distance and second-order smoothness among the most popular."""
+    """Mean average distance and second-order smoothness of the most popular users and items."""
     vectors = vectors_of(subject)
     rows, figure_lines, largest, smoothness = [], {}, {}, {}
     sides = {"users": subject.splits.observed, "items": subject.splits.observed.transposed()}
@@ -208,7 +208,7 @@ def experts(subject: Subject) -> Part:
 
 
 def _latest_state(trained: Trained) -> Mapping[str, Any]:
-    """The later one of the run's two states, the best epoch's and the one from which it could go on."""
+    """The later of the run's two states: that of the best epoch, and that for resuming."""
     best = Path(trained.checkpoint)
     last = best.with_name(f"{best.stem}-last.pth")
     if last.is_file():
@@ -333,7 +333,7 @@ def _draw_groups(
 
 
 def _draw_map(axes: Any, vectors: NDArray[Any], labels: NDArray[np.int64], colors: NDArray[Any]) -> None:
-    """t-SNE of some users' vectors, coloured by their group's gain; where a point lies means nothing else."""
+    """t-SNE of some users' vectors, coloured by their group's gain; coordinates have no other meaning."""
     chosen = np.linspace(0, len(vectors) - 1, min(MAP_NODES, len(vectors))).round().astype(int)
     groups, places = labels[chosen], plane(vectors[chosen])
     axes.scatter(*places.T, s=14, c=colors[groups], edgecolors="#667085", linewidths=0.25)
@@ -355,7 +355,7 @@ def per_user(subject: Subject, role: str, model: FrozenTeacher) -> tuple[NDArray
 
 
 def evaluated(subject: Subject, config: Any, model: nn.Module) -> tuple[NDArray[Any], NDArray[Any]]:
-    """:func:`per_user` of any model that RecBole's evaluation can ask."""
+    """:func:`per_user` for any model that RecBole can evaluate."""
     trainer, (_, _, test) = make_evaluator(config, model, subject.splits)
     trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
     users, values = trainer.eval_collector.per_user()
@@ -369,5 +369,5 @@ def evaluated(subject: Subject, config: Any, model: nn.Module) -> tuple[NDArray[
 
 
 def cell(value: float) -> Any:
-    """A number for a CSV: six digits, empty where there is none."""
+    """A number for a CSV: six digits, empty if there is none."""
     return "" if not np.isfinite(value) else float(f"{value:.6g}")

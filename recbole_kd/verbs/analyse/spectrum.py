@@ -29,7 +29,7 @@ __all__ = ["spectrum"]
 
 Array = NDArray[np.float64]
 
-#: Distiller with projectors -> the names of those of users and items in a checkpoint; a graph of both has one.
+#: Distiller -> the names of its projectors of users and items in a checkpoint; with a graph of both there is one.
 _PROJECTORS = {
     "freqd": (("freqd.projectors.0", "freqd.projectors.1"), ("freqd.projectors.0", "freqd.projectors.0")),
     "fitnet": (("fitnet.user_projector", "fitnet.item_projector"),),
@@ -52,7 +52,7 @@ def spectrum(subject: Subject) -> Part:
     edges, counts, energies, note = _energies(subject, adjacency, [teacher, *differences])
     energies = energies / len(nodes)
     whole, losses = energies[0], dict(zip(learners, energies[1:]))
-    # A band that holds next to nothing of the teacher has no share worth telling.
+    # A band with almost none of the teacher's energy has no meaningful share.
     there = whole > 1e-9 * whole.sum()
     unexplained = {role: np.where(there, loss / np.where(there, whole, 1), np.nan) for role, loss in losses.items()}
 
@@ -100,7 +100,7 @@ def spectrum(subject: Subject) -> Part:
 
 
 def _energies(subject: Subject, adjacency: Any, signals: list[Array]) -> tuple[Array, Array, Array, str]:
-    """Edges (B + 1,) and counts (B,) of the bands, the energies (signals, B), and how they were found."""
+    """Edges (B + 1,) and counts (B,) of the bands, the energies (signals, B), and the method."""
     size, groups = adjacency.shape[0], subject.equal_bands
     exact = size <= EXACT_NODES
     if groups:
@@ -117,10 +117,10 @@ def _energies(subject: Subject, adjacency: Any, signals: list[Array]) -> tuple[A
 
 
 def _mapped(subject: Subject, role: str, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """The vectors as the projectors map them that a student's distiller trained.
+    """The vectors after the projectors that a student's distiller trained.
 
     Raises:
-        Impossible: its checkpoint keeps none.
+        Impossible: its checkpoint has no projectors.
     """
     kept = subject.models()[role].trained.state.get("distillers") or {}
     for pairs in _PROJECTORS.values():
@@ -129,12 +129,12 @@ def _mapped(subject: Subject, role: str, users: Tensor, items: Tensor) -> tuple[
                 of_users, of_items = (_projected(kept, name, side) for name, side in zip(names, (users, items)))
                 return of_users, of_items
     raise Impossible(
-        f"the checkpoint of the {role} keeps no projector; freqd and fitnet train one. Leave --projector at fitted."
+        f"the checkpoint of the {role} has no projector; freqd and fitnet train one. Leave --projector at fitted."
     )
 
 
 def _projected(kept: Mapping[str, Any], name: str, vectors: Tensor) -> Tensor:
-    """Vectors (n, d_s) through a linear projector, or through the mean of perceptrons, that a checkpoint keeps."""
+    """Vectors (n, d_s) through a checkpoint's linear projector or mean of perceptrons."""
 
     def linear(layer: str, given: Tensor) -> Tensor:
         return functional.linear(given, kept[f"{layer}.weight"].to(given), kept[f"{layer}.bias"].to(given))

@@ -1,8 +1,8 @@
 """Several models and recipes on one split, over several seeds: means, tests, gains and costs in one table.
 
 ``plan`` turns settings into rows, ``perform`` makes one run (a row with a seed), ``summary`` joins their records, and
-:func:`compare` goes through them. A run's folder is named by the digest of all that its result depends on: the same
-command goes on where it was stopped, and a changed setting repeats only the runs that it changes.
+:func:`compare` calls them. A run's folder is named by a digest of everything that affects its result. So the same
+command continues after an interruption, and a changed setting repeats only the runs that it affects.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from recbole_kd.verbs.compare.progress import Progress
 from recbole_kd.verbs.compare.summary import ranked, summarise, table
 from recbole_kd.verbs.options import CompareOptions
 
-#: Makes a job's files; gets (epoch, epochs) told.
+#: A function that makes a job's files; it reports (epoch, epochs).
 Runner = Callable[[Job, Callable[[tuple[int, int]], None]], None]
 
 
 def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed:
-    """Trains what is not yet trained, joins it, and writes ``results.json`` and the report.
+    """Makes the missing runs, combines all, and writes ``results.json`` and the report.
 
     Args:
         settings: as for :func:`~recbole_kd.verbs.compare.plan.plan`.
-        run: how a job is made; by default in a process of its own, so that its memory can be told.
+        run: makes a job; by default in a separate process, to measure its memory.
 
     Returns:
-        results.json. Its ``to_frame()`` has a row a model: means over seeds.
+        results.json. Its ``to_frame()`` has one row for each model, with means over seeds.
 
     Raises:
-        UserError, TrainingError: what the user can mend; finished runs stay.
-        KeyboardInterrupt: interrupted; its message says how to go on.
+        UserError, TrainingError: a run cannot be made; finished runs are kept.
+        KeyboardInterrupt: interrupted; its message says how to continue.
     """
     planned = plan(settings)
     check_place(planned.output / "results.json", "output")
@@ -67,7 +67,7 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
         _make(students, planned.parallel, progress, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{progress.done} of {progress.total} runs are kept in {planned.output}; the same command goes on there."
+            f"{progress.done} of {progress.total} runs are kept in {planned.output}; repeat the command to continue."
         ) from None
     records: dict[str, list[Any]] = {row.name: [] for row in planned.rows}
     for job in [*_jobs(planned, teachers, data), *students]:
@@ -81,11 +81,11 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
 
 
 def _splits(planned: Plan) -> dict[str, Splits]:
-    """The data as the models read them, by the name of the first that does: sequences, pairs, or both.
+    """The data for sequential models, for general models, or for both, by the name of the first such model.
 
     Raises:
-        UserError: no validation or no test split; settings that the data cannot meet; or models of both kinds, with
-            other targets for each.
+        UserError: no validation or no test split; the data cannot meet the settings; or models of both kinds would have
+            different targets.
     """
     first: dict[bool, Row] = {}
     for row in planned.students:
@@ -93,7 +93,7 @@ def _splits(planned: Plan) -> dict[str, Splits]:
     loaded = {first[kind].name: load_splits(first[kind].first_config) for kind in sorted(first)}
     for splits in loaded.values():
         splits.require("compare")
-    for row in () if planned.tune_trials else planned.students:  # a search may choose others than a row's own settings
+    for row in () if planned.tune_trials else planned.students:  # a search may choose other settings than a row's own
         try:
             check_data(row.experiment(row.seeds[0]), loaded[first[not row.first_config.sequential].name], True)
         except UserError as error:
@@ -104,15 +104,15 @@ def _splits(planned: Plan) -> dict[str, Splits]:
             counts = torch.bincount(torch.cat([pairs.pairs(part)[0] for part in _parts(pairs)]))
             few = int(((counts > 0) & (counts < _LEAST)).sum())
             raise UserError(
-                f"{names[0]} predicts the next item of a sequence and {names[1]} ranks items for a user: with these "
-                "settings they learn from, or are to find, other items. One table needs one target a user (leave "
-                f"--eval_args out) and {_LEAST} interactions a user, of which {few:,} users have fewer "
+                f"{names[0]} predicts the next item of a sequence, but {names[1]} ranks items for a user. With these "
+                "settings they have different training items or targets. One table needs one target for each user "
+                f"(leave --eval_args out) and {_LEAST} interactions for each user; {few:,} users have fewer "
                 f'(--user_inter_num_interval="[{_LEAST},inf)").'
             )
     return loaded
 
 
-#: Interactions of a user from which on the last is for test, the one before it for validation, and a sequence is left.
+#: Least interactions of a user: the last is for test, the one before for validation, and a sequence must be left.
 _LEAST = 4
 
 
@@ -121,7 +121,7 @@ def _parts(splits: Splits) -> tuple[Any, Any, Any]:
 
 
 def _same_targets(sequences: Splits, pairs: Splits) -> bool:
-    """Whether both kinds of models learn from the same interactions, and are to find the same item of each user."""
+    """Whether both kinds of models have the same training interactions and the same target for each user."""
     same = sequences.user_tokens == pairs.user_tokens and sequences.item_tokens == pairs.item_tokens
     for ours, theirs in zip(_parts(sequences), _parts(pairs)):
         found = sequences.pairs(ours), pairs.pairs(theirs)
@@ -132,7 +132,7 @@ def _same_targets(sequences: Splits, pairs: Splits) -> bool:
 
 
 def _means(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row a model: name, role, and the means of its test metrics over seeds."""
+    """One row for each model: name, role, and means of its test metrics over seeds."""
     for row in results["rows"]:
         yield {"name": row["name"], "role": row["role"], "seeds": len(row["runs"]), **row["mean"]}
 
@@ -147,13 +147,13 @@ def _jobs(planned: Plan, rows: Sequence[Row], data: str) -> list[Job]:
                 key = row.key(seed, data)
                 label = re.sub(r"[^\w.-]+", "-", row.name).strip("-")
                 folder = (planned.output / "runs" / f"{label}-{seed}-{key[:12]}").absolute()
-                # A fresh copy: what a row has worked out for itself is not sent to other processes.
+                # A fresh copy, so that a row's cached values are not sent to other processes.
                 jobs.append(Job(replace(row), seed, key, str(folder)))
     return jobs
 
 
 def _make(jobs: Sequence[Job], parallel: int, progress: Progress, run: Optional[Runner]) -> None:
-    """Makes the jobs whose results are not there yet."""
+    """Makes the jobs without a result."""
     pending = []
     for job in jobs:
         record = job.result()
@@ -177,7 +177,7 @@ def _make(jobs: Sequence[Job], parallel: int, progress: Progress, run: Optional[
 
 
 def isolated(job: Job, told: Optional[Callable[[tuple[int, int]], None]] = None) -> None:
-    """:func:`perform` in a process of its own; its errors name the run."""
+    """:func:`perform` in a separate process; its errors name the run."""
     try:
         in_own_process(perform, job, on_message=told)
     except (UserError, TrainingError) as error:
@@ -185,7 +185,7 @@ def isolated(job: Job, told: Optional[Callable[[tuple[int, int]], None]] = None)
 
 
 def _attempt(job: Job) -> Optional[Exception]:
-    """:func:`isolated` for a worker of Ray's, which would wrap what is raised."""
+    """:func:`isolated` for a worker of Ray; the error is returned, because Ray would wrap a raised one."""
     try:
         isolated(job)
     except (UserError, TrainingError) as error:
@@ -194,7 +194,7 @@ def _attempt(job: Job) -> Optional[Exception]:
 
 
 def _tuned(planned: Plan, progress: Progress) -> Plan:
-    """The plan with each student's settings chosen on validation, by the same number of trials for every one."""
+    """The plan with each student's settings chosen on validation, with the same number of trials for each."""
     from recbole_kd.verbs.tune import search
 
     rows = []

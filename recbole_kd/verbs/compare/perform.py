@@ -44,7 +44,7 @@ class _Sized(TypedDict, total=False):
 
 
 class _Record(_Sized):
-    """What :func:`perform` writes of a run."""
+    """The record of a run that :func:`perform` writes."""
 
     key: str
     seed: int
@@ -65,7 +65,7 @@ class _Record(_Sized):
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be made.
+    """A run to make.
 
     Attributes:
         row: the model and its settings.
@@ -81,11 +81,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"{self.row.name}, seed {self.seed}"
 
     def result(self) -> Optional[dict[str, Any]]:
-        """What :func:`perform` wrote, if it has and for these very settings."""
+        """The record written by :func:`perform` for exactly these settings, if there is one."""
         try:
             written: dict[str, Any] = read_json(Path(self.folder) / "result.json", _Record)
         except (OSError, UserError):
@@ -94,15 +94,15 @@ class Job:
 
 
 def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
-    """Makes a run and writes its files, ``result.json`` last: a run is made when that is there.
+    """Makes a run and writes its files, ``result.json`` last: a run is complete if this file exists.
 
-    A student's training that was interrupted goes on from its last whole epoch.
+    An interrupted training of a student resumes after its last complete epoch.
 
     Args:
-        tell: gets (epoch, epochs) after each evaluation on validation.
+        tell: called with (epoch, epochs) after each evaluation on validation.
 
     Raises:
-        UserError, TrainingError: as `run_recbole_kd`.
+        UserError, TrainingError: as in `run_recbole_kd`.
     """
     began = time.perf_counter()
     experiment = job.row.experiment(job.seed)
@@ -159,9 +159,9 @@ def _student(
 
 
 def _prefix_numbers(model: Any, size: int) -> Optional[int]:
-    """Numbers that a prefix is served with: a vector for each user and item.
+    """Number of numbers that serve a prefix: a vector for each user and item.
 
-    None of a sequential student, whose encoder reads the whole table.
+    None for a sequential student, because its encoder reads the whole table.
     """
     if "representations" not in ModelStudent(model).capabilities:
         return None
@@ -174,11 +174,11 @@ def _teacher(
     reset_peak_memory()
     teacher = obtain_teacher(experiment, splits)
     if not isinstance(teacher, FrozenTeacher):
-        raise UserError(f"compare evaluates each teacher, and {teacher.name} is no single model; train on it instead.")
+        raise UserError(f"compare evaluates each teacher, but {teacher.name} is not one model; use train instead.")
     if teacher.reordered:
         raise UserError(
             f"The teacher '{teacher.trained.checkpoint}' numbers users or items in another order than this dataset, "
-            "and compare evaluates teachers themselves; give one that was trained on these files, or its settings."
+            "so compare cannot evaluate it; give a teacher that was trained on these files, or its settings."
         )
     trained = teacher.trained
     trained_here = not trained.from_cache and experiment.teachers[0].settings is not None
@@ -192,7 +192,7 @@ def _teacher(
 def _record(
     outcome: Mapping[str, Any], test_result: Mapping[str, float], peak: Optional[int], checkpoint: str
 ) -> dict[str, Any]:
-    """The part of a run's record that is told of training; a teacher's file may know none of it."""
+    """The training's part of a run's record; a teacher's file may lack it."""
     return {
         "test_result": dict(test_result),
         "best_valid_result": dict(outcome.get("best_valid_result") or {}),
@@ -206,14 +206,14 @@ def _record(
 
 
 def answerer(model: Any, config: KDConfig, splits: Splits) -> tuple[Callable[[Tensor], Tensor], int]:
-    """How a trained model answers requests, for :func:`inference_costs`.
+    """A function that answers requests with a trained model, for :func:`inference_costs`.
 
     Returns:
-        a function from positions of users (n,) to their best items (n, 20), on the CPU, and how many users there are.
+        A function from positions of users (n,) to their best items (n, 20), on the CPU, and the number of users.
     """
     model.eval()
     device = config["device"]
-    # A request of a sequential model is a user's past, as it is at the test split.
+    # A request for a sequential model is a user's sequence at the test split.
     known = (
         splits.test.inter_feat if config.sequential else Interaction({model.USER_ID: torch.arange(1, model.n_users)})
     )
@@ -229,7 +229,7 @@ def answerer(model: Any, config: KDConfig, splits: Splits) -> tuple[Callable[[Te
 
 
 def scores_of_all(model: Any, interaction: Any) -> Tensor:
-    """Scores of the users of a request with every item, (n, I), where a model cannot rank in one call in several."""
+    """Scores of the users of a request with every item, (n, I); in several calls if the model needs them."""
     try:
         scores: Tensor = model.full_sort_predict(interaction)
         return scores.view(len(interaction), -1)

@@ -1,4 +1,4 @@
-"""Rows of a comparison from its settings: the models named, each recipe's teacher, the plain student of its size."""
+"""Makes the rows of a comparison from its settings: the named models, each recipe's teacher and its plain student."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from recbole_kd.stages.needs import check_models
 from recbole_kd.stages.result import versions
 from recbole_kd.verbs.options import MOST, CompareOptions
 
-#: What a model's section may hold beside its settings.
+#: Keys of a model's section that are not settings of the model.
 _SECTION_KEYS = ("model", "seeds", "space")
-#: Settings that mean nothing here, with what to do instead.
+#: Setting that has no meaning here -> what to do instead.
 _REFUSED = {
     "model": "list models with --models=A,B",
     "baseline": "the plain student of each recipe is a row already; list other models in --models",
-    "resume": "the same command goes on where it stopped",
+    "resume": "repeat the same command to continue",
     "result_file": "results are written to --output",
-    "final": "train the student that it chose, with 'recbole-kd train --final=true'",
-    "nproc": "a comparison shares out whole runs; see --parallel",
+    "final": "train the chosen student with 'recbole-kd train --final=true'",
+    "nproc": "a comparison makes whole runs in parallel; see --parallel",
 }
-#: Settings that change nothing in what a run gives; the device decides its costs.
+#: Settings that do not change a run's result; the device changes its costs.
 _WITHOUT_EFFECT = WITHOUT_EFFECT | {"model", "student", "ray_address"}
-#: Grows when runs of an older program must not stand beside those of this one.
+#: Grows when runs of older versions cannot be compared with new ones.
 _RUN_FORMAT = 1
 
 
@@ -45,17 +45,17 @@ class Row:
     """A line of the table: one model with its settings, trained with every seed.
 
     Attributes:
-        name: what the table calls it.
+        name: its name in the table.
         role: "teacher", "plain" (a recipe's student without its distillers), "recipe" or "model".
-        model: an architecture or recipe; for a teacher that of a student whom it teaches.
+        model: an architecture or recipe; for a teacher, the model of one of its students.
         dataset: the dataset's name.
         settings: nested, without the seed.
         seeds: one run for each.
-        teacher: name of the row of its teacher, of several that of the first; None where files of another system teach.
+        teacher: name of its teacher's row, or of the first teacher's; None if teachers are files of another system.
         reference: name of the row of the plain student of its size.
-        space: a ``.hyper`` file to search instead of the model's own; "none" leaves the row as it is.
-        swept: the values of ``sweep`` that this row has, by dotted name.
-        swept_from: the label that was swept.
+        space: a ``.hyper`` file to search instead of the model's own; "none": do not search.
+        swept: this row's values of ``sweep``, by dotted name.
+        swept_from: the label of the model that was swept.
     """
 
     name: str
@@ -71,10 +71,10 @@ class Row:
     swept_from: Optional[str] = None
 
     def config(self, seed: int) -> KDConfig:
-        """The settings of the run with this seed; of a teacher, those of the student whom it teaches.
+        """The settings of the run with this seed; for a teacher, the settings of its student.
 
         Raises:
-            UserError: settings that the model refuses; the message names the row.
+            UserError: the model refuses the settings; the message names the row.
         """
         try:
             return KDConfig(self.model, self.dataset, config_dict={**self.settings, "seed": seed})
@@ -116,7 +116,7 @@ class Row:
         parts: list[Any] = [_RUN_FORMAT, versions(), data, seed]
         for source in experiment.teachers:
             for file in source.files or ("",):
-                # A file by its size and date: its content may be gigabytes.
+                # Files count by size and date, because their content may be gigabytes.
                 stamp = os.stat(file) if os.path.isfile(file) else None
                 parts += [file or None, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
             if source.section.get("model"):
@@ -129,7 +129,7 @@ class Row:
         return digest(*parts)
 
     def chosen(self) -> dict[str, Any]:
-        """Settings that a preset or the user gave, with their values: what says how this row differs from RecBole's."""
+        """Settings from a preset or from the user, with their values: the differences to RecBole's defaults."""
         config = self.first_config
         if self.role == "teacher":
             (section,) = config.teacher_sections().values()
@@ -149,7 +149,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared, on what, with which budget."""
+    """The rows, data and budget of a comparison."""
 
     dataset: str
     rows: tuple[Row, ...]
@@ -163,19 +163,19 @@ class Plan:
 
     @property
     def students(self) -> list[Row]:
-        """All rows but the teachers."""
+        """All rows except the teachers."""
         return [row for row in self.rows if row.role != "teacher"]
 
 
 def plan(settings: Mapping[str, Any]) -> Plan:
-    """The comparison that the settings ask for, checked as far as it can be without the data.
+    """The comparison of these settings, checked as far as possible without the data.
 
     Args:
         settings: by dotted name, the verb's options among them; ``config_files`` names YAML files that may hold any of
             them, ``models`` as a mapping of labels to settings.
 
     Raises:
-        UserError: what the user can mend; nothing has been trained or written then.
+        UserError: wrong settings; nothing has been trained or written then.
     """
     given = dict(settings)
     common: dict[str, Any] = {}
@@ -222,9 +222,9 @@ def plan(settings: Mapping[str, Any]) -> Plan:
 
 
 def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:
-    """Label -> settings of its own, in the order given.
+    """Label -> its own settings, in the given order.
 
-    ``--models=A,B`` chooses among the labels of a YAML section, and names models beside them.
+    ``--models=A,B`` can name labels of a YAML section and models.
     """
     described = in_files if isinstance(in_files, Mapping) else {}
     if isinstance(models, str):
@@ -243,7 +243,7 @@ def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"--models lists '{name}' more than once; give the second one a label of its own in a YAML file "
+                f"--models lists '{name}' more than once; give the second one another label in a YAML file "
                 f"(models: {{{name}: {{}}, {name} again: {{model: {name}, ...}}}})."
             )
     sections = {}
@@ -256,7 +256,7 @@ def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:
 
 
 def _seeds(value: Any, first: int, name: str) -> tuple[int, ...]:
-    """The seeds of a list, or as many as a number says."""
+    """The seeds of a list, or as many seeds as a number says."""
     if not isinstance(value, (list, tuple)):
         return tuple(range(first, first + checked(f"--{name}", value, int, {"minimum": 1, "maximum": MOST})))
     seeds = tuple(checked(f"--{name}", seed, int, {"minimum": 0, "maximum": 2**32 - 1}) for seed in value)
@@ -268,17 +268,19 @@ def _seeds(value: Any, first: int, name: str) -> tuple[int, ...]:
 
 
 def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], dataset: str, seeds: Sequence[int]) -> Row:
-    """A model that was named, with those of the common settings that it reads, under its own."""
+    """A named model: its own settings, over the common settings that it reads."""
     settings = {key: value for key, value in section.items() if key not in _SECTION_KEYS}
     model = str(section.get("model") or name)
     for key in ("seed", "split_seed", *_REFUSED):
         if key in settings:
-            raise UserError(f"models.{name}.{key} is not a model's own setting; its seeds go into models.{name}.seeds.")
+            raise UserError(f"models.{name}.{key} is not a setting of a model; set seeds with models.{name}.seeds.")
     own_seeds = (
         tuple(seeds) if section.get("seeds") is None else _seeds(section["seeds"], seeds[0], f"models.{name}.seeds")
     )
     if len(own_seeds) != len(seeds):
-        raise UserError(f"models.{name}.seeds has {len(own_seeds)} seeds and --seeds {len(seeds)}; give as many.")
+        raise UserError(
+            f"models.{name}.seeds has {len(own_seeds)} seeds but --seeds has {len(seeds)}; give equally many."
+        )
     # What it reads depends on these.
     structure = merge(
         {key: common[key] for key in ("learner", "distill") if key in common},
@@ -287,7 +289,7 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     row = Row(name, "model", model, dataset, {}, own_seeds, space=section.get("space"))
     probe = replace(row, settings=structure).first_config
     settings = merge({key: value for key, value in common.items() if probe.reads(key)}, settings)
-    # One Adam and one loader for all rows: a run that distils takes the fast ones, and epochs are compared too.
+    # All rows use the same Adam and loader, because epochs are compared too; distilled runs use the fast versions.
     fast = samples_fast(probe.resolved.backbone, probe["MODEL_TYPE"])
     base = {"state": "WARNING", "fused_adam": True, "fast_sampling": fast}
     row = replace(row, settings={**base, **settings, "baseline": None, "show_progress": False})
@@ -305,7 +307,7 @@ def _swept(
     common: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> tuple[list[Row], dict[str, dict[str, Any]]]:
-    """A row for every combination of the values of ``sweep`` that a model reads; other models have their one row."""
+    """A row for every combination of values of ``sweep`` that a model reads; other models have one row."""
     swept = _sweep_values(options.sweep)
     if options.tune_trials:
         raise UserError("--sweep sets what --tune_trials would search; leave one of them out.")
@@ -330,7 +332,7 @@ def _sweep_values(sweep: Any) -> dict[str, list[Any]]:
     """Dotted name -> distinct values.
 
     Raises:
-        UserError: no mapping of one or two settings to lists of at least two distinct values.
+        UserError: not a mapping of one or two settings to lists of at least two distinct values.
     """
     expected = "expected one or two settings with a list of values each, such as --sweep.rrd.weight=[0.001,0.01,0.1]"
     if not isinstance(sweep, Mapping):
@@ -349,15 +351,15 @@ def _sweep_values(sweep: Any) -> dict[str, list[Any]]:
 def _refuse_unread(common: Mapping[str, Any], rows: Sequence[Row]) -> None:
     for key, value in common.items():
         if key != "split_seed" and not any(row.first_config.reads(key) for row in rows):
-            # The configuration says what is wrong with it, and names the closest.
+            # The configuration's own error is better: it names the closest setting.
             replace(rows[0], settings={**rows[0].settings, key: value}).config(rows[0].seeds[0])
             raise UserError(f"Setting '{key}' is read by none of the models {', '.join(row.name for row in rows)}.")
 
 
 def _one_protocol(rows: Sequence[Row]) -> list[Row]:
-    """Beside sequential models, the others have their split, and rank what these rank.
+    """Gives general models beside sequential ones the sequential models' split and ranked items.
 
-    Whether users and targets are the same then is known when the data are read.
+    Whether users and targets are the same is checked when the data are read.
     """
     settings = next((row.first_config for row in rows if row.first_config.sequential), None)
     if settings is None:
@@ -369,7 +371,7 @@ def _one_protocol(rows: Sequence[Row]) -> list[Row]:
 def _equal_budgets(
     rows: Sequence[Row], common: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Row], int, int, dict[str, str]]:
-    """The same epochs and stopping for every student: what was given, or the most that a preset among them has."""
+    """The same epochs and stopping for every student: the given values, or the largest in their presets."""
     budget = {}
     for key in ("epochs", "stopping_step"):
         open_rows = [row for row in rows if key not in sections[row.name]] or rows
@@ -384,7 +386,7 @@ def _equal_budgets(
 
 
 def _with_companions(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
-    """Teachers and plain students first, each once, then the rows named; recipes know theirs."""
+    """Teachers and plain students first, each once, then the named rows, which refer to them."""
     taken = {row.name for row in rows}
     teachers: dict[str, Row] = {}
     plain: dict[str, Row] = {}
@@ -417,7 +419,7 @@ def _teachers(row: Row, seeds: Sequence[int]) -> list[Row]:
     if len(sections) == 1:
         return [] if _is_foreign(sections[0]) else [alone]
     sections = [section for section in sections if not _is_foreign(section)]
-    # A checkpoint says itself what it holds: a model that a preset names beside it is not asked for.
+    # A checkpoint names its own model, so a model from a preset is ignored.
     own = [{**section, "model": None} if section.get("checkpoint") else section for section in sections]
     return [replace(alone, settings={**row.settings, "teacher": {"count": 1, **section}}) for section in own]
 
@@ -427,7 +429,7 @@ def _is_foreign(section: Mapping[str, Any]) -> bool:
 
 
 def _plain_student(row: Row, seeds: Sequence[int]) -> Row:
-    """The recipe's backbone with the recipe's settings, less teacher and distillers."""
+    """The recipe's backbone with the recipe's settings, without teacher and distillers."""
     config = KDConfig(row.model, row.dataset, config_dict={**row.settings, "seed": seeds[0], "baseline": "student"})
     alone = config.baseline_config()
     settings = {key: value for key, value in alone.external_config_dict.items() if key not in ("seed", "baseline")}
@@ -435,7 +437,7 @@ def _plain_student(row: Row, seeds: Sequence[int]) -> Row:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """`name`, with a number in its bracket where it is taken: "BPR (plain 2)"."""
+    """`name`, with a number in its bracket if it is taken: "BPR (plain 2)"."""
     candidates = (name if number == 1 else f"{name[:-1]} {number})" for number in itertools.count(1))
     found = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(found)
@@ -460,6 +462,6 @@ def _check_spaces(rows: Iterable[Row]) -> None:
             default_space(row.first_config)
         except UserError:
             raise UserError(
-                f"--tune_trials is set and there is no search space of {row.model}. "
-                f"Give one as models.{row.name}.space=FILE.hyper in a YAML file; space: none leaves it as it is."
+                f"--tune_trials is set, but there is no search space for {row.model}. "
+                f"Give one as models.{row.name}.space=FILE.hyper in a YAML file; with space: none it is not searched."
             ) from None

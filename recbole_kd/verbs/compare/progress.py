@@ -1,4 +1,4 @@
-"""What is told on standard error while runs are made: each run's end, and how long the rest will take."""
+"""Progress on standard error during a comparison: each run's end, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _START_OF_LINE = "\r\x1b[K"
 
 
 class Progress:
-    """Counts runs and estimates the time left from those that were made: a row's by its own, a new row's by all."""
+    """Counts runs and estimates the time left from finished runs: those of the same row, or all for a new row."""
 
     def __init__(self, planned: Plan, stream: Optional[TextIO] = None) -> None:
         self.stream = sys.stderr if stream is None else stream
@@ -43,7 +43,7 @@ class Progress:
         self._status(f"[{self.done + 1}/{self.total}] {self._running}{self._rest()}")
 
     def told(self, epochs: tuple[int, int]) -> None:
-        """The run has evaluated after this epoch, of so many at most."""
+        """The run has evaluated after an epoch; `epochs` has the epoch and the largest number of epochs."""
         epoch, most = epochs
         self._status(f"[{self.done + 1}/{self.total}] {self._running}, epoch {epoch} of at most {most}{self._rest()}")
 
@@ -51,19 +51,19 @@ class Progress:
         """A run's files are written."""
         record = job.result()
         if record is None:
-            raise TrainingError(f"{job.name}: its files in {job.folder} are gone; repeat the command.")
+            raise TrainingError(f"{job.name}: its files in {job.folder} were removed; repeat the command.")
         self._count(job, record)
         score = record["best_valid_result"].get(self.metric)
         found = "" if score is None else f" validation {self.metric} {score:.4f},"
         self.say(f"[{self.done}/{self.total}] {job.name}:{found} {duration(record['seconds'])}{self._rest()}")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         self.stream.write(f"{_START_OF_LINE if self.stream.isatty() else ''}{line}\n")
         self.stream.flush()
 
     def seconds_left(self) -> float:
-        """Estimate for the runs that are not finished, less what the running one has had."""
+        """Estimated seconds for unfinished runs, minus the time of the running one."""
         everything = [second for seconds in self._seconds.values() for second in seconds]
         if not everything:
             return 0.0
@@ -83,7 +83,7 @@ class Progress:
         return f", about {duration(left)} left" if left and self.done < self.total else ""
 
     def _status(self, line: str) -> None:
-        """A line that the next one overwrites; on a terminal alone."""
+        """Prints a line that the next one overwrites; only on a terminal."""
         if self.stream.isatty():
             self.stream.write(f"{_START_OF_LINE}{line}")
             self.stream.flush()

@@ -1,4 +1,4 @@
-"""The runs' records joined: means, deviations, intervals, tests, gains, costs; and the table for a terminal."""
+"""Summarises the runs' records: means, deviations, intervals, tests, gains, costs; and the table for a terminal."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, r
     """results.json; its fields are in docs/compare.md.
 
     Args:
-        records: row name -> what :func:`perform` wrote, a record per seed.
+        records: row name -> the records of :func:`perform`, one per seed.
         split: digest of the splits.
-        ranking: what :func:`ranked` says.
+        ranking: the text of :func:`ranked`.
 
     Raises:
         UserError: per-user files of different users.
@@ -52,7 +52,7 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, r
                 "backbone": row.backbone,
                 "teacher": row.teacher,
                 "reference": own_reference,
-                # Runs of an older program do not tell it.
+                # Runs of older versions lack it.
                 **{key: records[row.name][0][key] for key in ("dimensions",) if key in records[row.name][0]},
                 "distillers": row.distillers,
                 "settings": row.chosen(),
@@ -112,24 +112,24 @@ _RUN_FIELDS = (
 
 
 def ranked(loaded: Sequence[Splits]) -> str:
-    """What the rows of a table with sequential models find, and among which items, in a sentence or two.
+    """One or two sentences on the targets and ranked items of a table with sequential models.
 
     Args:
-        loaded: the data as sequential models read them, and as other models do where there are some.
+        loaded: the data for sequential models and, if there are any, for other models.
     """
     if not loaded[0].sequential:
         return ""
     alike = (
-        "All models learn from the same interactions, whether they read sequences or users, and are to find the same "
-        "item of each user, the last one. "
+        "All models, sequential or not, learn from the same interactions and have the same target for each user, the "
+        "last item. "
     )
     repeatable = loaded[0].repeatable
-    what = "all items, also those that the user has had" if repeatable else "the items that the user has not had before"
+    what = "all items, also those that the user has seen" if repeatable else "the items that the user has not seen"
     return f"{alike if len(loaded) > 1 else ''}Every row ranks {what}."
 
 
 def budget_sentence(plan: Plan) -> str:
-    """What every method was given, in one sentence."""
+    """One sentence on the budget of every method."""
     valid = plan.students[0].first_config["valid_metric"]
     searched = [row for row in plan.students if row.space != "none"]
     left = [row.name for row in plan.students if row.space == "none"]
@@ -144,7 +144,7 @@ def budget_sentence(plan: Plan) -> str:
     seeds, epochs, evaluations = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
     return (
         f"Every student was trained with {seeds} on one split, {tuned}, for at most {epochs}, stopped after "
-        f"{evaluations} without a better {valid} on validation"
+        f"{evaluations} without improvement of {valid} on validation"
         f"{f' (except {but})' if but else ''}{teacher}."
     )
 
@@ -152,11 +152,11 @@ def budget_sentence(plan: Plan) -> str:
 def _measured(
     plan: Plan, records: Mapping[str, Sequence[Record]]
 ) -> tuple[dict[str, PerUser], dict[str, dict[str, list[float]]]]:
-    """What the runs' files say of each row.
+    """The metrics of each row, from the runs' files.
 
     Returns:
-        row name -> metric -> (n,) each user's mean over seeds, the users in the same order for all rows; and
-        row name -> metric -> the mean of each seed's run, not rounded where the metric is a mean over users.
+        Row name -> metric -> (n,) each user's mean over seeds, the users in the same order for all rows; and
+        row name -> metric -> the mean of each seed's run, unrounded if the metric is a mean over users.
     """
     everyone: Optional[list[str]] = None
     per_user: dict[str, PerUser] = {}
@@ -171,7 +171,7 @@ def _measured(
             everyone = known if everyone is None else everyone
             if known != everyone:
                 raise UserError(
-                    f"The runs of {row.name} were evaluated on other users than those of {plan.rows[0].name}; remove "
+                    f"The runs of {row.name} were evaluated on other users than {plan.rows[0].name}; remove "
                     f"{Path(record['per_user']).parent} and repeat the command."
                 )
             for metric, column in values.items():
@@ -183,7 +183,7 @@ def _measured(
 
 
 def _prefixes(records: Sequence[Record]) -> dict[str, Any]:
-    """Of a student of ``--matryoshka`` the means over seeds of each prefix but the whole; nothing of others."""
+    """For a student of ``--matryoshka``, means over seeds of each shorter prefix; empty for other models."""
     found = {}
     known = records[0].get("prefixes") or {} if all(record.get("prefixes") for record in records) else {}
     for size, first in known.items():
@@ -201,12 +201,12 @@ def _of(average: Mapping[str, Mapping[str, float]], name: Optional[str], metric:
 
 
 def _relative_gain(value: float, reference: Optional[float]) -> Optional[float]:
-    """value / reference - 1; None where there is nothing to divide by."""
+    """value / reference - 1; None if the reference is missing or 0."""
     return None if not reference else value / reference - 1
 
 
 def _gap_closed(value: float, reference: Optional[float], teacher: Optional[float]) -> Optional[float]:
-    """The part of the way from the reference to the teacher; None where the teacher is not the better one."""
+    """The gain over the reference as a share of the teacher's gain; None if the teacher is not better."""
     if reference is None or teacher is None or teacher <= reference:
         return None
     return (value - reference) / (teacher - reference)
@@ -242,7 +242,7 @@ def _costs(records: Sequence[Record], plain: Optional[Sequence[Record]]) -> dict
             }
             for size in sizes
         },
-        # The lowest and the highest median of a part of a run's requests.
+        # The lowest and the highest of the medians of parts of a run's requests.
         "latency_range_ms": {size: [min(bounds), max(bounds)] for size, bounds in ranges.items() if bounds},
         "users_per_second": {
             size: float(np.median([one["users_per_second"][size] for one in answering])) for size in sizes
@@ -251,7 +251,7 @@ def _costs(records: Sequence[Record], plain: Optional[Sequence[Record]]) -> dict
 
 
 def _epoch_seconds(records: Sequence[Record]) -> Optional[float]:
-    """Median seconds of training an epoch; None where no run knows its own."""
+    """Median training seconds of an epoch; None if no run recorded them."""
     seconds = [epoch for record in records for epoch in record["epoch_seconds"]]
     return float(np.median(seconds)) if seconds else None
 
@@ -280,7 +280,7 @@ def cpu_name() -> str:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The comparison for a terminal: size, two metrics with deviation, gain and gap; costs; what to make of them."""
+    """The comparison for a terminal: size, two metrics with deviation, gain and gap; costs; an explanation."""
     from recbole_kd.report.headline import recommendation, warnings
     from recbole_kd.report.view import LEVEL, Comparison
 

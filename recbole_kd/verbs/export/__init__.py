@@ -1,13 +1,13 @@
-"""``recbole-kd export``: a student alone, for serving without torch, RecBole or this package.
+"""``recbole-kd export``: writes a student as a bundle that serves without torch, RecBole or this package.
 
-A bundle is a folder of safetensors, JSON, perhaps an ONNX graph, and a README.md whose few lines give the
-recommendations; nothing in it is a pickle. :mod:`recbole_kd.files.bundle` says what it holds and reads it again.
+A bundle is a folder of safetensors, JSON, perhaps an ONNX graph, and a README.md with a few lines of code that
+recommend; it has no pickles. :mod:`recbole_kd.files.bundle` describes and reads it.
 
-- :mod:`.student`: what a model is when it answers; its vectors in fewer numbers and narrower types.
-- :mod:`.graph`: its own computation as an ONNX graph, of sequential models and of pairs.
-- :mod:`.measure`: exact search and indexes, what they find, hold and take.
-- :mod:`.explore`: every combination of these, and which one to take.
-- :mod:`.readme`: the lines, the figures, the card.
+- :mod:`.student`: makes a bundle from a model; reduces its vectors' size and type.
+- :mod:`.graph`: a model's computation as an ONNX graph, for sequential models and for pairs.
+- :mod:`.measure`: recall, size and latency of exact search and of indexes.
+- :mod:`.explore`: compares all combinations of these and chooses one.
+- :mod:`.readme`: the README with code, figures and model card.
 """
 
 from __future__ import annotations
@@ -64,31 +64,32 @@ def run_export(
     explore: bool = False,
     loss: Optional[float] = None,
 ) -> dict[str, Any]:
-    """Writes the bundle of a saved model, whole or not at all.
+    """Writes the bundle of a saved model, completely or not at all.
 
     Args:
         checkpoint, seen, config_dict: as in :class:`recbole_kd.verbs.recommender.Recommender`.
-        output: the bundle's folder; its parent is made where it does not exist.
-        index: a key of :data:`recbole_kd.verbs.options.INDEXES`, or None for exact search alone.
-        index_type: flat, hnsw or ivfpq; None is hnsw.
-        overwrite: whether a bundle that is there is replaced.
-        dtype: of the vectors: float32, float16 or int8.
-        dimensions: how many numbers of each vector are kept; None keeps all.
-        explore: whether all combinations of the last four are compared, and the one that is smallest is written.
-        loss: the share of NDCG@20 on validation that it may lose; None is 0.01.
+        output: the bundle's folder; its parent is created if missing.
+        index: a key of :data:`recbole_kd.verbs.options.INDEXES`, or None for exact search only.
+        index_type: flat, hnsw or ivfpq; None: hnsw.
+        overwrite: whether an existing bundle is replaced.
+        dtype: type of the vectors: float32, float16 or int8.
+        dimensions: how many numbers of each vector to keep; None: all.
+        explore: whether all combinations of index, index_type, dtype and dimensions are compared; the smallest
+            one within `loss` is written.
+        loss: the share of NDCG@20 on validation that `explore` may lose; None: 0.01.
 
     Returns:
-        What ``manifest.json`` holds.
+        The content of ``manifest.json``.
 
     Raises:
-        UserError: a bad value of one of these, a model that has no exporter, a folder that cannot be written.
+        UserError: a bad value of an argument, a model without an exporter, or a folder that cannot be written.
     """
     given = {name: value for name, value in locals().items() if name != "config_dict"}
     return _export(ExportOptions.parse("--", given), config_dict)
 
 
 def run(options: ExportOptions, settings: dict[str, Any]) -> None:
-    """The verb: writes the bundle and prints what it is."""
+    """The verb: writes the bundle and prints a summary."""
     print(summary(_export(options, settings), options.output))
 
 
@@ -97,7 +98,8 @@ def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) ->
     _check_target(target, options.overwrite)
     faiss = None if options.index is None else index_module(options.index)
     stored = load_checkpoint(options.checkpoint, schema=ModelState)["config"]
-    # The first numbers of a Matryoshka student are a student: they are cut in the model, not turned here.
+    # The first numbers of a Matryoshka student are themselves a student, so they are cut in the model, not rotated
+    # here.
     cut = options.dimensions if stored.get("matryoshka") else None
     recommender = Recommender(options.checkpoint, options.seen, _settings(options, stored, config_dict), cut)
     options = options if cut is None else replace(options, dimensions=None)
@@ -108,7 +110,7 @@ def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) ->
         options, explored = _explored(options, whole, recommender)
         faiss = None if options.index is None else index_module(options.index)
     bundle = with_vectors(whole, options.dimensions, options.dtype)
-    # A pair's network scores the catalogue in a hundred times the time of a product.
+    # A network over pairs takes a hundred times as long as a product to score the catalogue.
     rows = sampled_users(len(whole.users), 100 if whole.kind == "pairs" else 1000)
     k = min(MEASURED_K, len(whole.items))
     wanted = exact_lists(whole, rows, k)
@@ -138,14 +140,14 @@ def _export(options: ExportOptions, config_dict: Optional[Mapping[str, Any]]) ->
 def _settings(
     options: ExportOptions, stored: Mapping[str, Any], config_dict: Optional[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The settings over the stored ones. The card's metrics are those that the run asked for."""
+    """The settings that override the stored ones. The card has the metrics of the run."""
     if options.config_files:
         return {**(config_dict or {}), "config_files": options.config_files}
     return {**{name: stored[name] for name in ("metrics", "topk") if name in stored}, **(config_dict or {})}
 
 
 def _explored(options: ExportOptions, whole: Bundle, recommender: Recommender) -> tuple[ExportOptions, dict[str, Any]]:
-    """The options of the smallest combination within the loss, and what the manifest tells of all of them."""
+    """The options of the smallest combination within the loss, and the manifest's entry on all combinations."""
     splits, loss = recommender.splits, 0.01 if options.loss is None else options.loss
     training, valid = (
         Observed(*splits.pairs(part), len(splits.user_tokens), len(splits.item_tokens))
@@ -173,14 +175,14 @@ def _faiss_or_none() -> Any:
 
 
 def _check_fits(options: ExportOptions, kind: str, recommender: Recommender) -> None:
-    """Refuses options that a kind of bundle has no vectors for."""
+    """Refuses options that need vectors which this kind of bundle lacks."""
     name = recommender.trained.state["model"]
     lacking = {"vectors": (), "sequence": ("explore", "dimensions")}
     for option in lacking.get(kind, ("explore", "dimensions", "index", "dtype")):
         value = getattr(options, option)
         if value not in (None, False, "float32"):
             raise UserError(
-                f"--{option}={str(value).lower()} is for models with a vector for each user and item, and {name} is "
+                f"--{option}={str(value).lower()} is for models with a vector for each user and item, but {name} is "
                 f"exported as a graph; leave --{option} out."
             )
     size = recommender.model.dimension or 0
@@ -189,7 +191,7 @@ def _check_fits(options: ExportOptions, kind: str, recommender: Recommender) -> 
 
 
 def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
-    """What the manifest tells of the model, its data and its training."""
+    """The manifest's entries on the model, its data and its training."""
     state, config = recommender.trained.state, recommender.trained.config
     teacher = state["config"].get("teacher") or {}
     distillers = list(state["config"].get("distill") or [])
@@ -226,9 +228,9 @@ def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> 
 
 
 def _results(recommender: Recommender) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics on validation and on test, both of what is exported: its prefix, and its rule of what is ranked.
+    """Metrics of the exported model (its prefix, its ranked items) on validation and on test.
 
-    Where there is no such split they are those that chose the epoch, and none.
+    Without a split they are the validation metrics that chose the epoch, and no test metrics.
     """
     trained = recommender.trained
     kept = trained.state["best_valid_result"]
@@ -245,7 +247,7 @@ def _results(recommender: Recommender) -> tuple[dict[str, float], dict[str, floa
 
 
 def _write(folder: Path, bundle: Bundle) -> None:
-    """Writes all of a bundle but its README, index and manifest."""
+    """Writes a bundle except its README, index and manifest."""
 
     def tensors(name: str, values: Tensors) -> None:
         write_content(folder / f"{name}.safetensors", safetensors.numpy.save(values))
@@ -268,7 +270,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UserError(f"--output={target} is not empty; choose another folder, or replace it with --overwrite=true.")
     if not is_bundle(target):
-        raise UserError(f"--output={target} holds something else than an export; choose another folder.")
+        raise UserError(f"--output={target} has files that are not an export; choose another folder.")
 
 
 def _file_facts(path: Path) -> dict[str, Any]:
@@ -277,7 +279,7 @@ def _file_facts(path: Path) -> dict[str, Any]:
 
 
 def summary(manifest: Mapping[str, Any], output: str) -> str:
-    """What was exported, as lines."""
+    """A summary of the export, as lines."""
     size = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     what = {
         "vectors": f"of {manifest['dimension']} numbers ({manifest['dtype']})",

@@ -1,8 +1,8 @@
-"""``export --explore=true``: what fewer numbers, narrower types and an index cost a student of two towers.
+"""``export --explore=true``: the effect of fewer dimensions, smaller types and an index on a two-tower student.
 
-Every combination answers the same users on validation. Training items are left out, unless what was seen can be
-recommended again. One is on the front where no other has
-at least its NDCG in at most its bytes and its time. Times that differ by less than a fifth are equal: that is noise.
+Every combination answers the same users on validation. Training items are left out, unless seen items can be
+recommended again. A combination is on the front if no other has at least its NDCG with at most its bytes and time.
+Times that differ by less than a fifth count as equal, because that is noise.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from recbole_kd.verbs.export.student import DTYPES, with_vectors
 
 __all__ = ["Choice", "choices_table", "explore", "fewer_dimensions", "ndcg", "take"]
 
-#: Fewer numbers than these are not tried.
+#: The smallest number of dimensions that is tried.
 _FEWEST = 4
-#: A search in less than this share of another's time is faster by more than noise.
+#: A search is faster than another if it takes less than this share of its time; the rest is noise.
 _FASTER = 0.8
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One combination, and what it gives.
+    """One combination, and its measurements.
 
     Attributes:
         dimensions, dtype, index: index is None for exact search.
         ndcg: NDCG@20 on validation, mean over the measured users who have validation items.
-        loss: what is lost of the NDCG of all dimensions in float32, as a share.
-        recall: of the 20 items that these find.
-        bytes: of vectors, and of the index where there is one.
+        loss: the loss relative to the NDCG of all dimensions in float32.
+        recall: the share of that configuration's 20 items that is found.
+        bytes: size of the vectors and of the index, if any.
         p50, p95: latency in milliseconds of one user on one thread.
         front: whether no other combination is as good in NDCG, bytes and p50, and better in one.
     """
@@ -65,7 +65,7 @@ class Choice:
 
     @property
     def words(self) -> str:
-        """The options that export it."""
+        """The command-line options that export it."""
         given = [f"--dimensions={self.dimensions}", f"--dtype={self.dtype}"]
         return " ".join([*given, *((f"--index=faiss --index_type={self.index}",) if self.index else ())])
 
@@ -81,12 +81,12 @@ def fewer_dimensions(most: int, prefixes: Sequence[int] | None = None) -> list[i
 
 
 def ndcg(lists: Lists, relevant: Sequence[set[int]], k: int) -> float:
-    """sum over hits at place p of 1 / log2(p + 1), over that of min(k, relevant) hits at the first places.
+    """NDCG: sum over hits at rank p of 1 / log2(p + 1), divided by the same sum for min(k, relevant) hits at the top.
 
     Args:
         lists: item rows of each user, best first.
-        relevant: theirs that count; users without any are left out.
-        k: places that count.
+        relevant: relevant item rows of each user; users without any are left out.
+        k: the cutoff.
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
     values = [
@@ -101,8 +101,8 @@ def explore(bundle: Bundle, left_out: Observed, valid: Observed, faiss: Any) -> 
     """All combinations of :func:`fewer_dimensions`, types and indexes, in the order of tables.
 
     Args:
-        bundle: two towers in float32; what it leaves out does not matter here.
-        left_out, valid: pairs by internal ids. The first are left out of the lists, the second are to be found.
+        bundle: two towers in float32; its seen items are not used.
+        left_out, valid: pairs by internal ids; those left out of the lists, and the relevant ones.
         faiss: the package, or None without indexes.
 
     Raises:
@@ -117,8 +117,8 @@ def explore(bundle: Bundle, left_out: Observed, valid: Observed, faiss: Any) -> 
     asked = np.flatnonzero([bool(items) for items in relevant])
     if not len(asked):
         raise UserError(
-            "--explore compares NDCG on validation, and no user has validation items; export without it, or a model "
-            "whose --eval_args leaves a validation split."
+            "--explore compares NDCG on validation, but no user has validation items; leave it out, or export a model "
+            "whose --eval_args has a validation split."
         )
     rows = [int(asked[place]) for place in sampled_users(len(asked))]
     k = min(MEASURED_K, len(bundle.items))
@@ -155,7 +155,7 @@ def _measured(bundle: Bundle, rows: Sequence[int], wanted: Lists, k: int, faiss:
                 if (dtype, kind) == ("int8", "ivfpq"):
                     continue
                 index, _ = build_index(faiss, kept, kind, dtype)
-                # A wider search finds what exact search finds over these vectors, not over all dimensions.
+                # A wider search approaches exact search over these vectors, not over all dimensions.
                 measured, found = measure_index(faiss, index, kind, kept, rows, lists, 1.0, k)
                 size = facts["bytes"] + len(faiss.serialize_index(index))
                 last = measured["search"][-1]
@@ -164,17 +164,17 @@ def _measured(bundle: Bundle, rows: Sequence[int], wanted: Lists, k: int, faiss:
 
 
 def _better(one: Choice, other: Choice) -> bool:
-    """Whether `one` leaves no reason to take `other`: NDCG to four digits, times beyond noise."""
+    """Whether `one` is at least as good as `other` in everything: NDCG to four digits, times up to noise."""
     first, second = ((round(choice.ndcg, 4), -choice.bytes) for choice in (one, other))
     slower, faster = one.p50 * _FASTER > other.p50, one.p50 < _FASTER * other.p50
     return all(a >= b for a, b in zip(first, second)) and not slower and (first != second or faster)
 
 
 def take(choices: Sequence[Choice], loss: float) -> tuple[Choice, Choice]:
-    """The smallest combination that loses at most so much of NDCG, and the smallest of the fastest.
+    """The smallest combination that loses at most `loss` of NDCG, and the smallest among the fastest.
 
     Returns:
-        both; they are the same where none is faster than the smallest by more than noise.
+        Both; they are the same if none is faster than the smallest by more than noise.
     """
     allowed = [choice for choice in choices if choice.loss <= loss]
     smallest = min(allowed, key=lambda choice: (choice.bytes, choice.p50))
@@ -185,7 +185,7 @@ def take(choices: Sequence[Choice], loss: float) -> tuple[Choice, Choice]:
 
 
 def choices_table(choices: Sequence[Choice], loss: float, everything: bool = True) -> str:
-    """The combinations as lines, `*` for the front, and which to take."""
+    """The combinations as lines, `*` for the front, and the choices."""
     head = ("", "dimensions", "dtype", "index", "NDCG@20", "loss", "recall@20", "MB", "p50 ms", "p95 ms")
     lines = [head]
     for one in choices:

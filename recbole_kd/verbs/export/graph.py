@@ -25,10 +25,10 @@ class Unexportable(Exception):
 
 
 def require_onnx() -> None:
-    """Refuses to go on without the packages that write and run graphs.
+    """Checks for the packages that write and run graphs.
 
     Raises:
-        UserError: it says what to install.
+        UserError: one is missing; the message says what to install.
     """
     require("torch", "2.5")
     for name in ("onnxscript", "onnxruntime"):
@@ -36,15 +36,15 @@ def require_onnx() -> None:
             importlib.import_module(name)
         except ImportError:
             raise UserError(
-                f"This model is exported as an ONNX graph, and {name} is not installed: "
+                f"This model is exported as an ONNX graph, but {name} is not installed; run: "
                 "pip install onnxscript onnxruntime (the extra 'onnx')."
             ) from None
 
 
 class _Given(nn.Module):
-    """In place of a model's table of items: the rows of a history, which come with it.
+    """Replaces a model's item table by the rows of a history, which are an input.
 
-    Ids are places in the history, from 1. Padding, and what a model adds behind the items (BERT4Rec's mask), stay.
+    Ids are positions in the history, from 1. Padding and rows that a model adds after the items (BERT4Rec's mask) stay.
     """
 
     padding: Tensor
@@ -150,7 +150,7 @@ def _graph(module: nn.Module, given: dict[str, Tensor], output: str) -> bytes:
             )
             content: bytes = program.model_proto.SerializeToString()  # type: ignore[union-attr]
     except Exception as error:
-        # What the tracer raises is of as many types as there are operations.
+        # The tracer can raise many types of errors.
         reason = next((line for line in reversed(str(error).splitlines()) if "Error'>: " in line), str(error))
         raise Unexportable(" ".join(reason.split())[:200]) from None
     finally:

@@ -1,7 +1,7 @@
-"""What exact search over a bundle's vectors and an approximate index find, hold and take.
+"""Recall, size and latency of exact search over a bundle's vectors, and of an approximate index.
 
-Both are asked for one user at a time on one thread, seen items left out. What is found is compared with exact search
-over the model's own vectors in float32.
+Both answer one user at a time on one thread, without seen items. Recall is relative to exact search over the model's
+own vectors in float32.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = [
     "search_index",
 ]
 
-#: Type of index -> the widths of a search that are tried, narrowest first. A flat index has none.
+#: Type of index -> the search widths that are tried, smallest first. A flat index has none.
 WIDTHS: dict[str, tuple[int, ...]] = {"flat": (0,), "hnsw": (64, 128, 256, 512), "ivfpq": (4, 8, 16, 32, 64)}
-#: The share of exact search's recall from which a wider search is not needed.
+#: If a search reaches this share of exact search's recall, no wider search is tried.
 _ENOUGH = 0.99
-#: Of HNSW's graph: neighbours of a node, candidates while it is built.
+#: HNSW's graph: neighbours of a node, and candidates while it is built.
 _NEIGHBOURS, _BUILD_WIDTH = 32, 200
 #: Items of the lists that are compared.
 MEASURED_K = 20
@@ -54,17 +54,19 @@ def index_module(index: str) -> Any:
     Raises:
         UserError: it is not installed.
     """
-    # Which variants of itself faiss tries first is nothing for a terminal.
+    # Hides faiss's messages about the variants of itself that it tries.
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         return importlib.import_module(index)
     except ImportError:
-        raise UserError(f"--index={index} is not installed: pip install {INDEXES[index]}, or leave it out.") from None
+        raise UserError(
+            f"--index={index} is not installed; run: pip install {INDEXES[index]}, or leave it out."
+        ) from None
 
 
 @contextmanager
 def _one_thread(faiss: Any = None) -> Iterator[None]:
-    """As a server gives a request: numpy's products and faiss's searches on one thread."""
+    """Inside the block numpy's products and faiss's searches use one thread, like a request to a server."""
     threads = 1 if faiss is None else faiss.omp_get_max_threads()
     with threadpool_limits(1):
         if faiss is not None:
@@ -77,7 +79,7 @@ def _one_thread(faiss: Any = None) -> Iterator[None]:
 
 
 def sampled_users(users: int, most: int = 1000) -> list[int]:
-    """Rows of the users that are measured, over the whole table."""
+    """Rows of the measured users, spread over the whole table."""
     rows: list[int] = np.linspace(0, users - 1, min(most, users)).astype(int).tolist()
     return rows
 
@@ -102,23 +104,23 @@ def measure_exact(bundle: Bundle, rows: Sequence[int], found: Lists, wanted: Lis
 
 
 def query(bundle: Bundle) -> Query:
-    """What asks an index for a user: their vector, and 1 for the bias of the items where they have one."""
+    """A function from a user to the query for an index: the user's vector, and 1 if items have a bias."""
     if "bias" not in bundle.vectors:
         return bundle.vector
     return lambda user: np.append(bundle.vector(user), np.float32(1))
 
 
 def build_index(faiss: Any, bundle: Bundle, kind: str, dtype: str) -> tuple[Any, str]:
-    """An index of a bundle's items that is searched by inner product, and what it is.
+    """An index of a bundle's items for search by inner product, and its description.
 
     - ``flat``: all of them are compared.
-    - ``hnsw``: a navigable graph (Malkov and Yashunin, TPAMI 2020). The inner product is no metric, and HNSW was made
-      for metrics; a graph by the inner product itself (Morozov and Babenko, NeurIPS 2018) works all the same, and its
-      recall is measured. The other way, Euclidean distance after one more coordinate sqrt(max |i|^2 - |i|^2) (Bachrach
-      et al., RecSys 2014), found fewer of BPR's items on Gowalla at every search width.
+    - ``hnsw``: a navigable graph (Malkov and Yashunin, TPAMI 2020). HNSW was made for metrics, and the inner product is
+      not one, but a graph by inner product works too (Morozov and Babenko, NeurIPS 2018); its recall is measured. The
+      alternative, Euclidean distance with one more coordinate sqrt(max |i|^2 - |i|^2) (Bachrach et al., RecSys 2014),
+      had lower recall for BPR on Gowalla at every search width.
     - ``ivfpq``: cells of items, and product codes (Jegou et al., TPAMI 2011) of a byte for two numbers.
 
-    float16 and int8 are faiss's scalar quantisers; that of int8 has a scale for each number of the vectors.
+    float16 and int8 are faiss's scalar quantisers; int8 has a scale for each dimension.
     """
     items = bundle.vectors["items"].astype(np.float32)
     if "items_scale" in bundle.vectors:
@@ -162,7 +164,7 @@ def _quantizer(faiss: Any, dtype: str) -> Any:
 
 
 def search_index(index: Any, vector: NDArray[np.float32], seen: NDArray[np.int64], k: int) -> list[int]:
-    """The k best rows of items for a query's vector (d,), `seen` left out: as many more are asked for."""
+    """The k best item rows for a query's vector (d,) without `seen`; k + len(seen) rows are searched."""
     found = index.search(vector[None], k + len(seen))[1][0].tolist()
     left_out = {-1, *seen.tolist()}
     return [item for item in found if item not in left_out][:k]
@@ -171,15 +173,15 @@ def search_index(index: Any, vector: NDArray[np.float32], seen: NDArray[np.int64
 def measure_index(
     faiss: Any, index: Any, kind: str, bundle: Bundle, rows: Sequence[int], wanted: Lists, enough: float, k: int
 ) -> tuple[dict[str, Any], Lists]:
-    """Recall and latency of an index, which is left at the least search width whose recall is enough, or at the widest.
+    """Recall and latency of an index; it is set to the smallest search width with enough recall, or to the widest.
 
     Args:
         rows, wanted: users, and the items that exact search finds for them.
         enough: exact search's recall over the same vectors.
 
     Returns:
-        ``search`` -> for each width that was tried its ``search_width``, ``recall`` and ``latency_ms`` (p50, p95), and
-        the chosen ``search_width``; and the lists that it finds then.
+        ``search`` -> ``search_width``, ``recall`` and ``latency_ms`` (p50, p95) for each width that was tried, and the
+        chosen ``search_width``; and the lists found with the chosen width.
     """
     ask = query(bundle)
 

@@ -1,4 +1,4 @@
-"""A bundle's README.md: the lines that recommend from it, its measured figures and its card."""
+"""A bundle's README.md: code that recommends from it, its measured figures and its model card."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ print(recommend($example))
 $files
 $seen Ids are strings.
 
-## What it holds and takes
+## Recall, size and latency
 
-Measured on $measured users, one at a time on one thread, seen items left out. Recall@$k is the share that is found of
-what exact search over the model's own vectors finds. MB are those of vectors, graph and index.
+Measured on $measured users, one at a time on one thread, without seen items. Recall@$k is the share found of the items
+that exact search over the model's own vectors finds. MB is the size of vectors, graph and index.
 
 ```
 $figures
@@ -58,7 +58,7 @@ _IDS = """\
 items = [json.loads(line) for line in open("items.jsonl")]
 rows = {json.loads(line): row for row, line in enumerate(open("users.jsonl"))}
 """
-#: Narrow numbers are widened a block at a time, which stays in the processor's cache.
+#: Conversion to float32, in blocks that stay in the processor's cache.
 _WIDENED = (
     "np.concatenate([part.astype(np.float32) @ own\n"
     '                             for part in np.split(vectors["items"], range(4096, len(items), 4096))])'
@@ -100,7 +100,7 @@ def vector(history):  # rows of items, oldest first
     row[0, : len(history[-$length:])] = history[-$length:]
     return encoder.run(None, {{"history": row$given}})[0][0]
 
-def recommend_after(history, left_out, k=20):  # rows of items: for somebody who is not in the data, too
+def recommend_after(history, left_out, k=20):  # item rows; also for a user who is not in the data
     own = vector(history)
     scores = $product$rest
     scores[left_out] = -np.inf
@@ -168,9 +168,9 @@ def readme(manifest: Mapping[str, Any], example: str) -> str:
         "lines": lines,
         "example": json.dumps(example),
         "files": "\n".join(f"| {name} | {content} |" for name, content in _files(manifest)) + "\n",
-        "seen": "What a user has seen can be recommended again: the lists of seen items are empty."
+        "seen": "Seen items can be recommended again: the lists of seen items are empty."
         if manifest["repeatable"]
-        else f"The seen items are those of the splits: {', '.join(manifest['seen']['splits'])}.",
+        else f"Seen items come from these splits: {', '.join(manifest['seen']['splits'])}.",
         "measured": manifest["measured"]["users"],
         "k": manifest["measured"]["k"],
         "figures": figures(manifest),
@@ -209,12 +209,12 @@ def _explored(explored: Mapping[str, Any] | None) -> str:
 def _score(manifest: Mapping[str, Any]) -> str:
     numbers = f"({manifest['dimension']} numbers each)"
     if manifest["kind"] == "pairs":
-        return "A user's score of an item is what a graph (ONNX) computes of their rows."
+        return "A graph (ONNX) computes the score of a user's row and an item's row."
     if manifest["kind"] == "vectors":
         return f"A user's score of an item is the inner product\nof their vectors {numbers}."
     if manifest["score"].startswith(DISTANCE):
         return f"A score is the negative squared distance\nof the history's and the item's vector {numbers}."
-    return f"A score is the inner product of an item's vector\nand that of the user's history {numbers}."
+    return f"A score is the inner product of the vectors\nof an item and of the user's history {numbers}."
 
 
 def _files(manifest: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -230,11 +230,11 @@ def _files(manifest: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         inputs = f"`history` (n, {manifest['history_length']}), item rows and -1"
         given = ", and `items` (n, L, d), their vectors" if manifest.get("history_vectors") else ""
         yield "`model.onnx`", f"{inputs}{given} -> `vectors` (n, d)"
-        yield "`histories.safetensors`", "what each user had, oldest first, as `seen.safetensors` has it"
+        yield "`histories.safetensors`", "each user's items, oldest first, in the form of `seen.safetensors`"
     if kind == "pairs":
         yield "`model.onnx`", "`users` (n,), `items` (n,), rows -> `scores` (n,)"
-    of_rows = "of user row r the item rows `items[offsets[r]:offsets[r + 1]]`"
-    yield "`seen.safetensors`", f"what is not recommended again: {of_rows}"
+    of_rows = "user row r has the item rows `items[offsets[r]:offsets[r + 1]]`"
+    yield "`seen.safetensors`", f"seen items, which are not recommended: {of_rows}"
     yield "`users.jsonl`, `items.jsonl`", "original ids in row order, a JSON string a line"
     yield "`manifest.json`", "model, dataset, metrics, figures, sizes and sha256 of the files, versions"
     if manifest["index"]:
@@ -271,7 +271,7 @@ def card(manifest: Mapping[str, Any]) -> str:
             "exported",
             f"{manifest['date']}, with {', '.join(f'{name} {one}' for name, one in manifest['versions'].items())}",
         ),
-        ("licence of the data", "*to be filled in by who exports it*"),
+        ("licence of the data", "*to be filled in by the person who exports it*"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
 

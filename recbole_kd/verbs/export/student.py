@@ -1,4 +1,4 @@
-"""What a model is when it answers: a bundle in memory, whose scores have been found to be the model's own."""
+"""Makes a bundle in memory from a model, and checks that its scores equal the model's."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from recbole_kd.verbs.recommender import Recommender
 
 __all__ = ["DTYPES", "exported", "kind_of", "narrowed", "student_bundle", "with_vectors"]
 
-#: Sequential architectures that are known to have a graph; others are tried.
+#: Sequential architectures whose export as a graph is known to work; others are tried.
 SEQUENCES = ("GRU4Rec", "SASRec", "BERT4Rec", "STOSA")
-#: Those whose encoder looks items up in the table that scores them, and reads nothing else of an id.
+#: Those whose encoder reads only the item table that also scores the items.
 ONE_TABLE = ("GRU4Rec", "SASRec", "BERT4Rec")
 #: Architectures that score a pair by a network over both, and whose graph is exported.
 PAIRS = ("NeuMF",)
 #: Users whose scores are compared with the model's own before a bundle is written: by vectors, and by a graph.
 _CHECKED_USERS = {"vectors": 256, "sequence": 64, "pairs": 16}
-#: The largest difference of two scores that counts as rounding, as a part of the largest score.
+#: Largest difference of scores that counts as rounding, relative to the largest score.
 _ROUNDING = 1e-4
 #: ``--dtype`` -> the largest number that it holds.
 DTYPES = {"float32": float(np.finfo(np.float32).max), "float16": 65504.0, "int8": float(np.finfo(np.float32).max)}
 
 
 def kind_of(recommender: Recommender) -> str:
-    """Of which kind the bundle of a model is.
+    """The kind of a model's bundle.
 
     Raises:
         UserError: the model has no exporter.
@@ -53,7 +53,7 @@ def student_bundle(recommender: Recommender) -> Bundle:
     """The model of a recommender in rows without padding, its vectors in float32.
 
     Raises:
-        UserError: a model that has no exporter, a package that it needs, or scores that differ from the model's.
+        UserError: the model has no exporter, a package is missing, or scores differ from the model's.
     """
     kind = kind_of(recommender)
     try:
@@ -66,7 +66,7 @@ def student_bundle(recommender: Recommender) -> Bundle:
         items, lengths = (part[1:] for part in recommender.sequences)
         taken = torch.arange(items.shape[1]) < lengths.unsqueeze(1)
         histories = {"offsets": np.append(0, lengths.cumsum(0).numpy()), "items": items[taken].numpy() - 1}
-    # Padding has row 0 inside the program and none outside: every row and item moves up by one.
+    # Row 0 is padding in the program but not in a bundle, so all rows and items move up by one.
     bundle = Bundle(
         Path(),
         manifest,
@@ -84,7 +84,7 @@ def student_bundle(recommender: Recommender) -> Bundle:
 
 
 def _parts(recommender: Recommender, kind: str) -> tuple[dict[str, Any], Tensors, bytes | None]:
-    """What the manifest says of scores, tensors and graph of a bundle."""
+    """A bundle's manifest entries on scores, its tensors and its graph."""
     model, device = recommender.model.model, recommender.trained.config["device"]
     if kind == "vectors":
         users, items = recommender.vectors()
@@ -118,7 +118,7 @@ def exported() -> list[str]:
 def _advice(recommender: Recommender) -> str:
     student = "SASRec" if recommender.splits.sequential else "BPR"
     return (
-        "Write its lists with `recbole-kd recommend --users=all`, or teach a student that has one "
+        "Write its lists with `recbole-kd recommend --users=all`, or distil it into a student with an exporter "
         f"(--model={student} --teacher={recommender.trained.state['backbone']} --distill=rrd)."
     )
 
@@ -129,13 +129,13 @@ def _reads_the_vectors(model: FrozenTeacher, size: int, length: int) -> bool:
         return False
     encoder: Any = model.model
     table: torch.Tensor = encoder.item_embedding.weight
-    # Places in a history stand for ids, below those of what the model adds behind the items.
+    # Positions in a history replace ids; they are lower than the ids that the model adds after the items.
     return bool(table.shape[1] == size and table.dtype == torch.float32 and length < encoder.n_items)
 
 
 @torch.no_grad()
 def _item_side(model: Any) -> tuple[Tensors, str, float]:
-    """A sequential model's item tensors, what its score is, and what its vectors are multiplied by.
+    """A sequential model's item tensors, the description of its score, and the factor of its vectors.
 
     A negative squared distance is -||v - i||^2 = (2 v) . i - ||i||^2 - ||2 v||^2 / 4.
     """
@@ -163,24 +163,24 @@ def _check_scores(bundle: Bundle, recommender: Recommender) -> None:
         name = recommender.trained.state["model"]
         what = f"inner products of {name}'s vectors" if bundle.kind == "vectors" else f"scores of {name}'s graph"
         raise UserError(
-            f"The {what} differ from its scores by {difference:.3g}: it is more than they say, or not finite. "
+            f"The {what} differ from its scores by {difference:.3g}, so they do not describe it or are not finite. "
             f"{_advice(recommender)}"
         )
 
 
 def narrowed(bundle: Bundle, dimensions: int) -> Tensors:
-    """Vectors of users and items with fewer numbers. It is the only place that says what fewer dimensions are.
+    """Vectors of users and items with fewer dimensions.
 
-    Of a student of ``--matryoshka`` the first numbers, of length 1 again where the vectors are. Of another the numbers
-    whose products are the closest to the scores: their best approximation of that rank
+    For a student of ``--matryoshka`` they are the first numbers; unit vectors are normalised again. For another model
+    they are the vectors whose products are the best approximation of the scores with that rank
     (:func:`recbole_kd.evaluation.compression.principal_scores`).
 
     Args:
-        bundle: two towers in float32. Its manifest's ``prefixes`` are the sizes that a student was trained for.
+        bundle: two towers in float32. Its manifest's ``prefixes`` are the sizes for which a student was trained.
         dimensions: at most d.
 
     Raises:
-        UserError: a prefix that it was not trained for.
+        UserError: the student was not trained for this prefix.
     """
     names, prefixes = ("users", "items"), bundle.manifest.get("prefixes")
     if dimensions == bundle.vectors["users"].shape[1]:
@@ -190,8 +190,8 @@ def narrowed(bundle: Bundle, dimensions: int) -> Tensors:
         return {name: part[:, :dimensions].float().contiguous().numpy() for name, part in zip(names, rotated)}
     if dimensions not in prefixes:
         raise UserError(
-            f"--dimensions={dimensions}: the student was trained for {', '.join(map(str, prefixes))} numbers; set "
-            "--dimensions to one of them, or leave it out for the whole."
+            f"--dimensions={dimensions}: the student was trained for the sizes {', '.join(map(str, prefixes))}; set "
+            "--dimensions to one of them, or leave it out for the whole vectors."
         )
     first = {name: np.ascontiguousarray(bundle.vectors[name][:, :dimensions]) for name in names}
     if all(np.allclose(np.linalg.norm(bundle.vectors[name], axis=1), 1, atol=1e-4) for name in names):
@@ -202,15 +202,15 @@ def narrowed(bundle: Bundle, dimensions: int) -> Tensors:
 
 
 def with_vectors(bundle: Bundle, dimensions: int | None = None, dtype: str = "float32") -> Bundle:
-    """A bundle whose float32 vectors are kept in fewer numbers and in another type.
+    """A bundle with its float32 vectors in fewer dimensions and in another type.
 
-    int8 has a scale for each row: its largest magnitude over 127.
+    int8 has a scale for each row: its largest magnitude divided by 127.
 
     Args:
-        dimensions: for two towers alone; None keeps all.
+        dimensions: only for two towers; None: all.
 
     Raises:
-        UserError: a number that the type does not hold.
+        UserError: a number is out of range for the type.
     """
     if dtype == "float32" and dimensions in (None, bundle.vectors.get("items", np.empty((0, 0))).shape[1]):
         return bundle
@@ -222,7 +222,7 @@ def with_vectors(bundle: Bundle, dimensions: int | None = None, dtype: str = "fl
             continue
         magnitude = np.abs(table).max(axis=1)
         if float(magnitude.max(initial=0)) > DTYPES[dtype]:
-            raise UserError(f"--dtype={dtype} does not hold {magnitude.max():.3g} of a vector; use float32 or int8.")
+            raise UserError(f"--dtype={dtype} cannot hold {magnitude.max():.3g} in a vector; use float32 or int8.")
         if dtype == "float16":
             packed[name] = table.astype(np.float16)
             continue

@@ -17,12 +17,12 @@ __all__ = ["run"]
 
 
 def run(options: ServeOptions, settings: dict[str, Any]) -> None:
-    """The verb: answers until it is told to stop.
+    """The verb: answers requests until it is stopped.
 
     Raises:
-        UserError: a package that is missing, no such bundle, or an address on which nothing can listen.
+        UserError: a missing package, no such bundle, or an address that cannot be used.
     """
-    if options.workers > 1:  # each has a core, and its products of matrices no more threads than that
+    if options.workers > 1:  # each worker has one core, so its matrix products use one thread
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         import uvicorn
@@ -38,7 +38,7 @@ def run(options: ServeOptions, settings: dict[str, Any]) -> None:
     with _listening(options.host, options.port) as listener:
         print(_greeting(live, listener, options.workers), flush=True)
         told: dict[str, Any] = {"log_level": "warning", "access_log": False, "workers": options.workers}
-        with suppress(KeyboardInterrupt):  # how a server is stopped
+        with suppress(KeyboardInterrupt):  # Ctrl-C stops the server
             if options.workers == 1:
                 uvicorn.Server(uvicorn.Config(application(live), **told)).run([listener])
             else:
@@ -48,18 +48,18 @@ def run(options: ServeOptions, settings: dict[str, Any]) -> None:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there, and nowhere else."""
+    """A socket that listens only on this address."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno and error.errno > 0 else error
         raise UserError(f"Cannot listen on {host}:{port} ({reason}); choose another --port or --host.") from None
-    # Connections inherit it. Without it the second part of an answer waits 40 ms for the first one to be acknowledged.
+    # Connections inherit this. Without it the second part of an answer waits 40 ms until the first is acknowledged.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not ipaddress.ip_address(address[0]).is_loopback:
         print(
-            f"recbole-kd: other machines reach {host}; there is no password, so that a proxy has to ask for one.",
+            f"recbole-kd: other machines can reach {host}; there is no password, so use a proxy that asks for one.",
             file=sys.stderr,
         )
     return listener

@@ -1,4 +1,4 @@
-"""What the server answers: FastAPI's application over the live bundle. Every error is JSON with a ``detail``."""
+"""The server's FastAPI application, which answers from the live bundle. Every error is JSON with a ``detail``."""
 
 from __future__ import annotations
 
@@ -20,22 +20,20 @@ from recbole_kd.verbs.serve.live import Live, Ready
 
 __all__ = ["LARGEST_BODY", "application", "worker"]
 
-#: Bytes of the longest body that is read: about a hundred thousand ids. Of a longer one so many are thrown away, so
-#: that a client which sends it all before it reads gets its answer.
+#: Largest body in bytes: about a hundred thousand ids. Of a longer body, at most the second number of bytes
+#: is read and dropped, so that a client which first sends everything gets its answer.
 LARGEST_BODY, _THROWN_AWAY = 1 << 20, 1 << 26
-#: Seconds between two looks at the folder.
+#: Seconds between two checks of the folder.
 _PERIOD = 1.0
-#: Characters of an id that an error repeats.
+#: Characters of an id that an error shows.
 _SHOWN = 100
 
 
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
-    k: int = Field(20, ge=1, description="items in the answer; fewer where fewer are left")
-    exclude_seen: bool | None = Field(
-        None, description="whether what was seen is left out; by default as the bundle says"
-    )
+    k: int = Field(20, ge=1, description="items in the answer; fewer if fewer are left")
+    exclude_seen: bool | None = Field(None, description="whether seen items are left out; by default as in the bundle")
 
 
 class ForUser(_Asked):
@@ -45,9 +43,9 @@ class ForUser(_Asked):
 
 
 class ForHistory(_Asked):
-    """Somebody who is not in the data."""
+    """A user who is not in the data."""
 
-    history: list[str] = Field(min_length=1, description="original ids of the items that they had, oldest first")
+    history: list[str] = Field(min_length=1, description="original ids of the user's items, oldest first")
 
 
 class Recommendation(BaseModel):
@@ -61,11 +59,11 @@ class Recommendation(BaseModel):
 class HistoryRecommendation(Recommendation):
     """The best items after a history; the user is called `new`."""
 
-    unknown: list[str] = Field(description="items of the history that the model does not know; they do not count")
+    unknown: list[str] = Field(description="items of the history that the model does not know; they are ignored")
 
 
 class Health(BaseModel):
-    """What answers now."""
+    """The bundle in use."""
 
     status: str
     model: str
@@ -74,11 +72,11 @@ class Health(BaseModel):
     users: int
     items: int
     loaded: str = Field(description="when this process read the bundle")
-    problem: str = Field(description="why a newer bundle in the folder could not be read; empty where all is well")
+    problem: str = Field(description="why a newer bundle in the folder could not be read; empty if there is no problem")
 
 
 class Problem(BaseModel):
-    """What is wrong with a request."""
+    """The error in a request."""
 
     detail: str
 
@@ -97,7 +95,7 @@ def application(live: Live) -> FastAPI:
         yield
         task.cancel()
 
-    # A product of a matrix and a vector is over before a thread would have begun: functions are async, one at a time.
+    # A matrix-vector product takes less time than starting a thread, so functions are async and run one at a time.
     async def recommend(asked: Annotated[ForUser, Query()]) -> Recommendation:
         """The best items for a user of the data."""
         ready = live.current
@@ -109,7 +107,7 @@ def application(live: Live) -> FastAPI:
         return Recommendation(user=asked.user, items=items, scores=scores)
 
     async def recommend_after(asked: ForHistory) -> HistoryRecommendation:
-        """The best items for somebody who is not in the data, by the items that they had."""
+        """The best items for a user who is not in the data, from the user's items."""
         ready = live.current
         k = _k(ready, asked)
         rows = [ready.bundle.item_rows.get(item, -1) for item in asked.history]
@@ -124,7 +122,7 @@ def application(live: Live) -> FastAPI:
         return HistoryRecommendation(user="new", items=items, scores=scores, unknown=unknown)
 
     async def health() -> Health:
-        """What answers now, and whether a newer bundle could be read."""
+        """The bundle in use, and whether a newer bundle could be read."""
         ready = live.current
         bundle = ready.bundle
         return Health(
@@ -158,7 +156,7 @@ async def _renew(live: Live) -> None:
 
 
 def _k(ready: Ready, asked: _Asked) -> int:
-    """How many items are asked for; the default is no more than there are."""
+    """The requested number of items; the default is at most the catalogue's size."""
     catalogue = len(ready.bundle.items)
     if asked.k > catalogue and "k" in asked.model_fields_set:
         raise HTTPException(422, f"k: {asked.k} exceeds the catalogue of {catalogue} items.")
@@ -170,22 +168,22 @@ def _shown(text: str) -> str:
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    """The first thing that is wrong with a request, in a line: what the client sent is not repeated."""
+    """The first error in a request, in one line, without the client's input."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part)[:_SHOWN] for part in first["loc"] if part not in ("query", "body"))
     bad_json = first["type"] == "json_invalid"
-    text = "the body is no JSON" if bad_json else f"{where or 'the body'}: {first['msg']}"
+    text = "the body is not JSON" if bad_json else f"{where or 'the body'}: {first['msg']}"
     return JSONResponse({"detail": text.encode("ascii", "backslashreplace").decode()}, 400 if bad_json else 422)
 
 
 async def _failed(_: Request, __: Exception) -> JSONResponse:
-    """What a client is told of a fault of ours; uvicorn logs its traceback."""
+    """The answer after an error of the program; uvicorn logs the traceback."""
     return JSONResponse({"detail": "internal error; the server's log has the details"}, 500)
 
 
 class _Limited:
-    """Refuses a body that is longer than :data:`LARGEST_BODY`, whether its length is announced or not."""
+    """Refuses a body that is longer than :data:`LARGEST_BODY`, with or without a Content-Length."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

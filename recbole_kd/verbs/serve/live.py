@@ -1,4 +1,4 @@
-"""The bundle that answers now: read from a folder, and read again when another has taken its place there."""
+"""The bundle in use: read from a folder, and read again when another bundle replaces it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from recbole_kd.student.folding import Folding
 
 __all__ = ["Live", "Ready"]
 
-#: What tells one file of a name from another.
+#: Identifies a version of a file.
 Stamp = tuple[int, int, int]
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A bundle with everything at hand that an answer needs.
+    """A bundle with everything that an answer needs.
 
     Attributes:
-        stamp: of its manifest when it was read.
-        folding: of kind ``vectors``.
+        stamp: the stamp of its manifest when it was read.
+        folding: for kind ``vectors``.
         loaded: when it was read, in seconds since 1970.
     """
 
@@ -42,7 +42,7 @@ class Ready:
         """The k best items of a user's row, as original ids, and their scores.
 
         Args:
-            exclude_seen: whether what was seen is left out; None: as the bundle says.
+            exclude_seen: whether seen items are left out; None: as in the bundle.
         """
         left_out = _nothing() if exclude_seen is False else self.bundle.seen(user)
         return self._named(self.bundle.user_scores(user), left_out, k)
@@ -50,15 +50,13 @@ class Ready:
     def recommend_after(
         self, history: Sequence[int], k: int, exclude_seen: bool | None
     ) -> tuple[list[str], list[float]]:
-        """The same for somebody who had these rows of items, oldest first.
+        """The same for a user with these item rows, oldest first.
 
         Raises:
-            UserError: the model knows a user by more than items.
+            UserError: the model cannot score from items only.
         """
         if self.bundle.kind == "pairs":
-            raise UserError(
-                f"{self.bundle.manifest['model']} knows a user by more than the items they had; ask for a user."
-            )
+            raise UserError(f"{self.bundle.manifest['model']} cannot recommend from a history; ask for a user.")
         if self.folding is None:
             vector = self.bundle.vector_after(history)
         else:
@@ -69,7 +67,7 @@ class Ready:
 
     def _named(self, scores: NDArray[np.float32], left_out: NDArray[np.int64], k: int) -> tuple[list[str], list[float]]:
         found = best(scores, left_out, k)
-        # By way of the shortest text that gives the same float32: 0.1, not 0.10000000149.
+        # Through the shortest text with the same float32: 0.1, not 0.10000000149.
         return [self.bundle.items[row] for row, _ in found], [float(str(np.float32(score))) for _, score in found]
 
 
@@ -81,8 +79,8 @@ class Live:
     """The bundle of a folder.
 
     Attributes:
-        current: what answers. Whoever holds it goes on with it when another takes its place.
-        problem: why the folder's newest bundle could not be read; empty where it could.
+        current: the bundle in use. Requests that hold it keep it when it is replaced.
+        problem: why the folder's newest bundle could not be read; empty if it could.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -95,17 +93,17 @@ class Live:
         self.problem = ""
 
     def outdated(self) -> bool:
-        """Whether the folder holds another bundle than the one that answers."""
+        """Whether the folder holds another bundle than the one in use."""
         return self._stamp() != self.current.stamp
 
     def renew(self) -> None:
-        """Reads the folder's bundle. Where that fails, the present one goes on, and the reason is logged once."""
+        """Reads the folder's bundle. If that fails, the present one stays in use, and the reason is logged once."""
         try:
             self.current = self._read()
             self.problem = ""
         except UserError as error:
             if str(error) != self.problem:
-                logging.getLogger("uvicorn.error").warning("The bundle stays as it was: %s", error)
+                logging.getLogger("uvicorn.error").warning("The old bundle stays in use: %s", error)
             self.problem = str(error)
 
     def _stamp(self) -> Stamp | None:
@@ -121,7 +119,7 @@ class Live:
             try:
                 bundle = read_bundle(self.folder)
             except UserError:
-                # Exchanged meanwhile: its files were of two bundles.
+                # The bundle was replaced while it was read, so files of two bundles were mixed.
                 if stamp == self._stamp() or attempt == _ATTEMPTS - 1:
                     raise
                 continue
@@ -130,7 +128,7 @@ class Live:
         vectors = bundle.vectors
         folding = Folding(vectors["items"], vectors.get("items_scale")) if bundle.kind == "vectors" else None
         ready = Ready(bundle, stamp, folding, time.time())
-        # The tables of ids and the graph are there before anybody waits for them.
+        # The tables of ids and the graph are made now, so that the first request does not wait for them.
         assert len(bundle.item_rows) == len(bundle.items)
         ready.recommend(next(iter(bundle.user_rows.values())), 1, True)
         return ready

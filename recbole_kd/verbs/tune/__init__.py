@@ -1,7 +1,4 @@
-"""What Ray does, in the only part of the package that imports it.
-
-Search for a model's settings on the validation split (Ray Tune), and shards of ranked lists and of evaluation.
-"""
+"""Search for a model's settings on the validation split, with Ray Tune."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search leaves for people: a table, a CSV, a plot, and the best configuration as YAML."""
+"""The report of a search: a table, a CSV, a plot, and the best configuration as YAML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from recbole_kd.text import columns
 
 #: Rows of the table on the terminal; trials.csv has all.
 ROWS = 20
-#: The most values of a setting over which a mean is drawn.
+#: Largest number of values of a setting for which means are drawn.
 MOST_VALUES = 12
 
 
@@ -44,7 +44,7 @@ def write_report(result: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def trials_table(result: Mapping[str, Any]) -> str:
-    """A line for each trial: what became of it, its settings, and the metrics of its best epoch on validation."""
+    """A line for each trial: its status, its settings, and the validation metrics of its best epoch."""
     settings, metrics = list(result["space"]), list(result["best"]["valid_result"])
     head = ["trial", "status", "score", "best_epoch", "epochs", "seconds"]
     rows: list[list[Any]] = [[*head, *settings, *(f"valid {name}" for name in metrics), "message"]]
@@ -57,7 +57,7 @@ def trials_table(result: Mapping[str, Any]) -> str:
 
 
 def best_yaml(result: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The best configuration: what was given, and the winner's settings over it; ``train --config_files`` takes it."""
+    """The best configuration, for ``train --config_files``: the given settings with those of the best trial."""
     best = result["best"]
     kept = {key: value for key, value in given.items() if key not in ("config_files", "result_file", "resume")}
     settings = json.loads(json.dumps(merge(kept, nest(best["settings"])), default=str))
@@ -68,7 +68,7 @@ def best_yaml(result: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     return title + str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-#: Colour and marker of a trial by what became of it.
+#: Status of a trial -> its colour and marker.
 _LOOKS = {"finished": ("o", PALETTE[0]), "pruned": ("X", REFERENCE_COLOR), "failed": ("v", PALETTE[1])}
 
 
@@ -82,12 +82,12 @@ def picture(result: Mapping[str, Any]) -> Figure:
     scored = [record for record in result["trials"] if record["score"] is not None]
     best, names = result["best"], list(result["space"])
     with mpl.rc_context(STYLE):
-        # With two settings of few values, their map stands in a panel of its own.
+        # Two settings with few values each get a map in a separate panel.
         is_map = len(names) == 2 and all(_few(scored, name) for name in names)
         figure, (first, *others) = panels(1 + len(names) + is_map, 2 if is_map else 3, 3.8, 2.9)
         others, last = others[: len(names)], others[len(names) :]
         _points(first, scored, [record["trial"] for record in scored])
-        # Which way is up follows from the winner: no trial is better.
+        # The best trial shows whether larger or smaller scores are better.
         up = all(record["score"] <= best["score"] for record in scored)
         so_far = itertools.accumulate((record["score"] for record in scored), max if up else min)
         trials = [record["trial"] for record in scored]
@@ -121,7 +121,7 @@ def _points(axes: Any, scored: Sequence[Mapping[str, Any]], places: Sequence[flo
 
 
 def _by_setting(axes: Any, name: str, scored: Sequence[Mapping[str, Any]]) -> None:
-    """The score by one setting: over its values where they are numbers, or side by side."""
+    """The score by one setting: over its values if they are numbers, otherwise by category."""
     values = [record["settings"][name] for record in scored]
     distinct = _distinct(scored, name)
     axes.set_title(name)
@@ -129,7 +129,7 @@ def _by_setting(axes: Any, name: str, scored: Sequence[Mapping[str, Any]]) -> No
     if all(map(is_numeric, values)):
         _points(axes, scored, values)
         low, high = min(values), max(values)
-        # Numbers that were drawn from a range stand anywhere: the ticks are round then.
+        # Numbers drawn from a range can be anywhere, so the ticks are round numbers.
         shown = distinct if len(distinct) <= 5 and _few(scored, name) else None
         if spans_decades(values):
             log_axis(axes, low, high, shown)
@@ -204,7 +204,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """The table, what became of the trials, the winner with its test result, and the files."""
+    """The table, the numbers of trials by status, the best trial with its test result, and the files."""
     best, counts = result["best"], result["counts"]
     became = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     chosen = ", ".join(f"{name} {_cell(value)}" for name, value in best["settings"].items())

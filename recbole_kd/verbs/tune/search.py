@@ -46,11 +46,11 @@ from recbole_kd.verbs.tune.report import write_report
 from recbole_kd.verbs.tune.space import Domain, default_space, draw_trials, read_space
 from recbole_kd.verbs.tune.worker import Task, teacher_of, train_trial
 
-#: ASHA's: of the trials that reach a rung, one in so many goes on; a rung is as many times later than the one before.
+#: ASHA's reduction factor: one in 3 trials at a rung continues, and each rung is 3 times as late as the one before.
 REDUCTION = 3
-#: Settings that do not make it another search.
+#: Settings that do not change a search.
 _WITHOUT_EFFECT = WITHOUT_EFFECT | {"device"}
-#: Settings that trials may differ in, among those of every run; the others are of data, evaluation, teacher, machine.
+#: Settings of every run that may be searched; the others are of data, evaluation, teacher or machine.
 _SEARCHABLE = frozenset(("learning_rate_schedule",))
 
 
@@ -69,34 +69,34 @@ def search(
     gpus_per_trial: Optional[float] = None,
     ray_address: Optional[str] = None,
 ) -> Framed:
-    """Trains `trials` configurations and returns the one that is best on the validation split; test is never read.
+    """Trains `trials` configurations and returns the best one on the validation split; test is never read.
 
-    The configurations are drawn from `space` with the run's seed; more trials begin with those of fewer. Repeated with
-    the same arguments, a search goes on where it stopped, and a finished one returns at once.
+    The configurations are drawn from `space` with the run's seed; with more trials, the first ones are the same.
+    Repeated with the same arguments, a search continues where it stopped, and a finished one returns at once.
 
     Args:
         model, dataset, config_file_list, config_dict: the run that is tuned, as for `run_recbole_kd`.
-        space: what is searched, a ``.hyper`` file or what `parse_space` gives; by default :func:`default_space`.
-        trials: configurations in all, those of an earlier search in `folder` included.
-        folder: gets trials.csv, trials.png, best.yaml, result.json and the winner's checkpoint; by default under
+        space: the search space, a ``.hyper`` file or a result of `parse_space`; by default :func:`default_space`.
+        trials: number of configurations, including those of an earlier search in `folder`.
+        folder: the folder for trials.csv, trials.png, best.yaml, result.json and the best checkpoint; by default under
             ``checkpoint_dir``/tune, named by the content of the search.
         prune: whether ASHA stops trials that are behind; otherwise every trial is trained to its end.
-        grace_epochs: epochs that every trial is trained for; by default a ninth of all.
-        cpus: cores that trials may use together, where Ray is started here; by default all.
-        cpus_per_trial, gpus_per_trial: what one trial occupies; fractions share a device. By default 1 core, and 1 GPU
-            where the settings use one.
-        ray_address: of a running cluster to join, such as ``"auto"``. A Ray session that this process already has is
+        grace_epochs: least epochs of every trial; by default a ninth of all.
+        cpus: cores for all trials together, if Ray is started here; by default all.
+        cpus_per_trial, gpus_per_trial: cores and GPUs for one trial; fractions share a device. By default 1 core, and
+            1 GPU if the settings use one.
+        ray_address: address of a running cluster to join, such as ``"auto"``. A Ray session of this process is
             used as it is.
 
     Returns:
         ``model``, ``dataset``, ``seed``, ``valid_metric``, ``space`` (in words), ``trials`` (a record each), ``counts``
         by status, ``best`` with ``trial``, ``settings`` (by dotted name, to be merged over `config_dict`), ``score``,
         ``best_epoch``, ``valid_result`` and ``checkpoint``; ``folder`` and ``config_file`` (best.yaml, for
-        ``train --config_files=``). Its ``to_frame()`` has a row a trial.
+        ``train --config_files=``). Its ``to_frame()`` has one row for each trial.
 
     Raises:
-        UserError: settings, a space or a folder that the user can mend; no trial that could be trained.
-        KeyboardInterrupt: interrupted; it says how to go on.
+        UserError: wrong settings, space or folder; or no trial could be trained.
+        KeyboardInterrupt: interrupted; the message says how to continue.
     """
     own = {"trials": trials, "prune": prune, "grace_epochs": grace_epochs, "cpus": cpus}
     TuneOptions.parse("--", {**own, "cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial})
@@ -133,7 +133,7 @@ def search(
         if journal.pending:
             check_data(task.experiment(), splits)
             teacher = teacher_of(experiment, splits)
-            # What the settings refuse is said here, and ranked lists are computed once, before any worker starts.
+            # Before any worker starts: refused settings are reported, and ranked lists are computed once.
             build_student(task.experiment(), splits, teacher)
             del splits, teacher
             scheduler = _pruner(base, journal, grace) if prune else FIFOScheduler()
@@ -143,7 +143,7 @@ def search(
 
 
 def _rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row a trial: number, status, epochs, score, and what was set."""
+    """One row for each trial: number, status, epochs, score, settings."""
     for record in result["trials"]:
         yield {**{key: record[key] for key in ("trial", "status", "score", "best_epoch")}, **record["settings"]}
 
@@ -153,11 +153,11 @@ def evaluate_winner(
     config_file_list: Optional[Iterable[str]] = None,
     config_dict: Optional[Mapping[str, Any]] = None,
 ) -> dict[str, float]:
-    """Metrics of the winner's checkpoint on the test split, which no trial has read.
+    """Metrics of the best trial's checkpoint on the test split, which no trial has read.
 
     Args:
-        result: what `search` returned.
-        config_file_list, config_dict: as they were given to it.
+        result: the result of `search`.
+        config_file_list, config_dict: its arguments.
     """
     config = KDConfig(result["model"], result["dataset"], config_file_list, config_dict)
     shared = {*general_arguments, *evaluation_arguments, *dataset_arguments} & set(config.final_config_dict)
@@ -166,7 +166,7 @@ def evaluate_winner(
     if not config["eval_batch_size_given"]:
         del settings["eval_batch_size"]
     if config["use_gpu"]:
-        del settings["use_gpu"]  # its default, which takes a GPU where there is one; given, it asks for one
+        del settings["use_gpu"]  # the default uses a GPU if there is one; a given value would require it
     test_result: dict[str, float] = evaluate_checkpoint(result["best"]["checkpoint"], settings)["test_result"]
     return test_result
 
@@ -175,10 +175,10 @@ def evaluate_winner(
 
 
 def _space(base: KDConfig, space: Union[str, Path, Mapping[str, Domain], None]) -> tuple[Mapping[str, Domain], str]:
-    """What is searched, and what to call it in messages."""
+    """The search space, and its name in messages."""
     if isinstance(space, Mapping):
         if not space:
-            raise UserError("The search space is empty; give a setting at least, as in a .hyper file.")
+            raise UserError("The search space is empty; give at least one setting, as in a .hyper file.")
         return space, "The search space"
     if space is None:
         return default_space(base), "The search space"
@@ -186,7 +186,7 @@ def _space(base: KDConfig, space: Union[str, Path, Mapping[str, Domain], None]) 
 
 
 def _check_run(base: KDConfig) -> None:
-    """Refuses settings of the run that make no sense in a search."""
+    """Refuses settings of the run that have no meaning in a search."""
     if not 0 < base["eval_step"] <= base["epochs"]:
         raise UserError(
             f"--eval_step={base['eval_step']} with --epochs={base['epochs']}: no trial would ever be evaluated on "
@@ -195,13 +195,13 @@ def _check_run(base: KDConfig) -> None:
     if base["final"]:
         raise UserError("--final is for one training; train what the search finds with --final=true.")
     if base["resume"]:
-        raise UserError("--resume is for one training; a search goes on by itself when the command is repeated.")
+        raise UserError("--resume is for one training; a search continues if the command is repeated.")
     if base["nproc"] != 1:
-        raise UserError("--nproc is for one training; a search shares out whole trials (--cpus, --ray_address).")
+        raise UserError("--nproc is for one training; a search runs whole trials in parallel (--cpus, --ray_address).")
 
 
 def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Mapping[str, Any]], source: str) -> None:
-    """Refuses settings that all trials share, those that nothing reads, and values that are refused."""
+    """Refuses settings that all trials share, settings that nothing reads, and invalid values."""
     fixed = {*overall_properties(), *general_arguments, *evaluation_arguments, *dataset_arguments} - _SEARCHABLE
     fixed |= {"model", "dataset", "config_files", "worker", "eval_step"}
     for name in space:
@@ -221,17 +221,17 @@ def _check_space(base: KDConfig, space: Mapping[str, Domain], draws: Iterable[Ma
 
 
 def _teacher_files(experiment: Experiment) -> list[bytes]:
-    """Contents of the files that teach: another teacher makes another search."""
+    """Contents of the teachers' files: with another teacher it is another search."""
     files = [Path(file) for source in experiment.teachers for file in source.files]
     return [file.read_bytes() for file in files if file.is_file()]
 
 
 @contextmanager
 def _claimed(folder: Path, task: Task) -> Iterator[None]:
-    """Holds the folder for this process, and sees that it is this search's."""
+    """Locks the folder for this process, and checks that it belongs to this search."""
     record = folder / "search.json"
     if folder.is_dir() and not record.is_file() and any(path.name != ".lock" for path in folder.iterdir()):
-        raise UserError(f"--output={folder} holds other files; choose a folder that is new or a search's own.")
+        raise UserError(f"--output={folder} holds other files; choose a new folder or this search's folder.")
     if not (folder / ".lock").is_file():
         write_atomic(folder / ".lock", lambda file: None, "output")
     with open(folder / ".lock") as file:
@@ -249,7 +249,7 @@ def _claimed(folder: Path, task: Task) -> Iterator[None]:
 
 
 class _Record(TypedDict):
-    """What is kept of a trial that is over."""
+    """The record of a finished trial."""
 
     trial: int
     settings: dict[str, Any]
@@ -275,12 +275,12 @@ def _read_json(path: Path, schema: Any = dict[str, Any]) -> dict[str, Any]:
 
 
 class Journal(tune.Callback):
-    """What is known of the trials: read from the folder, and written there as each one ends.
+    """The records of the trials: read from the folder, and written there when a trial ends.
 
     Attributes:
-        records: by number, of trials that are over: ``trial``, ``settings``, ``status`` (finished, pruned or failed),
+        records: number -> record of an ended trial: ``trial``, ``settings``, ``status`` (finished, pruned or failed),
             ``score``, ``best_epoch``, ``epochs``, ``seconds``, ``valid_result``, ``valid_history``, ``message``.
-        broken: by number, what ended trials that are to be tried again in another search: a lost worker, no memory.
+        broken: number -> reason (a lost worker, no memory) of a trial that will be repeated by another search.
     """
 
     def __init__(self, task: Task, base: KDConfig, space: Mapping[str, Domain]) -> None:
@@ -303,7 +303,7 @@ class Journal(tune.Callback):
                 self.records[number] = record
         best = self.best()
         if best is not None and not os.path.isfile(task.checkpoint(best["trial"])):
-            del self.records[best["trial"]]  # its weights are gone: it is trained again
+            del self.records[best["trial"]]  # its weights are missing, so it is trained again
         self._results: dict[int, dict[str, Any]] = {}
         self._started = time.monotonic()
         self._before = len(self.records)
@@ -311,11 +311,11 @@ class Journal(tune.Callback):
 
     @property
     def pending(self) -> list[int]:
-        """Numbers of the trials that are still to be trained."""
+        """Numbers of the trials that must still be trained."""
         return [number for number in range(1, len(self.task.draws) + 1) if number not in self.records]
 
     def best(self) -> Optional[dict[str, Any]]:
-        """The record with the best score; of equal ones the first."""
+        """The record with the best score; the first of equal ones."""
         scored = [record for _, record in sorted(self.records.items()) if record["score"] is not None]
         if not scored:
             return None
@@ -328,7 +328,7 @@ class Journal(tune.Callback):
             best = (max if self.bigger else min)(best, evaluation[self.facts["valid_metric"]])
             yield evaluation["epoch"] + 1, best
 
-    # What Ray Tune tells
+    # Calls by Ray Tune
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         number = trial.config["number"]
@@ -358,14 +358,14 @@ class Journal(tune.Callback):
         self.records[number] = record
         best = self.best()
         self.task.last(number).unlink(missing_ok=True)
-        for loser in (before, record):  # of all trials' weights only the best ones are kept
+        for loser in (before, record):  # only the best trial's weights are kept
             if loser is not None and loser is not best:
                 self.task.checkpoint(loser["trial"]).unlink(missing_ok=True)
         self._say(record)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         number = trial.config["number"]
-        text = "its worker process was lost, as when memory runs out"
+        text = "its worker process was lost, perhaps because memory ran out"
         with open(trial.error_file) if trial.error_file else nullcontext() as file:
             lines = [line.strip() for line in (file or ()) if line.strip()]
         self.broken[number] = lines[-1] if lines else text
@@ -390,7 +390,7 @@ class Journal(tune.Callback):
         if self.bar is not None:
             self.bar.update()
 
-    # What is left
+    # The result
 
     def result(self) -> dict[str, Any]:
         """The search's result; trials.csv, trials.png, best.yaml and result.json are written with it.
@@ -421,7 +421,7 @@ class Journal(tune.Callback):
 
 
 def _pruner(base: KDConfig, journal: Journal, grace: int) -> Union[ASHAScheduler, FIFOScheduler]:
-    """ASHA, told what the trials before an interruption had reached; nothing prunes where a rung has no room."""
+    """ASHA with the scores of the trials before an interruption; no pruning if there are too few epochs for a rung."""
     longest = max([base["epochs"], *(draw.get("epochs", 0) for draw in journal.task.draws)])
     if grace >= longest:
         return FIFOScheduler()
@@ -429,10 +429,10 @@ def _pruner(base: KDConfig, journal: Journal, grace: int) -> Union[ASHAScheduler
         time_attr="epoch",
         metric="score",
         mode="max" if journal.bigger else "min",
-        max_t=longest - 1,  # no rung at the end, where nothing is saved any more
+        max_t=longest - 1,  # no rung at the end, because it would save nothing
         grace_period=grace,
         reduction_factor=REDUCTION,
-        stop_last_trials=False,  # a trial ends by itself, and then as finished
+        stop_last_trials=False,  # a trial ends by itself, with status finished
     )
     for number, record in sorted(journal.records.items()):
         trial = SimpleNamespace(trial_id=f"before-{number}")
@@ -449,18 +449,18 @@ def _gpus(base: KDConfig, gpus_per_trial: Optional[float]) -> float:
 
 
 def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gpus_per_trial: float) -> None:
-    """Trains the trials that are pending.
+    """Trains the pending trials.
 
     Raises:
-        UserError: a trial asks for more than there is.
-        KeyboardInterrupt: interrupted; it says how to go on.
+        UserError: a trial needs more cores or GPUs than there are.
+        KeyboardInterrupt: interrupted; the message says how to continue.
     """
     for kind, wanted in (("CPU", cpus_per_trial), ("GPU", gpus_per_trial)):
         there = ray.cluster_resources().get(kind, 0)
         if wanted > there:
-            raise UserError(f"--{kind.lower()}s_per_trial={wanted:g}, and Ray has {there:g}; lower it.")
-    # In the way are Ray Tune's own loggers and tables, its handler of Ctrl-C, which would end as if all were done, and
-    # its demand for a score from trials that failed.
+            raise UserError(f"--{kind.lower()}s_per_trial={wanted:g}, but Ray has {there:g}; lower it.")
+    # Switched off: Ray Tune's loggers and tables, its handler of Ctrl-C, which would end as if all trials were done,
+    # and its requirement that failed trials have a score.
     quiet = environment(
         RAY_AIR_NEW_OUTPUT="0",
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
@@ -492,7 +492,7 @@ def _run(task: Task, journal: Journal, scheduler: Any, cpus_per_trial: float, gp
             tuner.fit()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted after {len(journal.records)} of {total} trials; the same command goes on with the rest."
+            f"interrupted after {len(journal.records)} of {total} trials; repeat the command to continue."
         ) from None
     finally:
         shutil.rmtree(storage, ignore_errors=True)

@@ -32,14 +32,14 @@ from recbole_kd.files.reading import read_text
 from recbole_kd.registry import recipes
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-#: kind -> (values that it takes, an example).
+#: Kind -> (its values, an example).
 _KINDS: dict[str, tuple[str, str]] = {
     "choice": ("a list", "n_layers choice [1,2,3]"),
     "uniform": ("low,high", "dropout_prob uniform 0.0,0.5"),
     "loguniform": ("low,high as natural logarithms", "learning_rate loguniform -8,-3"),
     "quniform": ("low,high,step", "rrd.pool quniform 50,200,50"),
 }
-#: Draws that repeat earlier ones, one after the other, before the space counts as exhausted.
+#: After this many repeated draws in a row the space counts as exhausted.
 _REPEATS = 1000
 
 
@@ -56,7 +56,7 @@ class Domain:
     values: tuple[Any, ...]
 
     def draw(self, generator: np.random.Generator) -> Any:
-        """One value, as a plain Python value; a real number has at most 4 significant digits, to be read and typed."""
+        """One plain Python value; a real number has at most 4 significant digits, so that it is easy to type."""
         if self.kind == "choice":
             return self.values[int(generator.integers(len(self.values)))]
         low, high = self.values[:2]
@@ -79,10 +79,10 @@ class Domain:
 
 
 def default_space(config: KDConfig) -> dict[str, Domain]:
-    """What is searched where no file says: properties/tune/MODEL.hyper, less what this run does not read.
+    """The default search space: properties/tune/MODEL.hyper, without settings that this run does not read.
 
-    Of a distiller that the file says nothing of, the recipe that distils with it alone says what is searched; and all
-    else, such as the learning rate, where the model has no file.
+    For a distiller that is not in this file, the space of the recipe with only this distiller is used. If the model has
+    no file, that space also gives the other settings, such as the learning rate.
 
     Raises:
         UserError: neither the model nor a distiller of the run has such a file.
@@ -98,7 +98,7 @@ def default_space(config: KDConfig) -> dict[str, Domain]:
         files = [path for path in (folder / f"{name}.hyper" for name in alone) if path.is_file()]
         if not files:
             logging.getLogger().warning(
-                f"Nothing of {distiller} is searched: there is no space for it; set --params_file=FILE.hyper to one."
+                f"There is no search space for {distiller}; write one and set --params_file=FILE.hyper."
             )
         for path in files[:1]:
             found = read_space(path)
@@ -108,7 +108,7 @@ def default_space(config: KDConfig) -> dict[str, Domain]:
     if not space:
         known = sorted(path.stem for path in folder.glob("*.hyper"))
         raise UserError(
-            f"There is no search space for {config['model']} among ours ({', '.join(known)}); "
+            f"There is no search space for {config['model']}, only for {', '.join(known)}; "
             "write one and set --params_file=FILE.hyper (docs/tune.md shows how)."
         )
     return space
@@ -118,7 +118,7 @@ def read_space(path: Path) -> dict[str, Domain]:
     """The search space in a ``.hyper`` file.
 
     Raises:
-        UserError: a file that cannot be read, or as :func:`parse_space`.
+        UserError: a file that cannot be read, or as in :func:`parse_space`.
     """
     try:
         text = read_text(path)
@@ -132,15 +132,15 @@ def read_space(path: Path) -> dict[str, Domain]:
 
 
 def parse_space(text: str, source: str = "the search space") -> dict[str, Domain]:
-    """The search space that `text` spells.
+    """The search space in `text`.
 
     Args:
         text: the lines of a ``.hyper`` file.
         source: the file's name, for messages.
 
     Raises:
-        UserError: a line that is not understood (with file, line and what was expected), a setting that is given twice,
-            or no setting at all.
+        UserError: an invalid line (with file, line and what was expected), a setting that is given twice, or no setting
+            at all.
     """
     space: dict[str, Domain] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -150,7 +150,9 @@ def parse_space(text: str, source: str = "the search space") -> dict[str, Domain
         where = f"{source}, line {number}"
         name, kind, values = (*words, "", "")[:3]
         if not _NAME.fullmatch(name):
-            raise UserError(f"{where}: {name[:40]!r} is no setting's name; expected such as '{_KINDS['choice'][1]}'.")
+            raise UserError(
+                f"{where}: {name[:40]!r} is not a setting's name; expected a line such as '{_KINDS['choice'][1]}'."
+            )
         if kind not in _KINDS:
             raise UserError(
                 f"{where}: {kind[:40]!r} after {name}; expected one of {', '.join(_KINDS)}, such as "
@@ -171,14 +173,16 @@ def parse_space(text: str, source: str = "the search space") -> dict[str, Domain
 def _choices(text: str) -> tuple[Any, ...]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in strings, which Python says on the terminal
+            warnings.simplefilter("ignore")  # Python's warnings about escapes in strings
             values = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise ValueError(f"{_short(text)} is no list of plain values") from None
+        raise ValueError(f"{_short(text)} is not a list of plain values") from None
     if not isinstance(values, (list, tuple)) or not values:
         raise ValueError(f"{_short(text)} is not a list with at least one value")
     if not all(_plain(value) for value in values):
-        raise ValueError(f"{_short(text)} has a value that is no number, word, true or false, None, or list of those")
+        raise ValueError(
+            f"{_short(text)} has a value that is not a number, word, true or false, None, or list of these"
+        )
     return tuple(list(value) if isinstance(value, tuple) else value for value in values)
 
 
@@ -230,10 +234,10 @@ def _short(text: str) -> str:
 
 
 def draw_trials(space: Mapping[str, Domain], trials: int, seed: int) -> list[dict[str, Any]]:
-    """Distinct configurations, uniformly from `space`; a longer list begins with the shorter one of the same seed.
+    """Distinct configurations, drawn uniformly from `space`; with one seed, a longer list begins with the shorter one.
 
     Returns:
-        At most `trials` of them: fewer where the space holds no more.
+        At most `trials` configurations; fewer if the space has no more.
     """
     generator = np.random.default_rng(seed)
     drawn: list[dict[str, Any]] = []

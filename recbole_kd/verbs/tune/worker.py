@@ -1,4 +1,4 @@
-"""What a worker process of the search does: it loads data and teacher once, then trains one trial after the other."""
+"""A worker process of the search: it loads data and teacher once, then trains one trial after the other."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from recbole_kd.trainer.trackers import GROUP
 
 @dataclass(frozen=True)
 class Task:
-    """What all trials of a search share.
+    """The facts that all trials of a search share.
 
     Attributes:
-        key: the content of the search, under which a worker keeps data and teacher.
+        key: digest of the search, under which a worker keeps data and teacher.
         model, dataset: names.
-        settings: the run that is tuned, nested; its paths are absolute, because workers run in folders of their own.
+        settings: settings of the tuned run, nested; paths are absolute, because workers run in other folders.
         draws: the settings of each trial by dotted name; trial n is the n-th, from 1.
-        folder: where trials leave their checkpoints.
+        folder: the folder of the trials' checkpoints.
         threads: threads that torch may use in a trial.
     """
 
@@ -43,24 +43,24 @@ class Task:
     threads: int
 
     def checkpoint(self, number: int) -> Path:
-        """The file of a trial's best epoch; its state after the last whole epoch is in FILE-last.pth."""
+        """The file of a trial's best epoch; its state after the last complete epoch is in FILE-last.pth."""
         return Path(self.folder) / "trials" / f"{number:04d}.pth"
 
     def last(self, number: int) -> Path:
-        """The file from which an interrupted trial goes on."""
+        """The file from which an interrupted trial resumes."""
         return Path(self.folder) / "trials" / f"{number:04d}-last.pth"
 
     def experiment(self, **settings: Any) -> Experiment:
-        """The run that is tuned, with `settings` (by dotted name) over it."""
+        """The tuned run, with `settings` (by dotted name) in place of its own."""
         return Experiment.of(self.model, self.dataset, given=merge(self.settings, nest(settings)))
 
 
-#: Data and teacher by the task's key; of one search at a time.
+#: Task's key -> data and teacher; only one search at a time.
 _SHARED: dict[str, tuple[Splits, AnyTeacher | None]] = {}
 
 
 def load_shared(task: Task, experiment: Experiment) -> tuple[Splits, AnyTeacher | None]:
-    """Data and teacher of a search, loaded in this process when they are first asked for."""
+    """Data and teacher of a search, loaded in this process at the first call."""
     if task.key not in _SHARED:
         _SHARED.clear()
         splits = load_splits(experiment.settings)
@@ -69,12 +69,12 @@ def load_shared(task: Task, experiment: Experiment) -> tuple[Splits, AnyTeacher 
 
 
 def teacher_of(experiment: Experiment, splits: Splits) -> AnyTeacher | None:
-    """The teacher of a run, where its distillers or its optimiser read one: from the cache, or trained now."""
+    """The teacher of a run if its distillers or its optimiser read one: from the cache, or trained now."""
     return obtain_teacher(experiment, splits) if experiment.teachers else None
 
 
 def device_settings(gpus: list[Any] | None) -> dict[str, Any]:
-    """Settings for the devices that Ray gave: RecBole would show every worker the GPU that its settings name.
+    """Settings for the devices that Ray assigned; without them every worker would use the GPU in its settings.
 
     >>> device_settings([2]), device_settings([]), device_settings(None)
     ({'use_gpu': True, 'gpu_id': '2'}, {'use_gpu': False, 'gpu_id': ''}, {})
@@ -87,17 +87,17 @@ def train_trial(
 ) -> None:
     """Trains trial `number` and calls `report` after every evaluation on the validation split.
 
-    A trial that was interrupted goes on from its last whole epoch. The test split is never evaluated.
+    An interrupted trial resumes after its last complete epoch. The test split is never evaluated.
 
     Args:
         task: the search.
-        number: of the trial, from 1.
-        report: gets ``epoch`` (trained so far), ``score`` (the best so far), ``best_epoch`` (0 is the first),
-            ``valid_result`` (of that epoch), ``valid_history`` and ``seconds`` (of training); in the end once more with
-            ``ended``, and ``failed`` where training was not possible. It may raise to end the trial.
-        gpus: devices that Ray gave to the trial; None leaves the device to the settings.
+        number: number of the trial, from 1.
+        report: called with ``epoch`` (trained so far), ``score`` (best so far), ``best_epoch`` (0 is the first),
+            ``valid_result`` (of that epoch), ``valid_history`` and ``seconds`` (of training). The last call has also
+            ``ended``, and ``failed`` if training was not possible. It may raise an error to end the trial.
+        gpus: devices that Ray assigned to the trial; None: as in the settings.
     """
-    gc.collect()  # the trial before this one, whose model and optimiser refer to each other
+    gc.collect()  # frees the previous trial, whose model and optimiser refer to each other
     torch.set_num_threads(task.threads)
     os.environ.setdefault(GROUP, os.path.basename(task.folder))  # all trials are one group
     device = device_settings(gpus)

@@ -168,7 +168,7 @@ def test_the_card_says_what_the_model_is_and_leaves_the_licence_to_its_user(bund
     assert f"ndcg@10 {manifest['test_result']['ndcg@10']:.4f}" in card["metrics on test"]
     assert "embedding_size 64" in card["settings"]
     assert manifest["date"] in card["exported"]
-    (bundle / "README.md").write_text(text.replace("*to be filled in by who exports it*", "CC BY 4.0"))
+    (bundle / "README.md").write_text(text.replace("*to be filled in by the person who exports it*", "CC BY 4.0"))
     assert read_bundle(bundle).users[0] == "u0"
 
 
@@ -236,7 +236,7 @@ def test_a_row_of_int8_is_within_half_a_step_of_its_scale() -> None:
 def test_a_number_that_float16_does_not_hold_is_refused() -> None:
     whole = _towers()
     whole.vectors["users"][1, 2] = 1e6
-    with pytest.raises(UserError, match="--dtype=float16 does not hold 1e\\+06 of a vector; use float32 or int8"):
+    with pytest.raises(UserError, match="--dtype=float16 cannot hold 1e\\+06 in a vector; use float32 or int8"):
         with_vectors(whole, dtype="float16")
 
 
@@ -255,7 +255,7 @@ def test_fewer_dimensions_keep_the_scores_as_well_as_that_rank_can() -> None:
 def test_fewer_dimensions_of_a_matryoshka_student_are_its_first_numbers() -> None:
     whole = _towers(prefixes=[2, 4])
     np.testing.assert_array_equal(narrowed(whole, 4)["items"], whole.vectors["items"][:, :4])
-    with pytest.raises(UserError, match="--dimensions=3: the student was trained for 2, 4 numbers"):
+    with pytest.raises(UserError, match="--dimensions=3: the student was trained for the sizes 2, 4"):
         narrowed(whole, 3)
     cosine = narrowed(_towers(unit=True, prefixes=[2, 4]), 2)
     np.testing.assert_allclose(np.linalg.norm(cosine["users"], axis=1), 1, rtol=1e-6)
@@ -270,7 +270,7 @@ def test_every_index_answers_as_written(kind: str, dtype: str, bpr: str, data: P
     pytest.importorskip("faiss")
     given = {"index": "faiss", "index_type": kind, "dtype": dtype, "config_dict": {"data_path": str(data)}}
     if (kind, dtype) == ("ivfpq", "int8"):
-        with pytest.raises(UserError, match="--index_type=ivfpq keeps product codes and no int8 vectors"):
+        with pytest.raises(UserError, match="--index_type=ivfpq stores product codes, not int8 vectors"):
             run_export(bpr, str(tmp_path / "bundle"), **given)
         return
     manifest = run_export(bpr, str(tmp_path / "bundle"), **given)
@@ -387,7 +387,7 @@ def test_what_is_there_stays_unless_it_may_be_replaced(bundle: Path, bpr: str, d
 def test_no_other_folder_is_ever_replaced(bpr: str, data: Path, tmp_path: Path) -> None:
     (tmp_path / "work" / "manifest.json").parent.mkdir()
     (tmp_path / "work" / "manifest.json").write_text('{"format": "another"}')
-    with pytest.raises(UserError, match="holds something else than an export"):
+    with pytest.raises(UserError, match="has files that are not an export"):
         run_export(bpr, str(tmp_path / "work"), overwrite=True, config_dict={"data_path": str(data)})
     assert (tmp_path / "work" / "manifest.json").read_text() == '{"format": "another"}'
 
@@ -415,13 +415,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "index": ({"index": "hnswlib"}, "--index='hnswlib' is not one of faiss"),
     "seen": ({"seen": "none"}, "--seen='none' is not one of train, train+valid, all"),
     "overwrite": ({"overwrite": "yes"}, "--overwrite='yes' is not true or false"),
-    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, and --dataset=ml-100k"),
+    "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, not on --dataset=ml-100k"),
     "a file": ({"output": "taken"}, "is a file; set --output to a folder"),
     "dtype": ({"dtype": "int4"}, "--dtype='int4' is not one of float32, float16, int8"),
-    "type without an index": ({"index_type": "flat"}, "--index_type=flat is of an index; set --index=faiss"),
+    "type without an index": ({"index_type": "flat"}, "--index_type=flat needs an index; set --index=faiss"),
     "more dimensions": ({"dimensions": 65}, "--dimensions=65 exceeds the 64 of BPR's vectors"),
-    "loss of nothing": ({"loss": 0.1}, "--loss=0.1 is what --explore may lose; set --explore=true"),
-    "explore and one of them": ({"explore": "true", "dtype": "int8"}, "--explore=true tries every dtype, and --dtype"),
+    "loss of nothing": ({"loss": 0.1}, "--loss=0.1 is only for --explore; set --explore=true"),
+    "explore and one of them": ({"explore": "true", "dtype": "int8"}, "--explore=true tries every dtype, but --dtype"),
     "under a file": ({"output": "taken/bundle"}, "choose another --output"),
     "key": ({"indx": "faiss"}, "Unknown setting 'indx'"),
 }
@@ -443,5 +443,5 @@ def test_bad_input_gets_one_line_and_2(
 
 def test_a_missing_faiss_is_named(bpr: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match="--index=faiss is not installed: pip install faiss-cpu"):
+    with pytest.raises(UserError, match="--index=faiss is not installed; run: pip install faiss-cpu"):
         run_export(bpr, "bundle", index="faiss")

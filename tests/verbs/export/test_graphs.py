@@ -138,7 +138,7 @@ def test_every_pairs_score_is_the_networks(tmp_path: Path) -> None:
     assert answers["u3"] == [bundle.items[row] for row, _ in bundle.recommend(bundle.user_rows["u3"], k=20)]
     for option, value in (("dtype", "int8"), ("index", "faiss"), ("dimensions", 4), ("explore", True)):
         with pytest.raises(
-            UserError, match=f"--{option}=.* is for models with a vector .*, and NeuMF is exported as a"
+            UserError, match=f"--{option}=.* is for models with a vector .*, but NeuMF is exported as a"
         ):
             run_export(checkpoint, str(tmp_path / "other"), **{option: value}, config_dict=given)
 
@@ -195,14 +195,14 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(
 @pytest.mark.parametrize("missing", ["onnxscript", "onnxruntime"])
 def test_without_the_packages_a_line_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=f"{missing} is not installed: pip install onnxscript onnxruntime"):
+    with pytest.raises(UserError, match=f"{missing} is not installed; run: pip install onnxscript onnxruntime"):
         require_onnx()
 
 
 def test_a_reader_without_onnxruntime_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
-        UserError, match="holds an ONNX graph, and onnxruntime is not installed: pip install onnxruntime"
+        UserError, match="holds an ONNX graph, but onnxruntime is not installed; run: pip install onnxruntime"
     ):
         read_bundle(bundle).recommend(0)
 
