@@ -298,7 +298,7 @@ class Training(Options):
         "constant", "cosine: from learning_rate down to 0 over the epochs", choices=("constant", "cosine")
     )
     fused_adam: bool | None = option(
-        None, "fused Adam and AdamW: faster, the same up to rounding; by default in runs that distil"
+        None, "faster steps that are the same up to rounding: fused Adam and AdamW; by default in runs that distil"
     )
     fast_sampling: bool | None = option(
         None, "draw an epoch's batches and negatives at once, same distribution; by default in runs that distil"
