@@ -128,7 +128,7 @@ def test_an_entry_point_that_is_broken_breaks_nothing_else(
     assert "There is no distiller at 'nowhere.gone:Nothing'" in listed
     assert "'collections:OrderedDict' is not a distiller" in listed
     assert "[cannot be loaded: No module named 'nowhere']" in listed
-    for name, message in {"gone": "There is no distiller at", "other": "is no distiller"}.items():
+    for name, message in {"gone": "There is no distiller at", "other": "is not a distiller"}.items():
         with pytest.raises(UserError, match=message):
             KDConfig("BPR", "ml-100k", config_dict={"distill": name})
     assert main(["--model=BPR", "--dataset=ml-100k", "--teacher=EASE", "--distill=de"]) == 2

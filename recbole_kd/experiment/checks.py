@@ -68,7 +68,7 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
                 f"--{key} is not supported: RecBole keeps datasets as pickles, which execute code. Leave it out."
             )
     if "MODEL_TYPE" in given:
-        raise UserError(f"--{config.prefix}MODEL_TYPE is the model's own and is not set; leave it out.")
+        raise UserError(f"--{config.prefix}MODEL_TYPE follows from the model and cannot be set; leave it out.")
     if given.get("warm_start_new", "mean") != "mean" and not given.get("warm_start"):
         raise UserError(
             f"--warm_start_new={given['warm_start_new']} is read with --warm_start=FILE alone; set it, or leave "

@@ -299,8 +299,11 @@ def backbones(arguments: argparse.Namespace) -> None:
 
     bench = Bench(arguments, "LightGCN", "gowalla", {}, STEPS, embedding_size=64, n_layers=3)
     trainer = bench.distilled("rrd", {}, Teacher(bench.splits.observed), "fp32")[0]
-    base, plain, distilled = bench.against_recbole((bench.plain(), bench.fast), (trainer, bench.fast))
+    base, plain, faster, distilled = bench.against_recbole(
+        (bench.plain(), bench.fast), (bench.plain(fused=True), bench.fast), (trainer, bench.fast)
+    )
     row("LightGCN d 64, plain", 0.8, base, plain)
+    row("LightGCN d 64, plain, fused_adam", 0.8, base, faster)
     row("LightGCN d 64, rrd", 1.1, base, distilled)
     bench = Bench(
         arguments,

@@ -211,8 +211,8 @@ BAD: dict[str, Case] = {
     "a cutoff in words": ([*BPR, "--topk=ten"], "--topk='ten'"),
     "a cutoff beyond the catalogue": (on_known_answer(topk="[50]", valid_metric="NDCG@50"), "--topk"),
     "half precision": (
-        on_known_answer(model="SimRecTeacher", enable_amp="true"),
-        "--enable_amp=true: on this device SimRecTeacher needs operations that torch has only in full precision",
+        on_known_answer(model="LightGCN", enable_amp="true"),
+        "--enable_amp=true: on this device LightGCN needs operations that torch has only in full precision",
     ),
     "a name of thousands of letters": (["--model=BPR", f"--dataset={'x' * 5000}"], "File name too long"),
     "seeds without end": (["compare", ML, "--models=BPR", "--seeds=999999999"], "at most 10,000"),

@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_trained(
         ["compare", f"--data_path={data}", "--dataset=known-answer", "--models=BPR", f"--output={tmp_path / 'file'}"],
     ):
         assert main(words) == 2
-        assert f"'{tmp_path / 'file'}' is no folder" in capsys.readouterr().err
+        assert f"'{tmp_path / 'file'}' is not a folder" in capsys.readouterr().err
     assert "Training" not in caplog.text
 
 

@@ -32,8 +32,8 @@ def test_what_has_no_steps_says_so(known_answer: Path) -> None:
     small = {"rrd.pool": 8, "rrd.interesting": 4, "rrd.uninteresting": 4}
     teacher, student = lines(known_answer, "RRDStudent", teacher="EASE", **small)
     assert teacher == "teacher EASE: a closed form, solved in one step"
-    assert "s an epoch" in student
-    assert "s an epoch" not in lines(known_answer, "EASE")[0]
+    assert "s per epoch" in student
+    assert "s per epoch" not in lines(known_answer, "EASE")[0]
     settings = {"model": "BPR", "dataset": "nowhere"}
     assert estimated(Experiment.of(given=settings)) == ["no estimate, because the data of nowhere are missing"]
 

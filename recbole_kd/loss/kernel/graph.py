@@ -40,7 +40,7 @@ def graph_product(matrix: Tensor, vectors: Tensor) -> Tensor:
 class Graph:
     """A constant graph over N nodes that propagates vectors, (N, d) -> (N, d), with their gradient.
 
-    Copies of a model share it: it never changes, and torch cannot copy sparse matrices.
+    It follows the vectors' type and device. Copies of a model share it, as torch cannot copy sparse matrices.
 
     Attributes:
         matrix: (N, N) CSR.
@@ -52,6 +52,10 @@ class Graph:
         self.transposed = self.matrix if symmetric else to_csr(matrix.t())
 
     def __call__(self, vectors: Tensor) -> Tensor:
+        if (self.matrix.dtype, self.matrix.device) != (vectors.dtype, vectors.device):
+            symmetric = self.transposed is self.matrix
+            self.matrix = self.matrix.to(vectors)
+            self.transposed = self.matrix if symmetric else self.transposed.to(vectors)
         product: Tensor = _Propagated.apply(vectors, self)
         return product
 

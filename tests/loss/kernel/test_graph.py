@@ -40,6 +40,15 @@ def test_a_graph_carries_gradients_back_through_its_transpose(symmetric: bool) -
     torch.testing.assert_close(*(torch.autograd.grad(one, vectors, weights)[0] for one in (found, dense)))
 
 
+def test_a_graph_follows_the_vectors_type() -> None:
+    given = matrix(6, 6, 12)
+    vectors = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    found = Graph(given, symmetric=False)(vectors)
+    found.sum().backward()
+    torch.testing.assert_close(found, given.to_dense().double() @ vectors)
+    torch.testing.assert_close(vectors.grad, given.to_dense().double().t() @ torch.ones(6, 3).double())
+
+
 def test_copies_of_a_model_share_its_graph() -> None:
     graph = Graph(matrix(3, 3, 4))
     assert copy.deepcopy({"graph": graph})["graph"] is graph
