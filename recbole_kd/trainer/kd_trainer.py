@@ -8,6 +8,7 @@ a model. So a model with a special trainer (RaCT, RecVAE, NCL, closed-form model
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -200,7 +201,7 @@ class KDMixin:
         try:
             losses = super()._train_epoch(batches, epoch_idx, loss_func, show_progress=False)  # type: ignore[misc]
         except RuntimeError as error:
-            if self.config["enable_amp"] and "not implemented for" in str(error):
+            if self.config["enable_amp"] and re.search("not implemented for|expected scalar type", str(error)):
                 raise UserError(
                     f"--enable_amp=true: on this device {self.config['model']} needs operations that torch has only in "
                     f"full precision ({' '.join(str(error).split())[:100]}); leave it out."
