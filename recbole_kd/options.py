@@ -52,7 +52,7 @@ def option(
         any_case: whether a choice may be written in upper or lower case.
         noun: the expected value in words, for messages and help, if type and bounds do not say enough.
         test: a function that says whether a value of the right type is allowed.
-        filled: whether a list or mapping must not be empty.
+        filled: whether a text, list or mapping must not be empty.
         metavar: the placeholder for the value in help, if there is no default.
         needed: what the verb needs, such as "a checkpoint"; the option is then required.
         example: a value that the message about a missing required option names.

@@ -243,10 +243,17 @@ class FilesAndOutput(Options):
     data_path: str = option("dataset/", "the folder that contains the dataset's folder")
     checkpoint_dir: str = option("saved", "checkpoints, results and the cache of teachers")
     save_last: bool = option(True, "keep the state after the last complete epoch, for --resume")
-    resume: str | None = option(None, 'continue from a run\'s "-last.pth" file', metavar="FILE")
-    result_file: str | None = option(None, "file to which the result (JSON) is written too", metavar="FILE")
+    resume: str | None = option(
+        None, 'continue from a run\'s "-last.pth" file', metavar="FILE", filled=True, noun="the name of a file"
+    )
+    result_file: str | None = option(
+        None, "file to which the result (JSON) is written too", metavar="FILE", filled=True, noun="the name of a file"
+    )
     warm_start: str | None = option(
-        None, "start from a trained student: users and items that it knows keep their vectors", metavar="FILE"
+        None,
+        "start from a trained student: users and items that it knows keep their vectors",
+        metavar="FILE",
+        filled=True,
     )
     warm_start_new: str = option(
         "mean",

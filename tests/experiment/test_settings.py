@@ -214,6 +214,7 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ({"save_dataset": True}, "--save_dataset is not supported: RecBole keeps datasets as pickles"),
         ({"student": "BPR"}, "--student=BPR changes the backbone of a recipe, but SimRecStudent is an architecture"),
         ({".x": 1}, "has an empty part"),
+        ({"resume": ""}, "--resume=''; expected"),
         ({"warm_start_new": "teacher"}, "--warm_start_new=teacher is read with --warm_start=FILE alone"),
         ({"distill": [], "teacher": "LightGCN"}, "Section 'teacher' is set but not used: --distill is empty"),
     ],
