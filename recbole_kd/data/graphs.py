@@ -7,7 +7,6 @@ signal at frequency x by h(x).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
@@ -335,9 +334,7 @@ def _added(adjacency: Tensor, constant: float, factor: float = 0.0) -> Tensor:
 
 
 def _csr(offsets: Tensor, columns: Tensor, values: Tensor, size: int) -> Tensor:
-    """A sparse CSR tensor with `size` columns. torch's warning that the layout is in beta is suppressed."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            offsets, columns, values, (len(offsets) - 1, size), check_invariants=False, device=values.device
-        )
+    """A sparse CSR tensor with `size` columns."""
+    return torch.sparse_csr_tensor(
+        offsets, columns, values, (len(offsets) - 1, size), check_invariants=False, device=values.device
+    )

@@ -54,9 +54,8 @@ class TeacherSource:
         """
         everything = dict(student.external_config_dict.get("teacher") or {})
         number = prefix.partition(".")[2].rstrip(".")
-        own = (
-            dict(everything.get(number) or {}) if number else everything
-        )  # settings of all teachers do not apply to a file
+        # Settings of all teachers do not apply to a file.
+        own = dict(everything.get(number) or {}) if number else everything
         given = {**everything, **own}
         sources = [key for key in ("model", *TEACHER_FILES) if given.get(key)]
         if len(sources) > 1 and sources != ["model", "checkpoint"]:

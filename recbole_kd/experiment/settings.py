@@ -20,6 +20,7 @@ from recbole_kd.experiment.presets import Layer, distiller_names, merged, preced
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import SafeLoader, overall_properties, read_properties, read_yaml
 from recbole_kd.model.every_position import AT_EVERY_POSITION
+from recbole_kd.model.kinds import is_one_of
 from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -196,7 +197,7 @@ class KDConfig(Config):
         none = negatives is None or (isinstance(negatives, Mapping) and negatives.get("distribution") in (None, "none"))
         given = self.external_config_dict.get("train_neg_sample_args") is not None and not none
         objective = final.get("loss_type")
-        able = any(base.__name__ in AT_EVERY_POSITION for base in self.resolved.model_class.__mro__)
+        able = is_one_of(self.resolved.model_class, AT_EVERY_POSITION)
         if objective == "BCE" and not able:
             raise UserError(
                 f"--{self.prefix}loss_type=BCE learns at every position of a sequence. It is for models that do not "

@@ -97,24 +97,16 @@ class LightGCNVariant(LightGCN):
 class _OfBags(LightGCN):
     """RecBole's LightGCN with faster products: the same up to rounding."""
 
-    graph: Graph
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        current = total = self.get_ego_embeddings()
-        for _ in range(self.n_layers):
-            current = self.graph(current)
-            total = total + current
-        mean = total / (self.n_layers + 1)
-        return mean[: self.n_users], mean[self.n_users :]
+    forward = LightGCNVariant.forward
 
 
 _OfBags.__name__ = LightGCN.__name__
 
 
-def propagate_faster(model: nn.Module) -> None:
+def propagate_faster(model: Any) -> None:
     """Gives RecBole's LightGCN the products of `loss/kernel/graph.py` on a CPU; any other model stays as it is."""
     if type(model) is LightGCN and model.norm_adj_matrix.device.type == "cpu":
-        vars(model)["graph"] = Graph(model.norm_adj_matrix)
+        vars(model).update(graph=Graph(model.norm_adj_matrix), layer_weights=layer_weights("mean", model.n_layers))
         model.__class__ = _OfBags
 
 

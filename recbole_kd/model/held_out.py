@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from recbole_kd.model.kinds import is_one_of
+
 __all__ = ["RANKING_HELD_OUT", "ranks_held_out", "with_history"]
 
 #: They read the rows of a batch's users, and batches are of training users.
@@ -27,13 +29,9 @@ _MEANS_OVER_ROWS = ("SLIMElastic", "ADMMSLIM")
 RANKING_HELD_OUT = (*_AUTOENCODERS, *_LINEAR, "Pop", "Random")
 
 
-def _is_one_of(names: tuple[str, ...], kind: type[Any]) -> bool:
-    return any(base.__name__ in names for base in kind.__mro__)
-
-
 def ranks_held_out(kind: type[Any]) -> bool:
     """Whether a class of models ranks users whom it was not trained on."""
-    return _is_one_of(RANKING_HELD_OUT, kind)
+    return is_one_of(kind, RANKING_HELD_OUT)
 
 
 def with_history(kind: type[Any], config: Any, dataset: Any) -> Any:
@@ -46,10 +44,10 @@ def with_history(kind: type[Any], config: Any, dataset: Any) -> Any:
     history = getattr(dataset, "history", None)
     if history is None:
         return kind(config, dataset)
-    if _is_one_of(_AUTOENCODERS, kind):
+    if is_one_of(kind, _AUTOENCODERS):
         return kind(config, history)
-    model = kind(config, _of_trained_users(dataset) if _is_one_of(_MEANS_OVER_ROWS, kind) else dataset)
-    if _is_one_of(_LINEAR, kind):
+    model = kind(config, _of_trained_users(dataset) if is_one_of(kind, _MEANS_OVER_ROWS) else dataset)
+    if is_one_of(kind, _LINEAR):
         model.interaction_matrix = history.inter_matrix(form="csr").astype(np.float32)
         if hasattr(model, "pred_mat"):  # ItemKNN multiplies at once
             model.pred_mat = model.interaction_matrix.dot(model.w).tolil()

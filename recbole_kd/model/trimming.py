@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_kd.model.kinds import is_one_of
+
 __all__ = ["trimmed"]
 
 #: Models whose output depends only on the items of a sequence, not on the padding after them.
@@ -35,6 +37,6 @@ def trimmed(model_class: type[Any]) -> type[Any]:
 
     Outputs equal the model's up to rounding; dropout drops other entries, as with another seed.
     """
-    if not any(base.__name__ in _TRIMMABLE for base in model_class.__mro__):
+    if not is_one_of(model_class, _TRIMMABLE):
         return model_class
     return type(model_class.__name__, (_Trimmed, model_class), {"__module__": model_class.__module__})

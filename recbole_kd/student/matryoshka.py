@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Sequences
 from recbole_kd.errors import UserError
+from recbole_kd.model.kinds import class_names
 from recbole_kd.student.readers import ModelStudent, Pair, first_numbers, item_vectors, shared_propagation
 
 __all__ = [
@@ -155,7 +156,7 @@ def keep_prefix(model: nn.Module, size: int) -> None:
 
 
 def _methods(model: nn.Module) -> dict[str, Callable[[Method, Any, int], Method]]:
-    return next(_METHODS[base.__name__] for base in type(model).__mro__ if base.__name__ in _METHODS)
+    return next(_METHODS[name] for name in class_names(model) if name in _METHODS)
 
 
 def _forget(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from recbole_kd.contracts import Sequences
 from recbole_kd.loss.kernel.gather import gathered_dot
 from recbole_kd.loss.kernel.rows import rows_at
+from recbole_kd.model.kinds import class_names
 
 Pair = tuple[Tensor, Tensor]
 
@@ -153,13 +154,7 @@ _ITEM_TABLES: dict[str, Callable[[Any], list[Tensor]]] = {
 
 
 def _reader(table: Mapping[str, Any], model: Union[nn.Module, type[Any]]) -> Optional[Any]:
-    return _of(table, _names(model))
-
-
-def _names(model: Union[nn.Module, type[Any]]) -> list[str]:
-    """Names of a model's class and its base classes, nearest first."""
-    kind = model if isinstance(model, type) else type(model)
-    return [base.__name__ for base in kind.__mro__]
+    return _of(table, class_names(model))
 
 
 def _of(table: Mapping[str, Any], names: Iterable[str]) -> Optional[Any]:
@@ -260,7 +255,7 @@ def next_item_scores(model: Any, vectors: Tensor, items: Optional[Tensor] = None
 
 def capabilities(model: Union[nn.Module, type[Any]]) -> frozenset[str]:
     """The :data:`recbole_kd.contracts.CAPABILITIES` of a model or of a class of models."""
-    return _offered(_names(model), is_sequential(model))
+    return _offered(class_names(model), is_sequential(model))
 
 
 def names_with_vectors() -> list[str]:

@@ -31,6 +31,7 @@ from recbole_kd.cluster.group import Group
 from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.evaluation.collector import FullSortCollector, PartOfBatches
+from recbole_kd.model.kinds import is_one_of
 
 __all__ = ["SharedMixin", "divides_steps", "share_of_steps"]
 
@@ -41,13 +42,9 @@ _MEANS_OVER_ROWS = {"BPR", "SimRecStudent", "SimRecTeacher"}
 _WITHOUT_CHANCE = {*_MEANS_OVER_ROWS, "LightGCN"}
 
 
-def _is_one_of(model: nn.Module, architectures: set[str]) -> bool:
-    return any(base.__name__ in architectures for base in type(model).__mro__)
-
-
 def divides_steps(model: nn.Module) -> bool:
     """Whether a training step of this model can be divided among processes without changing its result."""
-    return _is_one_of(model, _WITHOUT_CHANCE)
+    return is_one_of(model, _WITHOUT_CHANCE)
 
 
 def share_of_steps(model: nn.Module, group: Group) -> Share:
@@ -116,7 +113,7 @@ class SharedMixin:
         return owners
 
     def _base_is_shared(self) -> bool:
-        return _is_one_of(self.model, _MEANS_OVER_ROWS)
+        return is_one_of(self.model, _MEANS_OVER_ROWS)
 
     def fit(self, *arguments: Any, **named: Any) -> Any:
         """As in one process. If restarted because a process ended, it resumes after the last complete epoch."""
