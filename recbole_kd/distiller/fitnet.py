@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from recbole_kd.contracts import Batch
 from recbole_kd.distiller.base.nodes import NodeOrPairOptions, Side, projection_error
-from recbole_kd.distiller.base.projectors import ProjectedDistiller, ProjectorOptions
-from recbole_kd.loss.regression import mean_over_nodes, vector_distances
+from recbole_kd.distiller.base.projectors import ProjectedDistiller, ProjectorOptions, before_last
+from recbole_kd.loss.kernel.regression import layer_error
+from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import option
 
 
@@ -54,4 +55,6 @@ class FitNetDistiller(ProjectedDistiller[FitNetOptions]):
         """The sum over a side's nodes."""
         if isinstance(projector, nn.Linear) and self.options.distance == "squared":
             return projection_error(projector, side.student, side)
-        return vector_distances(projector(side.student), side.targets(), self.options.distance).sum()
+        inputs, weight, bias = before_last(projector, side.student)
+        constant = inputs.new_ones(len(inputs))
+        return layer_error(inputs, constant, weight, bias, side.teacher, side.nodes, self.options.distance)

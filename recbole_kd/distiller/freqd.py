@@ -39,16 +39,15 @@ from typing import Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from recbole_kd.contracts import Batch, Share
 from recbole_kd.data.bands import BandFilter, band_filter
 from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_decreasing, neighbour_adjacency
 from recbole_kd.distiller.base.nodes import NodeOptions, known, with_bias
-from recbole_kd.distiller.base.projectors import ProjectedDistiller, ProjectorOptions
+from recbole_kd.distiller.base.projectors import ProjectedDistiller, ProjectorOptions, before_last
 from recbole_kd.errors import UserError
-from recbole_kd.loss.kernel.regression import linear_error
-from recbole_kd.loss.regression import mean_over_nodes, vector_distances
+from recbole_kd.loss.kernel.regression import layer_error, linear_error
+from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import option
 
 #: Squares of larger coefficients come close to the limit of float32.
@@ -181,19 +180,15 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
         """The sum over nodes of the distances between H proj(E_s) and H E_t."""
         distance = "squared" if self.graph == "bipartite" else "cosine"
         if isinstance(projector, nn.Linear) and not self.options.edge_dropout:
-            filtered = torch.cat([graph.smooth(signal, nodes), graph.ones.index_select(0, nodes)], dim=1)
+            inputs, constant = graph.smooth(signal, nodes), graph.ones.index_select(0, nodes)
             if distance == "squared":
-                return linear_error(filtered, with_bias(projector), graph.targets, nodes)
-            predicted = functional.linear(filtered, with_bias(projector))
+                return linear_error(torch.cat([inputs, constant], 1), with_bias(projector), graph.targets, nodes)
+            _, weight, bias = before_last(projector, signal)
         else:
             read, product = graph.smooth.part(nodes, self.options.edge_dropout, self.generator)
-            vectors = signal.index_select(0, read)
-            if isinstance(projector, nn.Linear):
-                filtered = product(functional.pad(vectors, (0, 1), value=1.0))
-                predicted = functional.linear(filtered, with_bias(projector))
-            else:
-                predicted = projector(vectors, product)
-        return vector_distances(predicted, graph.targets.index_select(0, nodes), distance).sum()
+            inputs, weight, bias = before_last(projector, signal.index_select(0, read))
+            inputs, constant = product(inputs), product(inputs.new_ones(len(inputs), 1))
+        return layer_error(inputs, constant.squeeze(1), weight, bias, graph.targets, nodes, distance)
 
 
 class _FilteredGraph(nn.Module):

@@ -1,8 +1,7 @@
 """Distances of projected vectors from their targets, summed over nodes (FitNet, DE, HTD, PHR, FreqD), as formulas.
 
-Training uses ``kernel/regression.py``. :func:`cosine_distances`, :func:`vector_distances` and :func:`mean_over_nodes`
-have no kernel; training uses them directly. Targets are constants. :func:`mean_over_nodes` makes a mean over nodes of
-the sums of several sides.
+Training uses ``kernel/regression.py``. :func:`vector_distances` and :func:`mean_over_nodes` have no kernel; training
+uses them directly. Targets are constants. :func:`mean_over_nodes` makes a mean over nodes of the sums of several sides.
 """
 
 from __future__ import annotations
@@ -13,7 +12,15 @@ from torch import Tensor
 from recbole_kd.loss.common import unit
 from recbole_kd.loss.kernel.layout import GroupLayout
 
-__all__ = ["cosine_distances", "expert_error", "linear_error", "mean_over_nodes", "mixture_error", "vector_distances"]
+__all__ = [
+    "cosine_distances",
+    "expert_error",
+    "layer_error",
+    "linear_error",
+    "mean_over_nodes",
+    "mixture_error",
+    "vector_distances",
+]
 
 
 def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) -> Tensor:
@@ -26,6 +33,22 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
         rows: (n,) rows of `table`, the targets t.
     """
     return (inputs @ weight.t() - table[rows].to(inputs)).square().sum()
+
+
+def layer_error(
+    inputs: Tensor, constant: Tensor, weight: Tensor, bias: Tensor, table: Tensor, rows: Tensor, distance: str
+) -> Tensor:
+    """sum_n distance(W x_n + c_n b, t_n), the last layer of perceptrons (FitNet, FreqD). Entry: a node.
+
+    Args:
+        inputs: x, (n, inputs).
+        constant: c, constants (n,): what multiplies the bias, 1 unless a filter comes before the layer.
+        weight, bias: W, b: (outputs, inputs), (outputs,).
+        table, rows: targets, as in :func:`linear_error`.
+        distance: of :func:`vector_distances`.
+    """
+    predicted = inputs @ weight.t() + constant.unsqueeze(1) * bias
+    return vector_distances(predicted, table[rows].to(inputs), distance).sum()
 
 
 def expert_error(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional, TypeVar
+from typing import Any, Optional, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, linear
 from recbole_kd.errors import UserError
 from recbole_kd.options import Options, option
 
-__all__ = ["Perceptrons", "ProjectedDistiller", "ProjectorOptions"]
+__all__ = ["Perceptrons", "ProjectedDistiller", "ProjectorOptions", "before_last"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class ProjectedDistiller(NodeDistiller[ProjectedOptions]):
 class Perceptrons(nn.Module):
     """proj(x) = mean_m W_m2 drop(relu(W_m1 drop(x) + b_m1)) + b_m2, with layers d_s -> hidden -> d_t.
 
-    In training mode drop(x) is dropout, drawn from the distiller's generator.
+    In training mode drop(x) is dropout, drawn from the distiller's generator. The mean of perceptrons is one perceptron
+    whose hidden layer has theirs side by side. Its last layer commutes with a filter of nodes.
     """
 
     def __init__(
@@ -74,28 +75,65 @@ class Perceptrons(nn.Module):
         self.last = nn.ModuleList(linear(hidden, outputs, generator, dtype) for _ in count)
         self._dropout, self._generator = options.dropout, generator
 
-    def forward(self, vectors: Tensor, product: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
-        """(n, d_s) -> (n, d_t); with `product`, a linear map of rows (n, d) -> (m, d), the product of the result.
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(n, d_s) -> (n, d_t)."""
+        return functional.linear(self.hidden(vectors), *self.last_layer())
 
-        The last layer commutes with the product, so it is applied only to the m rows after the product.
-        """
-        outputs = []
-        for first, last in zip(self.first, self.last):
-            hidden = self._dropped(first(self._dropped(vectors)).relu())
-            if product is None:
-                outputs.append(last(hidden))
-            else:
-                assert isinstance(last, nn.Linear)
-                outputs.append(functional.linear(product(hidden), last.weight))
-        total = torch.stack(outputs).sum(0) if len(outputs) > 1 else outputs[0]
-        mean = total / len(outputs)
-        if product is not None:
-            bias = torch.stack([last.bias for last in self.last]).mean(0)  # type: ignore[misc]
-            mean = mean + product(vectors.new_ones(len(vectors), 1)) * bias
-        return mean
+    def hidden(self, vectors: Tensor) -> Tensor:
+        """The hidden layers side by side: (n, d_s) -> (n, M hidden)."""
+        dropout = self._dropout if self.training else 0.0
+        hidden = []
+        for first in self.first:
+            kept = vectors
+            if dropout:
+                kept = vectors * _kept(vectors, dropout, self._generator) / (1 - _drawn(dropout))
+            hidden.append(cast(Tensor, _DroppedRelu.apply(first(kept), dropout, self._generator)))
+        return torch.cat(hidden, 1) if len(hidden) > 1 else hidden[0]
 
-    def _dropped(self, values: Tensor) -> Tensor:
-        if not (self.training and self._dropout):
-            return values
-        kept = torch.rand(values.shape, generator=self._generator).ge_(self._dropout).to(values)
-        return values * kept.div_(1 - self._dropout)
+    def last_layer(self) -> tuple[Tensor, Tensor]:
+        """Its weight (d_t, M hidden) and bias (d_t,), for :meth:`hidden` as it is in the present mode."""
+        weight = torch.cat([cast(Tensor, last.weight) for last in self.last], 1)
+        bias = torch.stack([cast(Tensor, last.bias) for last in self.last]).mean(0)
+        share = 1 - _drawn(self._dropout) if self.training else 1.0
+        return weight / (len(self.last) * share), bias
+
+
+def before_last(projector: nn.Module, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a projector's last layer maps, (n, h), and this layer's weight (d_t, h) and bias (d_t,)."""
+    if isinstance(projector, Perceptrons):
+        return projector.hidden(vectors), *projector.last_layer()
+    assert isinstance(projector, nn.Linear)
+    return vectors, projector.weight, projector.bias
+
+
+class _DroppedRelu(torch.autograd.Function):
+    """relu(x), of which a share is set to 0. What is kept is not divided by 1 - share."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, share: float, generator: torch.Generator) -> Tensor:
+        result = values.relu()
+        if share:
+            result.mul_(_kept(values, share, generator))
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (result,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, result, 0), None, None
+
+
+def _drawn(share: float) -> float:
+    """`share` as a multiple of 2^-16, as :func:`_kept` draws it; below 1."""
+    return min(round(share * 2**16), 2**16 - 1) / 2**16
+
+
+def _kept(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """1 for what is kept and 0 for `share` of the places, in the shape of `like`.
+
+    A place takes 16 random bits. torch's dropout draws a number for each place, which takes ten times as long.
+    """
+    numbers = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=generator.device)
+    bits = numbers.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
+    return (bits >= round(_drawn(share) * 2**16) - 2**15).view(like.shape).to(like)

@@ -17,10 +17,11 @@ from recbole_kd.loss.kernel.autograd import own_precision, with_gradient
 from recbole_kd.loss.kernel.layout import GroupLayout
 from recbole_kd.loss.kernel.streamed import rounds_to_bf16
 
-__all__ = ["expert_error", "linear_error", "mixture_error"]
+__all__ = ["expert_error", "layer_error", "linear_error", "mixture_error"]
 
-#: Nodes in a block, for a linear layer and for the mixture of all experts.
+#: Nodes in a block, for a linear layer, for the last layer of perceptrons and for the mixture of all experts.
 BLOCK = 2048
+LAYER_BLOCK = 512
 MIXTURE_BLOCK = 256
 #: If MKL has no masked kernels (AMD's processors), a product over 21 columns takes 1.5 times as long as one over 24.
 LANES = 8
@@ -51,6 +52,29 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
         weight_gradient.addmm_(x.t(), targets, alpha=-1)
     gradients = [input_gradient[:, :width], weight_gradient[:width].t()]
     return 2 * with_gradient(total.clamp_(min=0) / 2, [inputs, weight], gradients)
+
+
+@own_precision
+def layer_error(
+    inputs: Tensor, constant: Tensor, weight: Tensor, bias: Tensor, table: Tensor, rows: Tensor, distance: str
+) -> Tensor:
+    """sum_n distance(W x_n + c_n b, t_n), by blocks of nodes.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check(inputs, weight.shape[1], weight.shape[0], table, rows)
+    x, w, b, constant = inputs.detach(), weight.detach(), bias.detach(), constant.detach().unsqueeze(1)
+    total, input_gradient = x.new_zeros(()), torch.empty_like(x)
+    weight_gradient, bias_gradient = torch.zeros_like(w), torch.zeros_like(b)
+    for block in _blocks(len(x), LAYER_BLOCK):
+        predicted = torch.addmm(constant[block] * b, x[block], w.t())
+        error, difference = _distances_(predicted, _targets(table, rows[block], x), distance)
+        total += error
+        weight_gradient.addmm_(difference.t(), x[block])
+        bias_gradient.addmv_(difference.t(), constant[block].squeeze(1))
+        torch.mm(difference, w, out=input_gradient[block])
+    return with_gradient(total, [inputs, weight, bias], [input_gradient, weight_gradient, bias_gradient])
 
 
 @own_precision
@@ -196,6 +220,19 @@ def _error_(difference: Tensor, squared: bool) -> tuple[Tensor, int]:
     norms = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
     difference.div_(norms.clamp(min=torch.finfo(norms.dtype).tiny))
     return norms.sum(), 1
+
+
+def _distances_(predicted: Tensor, targets: Tensor, distance: str) -> tuple[Tensor, Tensor]:
+    """The sum over rows of the distances, and its gradient for `predicted`, in the place of `predicted`."""
+    if distance == "squared":
+        flat = predicted.sub_(targets).flatten()
+        return torch.dot(flat, flat), predicted.mul_(2)
+    lengths, of_targets = (torch.linalg.vector_norm(each, dim=1, keepdim=True) for each in (predicted, targets))
+    lengths, of_targets = (each.masked_fill_(each == 0, 1) for each in (lengths, of_targets))
+    inverse = 1 / (lengths * of_targets)
+    cosines = (predicted * targets).sum(1, keepdim=True) * inverse
+    predicted.mul_(cosines / lengths.square()).sub_(targets.mul_(inverse))
+    return len(predicted) - cosines.sum(), predicted
 
 
 def _through_relu_(gradient: Tensor, output: Tensor) -> Tensor:

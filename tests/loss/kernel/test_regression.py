@@ -13,7 +13,7 @@ from torch import Tensor
 from recbole_kd.loss import regression as formula
 from recbole_kd.loss.kernel import layout, regression, streamed
 from recbole_kd.loss.kernel.layout import GroupLayout
-from recbole_kd.loss.kernel.regression import expert_error, linear_error, mixture_error
+from recbole_kd.loss.kernel.regression import expert_error, layer_error, linear_error, mixture_error
 from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from tests.loss.same import assert_same, draw
 
@@ -40,6 +40,7 @@ def routed(choice: Tensor, number: int, parameters: list[Tensor], table: Tensor,
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that every test goes through several, the last of them not full."""
     monkeypatch.setattr(regression, "BLOCK", 4)
+    monkeypatch.setattr(regression, "LAYER_BLOCK", 4)
     monkeypatch.setattr(regression, "MIXTURE_BLOCK", 3)
     monkeypatch.setattr(layout, "SHORT", 1)
 
@@ -58,6 +59,29 @@ def test_linear_error(count: int, seed: int) -> None:
     x, weight, table = draw(seed, count, INPUTS), draw(seed + 1, OUTPUTS, INPUTS), draw(seed + 2, TABLE, OUTPUTS)
     inputs = (x, weight, table.detach(), chosen(seed, count, TABLE))
     assert_same(linear_error(*inputs), formula.linear_error(*inputs), [x, weight])
+
+
+@settings(max_examples=20, deadline=None)
+@given(nodes, st.sampled_from(["squared", "cosine"]), seeds)
+def test_layer_error(count: int, distance: str, seed: int) -> None:
+    x, constant, table = draw(seed, count, INPUTS), draw(seed + 3, count).detach(), draw(seed + 2, TABLE, OUTPUTS)
+    weight, bias = draw(seed + 1, OUTPUTS, INPUTS), draw(seed + 4, OUTPUTS)
+    inputs = (x, constant, weight, bias, table.detach(), chosen(seed, count, TABLE), distance)
+    assert_same(layer_error(*inputs), formula.layer_error(*inputs), [x, weight, bias])
+
+
+def test_layer_error_of_vectors_of_zeros() -> None:
+    """A vector of zeros has cosine 0: its own gradient is the target's direction, a target of zeros teaches nothing."""
+    x, weight, bias = draw(1, 4, INPUTS), draw(2, OUTPUTS, INPUTS), torch.zeros(OUTPUTS).double().requires_grad_()
+    x.data[1] = 0
+    table = draw(3, 4, OUTPUTS).detach()
+    table[2] = 0
+    inputs = (x, torch.ones(4).double(), weight, bias, table, torch.arange(4), "cosine")
+    assert_same(layer_error(*inputs), formula.layer_error(*inputs), [x, weight, bias])
+    (gradient,) = torch.autograd.grad(layer_error(*inputs), x)
+    assert not gradient[2].any()
+    assert gradient[1].isfinite().all()
+    assert gradient[1].any()
 
 
 @settings(max_examples=20, deadline=None)
