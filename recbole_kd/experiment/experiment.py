@@ -179,8 +179,9 @@ class Experiment:
         """The experiment of a student's settings."""
         prefixes = prefix_sizes(settings)
         distillers = settings.active_distillers()
-        fused = bool(distillers) if settings["fused_adam"] is None else bool(settings["fused_adam"])
         fast = bool(distillers) if settings["fast_sampling"] is None else bool(settings["fast_sampling"])
+        # A plain run that draws its own negatives is not RecBole's bit for bit anyway.
+        fused = bool(distillers) or fast if settings["fused_adam"] is None else bool(settings["fused_adam"])
         optimiser = Optimiser(str(settings["learner"]).lower(), fused, settings.sevo)
         teachers: tuple[TeacherSource, ...] = ()
         if settings.reads_teacher:

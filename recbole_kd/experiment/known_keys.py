@@ -305,7 +305,8 @@ class Training(Options):
         "constant", "cosine: from learning_rate down to 0 over the epochs", choices=("constant", "cosine")
     )
     fused_adam: bool | None = option(
-        None, "faster steps that are the same up to rounding: fused Adam and AdamW; by default in runs that distil"
+        None,
+        "faster steps, the same up to rounding: fused Adam and AdamW; by default if a run distils or draws fast",
     )
     fast_sampling: bool | None = option(
         None, "draw an epoch's batches and negatives at once, same distribution; by default in runs that distil"

@@ -58,6 +58,8 @@ def test_which_adam() -> None:
     assert experiment("RRDStudent").optimiser.fused, "a run that distils takes the fused one"
     assert not experiment("RRDStudent", fused_adam=False).optimiser.fused
     assert experiment("BPR", fused_adam=True).optimiser.fused
+    assert experiment("BPR", fast_sampling=True).optimiser.fused
+    assert not experiment("BPR", fast_sampling=True, fused_adam=False).optimiser.fused
 
 
 def test_sevo_may_be_what_reads_the_teacher() -> None:

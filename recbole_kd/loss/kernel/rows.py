@@ -25,6 +25,7 @@ SPARSE = "sparse"
 def mark_by_rows(embedding: nn.Embedding, kind: str) -> None:
     """Marks the table of a module: its rows, however they are read, get gradients of this kind."""
     embedding.weight._gradient_by_rows = kind  # type: ignore[attr-defined]
+    embedding.weight._added = _Added()  # type: ignore[attr-defined]
     embedding.__class__ = _ByRows
 
 
@@ -59,9 +60,41 @@ def gradient_of_rows(table: Tensor, ids: Tensor, gradients: Tensor) -> Optional[
     if kind is None:
         return torch.zeros_like(table).index_add_(0, ids, gradients)
     if table.grad is None:
-        table.grad = torch.zeros_like(table)
+        table.grad = table._added.zeros(table)  # type: ignore[attr-defined]
     table.grad.index_add_(0, ids, gradients)
+    table._added.note(table.grad, ids)  # type: ignore[attr-defined]
     return None
+
+
+class _Added:
+    """The memory of a table's gradient, kept from one step to the next: only the rows that were added to are cleared.
+
+    Clearing a whole gradient takes a third of a plain student's step.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Optional[Tensor] = None
+        self._version = 0
+        self._rows: list[Tensor] = []
+
+    def __reduce__(self) -> tuple[type[_Added], tuple[()]]:
+        return _Added, ()  # a copy of a model has its own memory
+
+    def zeros(self, table: Tensor) -> Tensor:
+        """Zeros in the shape of the table."""
+        kept = self._memory
+        if kept is None or kept._version != self._version or (kept.dtype, kept.device) != (table.dtype, table.device):
+            kept = self._memory = torch.zeros_like(table)  # also after anything but `note` changed it
+        for ids in self._rows:
+            kept.index_fill_(0, ids, 0)
+        self._rows, self._version = [], kept._version
+        return kept
+
+    def note(self, gradient: Tensor, ids: Tensor) -> None:
+        """Remembers the rows that were added to `gradient`, by the only change since it was last noted or cleared."""
+        if gradient is self._memory and gradient._version == self._version + 1:
+            self._rows.append(ids)
+            self._version += 1
 
 
 class _AddedRows(torch.autograd.Function):

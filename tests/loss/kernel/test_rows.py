@@ -82,3 +82,24 @@ def test_what_is_computed_from_a_marked_table_has_a_gradient_of_its_own(kind: st
     rows_at(users[:, :2], USERS).sum().backward()
     assert users.grad is not None
     assert not users.grad.is_sparse
+
+
+@pytest.mark.parametrize("between", ["nothing", "a dense gradient", "a change by hand"])
+def test_the_next_step_begins_with_zeros_in_the_same_memory_if_only_rows_were_added(between: str) -> None:
+    """A gradient that something else changed too is not known to be zero elsewhere: it is made anew."""
+    table, plain = (parameters(kind)[1].weight for kind in (ADDED, None))
+    places = []
+    for step, ids in enumerate((USERS, ITEMS[0], ITEMS[2])):
+        for weights in (table, plain):
+            weights.grad = None
+            rows_at(weights, ids).square().sum().backward()
+            if step == 0 and between == "a dense gradient":
+                weights.sum().backward()
+            assert weights.grad is not None
+            if step == 0 and between == "a change by hand":
+                weights.grad.mul_(2).add_(1)
+        assert table.grad is not None
+        places.append(table.grad.data_ptr())
+        torch.testing.assert_close(table.grad, plain.grad)
+    assert places[1] == places[2]
+    assert (places[0] == places[1]) == (between == "nothing")
