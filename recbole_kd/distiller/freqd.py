@@ -17,6 +17,11 @@ H E_t is computed once. A linear projector commutes with the filter, H proj(E_s)
 only the batch's rows of the filter, in the student's dimension. In a perceptron only the last layer commutes. The
 hidden layer is computed for the nodes that these rows read, and the last layer for the batch's nodes.
 
+``relations: true`` compares how similar nodes are to each other, without a projector. With C the cosines between all
+nodes' vectors, the loss is the mean over pairs of the batch's nodes of (H (C_s - C_t) H)[a, b]^2. Over all nodes it is
+the sum over pairs of frequencies x, y of h(x)^2 h(y)^2 times the squared part of C_s - C_t at (x, y). Without a filter
+it is FTD's. This is our reading of the paper's extension to relation losses (theorem 3). Entry: a pair.
+
 A node without a teacher's vector (in a file that lacks some) is in no graph and in no mean. If the teacher has vectors
 of items only, the items' graph of ``graph: knn`` is filtered, whatever ``graph`` says.
 
@@ -46,7 +51,9 @@ from recbole_kd.data.graphs import PolynomialFilter, bipartite_adjacency, check_
 from recbole_kd.distiller.base.nodes import NodeOptions, known, with_bias
 from recbole_kd.distiller.base.projectors import ProjectedDistiller, ProjectorOptions, before_last
 from recbole_kd.errors import UserError
+from recbole_kd.loss.common import unit
 from recbole_kd.loss.kernel.regression import layer_error, linear_error
+from recbole_kd.loss.kernel.topology import products_error
 from recbole_kd.loss.regression import mean_over_nodes
 from recbole_kd.options import option
 
@@ -75,6 +82,7 @@ class FreqDOptions(ProjectorOptions, NodeOptions):
         choices=("bipartite", "knn"),
     )
     neighbours: int = option(5, "neighbours by co-occurrence that each node of `graph: knn` chooses", minimum=1)
+    relations: bool = option(False, "filter and compare cosines between nodes, not projected vectors")
     edge_dropout: float = option(
         0.0,
         "share of the edges of `graph: knn` that the student's filter drops, drawn again in each step",
@@ -93,6 +101,11 @@ class FreqDOptions(ProjectorOptions, NodeOptions):
             UserError: all coefficients are 0, one is very large, or the filter's weight increases on [0, 2].
         """
         super().check(section)
+        if self.relations and self.projector != "linear":
+            raise UserError(
+                f"{section}.projector={self.projector} maps vectors, but {section}.relations compares cosines, which "
+                "need no projector; leave one of them out."
+            )
         if self.band_weights is not None:
             self._check_bands(section)
         if self.edge_dropout and (self.graph != "knn" or self.band_weights or len(self.coefficients) > 2):
@@ -136,14 +149,16 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
 
     @property
     def shares(self) -> bool:  # type: ignore[override]
-        """Processes share out the nodes unless a step draws random numbers."""
-        return not (self.options.dropout or self.options.edge_dropout)
+        """Processes share out the nodes, unless a step draws random numbers or reads pairs."""
+        return not (self.options.dropout or self.options.edge_dropout or self.options.relations)
 
     def build(self) -> None:
         super().build()
         options, teacher, observed = self.options, self.teacher, self.data.observed
         marks = teacher.known_users, teacher.known_items
         tables = [table for table in self.entries.tables() if table is not None]
+        if options.relations:
+            tables = [unit(table) for table in tables]
         self.graph = options.graph if len(tables) == 2 else "knn"
         if self.graph != options.graph:
             logging.getLogger().info("freqd: the teacher has no users, so only the items' neighbour graph is filtered")
@@ -156,25 +171,33 @@ class FreqDDistiller(ProjectedDistiller[FreqDOptions]):
                 for side, table in zip(sides[-len(tables) :], tables)
             ]
         self.graphs = nn.ModuleList(graphs)
-        self.projectors = nn.ModuleList(self.projector(options) for _ in graphs)
+        self.projectors = nn.ModuleList(self.projector(options) for _ in graphs if not options.relations)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Eq. 8: the mean over the batch's nodes."""
+        """Eq. 8: the mean over the batch's nodes; or over their pairs."""
         nodes = [known(batch.distinct_items, self.teacher.known_items)]
         signals = [self.student.item_embeddings()]
         if "user" in self.entries.kinds:
             nodes.insert(0, known(batch.distinct_users, self.teacher.known_users))
             signals.insert(0, self.student.user_embeddings())
-        count = sum(map(len, nodes))
         if self.graph == "bipartite":
             nodes = [torch.cat([nodes[0], nodes[1] + self.data.users])]
             signals = [torch.cat(signals)]
+        sides = zip(self.graphs, signals, nodes)
+        if self.options.relations:
+            totals = [self._relation_error(*side) for side in sides]  # type: ignore[arg-type]
+            return mean_over_nodes(totals, sum(len(chosen) ** 2 for chosen in nodes))
         share = self.data.share if self.shares else Share()
         totals = [
             self._error(graph, projector, signal, chosen[share.part(len(chosen))])  # type: ignore[arg-type]
-            for graph, projector, signal, chosen in zip(self.graphs, self.projectors, signals, nodes)
+            for projector, (graph, signal, chosen) in zip(self.projectors, sides)
         ]
-        return mean_over_nodes(totals, count)
+        return mean_over_nodes(totals, sum(map(len, nodes)))
+
+    def _relation_error(self, graph: _FilteredGraph, signal: Tensor, nodes: Tensor) -> Tensor:
+        """The sum over pairs of nodes of the squared differences of the filtered cosines."""
+        read, product = graph.smooth.part(nodes, self.options.edge_dropout, self.generator)
+        return products_error(product(unit(signal.index_select(0, read))), graph.targets.index_select(0, nodes))
 
     def _error(self, graph: _FilteredGraph, projector: nn.Module, signal: Tensor, nodes: Tensor) -> Tensor:
         """The sum over nodes of the distances between H proj(E_s) and H E_t."""

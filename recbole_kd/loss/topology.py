@@ -18,7 +18,7 @@ from torch.nn import functional
 from recbole_kd.loss.common import mean_over_entries, same_length, unit
 from recbole_kd.loss.kernel.layout import Grouped
 
-__all__ = ["all_pairs", "angles", "distances", "group_means", "group_pairs", "prototype_nodes"]
+__all__ = ["all_pairs", "angles", "distances", "group_means", "group_pairs", "products_error", "prototype_nodes"]
 
 
 def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
@@ -30,6 +30,16 @@ def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
     same_length(student, teacher)
     different = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
     return mean_over_entries((_cosines(student) - _cosines(teacher.detach())).square(), different)
+
+
+def products_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """||SS' - TT'||^2, the sum over ordered pairs, also of a node with itself, of (s_a·s_b - t_a·t_b)^2 (FreqD).
+
+    Raises:
+        ValueError: student and teacher have different numbers of vectors.
+    """
+    same_length(student, teacher)
+    return (student @ student.t() - teacher.detach() @ teacher.detach().t()).square().sum()
 
 
 def group_pairs(sides: Sequence[Grouped]) -> Tensor:

@@ -129,6 +129,11 @@ class TestFreqDOnNeighbourGraphs(DistillerConformance):
     options = {"graph": "knn"}
 
 
+class TestFreqDOfRelations(DistillerConformance):
+    distiller = FreqDDistiller
+    options = {"relations": True}
+
+
 class TestFreqDAsInTheAuthorsCode(DistillerConformance):
     distiller = FreqDDistiller
     options = {"graph": "knn", "projector": "mlp", "projectors": 2, "dropout": 0.2, "edge_dropout": 0.5}

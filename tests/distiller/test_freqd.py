@@ -73,6 +73,37 @@ def test_theorem_2_the_loss_over_all_nodes_weighs_each_frequency_by_its_filter(t
     assert weights.diff().max() <= 1e-12  # eigenvalues ascend: low frequencies weigh most
 
 
+@pytest.mark.parametrize("theta", [(1.0,), (1.0, -0.4), (1.0, -0.8, 0.16)])
+def test_relations_weigh_each_pair_of_frequencies_by_both_filters(theta: tuple[float, ...]) -> None:
+    distiller, student, teacher = build(filter=theta, relations=True, weight=0.5)
+    assert not list(distiller.parameters()), "cosines need no projector"
+    own = torch.cat([student.user_embeddings(), student.item_embeddings()])
+    taught = torch.cat([teacher.user_embeddings(), teacher.item_embeddings()])
+    cosines = [functional.normalize(each) @ functional.normalize(each).T for each in (own, taught)]
+    for each in cosines:  # padding is in no batch
+        each[[0, USERS]] = each[:, [0, USERS]] = 0
+    frequencies, basis = torch.linalg.eigh(laplacian(DATA))
+    weights = sum(value * frequencies**power for power, value in enumerate(theta)) * torch.ones_like(frequencies)
+    parts = basis.T @ (cosines[0] - cosines[1]) @ basis
+    expected = 0.5 * (torch.outer(weights, weights) * parts).square().sum() / (USERS - 1 + ITEMS - 1) ** 2
+    inputs = [student.user_table, student.item_table]
+    assert_same_loss(distiller(EVERYTHING)["freqd"], expected, inputs, rtol=1e-5, atol=1e-8)
+
+
+def test_relations_on_neighbour_graphs_are_among_users_and_among_items() -> None:
+    distiller, student, teacher = build(graph="knn", neighbours=2, alpha=0.3, relations=True)
+    batch, errors = batch_of(DATA, 4), []
+    for observed, own, taught, nodes in (
+        (DATA.observed, student.user_embeddings(), teacher.user_embeddings(), batch.distinct_users),
+        (DATA.observed.transposed(), student.item_embeddings(), teacher.item_embeddings(), batch.distinct_items),
+    ):
+        smooth = 0.7 * torch.eye(len(own)).double() + 0.3 * neighbour_adjacency(observed, 2).to_dense().double()
+        cosines = [functional.normalize(each) @ functional.normalize(each).T for each in (own, taught)]
+        filtered = smooth @ (cosines[0] - cosines[1]) @ smooth.T
+        errors.append(filtered[nodes][:, nodes].square().flatten())
+    torch.testing.assert_close(distiller(batch)["freqd"], torch.cat(errors).mean(), rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 0.0), (0.0, 1.0, 0.5)])
 def test_band_weights_weigh_groups_of_equally_many_frequencies(weights: tuple[float, ...]) -> None:
     """Eq. 3 with a weight for each group; eigenvectors of one frequency share the weights of their groups."""
@@ -228,6 +259,7 @@ def test_the_filtered_teacher_stays_out_of_checkpoints() -> None:
         ({"band_weights": [0, 1]}, r"freqd\.band_weights=\[0\.0, 1\.0\] increases with the frequency"),
         ({"band_weights": [1, -1]}, r"freqd\.band_weights"),
         ({"band_weights": [1, 0], "filter": [1.0]}, r"both say what is filtered; keep one"),
+        ({"relations": True, "projector": "mlp"}, r"freqd\.relations compares cosines, which need no projector"),
         ({"neighbours": 0}, r"freqd\.neighbours=0 is out of range"),
     ],
 )

@@ -12,7 +12,7 @@ from recbole_kd.loss.common import same_length, unit
 from recbole_kd.loss.kernel.autograd import own_precision, with_gradient
 from recbole_kd.loss.kernel.layout import Grouped
 
-__all__ = ["all_pairs", "group_means", "group_pairs", "prototype_nodes"]
+__all__ = ["all_pairs", "group_means", "group_pairs", "products_error", "prototype_nodes"]
 
 #: Cosines of pairs that are held at a time.
 BLOCK = 1 << 21
@@ -21,16 +21,24 @@ BLOCK = 1 << 21
 def all_pairs(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over ordered pairs, without forming them.
 
-    With S and T the normalised rows, the sum over all pairs of (SS' - TT')^2 is
-    ||S'S||^2 - 2 ||S'T||^2 + ||T'T||^2. These matrices have the size of the dimensions, so time grows with n, not n^2.
-    The three terms have the size of a mean squared cosine. So in float32 a loss below 1e-7 is rounding error, and may
-    be negative.
+    The terms of :func:`products_error` have the size of a mean squared cosine. So in float32 a loss below 1e-7 is
+    rounding error, and may be negative.
     """
     same_length(student, teacher)
     s, t = unit(student), unit(teacher.detach())
     loops = (s.square().sum(1) - t.square().sum(1)).square().sum()
-    total = (s.t() @ s).square().sum() - 2 * (s.t() @ t).square().sum() + (t.t() @ t).square().sum() - loops
-    return total / max(1, len(s) * (len(s) - 1))
+    return (products_error(s, t) - loops) / max(1, len(s) * (len(s) - 1))
+
+
+def products_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """||SS' - TT'||^2, without forming the pairs.
+
+    It is ||S'S||^2 - 2 ||S'T||^2 + ||T'T||^2. These matrices have the size of the dimensions, so time grows with n, not
+    n^2.
+    """
+    same_length(student, teacher)
+    s, t = student, teacher.detach()
+    return (s.t() @ s).square().sum() - 2 * (s.t() @ t).square().sum() + (t.t() @ t).square().sum()
 
 
 def group_pairs(sides: Sequence[Grouped]) -> Tensor:

@@ -44,6 +44,7 @@ def drawn(seed: int, count: int, empty: int) -> tuple[Tensor, Tensor]:
 def test_all_pairs(count: int, seed: int) -> None:
     student, teacher = drawn(seed, count, seed)
     assert_same(kernel.all_pairs(student, teacher), formula.all_pairs(student, teacher), [student])
+    assert_same(kernel.products_error(student, teacher), formula.products_error(student, teacher), [student])
 
 
 @settings(max_examples=40, deadline=None)
