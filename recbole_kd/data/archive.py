@@ -21,7 +21,7 @@ from typing import Any
 from recbole_kd.data.download import RawFile, raw_file
 from recbole_kd.data.preparable import archives
 from recbole_kd.data.reader import Layout, fields_of
-from recbole_kd.data.records import RECORD, check_own, read_record
+from recbole_kd.data.records import RECORD, check_own, read_record, recorded
 from recbole_kd.errors import UserError
 from recbole_kd.files.plain import save_json
 from recbole_kd.files.reading import file_digest
@@ -64,10 +64,7 @@ def unpacked(dataset: str, folder: Path, source: str | None, show_progress: bool
     raw = raw_file(dataset, address, folder, None, _LARGEST_DOWNLOAD, show_progress)
     digest, size = file_digest(raw.path)
     if record is not None and record["raw"]["sha256"] != digest:
-        raw.refuse(
-            f"{raw.path} has sha256 {digest}; expected {record['raw']['sha256']}, which {folder / RECORD} recorded "
-            "(move that folder away to accept this file)"
-        )
+        raw.refuse_digest(digest, recorded(record, folder / RECORD, "move that folder away"))
     files = _extracted(raw, size, dataset, Path(archives().get(dataset, address)).stem, folder)
     for name in files:
         check_own(folder, name, record)

@@ -43,6 +43,9 @@ class RawFile:
     def refuse(self, problem: str) -> None:
         raise UserError(f"{problem}; set --source to another file or address.")
 
+    def refuse_digest(self, found: str, expected: str) -> None:
+        self.refuse(f"{self.path} has sha256 {found}; expected {expected}")
+
 
 def raw_file(dataset: str, address: str, folder: Path, known: str | None, limit: int, show_progress: bool) -> RawFile:
     """The raw file of a dataset, downloaded if need be.

@@ -27,7 +27,7 @@ from recbole_kd.data.download import RawFile, decompressed, raw_file
 from recbole_kd.data.preparable import PREPARABLE, Preparable, archives, unprepared
 from recbole_kd.data.raw_forms import as_lines
 from recbole_kd.data.reader import Field, Layout, first_line, read_columns, seconds_of
-from recbole_kd.data.records import RECORD, check_own, folder_of, read_record
+from recbole_kd.data.records import RECORD, check_own, folder_of, read_record, recorded
 from recbole_kd.errors import UserError, closest
 from recbole_kd.files.atomic import write_content
 from recbole_kd.files.plain import save_json
@@ -36,6 +36,7 @@ from recbole_kd.text import columns, unit_of
 
 __all__ = ["PREPARABLE", "Columns", "can_prepare", "described", "k_core", "prepare"]
 
+_OWN = 64 << 30  # bytes of the largest table of one's own that is downloaded or decompressed
 _ROWS = 100_000  # rows that are written at once
 _SEPARATORS = ("\t", ",", ";", "|")
 _LATE = 0.1  # share of the rows, the latest, whose users and items are looked for among the others
@@ -183,24 +184,21 @@ def _prepared(
     if made and source is None:
         return target
     entry = None if chosen is not None else PREPARABLE[dataset]
-    limits = entry or PREPARABLE["gowalla"]
-    address = source if source is not None else limits.url
+    address = source if source is not None or entry is None else entry.url
     if address is None:
+        assert entry is not None, "a table of one's own has a source"
         raise UserError(
-            f"{dataset} cannot be downloaded: {limits.advice}, then run "
+            f"{dataset} cannot be downloaded: {entry.advice}, then run "
             f"`recbole-kd prepare --dataset={dataset} --source=FILE`."
         )
     known = None if record is None else record["source"]
-    raw = raw_file(dataset, address, folder, known, limits.download_limit, show_progress)
+    raw = raw_file(dataset, address, folder, known, _OWN if entry is None else entry.download_limit, show_progress)
     digest, _ = file_digest(raw.path)
     if entry is not None and raw.origin == entry.url and entry.sha256 not in (None, digest):
-        raw.refuse(f"{raw.path} has sha256 {digest}; expected {entry.sha256}, that of the published file")
+        raw.refuse_digest(digest, f"{entry.sha256}, that of the published file")
     if record is not None and record["raw"]["sha256"] != digest:
         if chosen is None:
-            raw.refuse(
-                f"{raw.path} has sha256 {digest}; expected {record['raw']['sha256']}, which {record_file} recorded "
-                "(delete that record to accept this file)"
-            )
+            raw.refuse_digest(digest, recorded(record, record_file, "delete that record"))
         made = False
     if not made:
         _make(dataset, raw, digest, target, record_file, way, chosen)
@@ -220,8 +218,10 @@ def _make(
 ) -> None:
     """Writes the atomic file and the record of it."""
     entry = None if chosen is not None else PREPARABLE[dataset]
-    limit = (entry or PREPARABLE["gowalla"]).raw_limit
-    with decompressed(raw, limit) as plain, as_lines(plain, entry, raw.path) as table:
+    with (
+        decompressed(raw, _OWN if entry is None else entry.raw_limit) as plain,
+        as_lines(plain, entry, raw.path) as table,
+    ):
         try:
             events = _events(table, entry, chosen)
         except UserError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from recbole_kd.errors import UserError
 from recbole_kd.files.reading import file_digest
 
-__all__ = ["RECORD", "check_own", "folder_of", "read_record"]
+__all__ = ["RECORD", "check_own", "folder_of", "read_record", "recorded"]
 
 #: The record's name.
 RECORD = "prepare.json"
@@ -39,6 +39,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not a record that `recbole-kd prepare` wrote; delete it and run again.") from None
 
 
+def recorded(record: dict[str, Any], file: Path, change: str) -> str:
+    """What a refusal of another raw file expects: the recorded sha256, and how to accept the file."""
+    return f"{record['raw']['sha256']}, which {file} recorded ({change} to accept this file)"
+
+
 def check_own(folder: Path, name: str, record: dict[str, Any] | None) -> None:
     """Refuses to take or to replace a result that somebody else wrote or changed.
 
@@ -63,14 +68,15 @@ def check_own(folder: Path, name: str, record: dict[str, Any] | None) -> None:
 
 @contextmanager
 def folder_of(path: Path) -> Iterator[Path]:
-    """Makes a folder, and removes it again if the block fails and leaves nothing in it."""
-    existed = path.is_dir()
+    """Makes a folder and those above it, and removes them again if the block fails and leaves nothing in it."""
+    made = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:
         yield path
     except BaseException:
         for temporary in path.glob("*.part"):
             temporary.unlink(missing_ok=True)
-        if not existed and not any(path.iterdir()):
-            path.rmdir()
+        for folder in made:  # the innermost first
+            if not any(folder.iterdir()):
+                folder.rmdir()
         raise

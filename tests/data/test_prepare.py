@@ -345,6 +345,13 @@ def test_too_large_downloads(tmp_path: Path, server: Server, entry: Any) -> None
     assert files_of(tmp_path / "out") == set()
 
 
+def test_a_download_that_fails_leaves_no_folder_that_was_made_for_it(tmp_path: Path, entry: Any) -> None:
+    entry(url="http://127.0.0.1:1/raw.txt")
+    with pytest.raises(UserError, match="Cannot download gowalla"):
+        prepare("gowalla", tmp_path / "new" / "data", show_progress=False)
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_endless_download_is_left_at_the_limit(tmp_path: Path, server: Server, entry: Any) -> None:
     entry(download_limit=2000)
     sent, left = [], threading.Event()
