@@ -18,6 +18,7 @@ from recbole_kd.data.loaders import sized_eval_batch
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
+from recbole_kd.model.held_out import having_had, ranks_held_out
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.student.folding import Folding
 from recbole_kd.teacher.frozen import FrozenTeacher
@@ -94,8 +95,9 @@ class Recommender:
     ) -> Recommendation:
         """The k best items for a user who is not in the data, from a history.
 
-        A sequential model's encoder reads the items. If a model's score is a product of two vectors, the user's vector
-        is computed from the items' vectors: see :class:`recbole_kd.student.folding.Folding`.
+        A sequential model's encoder reads the items, an autoencoder or a linear item model the row of them. If a score
+        is a product of two vectors, the user's vector is computed from the items' vectors: see
+        :class:`recbole_kd.student.folding.Folding`.
 
         Args:
             history: original ids of items, oldest first.
@@ -127,6 +129,13 @@ class Recommender:
             latest = had[-longest:]
             items[0, : len(latest)] = latest
             return lambda _: self._score_sequences(items, torch.tensor([len(latest)]))
+        if ranks_held_out(type(self.model.model)):
+
+            def scored(user: Tensor) -> Tensor:
+                with having_had(self.model.model, had):
+                    return self.model.score_block(user)
+
+            return scored
         if "representations" not in self.model.capabilities:
             raise UserError(
                 f"{self.model.name} cannot recommend for a user who is not in the data, because its scores need more "
