@@ -14,7 +14,7 @@ its own, forked from the one that read them, in which more than ``--limit_gb`` o
   extrapolated from it: shuffle + draw + steps of an epoch x step. ``--steps=0`` runs whole epochs and measures them.
 - A checkpoint after the first (cut short) epoch, from which a new trainer goes on: the second epoch must end with the
   same weights, to the bit, as without the interruption.
-- ``peak``: the most memory that was resident, the data included.
+- ``trained``, ``peak``: the most memory that was resident, the data included: in training, and with what follows it.
 
 The batch is a thousandth of the interactions, since a step of RecBole's optimisers writes the whole tables. Seconds are
 processor seconds of one thread, beside those of the clock: other work on the machine stretches only the latter.
@@ -219,6 +219,7 @@ def measure(arguments: argparse.Namespace, splits: Splits, method: str) -> dict[
     draws = [clocked(lambda one=one: one.begin_epoch(0))[1] for one in trainer.distillers.values()]
     found["draw"] = sum(draws)
     _, spent, wall = clocked(lambda: trainer.fit(train, valid, saved=True, show_progress=False))
+    found["trained_gb"] = peak_memory() / GB
     found.update(shuffle=train.shuffle, step=train.step, epoch_wall=trainer.epoch_seconds[-1])
     found["slowdown"] = wall / spent
     found["epoch"] = found["shuffle"] + found["draw"] + found["steps_an_epoch"] * found["step"]
