@@ -125,11 +125,8 @@ class KDMixin:
             rates = self.config["learning_rate"], self.config["weight_decay"]
             optimizer = self.optimizer_factory(self.model.parameters(), *rates)
         elif learner == "lazy_adam":
-            # In the other cases gradients are clipped, scaled or summed over processes before the step.
-            alone = getattr(self, "group", ALONE).count == 1
-            sparse = alone and not (self.config["clip_grad_norm"] or self.config["enable_amp"])
             rates = self.config["learning_rate"], self.config["weight_decay"]
-            optimizer = lazy_adam(self.model, kwargs.get("params", self.model.parameters()), *rates, sparse)
+            optimizer = lazy_adam(self.model, kwargs.get("params", self.model.parameters()), *rates)
         elif learner not in _LEARNERS:
             raise UserError(
                 f"Unknown learner '{learner}'.{closest(learner, _LEARNERS + _OWN)} "

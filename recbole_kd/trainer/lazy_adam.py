@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from recbole_kd.loss.kernel.rows import rows_with_gradient
+
 __all__ = ["LazyAdam"]
+
+
+#: Rows that are updated at a time, so that they stay in the processor's cache from the first operation to the last.
+BLOCK = 8192
 
 
 class LazyAdam(Optimizer):
@@ -68,23 +74,37 @@ class LazyAdam(Optimizer):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         step = int(state["step"].item())
-        rows: Optional[Tensor] = None
-        if gradient.is_sparse:
-            joined = gradient.coalesce()
-            rows, gradient = joined.indices()[0], joined.values()
-        elif id(parameter) in self._tables:
-            rows = (gradient.abs().amax(dim=1) != 0).nonzero().squeeze(1)  # a row with a NaN counts as read
-            gradient = gradient.index_select(0, rows)
-        weights, first, second = (
-            each if rows is None else each.index_select(0, rows)
-            for each in (parameter, state["exp_avg"], state["exp_avg_sq"])
-        )
-        if group["weight_decay"]:
-            gradient = gradient.add(weights, alpha=group["weight_decay"])
-        first.lerp_(gradient, 1 - beta1)
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
-        weights.addcdiv_(first, root, value=-group["lr"] / (1 - beta1**step))
-        if rows is not None:
-            for whole, part in ((parameter, weights), (state["exp_avg"], first), (state["exp_avg_sq"], second)):
-                whole.index_copy_(0, rows, part)
+        rate, decay = group["lr"] / (1 - beta1**step), group["weight_decay"]
+
+        def moved(weights: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> None:
+            """Changes the first three in place."""
+            if decay:
+                gradient = gradient.add(weights, alpha=decay)
+            first.lerp_(gradient, 1 - beta1)
+            second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            root = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+            weights.addcdiv_(first, root, value=-rate)
+
+        wholes = parameter, state["exp_avg"], state["exp_avg_sq"]
+        if id(parameter) not in self._tables and not gradient.is_sparse:
+            moved(*wholes, gradient)
+            return
+        rows, of_rows = _by_rows(parameter, gradient)
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            weights, first, second = (whole.index_select(0, block) for whole in wholes)
+            chosen = of_rows[start : start + BLOCK] if gradient.is_sparse else of_rows.index_select(0, block)
+            moved(weights, first, second, chosen)
+            for whole, part in zip(wholes, (weights, first, second)):
+                whole.index_copy_(0, block, part)
+
+
+def _by_rows(table: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a table that have a gradient, ascending, and a sparse gradient's vectors of them, or the gradient."""
+    if gradient.is_sparse:
+        joined = gradient.coalesce()
+        return joined.indices()[0], joined.values()
+    rows = rows_with_gradient(table)
+    if rows is None:  # a row with a NaN counts as read
+        rows = (gradient.abs().amax(dim=1) != 0).nonzero().squeeze(1)
+    return rows, gradient

@@ -16,7 +16,7 @@ from recbole_kd.contracts import TeacherView
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.loss.kernel.rows import ADDED, SPARSE, by_rows, mark_by_rows
+from recbole_kd.loss.kernel.rows import by_rows, mark_by_rows
 from recbole_kd.sevo.graphs import SEvoOptions, cached_adjacency
 from recbole_kd.sevo.optimizer import NeumannSmoother, sevo_optimizer, smoothed_groups
 from recbole_kd.student.readers import embedding_tables, is_sequential, item_tables, tables_read_by_rows
@@ -118,17 +118,10 @@ def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
     return list(tables)
 
 
-def lazy_adam(
-    model: nn.Module, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float, sparse: bool
-) -> LazyAdam:
-    """``--learner=lazy_adam`` for a model's parameters; its embedding tables are updated by rows.
-
-    Args:
-        sparse: whether gradients of tables that are read by rows can be sparse.
-    """
-    if sparse:
-        for table in tables_read_by_rows(model):
-            mark_by_rows(table, SPARSE)
+def lazy_adam(model: nn.Module, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float) -> LazyAdam:
+    """``--learner=lazy_adam`` for a model's parameters; its embedding tables are updated by rows."""
+    for table in tables_read_by_rows(model):
+        mark_by_rows(table)
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     return LazyAdam(parameters, tables, learning_rate, weight_decay)
 
@@ -136,8 +129,8 @@ def lazy_adam(
 def compute_faster(model: nn.Module) -> None:
     """Kernels that give the same up to rounding, on a CPU: for gradients of tables, and for LightGCN's propagation."""
     for table in tables_read_by_rows(model):
-        if table.weight.device.type == "cpu" and by_rows(table.weight) is None:
-            mark_by_rows(table, ADDED)
+        if table.weight.device.type == "cpu" and not by_rows(table.weight):
+            mark_by_rows(table)
     if type(model).__name__ == "LightGCN":
         from recbole_kd.model.graph_variants import propagate_faster  # brings all of RecBole's models
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recbole_kd.loss.kernel.rows import mark_by_rows, rows_with_gradient
 from recbole_kd.testing import known_answer_settings
+from recbole_kd.trainer import lazy_adam
 from recbole_kd.trainer.lazy_adam import LazyAdam
 from recbole_kd.verbs.train import run_recbole_kd
 
@@ -76,14 +78,32 @@ def test_the_steps_of_one_row_by_the_formula() -> None:
     assert table[1].item() == pytest.approx(weight, rel=1e-5)
 
 
-def test_sparse_and_dense_gradients_take_the_same_steps() -> None:
-    steps = [[1, 1, 4], [4, 2], [1, 6]]
-    dense, sparse = Model(), Model(sparse=True)
+def test_gradients_of_any_form_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense, sparse, or dense with the rows that were read known; in one block or in several."""
+    steps = [[1, 1, 4], [4, 2], [1, 6, 5, 3]]
+    dense, sparse, marked = Model(), Model(sparse=True), Model()
+    mark_by_rows(marked.table)
     trained(dense, lazy(dense), steps)
-    trained(sparse, lazy(sparse), steps)
+    monkeypatch.setattr(lazy_adam, "BLOCK", 2)
+    for model in (sparse, marked):
+        trained(model, lazy(model), steps)
+        torch.testing.assert_close(model.table.weight, dense.table.weight)
     assert sparse.table.weight.grad is not None
     assert sparse.table.weight.grad.is_sparse
-    torch.testing.assert_close(sparse.table.weight, dense.table.weight)
+    assert rows_with_gradient(marked.table.weight) is not None
+
+
+def test_a_row_that_is_read_without_a_gradient_moves_on() -> None:
+    """Its moments decay, as in torch's SparseAdam."""
+    model = Model()
+    mark_by_rows(model.table)
+    optimizer = lazy(model, 0.0)
+    trained(model, optimizer, [[1]])
+    before = model.table.weight[1].clone()
+    optimizer.zero_grad()
+    (0 * model.loss([1])).backward()
+    optimizer.step()
+    assert not torch.equal(model.table.weight[1], before)
 
 
 def test_what_is_not_finite_is_not_hidden() -> None:

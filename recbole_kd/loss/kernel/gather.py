@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from recbole_kd.loss.kernel.rows import ADDED, SPARSE, by_rows, gradient_of_rows, rows_at
+from recbole_kd.loss.kernel.rows import by_rows, distinct_rows, gradient_of_rows, rows_at
 
 #: A dot product over 20 dimensions takes 1.5 times as long as over 24, so a table that is read often is padded.
 LANES = 8
@@ -25,7 +25,7 @@ GATHERED = 1 << 15
 def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
     """Dot products of the vectors of `users` with those of their `items`, differentiable once.
 
-    A table marked for sparse gradients (`rows.py`) gets them, unless more entries are read than the table has rows.
+    A table that is marked (`rows.py`) gets its gradients by rows.
 
     Args:
         user_embeddings: (U, d).
@@ -126,16 +126,20 @@ def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, tab
     """
     vectors, ids, count = source.detach().index_select(0, rows), targets.reshape(-1), len(table)
     each = 1 if targets.dim() == 1 else targets.shape[1]
-    # Adding row by row is the faster way for one entry a row alone; sparse gradients save more than time.
-    by_its_rows = len(ids) < count and by_rows(table) in ((ADDED, SPARSE) if each == 1 else (SPARSE,))
-    if by_its_rows or not _sparse_products(weights):
+    marked = by_rows(table)
+    if (marked and each == 1) or not _sparse_products(weights):
         spread = (weights.view(len(rows), each, 1) * vectors.unsqueeze(1)).flatten(0, 1)
-        if by_its_rows:
-            return gradient_of_rows(table, ids, spread)
-        return vectors.new_zeros(count, vectors.shape[1]).index_add_(0, ids, spread)
+        return gradient_of_rows(table, ids, spread)
     from scipy.sparse import csr_matrix  # late: `list` reads this module, and does without SciPy
 
+    distinct = None
+    if marked:  # then only the rows that are read are computed
+        distinct = distinct_rows(count, ids)
+        place = torch.empty(count, dtype=torch.int32)
+        place[distinct] = torch.arange(len(distinct), dtype=torch.int32)
+        ids, count = place[ids], len(distinct)
     # SciPy adds up the product of a transposed matrix entry by entry, in their order. torch would have them sorted,
     # which takes three times as long as the product.
     parts = weights.reshape(-1).numpy(), ids.int().numpy(), _offsets(len(rows), each).numpy()
-    return torch.from_numpy(csr_matrix(parts, shape=(len(rows), count)).T @ vectors.numpy())
+    found = torch.from_numpy(csr_matrix(parts, shape=(len(rows), count)).T @ vectors.numpy())
+    return found if distinct is None else gradient_of_rows(table, distinct, found)

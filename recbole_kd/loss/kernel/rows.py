@@ -1,8 +1,9 @@
-"""Sparse gradients of embedding tables: only the rows that a step reads.
+"""Gradients of embedding tables by rows: of the rows that a step reads.
 
-A dense gradient has as many rows as the table, whatever a step reads, and each loss that reads the table makes one. A
-table that is marked does without: its rows' gradients are *added* to its ``grad`` at once, or stay *sparse* for an
-optimiser that takes them so (`trainer/lazy_adam.py`).
+A dense gradient has as many rows as the table, whatever a step reads, and each loss that reads the table makes one. The
+gradients of a table that is marked are added to its ``grad`` at once, row by row, during the backward pass, which hands
+none on: for ``loss.backward()``. The table remembers which rows these were, for an optimiser that updates only them
+(`trainer/lazy_adam.py`).
 """
 
 from __future__ import annotations
@@ -12,20 +13,13 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-__all__ = ["ADDED", "SPARSE", "by_rows", "gradient_of_rows", "mark_by_rows", "rows_at"]
-
-#: Gradients are added to the table's ``grad`` during the backward pass, which hands none on: for ``loss.backward()``.
-ADDED = "added"
-#: Gradients are sparse tensors.
-SPARSE = "sparse"
+__all__ = ["by_rows", "distinct_rows", "gradient_of_rows", "mark_by_rows", "rows_at", "rows_with_gradient"]
 
 
-def mark_by_rows(embedding: nn.Embedding, kind: str) -> None:
-    """Marks the table of a module: its rows, however they are read, get gradients of this kind."""
-    embedding.weight._gradient_by_rows = kind  # type: ignore[attr-defined]
-    embedding.weight._added = _Added()  # type: ignore[attr-defined]
+def mark_by_rows(embedding: nn.Embedding) -> None:
+    """Marks the table of a module: its rows, however they are read, have gradients by rows."""
+    embedding.weight._gradient_by_rows = _Gradient()  # type: ignore[attr-defined]
     embedding.__class__ = _ByRows
 
 
@@ -34,70 +28,87 @@ class _ByRows(nn.Embedding):
         return rows_at(self.weight, input.reshape(-1)).view(*input.shape, -1)
 
 
-def by_rows(table: Tensor) -> Optional[str]:
-    """ADDED or SPARSE of a table that is marked; None of another, and of what is computed from one."""
-    return getattr(table, "_gradient_by_rows", None)
+def by_rows(table: Tensor) -> bool:
+    """Whether a table is marked; what is computed from one is not."""
+    return hasattr(table, "_gradient_by_rows")
 
 
 def rows_at(table: Tensor, ids: Tensor) -> Tensor:
     """(n, d) rows of a table (N, d) at ids (n,)."""
-    kind = by_rows(table)
-    if kind == SPARSE:
-        return functional.embedding(ids, table, sparse=True)
-    if kind == ADDED:
-        rows: Tensor = _AddedRows.apply(table, ids)
+    if by_rows(table):
+        rows: Tensor = _Rows.apply(table, ids)
         return rows
     return table.index_select(0, ids)
 
 
 def gradient_of_rows(table: Tensor, ids: Tensor, gradients: Tensor) -> Optional[Tensor]:
     """What a backward pass hands on for `gradients` (n, d) of a table's rows at ids (n,): None where they are added."""
-    kind = by_rows(table)
-    if kind == SPARSE:
-        return torch.sparse_coo_tensor(
-            ids.unsqueeze(0), gradients, tuple(table.shape), check_invariants=False, is_coalesced=False
-        )
-    if kind is None:
+    if not by_rows(table):
         return torch.zeros_like(table).index_add_(0, ids, gradients)
+    kept: _Gradient = table._gradient_by_rows  # type: ignore[attr-defined]
     if table.grad is None:
-        table.grad = table._added.zeros(table)  # type: ignore[attr-defined]
+        table.grad = kept.zeros(table)
     table.grad.index_add_(0, ids, gradients)
-    table._added.note(table.grad, ids)  # type: ignore[attr-defined]
+    kept.note(table.grad, ids)
     return None
 
 
-class _Added:
+def rows_with_gradient(table: Tensor) -> Optional[Tensor]:
+    """(r,) ascending rows that were read, of a table whose gradient is by rows alone; None of another."""
+    kept: Optional[_Gradient] = getattr(table, "_gradient_by_rows", None)
+    if kept is None or not kept.holds(table.grad):
+        return None
+    return distinct_rows(len(table), *kept.rows)
+
+
+def distinct_rows(count: int, *ids: Tensor) -> Tensor:
+    """The ids (n,), all from 0 to `count` - 1, ascending and each once; without sorting them."""
+    marks = torch.zeros(count, dtype=torch.bool, device=ids[0].device if ids else None)
+    for each in ids:
+        marks.index_fill_(0, each, True)
+    return marks.nonzero().squeeze(1)
+
+
+class _Gradient:
     """The memory of a table's gradient, kept from one step to the next: only the rows that were added to are cleared.
 
     Clearing a whole gradient takes a third of a plain student's step.
+
+    Attributes:
+        rows: ids of the rows that were added to.
     """
 
     def __init__(self) -> None:
+        self.rows: list[Tensor] = []
         self._memory: Optional[Tensor] = None
         self._version = 0
-        self._rows: list[Tensor] = []
 
-    def __reduce__(self) -> tuple[type[_Added], tuple[()]]:
-        return _Added, ()  # a copy of a model has its own memory
+    def __reduce__(self) -> tuple[type[_Gradient], tuple[()]]:
+        return _Gradient, ()  # a copy of a model has its own memory
 
     def zeros(self, table: Tensor) -> Tensor:
         """Zeros in the shape of the table."""
         kept = self._memory
-        if kept is None or kept._version != self._version or (kept.dtype, kept.device) != (table.dtype, table.device):
-            kept = self._memory = torch.zeros_like(table)  # also after anything but `note` changed it
-        for ids in self._rows:
-            kept.index_fill_(0, ids, 0)
-        self._rows, self._version = [], kept._version
+        if kept is None or not self.holds(kept) or (kept.dtype, kept.device) != (table.dtype, table.device):
+            kept = self._memory = torch.zeros_like(table)
+        else:
+            for ids in self.rows:
+                kept.index_fill_(0, ids, 0)
+        self.rows, self._version = [], kept._version
         return kept
 
     def note(self, gradient: Tensor, ids: Tensor) -> None:
-        """Remembers the rows that were added to `gradient`, by the only change since it was last noted or cleared."""
+        """Remembers the rows of the one change to `gradient` since it was last cleared or noted."""
         if gradient is self._memory and gradient._version == self._version + 1:
-            self._rows.append(ids)
+            self.rows.append(ids)
             self._version += 1
 
+    def holds(self, gradient: Optional[Tensor]) -> bool:
+        """Whether `gradient` is this memory and only `rows` were changed."""
+        return gradient is not None and gradient is self._memory and gradient._version == self._version
 
-class _AddedRows(torch.autograd.Function):
+
+class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
         ctx.table = table
