@@ -121,7 +121,7 @@ def _found_tables(options: SEvoOptions, model: nn.Module) -> list[Tensor]:
 def lazy_adam(model: nn.Module, parameters: Iterable[Tensor], learning_rate: float, weight_decay: float) -> LazyAdam:
     """``--learner=lazy_adam`` for a model's parameters; its embedding tables are updated by rows."""
     for table in tables_read_by_rows(model):
-        mark_by_rows(table)
+        mark_by_rows(table, remembered=True)
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     return LazyAdam(parameters, tables, learning_rate, weight_decay)
 

@@ -82,7 +82,7 @@ def test_gradients_of_any_form_take_the_same_steps(monkeypatch: pytest.MonkeyPat
     """Dense, sparse, or dense with the rows that were read known; in one block or in several."""
     steps = [[1, 1, 4], [4, 2], [1, 6, 5, 3]]
     dense, sparse, marked = Model(), Model(sparse=True), Model()
-    mark_by_rows(marked.table)
+    mark_by_rows(marked.table, remembered=True)
     trained(dense, lazy(dense), steps)
     monkeypatch.setattr(lazy_adam, "BLOCK", 2)
     for model in (sparse, marked):
@@ -96,7 +96,7 @@ def test_gradients_of_any_form_take_the_same_steps(monkeypatch: pytest.MonkeyPat
 def test_a_row_that_is_read_without_a_gradient_moves_on() -> None:
     """Its moments decay, as in torch's SparseAdam."""
     model = Model()
-    mark_by_rows(model.table)
+    mark_by_rows(model.table, remembered=True)
     optimizer = lazy(model, 0.0)
     trained(model, optimizer, [[1]])
     before = model.table.weight[1].clone()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from recbole_kd.loss.kernel.rows import by_rows, distinct_rows, gradient_of_rows, rows_at
+from recbole_kd.loss.kernel.rows import by_rows, distinct_rows, gradient_of_rows, remembers_rows, rows_at
 
 #: A dot product over 20 dimensions takes 1.5 times as long as over 24, so a table that is read often is padded.
 LANES = 8
@@ -126,14 +126,13 @@ def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, tab
     """
     vectors, ids, count = source.detach().index_select(0, rows), targets.reshape(-1), len(table)
     each = 1 if targets.dim() == 1 else targets.shape[1]
-    marked = by_rows(table)
-    if (marked and each == 1) or not _sparse_products(weights):
+    if (each == 1 and by_rows(table)) or not _sparse_products(weights):
         spread = (weights.view(len(rows), each, 1) * vectors.unsqueeze(1)).flatten(0, 1)
         return gradient_of_rows(table, ids, spread)
     from scipy.sparse import csr_matrix  # late: `list` reads this module, and does without SciPy
 
     distinct = None
-    if marked:  # then only the rows that are read are computed
+    if remembers_rows(table):  # then only these are computed; of a small table all rows take less time
         distinct = distinct_rows(count, ids)
         place = torch.empty(count, dtype=torch.int32)
         place[distinct] = torch.arange(len(distinct), dtype=torch.int32)

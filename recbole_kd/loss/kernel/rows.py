@@ -2,7 +2,7 @@
 
 A dense gradient has as many rows as the table, whatever a step reads, and each loss that reads the table makes one. The
 gradients of a table that is marked are added to its ``grad`` at once, row by row, during the backward pass, which hands
-none on: for ``loss.backward()``. The table remembers which rows these were, for an optimiser that updates only them
+none on: for ``loss.backward()``. A table can remember which rows these were, for an optimiser that updates only them
 (`trainer/lazy_adam.py`).
 """
 
@@ -14,12 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["by_rows", "distinct_rows", "gradient_of_rows", "mark_by_rows", "rows_at", "rows_with_gradient"]
+__all__ = [
+    "by_rows",
+    "distinct_rows",
+    "gradient_of_rows",
+    "mark_by_rows",
+    "remembers_rows",
+    "rows_at",
+    "rows_with_gradient",
+]
 
 
-def mark_by_rows(embedding: nn.Embedding) -> None:
-    """Marks the table of a module: its rows, however they are read, have gradients by rows."""
-    embedding.weight._gradient_by_rows = _Gradient()  # type: ignore[attr-defined]
+def mark_by_rows(embedding: nn.Embedding, remembered: bool = False) -> None:
+    """Marks the table of a module: its rows, however they are read, have gradients by rows.
+
+    Args:
+        remembered: whether the table remembers which rows were read. This pays for large tables.
+    """
+    embedding.weight._gradient_by_rows = _Remembered() if remembered else None  # type: ignore[attr-defined]
     embedding.__class__ = _ByRows
 
 
@@ -31,6 +43,11 @@ class _ByRows(nn.Embedding):
 def by_rows(table: Tensor) -> bool:
     """Whether a table is marked; what is computed from one is not."""
     return hasattr(table, "_gradient_by_rows")
+
+
+def remembers_rows(table: Tensor) -> bool:
+    """Whether a table is marked and remembers its rows."""
+    return _remembered(table) is not None
 
 
 def rows_at(table: Tensor, ids: Tensor) -> Tensor:
@@ -45,20 +62,25 @@ def gradient_of_rows(table: Tensor, ids: Tensor, gradients: Tensor) -> Optional[
     """What a backward pass hands on for `gradients` (n, d) of a table's rows at ids (n,): None where they are added."""
     if not by_rows(table):
         return torch.zeros_like(table).index_add_(0, ids, gradients)
-    kept: _Gradient = table._gradient_by_rows  # type: ignore[attr-defined]
+    kept = _remembered(table)
     if table.grad is None:
-        table.grad = kept.zeros(table)
+        table.grad = torch.zeros_like(table) if kept is None else kept.zeros(table)
     table.grad.index_add_(0, ids, gradients)
-    kept.note(table.grad, ids)
+    if kept is not None:
+        kept.note(table.grad, ids)
     return None
 
 
 def rows_with_gradient(table: Tensor) -> Optional[Tensor]:
-    """(r,) ascending rows that were read, of a table whose gradient is by rows alone; None of another."""
-    kept: Optional[_Gradient] = getattr(table, "_gradient_by_rows", None)
+    """(r,) ascending rows that were read, where the table remembers them and nothing else is in its gradient."""
+    kept = _remembered(table)
     if kept is None or not kept.holds(table.grad):
         return None
     return distinct_rows(len(table), *kept.rows)
+
+
+def _remembered(table: Tensor) -> Optional[_Remembered]:
+    return getattr(table, "_gradient_by_rows", None)
 
 
 def distinct_rows(count: int, *ids: Tensor) -> Tensor:
@@ -69,10 +91,8 @@ def distinct_rows(count: int, *ids: Tensor) -> Tensor:
     return marks.nonzero().squeeze(1)
 
 
-class _Gradient:
+class _Remembered:
     """The memory of a table's gradient, kept from one step to the next: only the rows that were added to are cleared.
-
-    Clearing a whole gradient takes a third of a plain student's step.
 
     Attributes:
         rows: ids of the rows that were added to.
@@ -83,8 +103,8 @@ class _Gradient:
         self._memory: Optional[Tensor] = None
         self._version = 0
 
-    def __reduce__(self) -> tuple[type[_Gradient], tuple[()]]:
-        return _Gradient, ()  # a copy of a model has its own memory
+    def __reduce__(self) -> tuple[type[_Remembered], tuple[()]]:
+        return _Remembered, ()  # a copy of a model has its own memory
 
     def zeros(self, table: Tensor) -> Tensor:
         """Zeros in the shape of the table."""

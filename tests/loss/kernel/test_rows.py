@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from recbole_kd.loss.kernel.gather import gathered_dot
-from recbole_kd.loss.kernel.rows import by_rows, distinct_rows, mark_by_rows, rows_at, rows_with_gradient
+from recbole_kd.loss.kernel.rows import (
+    by_rows,
+    distinct_rows,
+    mark_by_rows,
+    remembers_rows,
+    rows_at,
+    rows_with_gradient,
+)
 
 USERS, ITEMS = torch.tensor([4, 2, 4]), torch.tensor([[1, 1, 5], [5, 3, 0], [6, 2, 1]])
 
@@ -16,7 +23,7 @@ def parameters(marked: bool) -> list[torch.nn.Embedding]:
     torch.manual_seed(0)
     drawn = [torch.nn.Embedding(rows, 3) for rows in (6, 40)]
     for table in drawn if marked else []:
-        mark_by_rows(table)
+        mark_by_rows(table, remembered=True)
     return drawn
 
 
@@ -38,6 +45,18 @@ def read_by(kind: str, marked: bool) -> list[Tensor]:
         pairs = (USERS, ITEMS) if kind == "lists" else (USERS, ITEMS[:, 2])
         gathered_dot(users, items, *pairs).square().sum().backward()
     return [users, items]
+
+
+def test_a_table_need_not_remember() -> None:
+    """Lists are then added to the whole table."""
+    users, items = parameters(True)
+    mark_by_rows(items)
+    gathered_dot(users.weight, items.weight, USERS, ITEMS).square().sum().backward()
+    torch.testing.assert_close(items.weight.grad, read_by("lists", False)[1].grad)
+    assert by_rows(items.weight)
+    assert not remembers_rows(items.weight)
+    assert rows_with_gradient(items.weight) is None
+    assert rows_with_gradient(users.weight) is not None
 
 
 @pytest.mark.parametrize("kind", ["vectors", "modules", "lists", "one list for all", "pairs", "several losses"])
