@@ -7,8 +7,6 @@ split, and what is folded in of the users who are held out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -58,25 +56,20 @@ def with_history(kind: type[Any], config: Any, dataset: Any) -> Any:
     return model
 
 
-@contextmanager
-def having_had(model: Any, items: Tensor) -> Iterator[None]:
-    """Inside the block, user 0 of a model that :func:`ranks_held_out` is one who has had these items (n,)."""
+def having_had(model: Any, items: Tensor) -> Any:
+    """A model that :func:`ranks_held_out`, whose user 0 is one who has had these items (n,); it shares the weights."""
     from scipy.sparse import csr_matrix  # late: `list` reads this module, and does without SciPy
 
-    had, tables = items.unique(), {}
+    had, other = items.unique(), copy.copy(model)
     if is_one_of(type(model), _AUTOENCODERS):
         rows = had.unsqueeze(0).to(model.history_item_id.device)
-        tables = {"history_item_id": rows, "history_item_value": torch.ones_like(rows, dtype=torch.float32)}
+        other.history_item_id, other.history_item_value = rows, torch.ones_like(rows, dtype=torch.float32)
     elif is_one_of(type(model), _LINEAR):
         entries = np.ones(len(had), dtype=np.float32), (np.zeros(len(had), dtype=np.int64), had.numpy())
-        row = csr_matrix(entries, shape=(1, model.n_items))
-        tables = {"pred_mat": row.dot(model.w).tolil()} if hasattr(model, "pred_mat") else {"interaction_matrix": row}
-    own = {name: getattr(model, name) for name in tables}
-    try:
-        vars(model).update(tables)
-        yield
-    finally:
-        vars(model).update(own)
+        other.interaction_matrix = csr_matrix(entries, shape=(1, model.n_items))
+        if hasattr(model, "pred_mat"):  # ItemKNN multiplies at once
+            other.pred_mat = other.interaction_matrix.dot(model.w).tolil()
+    return other
 
 
 def _of_trained_users(dataset: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
@@ -130,12 +131,9 @@ class Recommender:
             items[0, : len(latest)] = latest
             return lambda _: self._score_sequences(items, torch.tensor([len(latest)]))
         if ranks_held_out(type(self.model.model)):
-
-            def scored(user: Tensor) -> Tensor:
-                with having_had(self.model.model, had):
-                    return self.model.score_block(user)
-
-            return scored
+            other = copy.copy(self.model)
+            other.model = having_had(self.model.model, had)
+            return other.score_block
         if "representations" not in self.model.capabilities:
             raise UserError(
                 f"{self.model.name} cannot recommend for a user who is not in the data, because its scores need more "
