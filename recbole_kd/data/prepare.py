@@ -36,7 +36,7 @@ from recbole_kd.text import columns, unit_of
 
 __all__ = ["PREPARABLE", "Columns", "can_prepare", "described", "k_core", "prepare"]
 
-_OWN = 64 << 30  # bytes of the largest table of one's own that is downloaded or decompressed
+_OWN = Preparable("a table of one's own", None, (), download_limit=64 << 30, raw_limit=64 << 30)
 _ROWS = 100_000  # rows that are written at once
 _SEPARATORS = ("\t", ",", ";", "|")
 _LATE = 0.1  # share of the rows, the latest, whose users and items are looked for among the others
@@ -184,15 +184,15 @@ def _prepared(
     if made and source is None:
         return target
     entry = None if chosen is not None else PREPARABLE[dataset]
-    address = source if source is not None or entry is None else entry.url
+    limits = entry or _OWN
+    address = source if source is not None else limits.url
     if address is None:
-        assert entry is not None, "a table of one's own has a source"
         raise UserError(
-            f"{dataset} cannot be downloaded: {entry.advice}, then run "
+            f"{dataset} cannot be downloaded: {limits.advice}, then run "
             f"`recbole-kd prepare --dataset={dataset} --source=FILE`."
         )
     known = None if record is None else record["source"]
-    raw = raw_file(dataset, address, folder, known, _OWN if entry is None else entry.download_limit, show_progress)
+    raw = raw_file(dataset, address, folder, known, limits.download_limit, show_progress)
     digest, _ = file_digest(raw.path)
     if entry is not None and raw.origin == entry.url and entry.sha256 not in (None, digest):
         raw.refuse_digest(digest, f"{entry.sha256}, that of the published file")
@@ -218,10 +218,7 @@ def _make(
 ) -> None:
     """Writes the atomic file and the record of it."""
     entry = None if chosen is not None else PREPARABLE[dataset]
-    with (
-        decompressed(raw, _OWN if entry is None else entry.raw_limit) as plain,
-        as_lines(plain, entry, raw.path) as table,
-    ):
+    with decompressed(raw, (entry or _OWN).raw_limit) as plain, as_lines(plain, entry, raw.path) as table:
         try:
             events = _events(table, entry, chosen)
         except UserError as error:

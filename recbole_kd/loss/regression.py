@@ -1,7 +1,7 @@
 """Distances of projected vectors from their targets, summed over nodes (FitNet, DE, HTD, PHR, FreqD), as formulas.
 
-Training uses ``kernel/regression.py``. :func:`vector_distances` and :func:`mean_over_nodes` have no kernel; training
-uses them directly. Targets are constants. :func:`mean_over_nodes` makes a mean over nodes of the sums of several sides.
+Training uses ``kernel/regression.py``. Targets are constants. :func:`mean_over_nodes`, which has no kernel, makes a
+mean over nodes of the sums of several sides.
 """
 
 from __future__ import annotations

@@ -50,9 +50,7 @@ def with_history(kind: type[Any], config: Any, dataset: Any) -> Any:
         return kind(config, history)
     model = kind(config, _of_trained_users(dataset) if is_one_of(kind, _MEANS_OVER_ROWS) else dataset)
     if is_one_of(kind, _LINEAR):
-        model.interaction_matrix = history.inter_matrix(form="csr").astype(np.float32)
-        if hasattr(model, "pred_mat"):  # ItemKNN multiplies at once
-            model.pred_mat = model.interaction_matrix.dot(model.w).tolil()
+        _rank_by(model, history.inter_matrix(form="csr").astype(np.float32))
     return model
 
 
@@ -66,10 +64,15 @@ def having_had(model: Any, items: Tensor) -> Any:
         other.history_item_id, other.history_item_value = rows, torch.ones_like(rows, dtype=torch.float32)
     elif is_one_of(type(model), _LINEAR):
         entries = np.ones(len(had), dtype=np.float32), (np.zeros(len(had), dtype=np.int64), had.numpy())
-        other.interaction_matrix = csr_matrix(entries, shape=(1, model.n_items))
-        if hasattr(model, "pred_mat"):  # ItemKNN multiplies at once
-            other.pred_mat = other.interaction_matrix.dot(model.w).tolil()
+        _rank_by(other, csr_matrix(entries, shape=(1, model.n_items)))
     return other
+
+
+def _rank_by(model: Any, matrix: Any) -> None:
+    """Makes a linear model rank by these rows of users, (users, items) CSR."""
+    model.interaction_matrix = matrix
+    if hasattr(model, "pred_mat"):  # ItemKNN multiplies at once
+        model.pred_mat = matrix.dot(model.w).tolil()
 
 
 def _of_trained_users(dataset: Any) -> Any:

@@ -9,7 +9,7 @@ only in steps that read it. Bias is corrected by the number of all steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Optional
 
 import torch
@@ -89,22 +89,21 @@ class LazyAdam(Optimizer):
         if id(parameter) not in self._tables and not gradient.is_sparse:
             moved(*wholes, gradient)
             return
-        rows, of_rows = _by_rows(parameter, gradient)
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
+        for block, part in _blocks(parameter, gradient):
             weights, first, second = (whole.index_select(0, block) for whole in wholes)
-            chosen = of_rows[start : start + BLOCK] if gradient.is_sparse else of_rows.index_select(0, block)
-            moved(weights, first, second, chosen)
-            for whole, part in zip(wholes, (weights, first, second)):
-                whole.index_copy_(0, block, part)
+            moved(weights, first, second, part)
+            for whole, changed in zip(wholes, (weights, first, second)):
+                whole.index_copy_(0, block, changed)
 
 
-def _by_rows(table: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of a table that have a gradient, ascending, and a sparse gradient's vectors of them, or the gradient."""
+def _blocks(table: Tensor, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of a table that have a gradient, ascending, and their gradients, a block of rows at a time."""
     if gradient.is_sparse:
         joined = gradient.coalesce()
-        return joined.indices()[0], joined.values()
+        yield from zip(joined.indices()[0].split(BLOCK), joined.values().split(BLOCK))
+        return
     rows = rows_with_gradient(table)
     if rows is None:  # a row with a NaN counts as read
         rows = (gradient.abs().amax(dim=1) != 0).nonzero().squeeze(1)
-    return rows, gradient
+    for block in rows.split(BLOCK):
+        yield block, gradient.index_select(0, block)

@@ -73,7 +73,9 @@ class Perceptrons(nn.Module):
         count = range(options.projectors)
         self.first = nn.ModuleList(linear(inputs, hidden, generator, dtype) for _ in count)
         self.last = nn.ModuleList(linear(hidden, outputs, generator, dtype) for _ in count)
-        self._dropout, self._generator = options.dropout, generator
+        # A multiple of 2^-16 below 1, as it is drawn.
+        self._dropout = min(round(options.dropout * 2**16), 2**16 - 1) / 2**16
+        self._generator = generator
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(n, d_s) -> (n, d_t)."""
@@ -81,21 +83,22 @@ class Perceptrons(nn.Module):
 
     def hidden(self, vectors: Tensor) -> Tensor:
         """The hidden layers side by side: (n, d_s) -> (n, M hidden)."""
-        dropout = self._dropout if self.training else 0.0
-        hidden = []
+        share, hidden = self._dropped, []
         for first in self.first:
-            kept = vectors
-            if dropout:
-                kept = vectors * _kept(vectors, dropout, self._generator) / (1 - _drawn(dropout))
-            hidden.append(cast(Tensor, _DroppedRelu.apply(first(kept), dropout, self._generator)))
+            kept = vectors * _kept(vectors, share, self._generator) / (1 - share) if share else vectors
+            hidden.append(cast(Tensor, _DroppedRelu.apply(first(kept), share, self._generator)))
         return torch.cat(hidden, 1) if len(hidden) > 1 else hidden[0]
 
     def last_layer(self) -> tuple[Tensor, Tensor]:
         """Its weight (d_t, M hidden) and bias (d_t,), for :meth:`hidden` as it is in the present mode."""
         weight = torch.cat([cast(Tensor, last.weight) for last in self.last], 1)
         bias = torch.stack([cast(Tensor, last.bias) for last in self.last]).mean(0)
-        share = 1 - _drawn(self._dropout) if self.training else 1.0
-        return weight / (len(self.last) * share), bias
+        return weight / (len(self.last) * (1 - self._dropped)), bias
+
+    @property
+    def _dropped(self) -> float:
+        """The share that is dropped in the present mode."""
+        return self._dropout if self.training else 0.0
 
 
 def before_last(projector: nn.Module, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,16 +127,11 @@ class _DroppedRelu(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(gradient, result, 0), None, None
 
 
-def _drawn(share: float) -> float:
-    """`share` as a multiple of 2^-16, as :func:`_kept` draws it; below 1."""
-    return min(round(share * 2**16), 2**16 - 1) / 2**16
-
-
 def _kept(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """1 for what is kept and 0 for `share` of the places, in the shape of `like`.
+    """1 for what is kept and 0 for `share` of the places, a multiple of 2^-16, in the shape of `like`.
 
     A place takes 16 random bits. torch's dropout draws a number for each place, which takes ten times as long.
     """
     numbers = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=generator.device)
     bits = numbers.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]
-    return (bits >= round(_drawn(share) * 2**16) - 2**15).view(like.shape).to(like)
+    return (bits >= round(share * 2**16) - 2**15).view(like.shape).to(like)

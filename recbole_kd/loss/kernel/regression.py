@@ -225,8 +225,8 @@ def _error_(difference: Tensor, squared: bool) -> tuple[Tensor, int]:
 def _distances_(predicted: Tensor, targets: Tensor, distance: str) -> tuple[Tensor, Tensor]:
     """The sum over rows of the distances, and its gradient for `predicted`, in the place of `predicted`."""
     if distance == "squared":
-        flat = predicted.sub_(targets).flatten()
-        return torch.dot(flat, flat), predicted.mul_(2)
+        error, factor = _error_(predicted.sub_(targets), squared=True)
+        return error, predicted.mul_(factor)
     lengths, of_targets = (torch.linalg.vector_norm(each, dim=1, keepdim=True) for each in (predicted, targets))
     lengths, of_targets = (each.masked_fill_(each == 0, 1) for each in (lengths, of_targets))
     inverse = 1 / (lengths * of_targets)
