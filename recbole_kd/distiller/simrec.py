@@ -52,7 +52,7 @@ from recbole_kd.loss.kernel.contrastive import (
     mean_score_loss,
     prediction_bce,
 )
-from recbole_kd.loss.kernel.streamed import product_precision
+from recbole_kd.loss.kernel.precision import product_precision
 from recbole_kd.options import option
 
 #: Users and items, users among themselves, items among themselves.

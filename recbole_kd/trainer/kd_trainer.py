@@ -31,7 +31,7 @@ from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.evaluation.metrics import Evaluator
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.pickles import shown
-from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
+from recbole_kd.loss.kernel.precision import multiplies_bf16, product_precision
 from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
 from recbole_kd.trainer.eager import without_compiler
 from recbole_kd.trainer.learner import compute_faster, lazy_adam, schedule_learning_rate, use_fused_adam
@@ -181,7 +181,7 @@ class KDMixin:
         if len(self.distillers):
             first = epoch_idx == self.start_epoch
             if first and self.config["precision"] == "bf16" and not multiplies_bf16(self.device):
-                self.logger.warning("--precision=bf16: this processor has no AMX, so products are computed in fp32.")
+                self.logger.warning("--precision=bf16: this processor has no bf16 instructions; products are in fp32.")
             self.distillers.train()
             # Distillers rank by the student without dropout; RecBole calls train() after this.
             self.model.eval()

@@ -45,7 +45,7 @@ from recbole_kd.data.ranks import build_rank_bank
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.loss.kernel.gather import gathered_dot
-from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
+from recbole_kd.loss.kernel.precision import multiplies_bf16, product_precision
 from recbole_kd.model.build import build_model
 from recbole_kd.registry import distiller_class
 from recbole_kd.student.readers import ModelStudent

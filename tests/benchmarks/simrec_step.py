@@ -41,7 +41,8 @@ from torch.nn import functional
 from recbole_kd.contracts import Batch, DataView
 from recbole_kd.data.observed import Observed
 from recbole_kd.distiller.simrec import SimRecDistiller, SimRecOptions
-from recbole_kd.loss.kernel.streamed import block_shape, product_precision, streamed_logsumexp
+from recbole_kd.loss.kernel.precision import product_precision
+from recbole_kd.loss.kernel.streamed import block_shape, streamed_logsumexp
 from recbole_kd.teacher.bare import BareTeacher
 
 DIMENSION = 32

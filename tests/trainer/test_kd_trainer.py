@@ -24,7 +24,7 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_any, load_checkpoint
-from recbole_kd.loss.kernel.streamed import multiplies_bf16
+from recbole_kd.loss.kernel.precision import factor_type, multiplies_bf16
 from recbole_kd.model.build import build_model
 from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
@@ -128,7 +128,7 @@ def test_distillers_multiply_with_the_precision_of_the_run(
 
     def noted(role: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def note(*arguments: Any) -> Any:
-            found[role].add(torch.get_float32_matmul_precision())
+            found[role].add(factor_type(torch.ones(1)))
             return work(*arguments)
 
         return note
@@ -136,11 +136,10 @@ def test_distillers_multiply_with_the_precision_of_the_run(
     monkeypatch.setattr(Pull, "loss", noted("distiller", own))
     monkeypatch.setattr(BPR, "calculate_loss", noted("student", base))
     run(known_answer, distill=["pull"], epochs=1, precision=precision)
-    rounded = precision == "bf16" and (multiplies_bf16(torch.device("cpu")) or torch.cuda.is_available())
-    assert found == {"distiller": {"medium" if rounded else "highest"}, "student": {"highest"}}
-    assert torch.get_float32_matmul_precision() == "highest"
-    told = any("has no AMX" in one.message for one in caplog.records)
-    assert told == (precision == "bf16" and not multiplies_bf16(torch.device("cpu")))
+    rounded = precision == "bf16" and multiplies_bf16(torch.device("cpu"))
+    assert found == {"distiller": {torch.bfloat16 if rounded else torch.float32}, "student": {torch.float32}}
+    told = any("has no bf16 instructions" in one.message for one in caplog.records)
+    assert told == (precision == "bf16" and not rounded)
 
 
 @pytest.mark.skipif(not fused_adam_exists(), reason="this torch has none on a CPU")

@@ -15,14 +15,13 @@ from torch.nn import functional
 
 from recbole_kd.loss.kernel.autograd import own_precision, with_gradient
 from recbole_kd.loss.kernel.layout import GroupLayout
-from recbole_kd.loss.kernel.streamed import rounds_to_bf16
+from recbole_kd.loss.kernel.precision import factor_type
 
 __all__ = ["expert_error", "layer_error", "linear_error", "mixture_error"]
 
-#: Nodes in a block, for a linear layer, for the last layer of perceptrons and for the mixture of all experts.
+#: Nodes in a block: of a linear layer, and of layers whose inputs are hidden layers.
 BLOCK = 2048
-LAYER_BLOCK = 512
-MIXTURE_BLOCK = 256
+HIDDEN_BLOCK = 512
 #: If MKL has no masked kernels (AMD's processors), a product over 21 columns takes 1.5 times as long as one over 24.
 LANES = 8
 
@@ -60,20 +59,27 @@ def layer_error(
 ) -> Tensor:
     """sum_n distance(W x_n + c_n b, t_n), by blocks of nodes.
 
+    With `product_precision("bf16")` the products' factors and results are rounded to bfloat16, as in all losses of this
+    module but :func:`linear_error`. Sums over blocks, the loss and the gradients are in the inputs' type.
+
     Raises:
         ValueError: the shapes do not fit.
     """
     _check(inputs, weight.shape[1], weight.shape[0], table, rows)
-    x, w, b, constant = inputs.detach(), weight.detach(), bias.detach(), constant.detach().unsqueeze(1)
-    total, input_gradient = x.new_zeros(()), torch.empty_like(x)
+    vectors, w, b, constant = inputs.detach(), weight.detach(), bias.detach(), constant.detach().unsqueeze(1)
+    total, input_gradient = vectors.new_zeros(()), torch.empty_like(vectors)
     weight_gradient, bias_gradient = torch.zeros_like(w), torch.zeros_like(b)
-    for block in _blocks(len(x), LAYER_BLOCK):
-        predicted = torch.addmm(constant[block] * b, x[block], w.t())
-        error, difference = _distances_(predicted, _targets(table, rows[block], x), distance)
+    factors = factor_type(vectors)
+    w = w.to(factors)
+    for block in _blocks(len(vectors), HIDDEN_BLOCK):
+        x = vectors[block].to(factors)
+        predicted = _plus_product(constant[block] * b, x, w.t())
+        error, difference = _distances_(predicted, _targets(table, rows[block], vectors), distance)
         total += error
-        weight_gradient.addmm_(difference.t(), x[block])
         bias_gradient.addmv_(difference.t(), constant[block].squeeze(1))
-        torch.mm(difference, w, out=input_gradient[block])
+        difference = difference.to(factors)
+        _add_product_(weight_gradient, difference.t(), x)
+        _product(difference, w, input_gradient[block])
     return with_gradient(total, [inputs, weight, bias], [input_gradient, weight_gradient, bias_gradient])
 
 
@@ -91,9 +97,7 @@ def expert_error(
 ) -> Tensor:
     """sum_n ||E_m(x_n) - t_n||^2 with one expert m for each node; it costs one expert, whatever their number.
 
-    Nodes are ordered by expert, and experts with similar numbers of nodes share a batched product. With
-    `product_precision("bf16")` the products' factors and results are bfloat16, each result rounded once. The sums over
-    nodes, the loss and the gradients are in the inputs' type.
+    Nodes are ordered by expert, and experts with similar numbers of nodes share a batched product.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -106,27 +110,27 @@ def expert_error(
         )
     targets = targets.to(inputs)
     difference, gradients = torch.empty_like(targets), [torch.empty_like(each) for each in (w1, b1, w2, b2)]
-    factors = torch.bfloat16 if rounds_to_bf16(inputs) else inputs.dtype
-    x, w1, b1, w2 = (each.to(factors) for each in (layout.padded(inputs.detach()), w1, b1, w2))
-    hidden, input_gradient = x.new_empty(len(x), w1.shape[2]), targets.new_empty(x.shape)
+    factors = factor_type(inputs)
+    x, w2 = layout.padded(inputs.detach()), w2.to(factors)
+    hidden, input_gradient = w2.new_empty(len(x), w1.shape[2]), torch.empty_like(x)
     for run in layout.runs:
         x_r, hidden_r, targets_r, difference_r = map(run.nodes, (x, hidden, targets, difference))
         w1_r, b1_r, w2_r, b2_r = map(run.groups, (w1, b1, w2, b2))
-        torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r, out=hidden_r).relu_()
+        hidden_r.copy_(torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r).relu_())
         torch.sub(b2_r.unsqueeze(1), targets_r, out=difference_r)
         _add_product_(difference_r, hidden_r, w2_r)
     layout.blank_(difference)
     total, factor = _error_(difference, squared)
-    of_output = difference.to(factors)
     for run in layout.runs:
-        x_r, hidden_r, difference_r, to_x = map(run.nodes, (x, hidden, of_output, input_gradient))
+        x_r, hidden_r, difference_r, to_x = map(run.nodes, (x, hidden, difference, input_gradient))
         w1_r, w2_r, to_w1, to_b1, to_w2, to_b2 = map(run.groups, (w1, w2, *gradients))
-        _product(hidden_r.transpose(1, 2), difference_r, to_w2)
-        torch.sum(run.nodes(difference), 1, out=to_b2)
-        back = _through_relu_(torch.bmm(difference_r, w2_r.transpose(1, 2)), hidden_r)
-        _product(x_r.transpose(1, 2), back, to_w1)
-        torch.sum(back, 1, dtype=to_b1.dtype, out=to_b1)
-        _product(back, w1_r.transpose(1, 2), to_x)
+        right = difference_r.to(factors)
+        _product(hidden_r.transpose(1, 2), right, to_w2)
+        torch.sum(difference_r, 1, out=to_b2)
+        back = _through_relu_(right @ w2_r.transpose(1, 2), hidden_r).to(x)
+        torch.bmm(x_r.transpose(1, 2), back, out=to_w1)
+        torch.sum(back, 1, out=to_b1)
+        torch.bmm(back, w1_r.transpose(1, 2), out=to_x)
     parameters = [first, first_bias, second, second_bias]
     return factor * with_gradient(total / factor, [inputs, *parameters], [layout.unpadded(input_gradient), *gradients])
 
@@ -161,20 +165,24 @@ def mixture_error(
     total, factor = vectors.new_zeros(()), 1
     vector_gradient, share_gradient = torch.empty_like(vectors), torch.empty_like(shares)
     layer1_gradient, layer2_gradient = torch.zeros_like(layer1), torch.zeros_like(layer2)
+    factors = factor_type(vectors)
+    layer2 = layer2.to(factors)
     bias2_gradient = torch.zeros_like(bias2)
-    buffers = [vectors.new_empty(min(MIXTURE_BLOCK, len(vectors)), experts * hidden) for _ in range(3)]
-    for block in _blocks(len(vectors), MIXTURE_BLOCK):
+    buffers = [vectors.new_empty(min(HIDDEN_BLOCK, len(vectors)), experts * hidden) for _ in range(3)]
+    for block in _blocks(len(vectors), HIDDEN_BLOCK):
         x, s = vectors[block], shares[block]
         spread, weighted, back = (buffer[: len(x)] for buffer in buffers)
         by_expert = [matrix.view(len(x), experts, hidden) for matrix in (spread, weighted, back)]
         torch.mm(x, layer1, out=spread).relu_()
         torch.mul(by_expert[0], s.unsqueeze(2), out=by_expert[1])
-        difference = torch.addmm(s @ bias2, weighted, layer2).sub_(_targets(table, rows[block], x))
+        left = weighted.to(factors)
+        difference = _plus_product(s @ bias2, left, layer2).sub_(_targets(table, rows[block], x))
         error, factor = _error_(difference, squared)
         total += error
-        layer2_gradient.addmm_(weighted.t(), difference)
+        right = difference.to(factors)
+        _add_product_(layer2_gradient, left.t(), right)
         bias2_gradient.addmm_(s.t(), difference)
-        torch.mm(difference, layer2.t(), out=back)
+        _product(right, layer2.t(), back)
         torch.mul(back, spread, out=weighted)
         torch.addmm(by_expert[1].sum(2), difference, bias2.t(), out=share_gradient[block])
         by_expert[2].mul_(s.unsqueeze(2))
@@ -197,19 +205,26 @@ def mixture_error(
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out = left right, batched; the factors may be rounded to a shorter type than that of the sum."""
+    """out = left right, also batched. Factors of another type than `out` have a result of theirs."""
     if left.dtype == out.dtype:
-        torch.bmm(left, right, out=out)
+        torch.matmul(left, right, out=out)
     else:
-        out.copy_(torch.bmm(left, right))
+        out.copy_(left @ right)
 
 
 def _add_product_(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """out += left right, batched, likewise."""
-    if left.dtype == out.dtype:
-        out.baddbmm_(left, right)
+    """out += left right, likewise."""
+    if left.dtype != out.dtype:
+        out.add_(left @ right)
+    elif out.dim() == 2:
+        out.addmm_(left, right)
     else:
-        out.add_(torch.bmm(left, right))
+        out.baddbmm_(left, right)
+
+
+def _plus_product(values: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """values + left right, likewise, of matrices."""
+    return torch.addmm(values, left, right) if left.dtype == values.dtype else values + left @ right
 
 
 def _error_(difference: Tensor, squared: bool) -> tuple[Tensor, int]:

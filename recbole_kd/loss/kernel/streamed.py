@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-__all__ = ["PRECISIONS", "block_shape", "multiplies_bf16", "product_precision", "rounds_to_bf16", "streamed_logsumexp"]
+__all__ = ["block_shape", "streamed_logsumexp"]
 
-PRECISIONS = ("fp32", "bf16")
 #: Largest number of similarities in a block of rows over the whole catalogue.
 HELD = 16 * 2**20
 #: For scores within ±40 no maximum is subtracted: even a sum of 1e9 such exponentials, and its inverse, fit fp32.
@@ -127,48 +124,6 @@ def block_shape(keys: int) -> tuple[int, int]:
     """
     rows = 128 if torch.get_float32_matmul_precision() == "medium" else 64
     return (rows, keys) if rows * keys <= HELD else (256, 8192)
-
-
-@cache
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are faster than fp32 on a device: a GPU or a processor with AMX.
-
-    A processor with AVX-512's bf16 instructions only is not faster: torch's "medium" precision computes in fp32 there.
-    It also prepares itself for each new shape, which takes longer than a batch's products.
-    """
-    if device.type != "cpu":
-        return True
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # torch before 2.6 does not say
-
-
-def rounds_to_bf16(values: Tensor) -> bool:
-    """Whether bfloat16 products are requested and faster on the values' device."""
-    asked = torch.get_float32_matmul_precision() == "medium"
-    return asked and values.dtype == torch.float32 and multiplies_bf16(values.device)
-
-
-@contextmanager
-def product_precision(precision: str) -> Iterator[None]:
-    """Sets how float32 matrix products are computed inside the block.
-
-    Args:
-        precision: "fp32" changes nothing. "bf16" rounds the operands to bfloat16 and sums in float32 (torch's float32
-            matmul precision "medium"), on processors that multiply bfloat16; others compute as with "fp32". With
-            42,712 keys of 32 dimensions, the largest error of :func:`streamed_logsumexp` is 1e-4 if the scores have a
-            standard deviation of 0.2, and 3e-3 at 1.4.
-
-    Raises:
-        ValueError: unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}; expected one of {', '.join(PRECISIONS)}.")
-    before = torch.get_float32_matmul_precision()
-    if precision == "bf16" and (multiplies_bf16(torch.device("cpu")) or torch.cuda.is_available()):
-        torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _scores(query: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recbole_kd.loss import regression as formula
-from recbole_kd.loss.kernel import layout, regression, streamed
+from recbole_kd.loss.kernel import layout, precision, regression
 from recbole_kd.loss.kernel.layout import GroupLayout
+from recbole_kd.loss.kernel.precision import product_precision
 from recbole_kd.loss.kernel.regression import expert_error, layer_error, linear_error, mixture_error
-from recbole_kd.loss.kernel.streamed import multiplies_bf16, product_precision
 from tests.loss.same import assert_same, draw
 
 INPUTS, HIDDEN, OUTPUTS, TABLE = 3, 4, 5, 30
@@ -40,8 +40,7 @@ def routed(choice: Tensor, number: int, parameters: list[Tensor], table: Tensor,
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that every test goes through several, the last of them not full."""
     monkeypatch.setattr(regression, "BLOCK", 4)
-    monkeypatch.setattr(regression, "LAYER_BLOCK", 4)
-    monkeypatch.setattr(regression, "MIXTURE_BLOCK", 3)
+    monkeypatch.setattr(regression, "HIDDEN_BLOCK", 3)
     monkeypatch.setattr(layout, "SHORT", 1)
 
 
@@ -163,27 +162,25 @@ def test_autocast_changes_nothing(name: str) -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ["linear_error", "expert_error", "mixture_error"])
+@pytest.mark.parametrize("name", ["layer_error", "expert_error", "mixture_error"])
 def test_bf16_products_are_within_a_fiftieth_of_fp32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--precision=bf16`` rounds operands, and of experts results, to 8 bits; loss and gradients are float32."""
-    if name != "expert_error" and not multiplies_bf16(torch.device("cpu")):
-        pytest.skip("torch computes this as fp32 on this processor")
-    monkeypatch.setattr(streamed, "multiplies_bf16", lambda device: True)
-    monkeypatch.setattr(regression, "BLOCK", 2048)
-    monkeypatch.setattr(regression, "MIXTURE_BLOCK", 256)
+    """``--precision=bf16`` rounds factors and results of large products to 8 bits; loss and gradients are float32."""
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(regression, "HIDDEN_BLOCK", 256)
     generator = torch.Generator().manual_seed(0)
 
     def draw32(*shape: int) -> Tensor:
         return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).requires_grad_()
 
     rows, table = torch.arange(512), draw32(512, 96).detach()
-    x, weight, number = draw32(512, 32), draw32(96, 32), 4
+    x, number = draw32(512, 32), 4
     parameters = [draw32(number, 32, 64), draw32(number, 64), draw32(number, 64, 96), draw32(number, 96)]
+    layer = [draw32(96, 32), draw32(96)]
     found = []
-    for precision in ("fp32", "bf16"):
-        with product_precision(precision):
-            if name == "linear_error":
-                loss, of = linear_error(x, weight, table, rows), [x, weight]
+    for products in ("fp32", "bf16"):
+        with product_precision(products):
+            if name == "layer_error":
+                loss, of = layer_error(x, torch.ones(512), *layer, table, rows, "cosine"), [x, *layer]
             elif name == "expert_error":
                 nodes = GroupLayout(rows % number, number)
                 loss = expert_error(x, nodes, *parameters, table[nodes.padded(rows)])

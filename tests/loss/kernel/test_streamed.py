@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recbole_kd.loss.contrastive import catalogue_logsumexp
-from recbole_kd.loss.kernel import streamed
-from recbole_kd.loss.kernel.streamed import product_precision, streamed_logsumexp
+from recbole_kd.loss.kernel import precision
+from recbole_kd.loss.kernel.precision import product_precision
+from recbole_kd.loss.kernel.streamed import streamed_logsumexp
 
 
 def drawn(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -94,7 +95,7 @@ def test_bf16_products_stay_near_float64(scale, blocks, monkeypatch):
     k = drawn(500, 32, seed=1, scale=scale, dtype=torch.float32)
     values, of_queries, of_keys = with_autograd(lambda q, k: catalogue_logsumexp(q, k, 1.0), q, k)
     got_queries, got_keys = torch.zeros_like(q), torch.zeros_like(k)
-    monkeypatch.setattr(streamed, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "_supports", lambda instructions: True)
     with product_precision("bf16"):
         got = streamed_logsumexp(q, k, 1.0, query_gradient=got_queries, key_gradient=got_keys, blocks=blocks)
     assert got.dtype == got_queries.dtype == torch.float32
@@ -106,7 +107,7 @@ def test_bf16_products_stay_near_float64(scale, blocks, monkeypatch):
 
 
 def test_bf16_leaves_the_precision_of_other_products_as_it_was(monkeypatch):
-    monkeypatch.setattr(streamed, "multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "_supports", lambda instructions: True)
     torch.set_float32_matmul_precision("high")
     try:
         with product_precision("bf16"):
