@@ -62,8 +62,11 @@ def obtain_teacher(
         obtain: returns the trained model of a teacher that is not a file.
 
     Raises:
-        UserError: a file does not fit this dataset.
+        UserError: a file does not fit this dataset, or the student's model refuses its settings.
     """
+    if any(source.settings is not None for source in experiment.teachers):
+        # What the student's constructor refuses is said before the teacher is trained, which may take hours.
+        build_model(experiment.settings, splits.train)
     teachers = [_obtain(experiment, splits, source, obtain) for source in experiment.teachers]
     if len(teachers) == 1:
         return teachers[0]

@@ -101,6 +101,12 @@ def test_what_does_not_matter_to_the_teacher_finds_it(known_answer: Path) -> Non
     assert "recall@5" in teacher.trained.test_result, "metrics that the cache does not know are computed"
 
 
+def test_a_student_that_cannot_be_built_is_refused_before_its_teacher_is_trained(known_answer: Path) -> None:
+    with pytest.raises(UserError, match="ConvNCF refuses its settings"):
+        teacher_of(known_answer, model="ConvNCF", cnn_channels=[1], distill="rrd")
+    assert not list(known_answer.rglob("teachers"))
+
+
 def test_a_teacher_is_identical_to_the_bit_after_distilling(known_answer: Path) -> None:
     settings = known_answer_settings(known_answer, **{"teacher.model": "SimRecTeacher", "simrec.triplets": 500})
     result = run_recbole_kd("SimRecStudent", "known-answer", config_dict={**settings, "baseline": None})
