@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, TypeVar, cast
 
@@ -15,6 +16,9 @@ from recbole_kd.errors import UserError
 from recbole_kd.options import Options, option
 
 __all__ = ["Perceptrons", "ProjectedDistiller", "ProjectorOptions", "before_last"]
+
+#: Rows of hidden layers that are computed at a time.
+BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,8 @@ class Perceptrons(nn.Module):
 
     def hidden(self, vectors: Tensor) -> Tensor:
         """The hidden layers side by side: (n, d_s) -> (n, M hidden)."""
-        share, hidden = self._dropped, []
-        for first in self.first:
-            kept = vectors * _kept(vectors, share, self._generator) / (1 - share) if share else vectors
-            hidden.append(cast(Tensor, _DroppedRelu.apply(first(kept), share, self._generator)))
-        return torch.cat(hidden, 1) if len(hidden) > 1 else hidden[0]
+        parameters = [parameter for first in self.first for parameter in (first.weight, first.bias)]
+        return cast(Tensor, _HiddenLayers.apply(vectors, self._dropped, self._generator, *parameters))
 
     def last_layer(self) -> tuple[Tensor, Tensor]:
         """Its weight (d_t, M hidden) and bias (d_t,), for :meth:`hidden` as it is in the present mode."""
@@ -109,22 +110,54 @@ def before_last(projector: nn.Module, vectors: Tensor) -> tuple[Tensor, Tensor, 
     return vectors, projector.weight, projector.bias
 
 
-class _DroppedRelu(torch.autograd.Function):
-    """relu(x), of which a share is set to 0. What is kept is not divided by 1 - share."""
+class _HiddenLayers(torch.autograd.Function):
+    """[drop(relu(W_m drop(x) + b_m))]_m, by blocks of rows, which stay in the processor's cache.
+
+    What a hidden layer keeps is not divided by 1 - share; :meth:`Perceptrons.last_layer` is.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, share: float, generator: torch.Generator) -> Tensor:
-        result = values.relu()
-        if share:
-            result.mul_(_kept(values, share, generator))
-        ctx.save_for_backward(result)
-        return result
+    def forward(ctx: Any, vectors: Tensor, share: float, generator: torch.Generator, *parameters: Tensor) -> Tensor:
+        weights, biases = parameters[::2], parameters[1::2]
+        # What multiplies each perceptron's inputs.
+        factors = [_kept(vectors, share, generator) / (1 - share) for _ in weights] if share else []
+        inputs = [vectors * factor for factor in factors] or [vectors] * len(weights)
+        hidden = vectors.new_empty(len(vectors), sum(map(len, weights)))
+        for rows, parts in _blocks(hidden, len(weights)):
+            for part, given, weight, bias in zip(parts, inputs, weights, biases):
+                torch.addmm(bias, given[rows], weight.t(), out=part).relu_()
+                if share:
+                    part.mul_(_kept(part, share, generator))
+        ctx.save_for_backward(hidden, *weights, *inputs, *factors)
+        return hidden
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (result,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradient, result, 0), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Optional[Tensor], ...]:
+        hidden, *saved = ctx.saved_tensors
+        count = (len(ctx.needs_input_grad) - 3) // 2
+        weights, inputs, factors = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        to_inputs = [torch.empty_like(given) for given in inputs]
+        to_weights = [torch.zeros_like(weight) for weight in weights]
+        to_biases = [weight.new_zeros(len(weight)) for weight in weights]
+        blocks = zip(_blocks(hidden, count), _blocks(gradient, count))
+        for (rows, outputs), (_, gradients) in blocks:
+            for m, (output, of_output) in enumerate(zip(outputs, gradients)):
+                back = torch.ops.aten.threshold_backward(of_output, output, 0)
+                torch.mm(back, weights[m], out=to_inputs[m][rows])
+                to_weights[m].addmm_(back.t(), inputs[m][rows])
+                to_biases[m].add_(back.sum(0))
+        for to_input, factor in zip(to_inputs, factors):
+            to_input.mul_(factor)
+        to_vectors = to_inputs[0] if count == 1 else torch.stack(to_inputs).sum(0)
+        return to_vectors, None, None, *(each for pair in zip(to_weights, to_biases) for each in pair)
+
+
+def _blocks(layers: Tensor, count: int) -> Iterator[tuple[slice, Sequence[Tensor]]]:
+    """Blocks of rows of (n, M hidden): the rows, and the part of each of the M layers, (rows, hidden)."""
+    for start in range(0, len(layers), BLOCK):
+        rows = slice(start, start + BLOCK)
+        yield rows, layers[rows].chunk(count, 1)
 
 
 def _kept(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
