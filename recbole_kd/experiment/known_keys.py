@@ -313,7 +313,7 @@ class Training(Options):
     )
     precision: str = option(
         "fp32",
-        "matrix products of distillers: fp32, or bf16 with fp32 sums and weights if the processor has it",
+        "large matrix products of distillers: fp32, or bf16 with fp32 sums and weights if the processor has it",
         choices=("fp32", "bf16"),
     )
     weight_decay: float = option(0.0, "weight decay of the optimiser", minimum=0, maximum=_LARGEST)

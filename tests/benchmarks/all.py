@@ -14,7 +14,7 @@ Then the first steps of an epoch, each over RecBole's plain ones of its own: Lig
 columns      ratio: a distilled epoch with fast sampling over RecBole's plain one of the same turns
              RecBole's loader: the same with RecBole's loader
              floor: the ratio of an epoch with fast sampling, the fused Adam and, of the distiller, the forward and
-             backward products alone: scores of its items, its experts' matrices, or its linear projector's
+             backward products alone: scores of its items, its experts' or its projector's matrices
              set-up: seconds that building the distiller takes, with its ranked lists on disk
              memory: how much higher the process's memory was at most while it was built and trained
 
@@ -45,7 +45,7 @@ from recbole_kd.data.ranks import build_rank_bank
 from recbole_kd.data.splits import Splits
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.loss.kernel.gather import gathered_dot
-from recbole_kd.loss.kernel.precision import multiplies_bf16, product_precision
+from recbole_kd.loss.kernel.precision import factor_type, multiplies_bf16, product_precision
 from recbole_kd.model.build import build_model
 from recbole_kd.registry import distiller_class
 from recbole_kd.student.readers import ModelStudent
@@ -73,10 +73,9 @@ CASES: dict[str, tuple[str, dict[str, object], str, float | None]] = {
     "de, 30 experts, bf16": ("de", {"experts": 30}, "bf16", 1.8),
     "htd, 30 groups": ("htd", {"experts": 30}, "fp32", 5.5),
     "htd, 30 groups, bf16": ("htd", {"experts": 30}, "bf16", 2.8),
-    "fitnet, bf16": ("fitnet", {}, "bf16", None),
-    "freqd, bf16": ("freqd", {}, "bf16", None),
+    "fitnet, perceptron": ("fitnet", {"projector": "mlp"}, "fp32", None),
+    "fitnet, perceptron, bf16": ("fitnet", {"projector": "mlp"}, "bf16", None),
     "phr": ("phr", {}, "fp32", None),
-    "phr, bf16": ("phr", {}, "bf16", None),
     "ftd": ("ftd", {}, "fp32", None),
     "rkd": ("rkd", {}, "fp32", None),
     "dcd, 40 and 40": ("dcd", {}, "fp32", None),
@@ -154,7 +153,7 @@ def floor_of_step(clock: Callable[[], float], student: Student, name: str, optio
     if name in ("de", "htd"):
         work = _experts(student, int(str(options["experts"])))
     elif name in ("fitnet", "freqd"):
-        work = _projection(student)
+        work = _projection(student) if "projector" not in options else _perceptron(student)
     elif student.asked is not None:
         users, items = student.asked
         user_table, item_table = (table.detach().requires_grad_() for table in student.tables())
@@ -181,7 +180,7 @@ def _experts(student: Student, experts: int) -> Callable[[], object]:
     shapes = [
         (experts, max(1, count // experts), a, b) for count in nodes for a, b in ((STUDENT, hidden), (hidden, TEACHER))
     ]
-    sides = [(torch.randn(m, n, a), torch.randn(m, a, b), torch.randn(m, n, b)) for m, n, a, b in shapes]
+    sides = [(_factors(m, n, a), _factors(m, a, b), _factors(m, n, b)) for m, n, a, b in shapes]
     return lambda: [
         (inputs @ weight, gradient @ weight.transpose(1, 2), inputs.transpose(1, 2) @ gradient)
         for inputs, weight, gradient in sides
@@ -195,6 +194,27 @@ def _projection(student: Student) -> Callable[[], object]:
         (torch.randn(count, STUDENT), torch.randn(count, TEACHER), torch.randn(TEACHER, STUDENT)) for count in nodes
     ]
     return lambda: [(targets @ weight, vectors.t() @ targets) for vectors, targets, weight in sides]
+
+
+def _perceptron(student: Student) -> Callable[[], object]:
+    """Six products of a perceptron of the teacher's width with a batch's distinct nodes."""
+    nodes = sum(_distinct(len(table), BATCH * side) for side, table in enumerate(student.tables(), start=1))
+    inputs, hidden = _factors(nodes, STUDENT), _factors(nodes, TEACHER)
+    first, last = _factors(STUDENT, TEACHER), _factors(TEACHER, TEACHER)
+    return lambda: (
+        inputs @ first,
+        hidden @ last,
+        hidden.t() @ hidden,
+        hidden @ last.t(),
+        inputs.t() @ hidden,
+        hidden @ first.t(),
+    )
+
+
+def _factors(*shape: int) -> Tensor:
+    """Random factors of products, in the present precision."""
+    values = torch.randn(*shape)
+    return values.to(factor_type(values))
 
 
 def _distinct(of: int, drawn: int) -> int:
