@@ -43,10 +43,10 @@ def draw_without_replacement(log_weights: Tensor, rows: int, samples: int, gener
         samples: at most k.
 
     Returns:
-        (n, samples) int64, ascending in each row; -1 where a row has too few positions of positive weight.
+        (n, samples) int32, ascending in each row; -1 where a row has too few positions of positive weight.
     """
     length = log_weights.shape[-1]
-    drawn = torch.empty(rows, samples, dtype=torch.long)
+    drawn = torch.empty(rows, samples, dtype=torch.int32)
     for start in range(0, rows, _BLOCK):
         stop = min(start + _BLOCK, rows)
         block = log_weights[start:stop] if log_weights.dim() == 2 else log_weights
@@ -56,14 +56,17 @@ def draw_without_replacement(log_weights: Tensor, rows: int, samples: int, gener
         marked = torch.zeros(stop - start, length, dtype=torch.bool).scatter_(1, first, True)
         drawn[start:stop] = marked.nonzero()[:, 1].view(stop - start, samples)
         if bool(torch.isneginf(block).any()):
-            missing = torch.isneginf(block).expand_as(arrival).gather(1, drawn[start:stop])
+            missing = torch.isneginf(block).expand_as(arrival).gather(1, drawn[start:stop].long())
             drawn[start:stop].masked_fill_(missing, -1)
     return drawn
 
 
 def items_at(ranked: Tensor, positions: Tensor) -> Tensor:
     """Items of ranked lists (n, k) at positions (n, samples), 0 at position -1: (n, samples), in `ranked`'s type."""
-    return ranked.gather(1, positions.clamp(min=0)).masked_fill_(positions < 0, 0)
+    found = torch.empty(positions.shape, dtype=ranked.dtype, device=ranked.device)
+    for rows, lists, places in zip(found.split(_BLOCK), ranked.split(_BLOCK), positions.split(_BLOCK)):
+        torch.gather(lists, 1, places.long().clamp(min=0), out=rows).masked_fill_(places < 0, 0)
+    return found
 
 
 def draw_distinct(counts: Tensor, samples: int, generator: torch.Generator) -> Tensor:

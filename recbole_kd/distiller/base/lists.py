@@ -394,17 +394,19 @@ class RelaxedLists:
 
     def draw(self, generator: torch.Generator, weights: Optional[Tensor] = None) -> None:
         """Draws the entries of every row anew; `weights` (rows, K') are those of the ranked entries."""
-        options = self._options
-        interesting = self._ranked[:, : options.interesting]
-        chosen = torch.arange(options.interesting).expand(len(self._ranked), -1)
+        options, k = self._options, self._options.interesting
+        self._drawn = torch.empty(0)  # the last epoch's are not held beside the new ones
+        drawn = torch.empty(len(self._ranked), k + options.uninteresting, dtype=self._ranked.dtype)
         if options.sampling == "exponential":
             chances = exponential_log_weights(options.pool, options.emphasis)
-            chosen = draw_without_replacement(chances, len(self._ranked), options.interesting, generator)
-            interesting = items_at(self._ranked, chosen)
-        uninteresting = interesting[:, :0]
+            chosen = draw_without_replacement(chances, len(self._ranked), k, generator)
+            drawn[:, :k] = items_at(self._ranked, chosen)
+        else:
+            chosen = torch.arange(k).expand(len(self._ranked), -1)
+            drawn[:, :k] = self._ranked[:, :k]
         if options.uninteresting:
-            uninteresting = self._complement.draw(options.uninteresting, generator)
-        self._drawn = torch.cat([interesting, uninteresting], dim=1).to(self._device)
+            drawn[:, k:] = self._complement.draw(options.uninteresting, generator)
+        self._drawn = drawn.to(self._device)
         self._drawn_weights = None if weights is None else items_at(weights, chosen).to(self._device)
 
     def of(self, rows: Tensor) -> Tensor:

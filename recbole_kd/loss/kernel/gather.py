@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from recbole_kd.loss.kernel.rows import by_rows, distinct_rows, gradient_of_rows, remembers_rows, rows_at
+from recbole_kd.loss.kernel.rows import by_rows, gradient_of_rows, remembers_rows, rows_at
 
 #: A dot product over 20 dimensions takes 1.5 times as long as over 24, so a table that is read often is padded.
 LANES = 8
 #: Up to this many pairs, gathering their vectors is faster than building the pattern.
 GATHERED = 1 << 15
+#: Rows of a large table whose gradients are held at a time; larger temporary tensors cost more than their sums.
+ROWS = 1 << 16
 
 
 def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
@@ -55,7 +57,10 @@ def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor
         lowest, highest = (int(end) for end in ids.aminmax())
         if lowest < 0 or highest >= len(table):
             raise IndexError(f"{name} ids from {lowest} to {highest} index a table of {len(table)} rows")
-    scores: Tensor = _GatheredDot.apply(user_embeddings, item_embeddings, users, items)
+    many = items.dim() == 2 and items.numel() > GATHERED and items.shape[1] <= len(item_embeddings)
+    large = remembers_rows(item_embeddings) and _sparse_products(item_embeddings)
+    kind = _DotByItem if many and large else _GatheredDot
+    scores: Tensor = kind.apply(user_embeddings, item_embeddings, users, items)
     return scores
 
 
@@ -101,6 +106,53 @@ class _GatheredDot(torch.autograd.Function):
         return of_users, of_items, None, None
 
 
+class _DotByItem(torch.autograd.Function):
+    """The same for (n, k) items of a marked table, larger than the processor's cache: pairs in the order of its rows.
+
+    So each pass reads the table once, from its first row to its last, and the users' vectors stay in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
+        from scipy.sparse import csr_matrix  # late: `list` reads this module, and does without SciPy
+
+        count, size = items.numel(), (len(items), len(item_embeddings))
+        places = torch.arange(count, dtype=torch.int32)
+        parts = places.numpy(), items.reshape(-1).int().numpy(), _offsets(*items.shape).numpy()
+        ordered = csr_matrix(parts, shape=size).tocsc()
+        # Of each item: where its pairs begin, and of each pair: its list, and its place in `items`.
+        offsets, lists, places = map(torch.from_numpy, (ordered.indptr, ordered.indices, ordered.data))
+        places = places.long()
+        vectors = user_embeddings.index_select(0, users)
+        pattern = torch.sparse_csr_tensor(offsets, lists, vectors.new_zeros(count), size[::-1], check_invariants=False)
+        scores = torch.sparse.sampled_addmm(pattern, item_embeddings, vectors.t(), beta=0.0).values()
+        ctx.tables = user_embeddings, item_embeddings
+        ctx.save_for_backward(users, vectors, offsets, lists, places)
+        return torch.empty_like(scores).index_copy_(0, places, scores).view(items.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        from scipy.sparse import csr_matrix
+
+        users, vectors, offsets, lists, places = ctx.saved_tensors
+        user_embeddings, item_embeddings = ctx.tables
+        of_users = None
+        weights = gradient.reshape(-1).index_select(0, places)
+        if ctx.needs_input_grad[0]:
+            parts, size = (weights.numpy(), lists.numpy(), offsets.numpy()), (len(item_embeddings), len(users))
+            summed = csr_matrix(parts, shape=size).T @ item_embeddings.detach().numpy()
+            of_users = gradient_of_rows(user_embeddings, users, torch.from_numpy(summed))
+        if ctx.needs_input_grad[1]:
+            read = offsets.diff().nonzero().squeeze(1)
+            for rows in read.split(ROWS):
+                pairs = slice(int(offsets[rows[0]]), int(offsets[rows[-1] + 1]))
+                starts, factors = offsets[rows] - pairs.start, weights[pairs]
+                sums = functional.embedding_bag(lists[pairs], vectors, starts, mode="sum", per_sample_weights=factors)
+                gradient_of_rows(item_embeddings, rows, sums)  # adds them: the table is marked
+        return of_users, None, None, None
+
+
 def _sparse_products(values: Tensor) -> bool:
     """Whether sparse products exist for this device and type; elsewhere plain indexing is fast."""
     return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
@@ -124,21 +176,14 @@ def _scatter(weights: Tensor, targets: Tensor, source: Tensor, rows: Tensor, tab
 
     It sums over entries (n,) or (n, k): `weights[r, e] * source[rows[r]]` at row `targets[r, e]`.
     """
-    vectors, ids, count = source.detach().index_select(0, rows), targets.reshape(-1), len(table)
+    vectors, ids = source.detach().index_select(0, rows), targets.reshape(-1)
     each = 1 if targets.dim() == 1 else targets.shape[1]
-    if (each == 1 and by_rows(table)) or not _sparse_products(weights):
+    if (by_rows(table) and (each == 1 or remembers_rows(table))) or not _sparse_products(weights):
         spread = (weights.view(len(rows), each, 1) * vectors.unsqueeze(1)).flatten(0, 1)
         return gradient_of_rows(table, ids, spread)
     from scipy.sparse import csr_matrix  # late: `list` reads this module, and does without SciPy
 
-    distinct = None
-    if remembers_rows(table):  # then only these are computed; of a small table all rows take less time
-        distinct = distinct_rows(count, ids)
-        place = torch.empty(count, dtype=torch.int32)
-        place[distinct] = torch.arange(len(distinct), dtype=torch.int32)
-        ids, count = place[ids], len(distinct)
     # SciPy adds up the product of a transposed matrix entry by entry, in their order. torch would have them sorted,
     # which takes three times as long as the product.
     parts = weights.reshape(-1).numpy(), ids.int().numpy(), _offsets(len(rows), each).numpy()
-    found = torch.from_numpy(csr_matrix(parts, shape=(len(rows), count)).T @ vectors.numpy())
-    return found if distinct is None else gradient_of_rows(table, distinct, found)
+    return torch.from_numpy(csr_matrix(parts, shape=(len(rows), len(table))).T @ vectors.numpy())

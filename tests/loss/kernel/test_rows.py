@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from recbole_kd.loss.kernel import gather
 from recbole_kd.loss.kernel.gather import gathered_dot
 from recbole_kd.loss.kernel.rows import (
     by_rows,
@@ -64,6 +65,21 @@ def test_they_sum_to_the_dense_gradients(kind: str) -> None:
     for found, dense in zip(read_by(kind, True), read_by(kind, False)):
         torch.testing.assert_close(found.grad, dense.grad)
         assert rows_with_gradient(dense) is None
+
+
+def test_many_lists_are_read_in_the_order_of_a_table_that_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, dense = (read_by("lists", marked) for marked in (True, False))
+    monkeypatch.setattr(gather, "GATHERED", 0)
+    monkeypatch.setattr(gather, "ROWS", 2)
+    found = read_by("lists", True)
+    for table, other, exact in zip(found, expected, dense):
+        torch.testing.assert_close(table.grad, exact.grad)
+        assert torch.equal(rows_with_gradient(table), rows_with_gradient(other))  # type: ignore[arg-type]
+    users, items = (table.weight for table in parameters(True))
+    assert "DotByItem" in gathered_dot(users, items, USERS, ITEMS).grad_fn.name()  # type: ignore[union-attr]
+    torch.testing.assert_close(
+        gathered_dot(users, items, USERS, ITEMS), (users[USERS].unsqueeze(1) * items[ITEMS]).sum(2)
+    )
 
 
 def test_the_rows_that_were_read_are_known_unless_something_else_changed_the_gradient() -> None:
