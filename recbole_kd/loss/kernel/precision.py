@@ -13,12 +13,12 @@ from torch import Tensor
 __all__ = ["PRECISIONS", "factor_type", "multiplies_bf16", "product_precision"]
 
 PRECISIONS = ("fp32", "bf16")
-_requested: ContextVar[str] = ContextVar("precision of products", default="fp32")
+_bf16: ContextVar[bool] = ContextVar("whether bf16 products are requested", default=False)
 
 
 @contextmanager
 def product_precision(precision: str) -> Iterator[None]:
-    """Sets how float32 matrix products are computed inside the block.
+    """Sets how float32 matrix products are computed inside the block; "fp32" changes nothing.
 
     "bf16" acts in two ways. Kernels with products large enough to gain on every device with bf16 instructions ask
     :func:`factor_type`. On a GPU or a processor with AMX all other products get torch's float32 matmul precision
@@ -32,19 +32,19 @@ def product_precision(precision: str) -> Iterator[None]:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; expected one of {', '.join(PRECISIONS)}.")
-    before, token = torch.get_float32_matmul_precision(), _requested.set(precision)
+    before, token = torch.get_float32_matmul_precision(), _bf16.set(precision == "bf16" or _bf16.get())
     if precision == "bf16" and (_supports("amx_tile") or torch.cuda.is_available()):
         torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-        _requested.reset(token)
+        _bf16.reset(token)
 
 
 def factor_type(values: Tensor) -> torch.dtype:
     """The type to which a kernel rounds the factors of a large product of `values`: bfloat16 or their own."""
-    rounded = _requested.get() == "bf16" and values.dtype == torch.float32 and multiplies_bf16(values.device)
+    rounded = _bf16.get() and values.dtype == torch.float32 and multiplies_bf16(values.device)
     return torch.bfloat16 if rounded else values.dtype
 
 
