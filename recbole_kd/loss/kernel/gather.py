@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from recbole_kd.loss.kernel.rows import by_rows, gradient_of_rows, remembers_rows, rows_at
+from recbole_kd.loss.kernel.rows import add_to_block, by_rows, gradient_of_rows, remembers_rows, rows_at
 
 #: A dot product over 20 dimensions takes 1.5 times as long as over 24, so a table that is read often is padded.
 LANES = 8
 #: Up to this many pairs, gathering their vectors is faster than building the pattern.
 GATHERED = 1 << 15
 #: Rows of a large table whose gradients are held at a time; larger temporary tensors cost more than their sums.
-ROWS = 1 << 16
+ROWS = 1 << 15
 
 
 def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor, items: Tensor) -> Tensor:
@@ -144,12 +144,18 @@ class _DotByItem(torch.autograd.Function):
             summed = csr_matrix(parts, shape=size).T @ item_embeddings.detach().numpy()
             of_users = gradient_of_rows(user_embeddings, users, torch.from_numpy(summed))
         if ctx.needs_input_grad[1]:
-            read = offsets.diff().nonzero().squeeze(1)
-            for rows in read.split(ROWS):
-                pairs = slice(int(offsets[rows[0]]), int(offsets[rows[-1] + 1]))
-                starts, factors = offsets[rows] - pairs.start, weights[pairs]
-                sums = functional.embedding_bag(lists[pairs], vectors, starts, mode="sum", per_sample_weights=factors)
-                gradient_of_rows(item_embeddings, rows, sums)  # adds them: the table is marked
+            for start in range(0, len(item_embeddings), ROWS):
+                block = offsets[start : start + ROWS + 1]
+                pairs = slice(int(block[0]), int(block[-1]))
+                sums = functional.embedding_bag(
+                    lists[pairs],
+                    vectors,
+                    block - pairs.start,
+                    mode="sum",
+                    per_sample_weights=weights[pairs],
+                    include_last_offset=True,
+                )
+                add_to_block(item_embeddings, start, sums, start + block.diff().nonzero().squeeze(1))
         return of_users, None, None, None
 
 

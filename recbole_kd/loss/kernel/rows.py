@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 __all__ = [
+    "add_to_block",
     "by_rows",
     "distinct_rows",
     "gradient_of_rows",
@@ -62,13 +63,28 @@ def gradient_of_rows(table: Tensor, ids: Tensor, gradients: Tensor) -> Optional[
     """What a backward pass hands on for `gradients` (n, d) of a table's rows at ids (n,): None where they are added."""
     if not by_rows(table):
         return torch.zeros_like(table).index_add_(0, ids, gradients)
+    _own_gradient(table).index_add_(0, ids, gradients)
+    _note(table, ids)
+    return None
+
+
+def add_to_block(table: Tensor, start: int, gradients: Tensor, ids: Tensor) -> None:
+    """Adds `gradients` (n, d) of the rows from `start` on to a marked table's own; they are 0 but at the rows `ids`."""
+    _own_gradient(table)[start : start + len(gradients)].add_(gradients)
+    _note(table, ids)
+
+
+def _own_gradient(table: Tensor) -> Tensor:
     kept = _remembered(table)
     if table.grad is None:
         table.grad = torch.zeros_like(table) if kept is None else kept.zeros(table)
-    table.grad.index_add_(0, ids, gradients)
-    if kept is not None:
+    return table.grad
+
+
+def _note(table: Tensor, ids: Tensor) -> None:
+    kept = _remembered(table)
+    if kept is not None and table.grad is not None:
         kept.note(table.grad, ids)
-    return None
 
 
 def rows_with_gradient(table: Tensor) -> Optional[Tensor]:
