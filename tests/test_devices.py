@@ -56,7 +56,6 @@ ALLOWED = {
     ("drawn", "distiller.rkd"): 1,
     ("drawn", "distiller.cd"): 1,
     ("drawn", "distiller.base.experts"): 2,
-    ("drawn", "distiller.base.lists"): 1,
     ("drawn", "distiller.base.projectors"): 8,
     ("drawn", "data.graphs"): 2,
     # How long rows of a graph are, each side's; with dropped edges how many are left, and whose neighbours they are.
@@ -75,8 +74,9 @@ ALLOWED = {
     ("read", "distiller.base.experts"): 2,
     # Whether items come in runs, which is IR-RRD's case.
     ("read", "loss.kernel.gather"): 2,
-    # Lists of sequences, which RRD draws on the CPU from what the teacher ranks.
+    # Lists of sequences, which RRD draws on the CPU from what the teacher ranks, and which then go back.
     ("to the CPU", "distiller.rrd"): 1,
+    ("to the device", "distiller.base.lists"): 1,
     # The sizes of the experts' groups, of users and of items, are read and their layout is made of them.
     ("to the CPU", "loss.kernel.layout"): 2,
     ("to the device", "loss.kernel.layout"): 2,
