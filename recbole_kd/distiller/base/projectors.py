@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Optional, TypeVar, cast
 
@@ -17,7 +17,7 @@ from recbole_kd.options import Options, option
 
 __all__ = ["Perceptrons", "ProjectedDistiller", "ProjectorOptions", "before_last"]
 
-#: Rows of hidden layers that are computed at a time.
+#: Rows of a hidden layer that stay in a processor's cache.
 BLOCK = 512
 
 
@@ -111,7 +111,7 @@ def before_last(projector: nn.Module, vectors: Tensor) -> tuple[Tensor, Tensor, 
 
 
 class _HiddenLayers(torch.autograd.Function):
-    """[drop(relu(W_m drop(x) + b_m))]_m, by blocks of rows, which stay in the processor's cache.
+    """[drop(relu(W_m drop(x) + b_m))]_m, by blocks of rows.
 
     What a hidden layer keeps is not divided by 1 - share; :meth:`Perceptrons.last_layer` is.
     """
@@ -119,15 +119,18 @@ class _HiddenLayers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, share: float, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[::2], parameters[1::2]
-        # What multiplies each perceptron's inputs.
-        factors = [_kept(vectors, share, generator) / (1 - share) for _ in weights] if share else []
-        inputs = [vectors * factor for factor in factors] or [vectors] * len(weights)
+        inputs, factors = [], []
         hidden = vectors.new_empty(len(vectors), sum(map(len, weights)))
-        for rows, parts in _blocks(hidden, len(weights)):
-            for part, given, weight, bias in zip(parts, inputs, weights, biases):
-                torch.addmm(bias, given[rows], weight.t(), out=part).relu_()
+        for part, weight, bias in zip(hidden.chunk(len(weights), 1), weights, biases):
+            given = vectors
+            if share:
+                factors.append(_kept(vectors, share, generator) / (1 - share))
+                given = vectors * factors[-1]
+            inputs.append(given)
+            for rows in _blocks(part):
+                torch.addmm(bias, given[rows], weight.t(), out=part[rows]).relu_()
                 if share:
-                    part.mul_(_kept(part, share, generator))
+                    part[rows].mul_(_kept(part[rows], share, generator))
         ctx.save_for_backward(hidden, *weights, *inputs, *factors)
         return hidden
 
@@ -140,10 +143,9 @@ class _HiddenLayers(torch.autograd.Function):
         to_inputs = [torch.empty_like(given) for given in inputs]
         to_weights = [torch.zeros_like(weight) for weight in weights]
         to_biases = [weight.new_zeros(len(weight)) for weight in weights]
-        blocks = zip(_blocks(hidden, count), _blocks(gradient, count))
-        for (rows, outputs), (_, gradients) in blocks:
-            for m, (output, of_output) in enumerate(zip(outputs, gradients)):
-                back = torch.ops.aten.threshold_backward(of_output, output, 0)
+        for m, (part, of_part) in enumerate(zip(hidden.chunk(count, 1), gradient.chunk(count, 1))):
+            for rows in _blocks(part):
+                back = torch.ops.aten.threshold_backward(of_part[rows], part[rows], 0)
                 torch.mm(back, weights[m], out=to_inputs[m][rows])
                 to_weights[m].addmm_(back.t(), inputs[m][rows])
                 to_biases[m].add_(back.sum(0))
@@ -153,11 +155,10 @@ class _HiddenLayers(torch.autograd.Function):
         return to_vectors, None, None, *(each for pair in zip(to_weights, to_biases) for each in pair)
 
 
-def _blocks(layers: Tensor, count: int) -> Iterator[tuple[slice, Sequence[Tensor]]]:
-    """Blocks of rows of (n, M hidden): the rows, and the part of each of the M layers, (rows, hidden)."""
-    for start in range(0, len(layers), BLOCK):
-        rows = slice(start, start + BLOCK)
-        yield rows, layers[rows].chunk(count, 1)
+def _blocks(layer: Tensor) -> Iterator[slice]:
+    """Rows that are computed at a time: on a GPU all of them."""
+    size = BLOCK if layer.device.type == "cpu" else max(1, len(layer))
+    return (slice(start, start + size) for start in range(0, len(layer), size))
 
 
 def _kept(like: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -116,7 +116,8 @@ def expert_error(
     for run in layout.runs:
         x_r, hidden_r, targets_r, difference_r = map(run.nodes, (x, hidden, targets, difference))
         w1_r, b1_r, w2_r, b2_r = map(run.groups, (w1, b1, w2, b2))
-        hidden_r.copy_(torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r).relu_())
+        own = hidden_r if hidden.dtype == x.dtype else None  # copied only if rounded
+        hidden_r.copy_(torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r, out=own).relu_())
         torch.sub(b2_r.unsqueeze(1), targets_r, out=difference_r)
         _add_product_(difference_r, hidden_r, w2_r)
     layout.blank_(difference)
