@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from recbole_kd.contracts import Batch
+from recbole_kd.distiller.base import projectors
 from recbole_kd.distiller.fitnet import FitNetDistiller, FitNetOptions
 from recbole_kd.errors import UserError
 from tests.distiller.fakes import FakeStudent, FakeTeacher, assert_same_loss, batch_of, data_view
@@ -83,6 +85,23 @@ def test_dropout_is_drawn_anew_in_each_step_while_training_and_keeps_the_mean() 
         distiller.train()
         mean = torch.stack([linear(vectors.abs()) for _ in range(4000)]).mean(0)
     torch.testing.assert_close(mean, whole, rtol=0.05, atol=0.3)
+
+
+def test_what_is_dropped_does_not_depend_on_blocks_and_has_the_gradients_of_finite_differences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    distiller, student, _ = build(projector="mlp", projectors=2, hidden=4, dropout=0.4)
+    projector, state = distiller.user_projector, distiller.generator.get_state()
+    vectors = student.user_table.detach()[1:].requires_grad_()
+
+    def mapped(vectors: Tensor, *parameters: Tensor) -> Tensor:
+        distiller.generator.set_state(state)
+        return projector(vectors)
+
+    whole = mapped(vectors)
+    monkeypatch.setattr(projectors, "BLOCK", 3)
+    torch.testing.assert_close(mapped(vectors), whole)
+    assert torch.autograd.gradcheck(mapped, (vectors, *projector.parameters()))
 
 
 @pytest.mark.parametrize("values", [{"projectors": 2}, {"hidden": 4}, {"dropout": 0.1}])
