@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from recbole.utils import dataset_arguments, init_seed
@@ -52,21 +53,21 @@ def shared_teacher(experiment: Experiment, splits: Splits, group: Group = ALONE)
 
 
 def obtain_teacher(
-    experiment: Experiment, splits: Splits, obtain: Callable[[KDConfig, Splits, str], Trained] = train_or_fetch
+    experiment: Experiment, splits: Splits, obtain: Callable[[KDConfig, Splits, str], Trained] | None = None
 ) -> AnyTeacher:
     """The teacher of an experiment, or several combined into one: from a file, the cache, or trained now.
 
     Args:
         experiment: names the teachers.
         splits: the student's data.
-        obtain: returns the trained model of a teacher that is not a file.
+        obtain: returns the trained model of a teacher that is not a file; None: from the cache, or trained now.
 
     Raises:
         UserError: a file does not fit this dataset, or the student's model refuses its settings.
     """
-    if any(source.settings is not None for source in experiment.teachers):
-        # What the student's constructor refuses is said before the teacher is trained, which may take hours.
-        build_model(experiment.settings, splits.train)
+    if obtain is None:
+        # What the student's constructor refuses is said before a teacher is trained, which may take hours.
+        obtain = partial(train_or_fetch, before=partial(build_model, experiment.settings, splits.train))
     teachers = [_obtain(experiment, splits, source, obtain) for source in experiment.teachers]
     if len(teachers) == 1:
         return teachers[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ def facts(config: KDConfig, splits: Splits) -> dict[str, Any]:
     }
 
 
-def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
+def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable[[], object] = lambda: None) -> Trained:
     """A plain model of `config`, from the cache, or trained now and put into it.
 
     Its key is made from content: architecture, settings, seed, tokens, training and validation pairs, versions. An
@@ -87,6 +88,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
         config: the model's own settings.
         splits: the data, shared with the student.
         role: its name in the log ("teacher", "baseline").
+        before: called if it is not in the cache, before it is trained.
     """
     logger = logging.getLogger()
     settings = {key: value for key, value in recorded(config, splits).items() if key not in NO_PART_OF_A_MODEL}
@@ -116,6 +118,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str) -> Trained:
                 state["test_result"] = _floats(trainer.evaluate(test, load_best_model=False))
             Trackers.begin(config, group_name(logger), role).finish(model, state, state["test_result"])
             return Trained(config, model, path, True, state)
+    before()
     logger.info(f"Training the {role} {config['model']}; it will be kept as {path}")
     init_seed(config["seed"], config["reproducibility"])
     train, valid, test = make_loaders(config, splits)

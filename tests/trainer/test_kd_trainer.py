@@ -24,6 +24,7 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_any, load_checkpoint
+from recbole_kd.loss.kernel import precision as products
 from recbole_kd.loss.kernel.precision import factor_type, multiplies_bf16
 from recbole_kd.model.build import build_model
 from recbole_kd.options import option
@@ -123,12 +124,12 @@ def test_distillers_multiply_with_the_precision_of_the_run(
     precision: str, known_answer: Path, pull: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A distiller's losses, with the gradients that they compute on the way, and nothing else."""
-    found: dict[str, set[str]] = {"distiller": set(), "student": set()}
+    found: dict[str, set[tuple[torch.dtype, str]]] = {"distiller": set(), "student": set()}
     own, base = Pull.loss, BPR.calculate_loss
 
     def noted(role: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def note(*arguments: Any) -> Any:
-            found[role].add(factor_type(torch.ones(1)))
+            found[role].add((factor_type(torch.ones(1)), torch.get_float32_matmul_precision()))
             return work(*arguments)
 
         return note
@@ -137,7 +138,10 @@ def test_distillers_multiply_with_the_precision_of_the_run(
     monkeypatch.setattr(BPR, "calculate_loss", noted("student", base))
     run(known_answer, distill=["pull"], epochs=1, precision=precision)
     rounded = precision == "bf16" and multiplies_bf16(torch.device("cpu"))
-    assert found == {"distiller": {torch.bfloat16 if rounded else torch.float32}, "student": {torch.float32}}
+    others = precision == "bf16" and (products._supports("amx_tile") or torch.cuda.is_available())
+    own = torch.bfloat16 if rounded else torch.float32, "medium" if others else "highest"
+    assert found == {"distiller": {own}, "student": {(torch.float32, "highest")}}
+    assert torch.get_float32_matmul_precision() == "highest"
     told = any("has no bf16 instructions" in one.message for one in caplog.records)
     assert told == (precision == "bf16" and not rounded)
 

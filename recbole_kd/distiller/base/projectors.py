@@ -13,12 +13,10 @@ from torch.nn import functional
 
 from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, linear
 from recbole_kd.errors import UserError
+from recbole_kd.loss.kernel.layout import HIDDEN_BLOCK, blocks
 from recbole_kd.options import Options, option
 
 __all__ = ["Perceptrons", "ProjectedDistiller", "ProjectorOptions", "before_last"]
-
-#: Rows of a hidden layer that stay in a processor's cache.
-BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -156,9 +154,8 @@ class _HiddenLayers(torch.autograd.Function):
 
 
 def _blocks(layer: Tensor) -> Iterator[slice]:
-    """Rows that are computed at a time: on a GPU all of them."""
-    size = BLOCK if layer.device.type == "cpu" else max(1, len(layer))
-    return (slice(start, start + size) for start in range(0, len(layer), size))
+    """Rows that are computed at a time; on a GPU all of them."""
+    return blocks(len(layer), HIDDEN_BLOCK if layer.device.type == "cpu" else max(1, len(layer)))
 
 
 def _kept(like: Tensor, share: float, generator: torch.Generator) -> Tensor:

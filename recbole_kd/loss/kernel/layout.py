@@ -16,12 +16,14 @@ from torch import Tensor
 
 from recbole_kd.loss.common import unit
 
-__all__ = ["GroupLayout", "Grouped", "Run"]
+__all__ = ["HIDDEN_BLOCK", "GroupLayout", "Grouped", "Run", "blocks"]
 
 #: Largest ratio of a run's rows with padding to its rows without.
 PADDING = 1.25
 #: Groups of at most this length are always padded to the longest of them.
 SHORT = 8
+#: Rows of a hidden layer that are computed at a time, so that they stay in the processor's cache.
+HIDDEN_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -133,3 +135,8 @@ def _runs(sizes: Sequence[int], multiple: int = 1, first: int = 0, start: int = 
     yield from _runs(
         sizes[count // 2 :], multiple, first + count // 2, left[-1].start + left[-1].count * left[-1].length
     )
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `count` rows."""
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))

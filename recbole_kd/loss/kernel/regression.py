@@ -7,21 +7,18 @@ cache. Each loss is differentiable once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from recbole_kd.loss.kernel.autograd import own_precision, with_gradient
-from recbole_kd.loss.kernel.layout import GroupLayout
+from recbole_kd.loss.kernel.layout import HIDDEN_BLOCK, GroupLayout, blocks
 from recbole_kd.loss.kernel.precision import factor_type
 
 __all__ = ["expert_error", "layer_error", "linear_error", "mixture_error"]
 
-#: Nodes in a block: of a linear layer, and of layers whose inputs are hidden layers.
+#: Nodes in a block of a linear layer.
 BLOCK = 2048
-HIDDEN_BLOCK = 512
 #: If MKL has no masked kernels (AMD's processors), a product over 21 columns takes 1.5 times as long as one over 24.
 LANES = 8
 
@@ -43,7 +40,7 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
     total = vectors.new_zeros(())
     input_gradient, weight_gradient = torch.empty_like(vectors), (vectors.t() @ vectors) @ matrix.t()
     gram = matrix.t() @ matrix
-    for block in _blocks(len(vectors), BLOCK):
+    for block in blocks(len(vectors), BLOCK):
         x, targets, gradient = vectors[block], _targets(table, rows[block], vectors), input_gradient[block]
         flat, across = targets.flatten(), targets @ matrix
         torch.mm(x, gram, out=gradient).sub_(across)
@@ -71,7 +68,7 @@ def layer_error(
     weight_gradient, bias_gradient = torch.zeros_like(w), torch.zeros_like(b)
     factors = factor_type(vectors)
     w = w.to(factors)
-    for block in _blocks(len(vectors), HIDDEN_BLOCK):
+    for block in blocks(len(vectors), HIDDEN_BLOCK):
         x = vectors[block].to(factors)
         predicted = _plus_product(constant[block] * b, x, w.t())
         error, difference = _distances_(predicted, _targets(table, rows[block], vectors), distance)
@@ -170,7 +167,7 @@ def mixture_error(
     layer2 = layer2.to(factors)
     bias2_gradient = torch.zeros_like(bias2)
     buffers = [vectors.new_empty(min(HIDDEN_BLOCK, len(vectors)), experts * hidden) for _ in range(3)]
-    for block in _blocks(len(vectors), HIDDEN_BLOCK):
+    for block in blocks(len(vectors), HIDDEN_BLOCK):
         x, s = vectors[block], shares[block]
         spread, weighted, back = (buffer[: len(x)] for buffer in buffers)
         by_expert = [matrix.view(len(x), experts, hidden) for matrix in (spread, weighted, back)]
@@ -259,12 +256,6 @@ def _through_relu_(gradient: Tensor, output: Tensor) -> Tensor:
 
 def _targets(table: Tensor, rows: Tensor, like: Tensor) -> Tensor:
     return table.index_select(0, rows).to(like)
-
-
-def _blocks(count: int, size: int, start: int = 0) -> Iterator[slice]:
-    """Slices of at most `size` that cover `count` rows from `start` on."""
-    for first in range(start, start + count, size):
-        yield slice(first, min(first + size, start + count))
 
 
 def _check(inputs: Tensor, expected: int, outputs: int, table: Tensor, rows: Tensor) -> None:
