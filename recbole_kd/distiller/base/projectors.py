@@ -154,8 +154,9 @@ class _HiddenLayers(torch.autograd.Function):
 
 
 def _blocks(layer: Tensor) -> Iterator[slice]:
-    """Rows that are computed at a time; on a GPU all of them."""
-    return blocks(len(layer), HIDDEN_BLOCK if layer.device.type == "cpu" else max(1, len(layer)))
+    """Rows that are computed at a time, as many for each thread of a processor; on a GPU all of them."""
+    on_cpu = layer.device.type == "cpu"
+    return blocks(len(layer), HIDDEN_BLOCK * torch.get_num_threads() if on_cpu else max(1, len(layer)))
 
 
 def _kept(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
