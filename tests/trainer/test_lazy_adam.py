@@ -64,6 +64,21 @@ def test_a_row_rests_between_the_steps_that_read_it() -> None:
     assert torch.equal(optimizer.state[model.table.weight]["exp_avg"][1], moment)
 
 
+def test_a_row_rests_among_rows_that_are_read() -> None:
+    """Neighbours are changed together; what was not read is put back, to the bit."""
+    model = Model()
+    mark_by_rows(model.table, remembered=True)
+    optimizer = lazy(model)
+    trained(model, optimizer, [[1, 2, 3, 4]])
+    table = model.table.weight
+    state = optimizer.state[table]
+    before = [whole.detach().clone() for whole in (table, state["exp_avg"], state["exp_avg_sq"])]
+    trained(model, optimizer, [[1, 2, 4]])
+    for was, now in zip(before, (table, state["exp_avg"], state["exp_avg_sq"])):
+        changed = (was != now).any(dim=1)
+        assert changed.tolist() == [False, True, True, False, True, False, False]
+
+
 def test_the_steps_of_one_row_by_the_formula() -> None:
     """m and v change where the row is read, in steps 1 and 3; bias is corrected by the number of all steps."""
     table = nn.Parameter(torch.ones(2, 1))

@@ -108,7 +108,9 @@ def distinct_rows(count: int, *ids: Tensor) -> Tensor:
 
 
 class _Remembered:
-    """The memory of a table's gradient, kept from one step to the next: only the rows that were added to are cleared.
+    """The memory of a table's gradient, kept from one step to the next. The rows that were added to are cleared.
+
+    If they are most rows, all are cleared at once, which takes less time.
 
     Attributes:
         rows: ids of the rows that were added to.
@@ -127,6 +129,8 @@ class _Remembered:
         kept = self._memory
         if kept is None or not self.holds(kept) or (kept.dtype, kept.device) != (table.dtype, table.device):
             kept = self._memory = torch.zeros_like(table)
+        elif 2 * sum(map(len, self.rows)) > len(kept):
+            kept.zero_()
         else:
             for ids in self.rows:
                 kept.index_fill_(0, ids, 0)
