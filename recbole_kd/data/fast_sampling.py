@@ -19,6 +19,7 @@ from recbole.data.utils import get_dataloader
 from recbole.utils import InputType, ModelType
 from torch import Tensor
 
+from recbole_kd.data.negatives import UsedPairs
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 
@@ -229,7 +230,7 @@ class _Source:
             counts = np.bincount(sampler._get_candidates_list(), minlength=dataset.item_num)
             weights = torch.from_numpy(counts / counts.sum())
             weights[weights > 0] = weights[weights > 0] ** sampler.alpha
-        observed = sampler.used_ids if isinstance(sampler.used_ids, Observed) else None
+        observed = sampler.used_ids.own if isinstance(sampler.used_ids, UsedPairs) else None
         self._negatives = Negatives(dataset.item_num, observed, weights, self.device)
 
     def _moved(self, table: Interaction) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import cached_property
 from logging import getLogger
 from typing import Any
@@ -15,10 +16,11 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import RepeatableSampler
 from recbole.utils import InputType, ModelType
+from torch import Tensor
 
 from recbole_kd.data.dataset import BEFORE
 from recbole_kd.data.fast_sampling import FastTrainDataLoader, samples_fast
-from recbole_kd.data.negatives import ObservedSampler
+from recbole_kd.data.negatives import ObservedSampler, UsedPairs
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.overlaid import Overlaid
 from recbole_kd.data.sequence_states import Past
@@ -77,7 +79,7 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
             "leave --train_neg_sample_args out, and leave low ratings out with --val_interval."
         )
     try:
-        samplers = _samplers(config, splits, [splits.history, splits.valid, splits.test])
+        samplers = _samplers(config, splits)
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
     can = samples_fast(config["student"], config["MODEL_TYPE"])
@@ -110,12 +112,13 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
     return loaders[0], loaders[1], loaders[2]
 
 
-def _samplers(config: Any, splits: Splits, parts: list[Any]) -> list[Any]:
+def _samplers(config: Any, splits: Splits) -> list[Any]:
     """What RecBole's `create_samplers` gives for the training, validation and test split, None where none is wanted.
 
     A sequential model learns from RecBole's negatives, all items but the next one, whatever is ranked. Its candidates
     are drawn among what the user has not seen, where that is what is ranked.
     """
+    parts = [splits.history, splits.valid, splits.test]
     if splits.repeatable:  # nothing is left out, and nothing kept
         return list(create_samplers(Overlaid(config, repeatable=True), splits.dataset, parts))
     phases = ["train", "valid", "test"]
@@ -128,8 +131,12 @@ def _samplers(config: Any, splits: Splits, parts: list[Any]) -> list[Any]:
             continue
         anything = splits.sequential and config["eval_args"]["mode"].get(phase, "full") == "full"
         if anything not in shared:
-            kind, data = (RepeatableSampler, splits.dataset) if anything else (ObservedSampler, parts)
-            shared[anything] = kind(phases, data, wanted["distribution"], wanted.get("alpha", 1.0))
+            how = wanted["distribution"], wanted.get("alpha", 1.0)
+            if anything:
+                shared[anything] = RepeatableSampler(phases, splits.dataset, *how)
+            else:
+                known = splits.observed if splits.history is splits.train else None
+                shared[anything] = ObservedSampler(phases, parts, *how, first=known)
         shared[anything].set_distribution(wanted["distribution"])
         samplers.append(shared[anything].set_phase(phase))
     return samplers
@@ -166,8 +173,8 @@ def sized_eval_batch(items: int, available_bytes: int | None = None, candidates:
 class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     """RecBole's loader of full-ranking batches, from sorted arrays instead of a tensor and two sets per user.
 
-    Batches hold the same users, masked pairs and positive pairs as RecBole's; pairs come with items ascending within a
-    user, where RecBole has a set's order.
+    Batches hold the same users, masked pairs and positive pairs as RecBole's, in another order: pairs come split by
+    split, with items ascending within a user, where RecBole has a set's order. The arrays are those of the splits.
 
     Sequential models get RecBole's own batches. Where `past` is set, what the user had before the next item is masked,
     as it is for other models.
@@ -186,9 +193,13 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
         self.is_sequential = False
         if shuffle:
             self.logger.warning("FullSortEvalDataLoader can't shuffle")
-        users, items = dataset.inter_feat[self.uid_field], dataset.inter_feat[self.iid_field]
-        self._positive = Observed(users, items, dataset.user_num, dataset.item_num)
-        self._history = _difference(sampler.used_ids, self._positive)
+        used = sampler.used_ids
+        if not isinstance(used, UsedPairs):
+            pairs = dataset.inter_feat[self.uid_field], dataset.inter_feat[self.iid_field]
+            used = _used(used, Observed(*pairs, dataset.user_num, dataset.item_num))
+        self._positive, self._before = used.own, used.before
+        mine = self._positive.user_ids, self._positive.indices
+        self._repeats = any(bool(pairs.contains(*mine).any()) for pairs in self._before)
         self.uid_list = self._positive.counts.nonzero().squeeze(1)
         self.uid2items_num = self._positive.counts.numpy()
         self.user_df = dataset.join(Interaction({self.uid_field: self.uid_list}))
@@ -199,18 +210,29 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
     @cached_property
     def uid2positive_item(self) -> NDArray[Any]:
         """(U,) the positive items of each user as a tensor, None for users who are not evaluated."""
-        return self._by_user(self._positive)
+        return self._by_user(self._positive.rows_and_items)
 
     @cached_property
     def uid2history_item(self) -> NDArray[Any]:
         """(U,) the items to mask for each user as a tensor, None for users who are not evaluated."""
         return self._by_user(self._history)
 
-    def _by_user(self, pairs: Observed) -> NDArray[Any]:
-        by_user = np.full(pairs.users, None, dtype=object)
-        for user in self.uid_list.tolist():
-            by_user[user] = pairs.indices[pairs.offsets[user] : pairs.offsets[user + 1]]
+    def _by_user(self, pairs_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> NDArray[Any]:
+        rows, items = pairs_of(self.uid_list)
+        by_user = np.full(len(self.uid2items_num), None, dtype=object)
+        counts = torch.bincount(rows, minlength=len(self.uid_list))
+        for user, own in zip(self.uid_list.tolist(), items[rows.argsort(stable=True)].split(counts.tolist())):
+            by_user[user] = own
         return by_user
+
+    def _history(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Row in `users` and item of every pair to mask: those of the splits before this one."""
+        sides = zip(*(pairs.rows_and_items(users) for pairs in self._before))
+        rows, items = (torch.cat(side) for side in sides) if self._before else (users[:0], users[:0])
+        if self._repeats:
+            kept = ~self._positive.contains(users[rows], items)
+            rows, items = rows[kept], items[kept]
+        return rows, items
 
     def collate_fn(self, index: Any) -> Any:
         """The batch of the users at `index`: (users, (history rows, history items), positive rows, positive items)."""
@@ -223,20 +245,16 @@ class FastFullSortEvalDataLoader(FullSortEvalDataLoader):
             return sequences, (seen[0][masked], seen[1][masked]), rows, items
         user_df = self.user_df[np.asarray(index)]
         users = user_df[self.uid_field]
-        return (user_df, self._history.rows_and_items(users), *self._positive.rows_and_items(users))
+        return (user_df, self._history(users), *self._positive.rows_and_items(users))
 
 
-def _difference(used_ids: Observed | NDArray[Any], positive: Observed) -> Observed:
-    """The pairs of `used_ids`, sorted or RecBole's array of one set per user, that are not positive."""
-    if isinstance(used_ids, Observed):
-        users, items = used_ids.user_ids, used_ids.indices
-    else:
-        counts = np.fromiter(map(len, used_ids), dtype=np.int64, count=len(used_ids))
-        each = itertools.chain.from_iterable(used_ids)
-        items = torch.from_numpy(np.fromiter(each, dtype=np.int64, count=counts.sum()))
-        users = torch.repeat_interleave(torch.from_numpy(counts))
-    kept = ~positive.contains(users, items)
-    return Observed(users[kept], items[kept], positive.users, positive.items)
+def _used(by_user: NDArray[Any], own: Observed) -> UsedPairs:
+    """RecBole's array of one set per user, as pairs beside the split's own."""
+    counts = np.fromiter(map(len, by_user), dtype=np.int64, count=len(by_user))
+    each = itertools.chain.from_iterable(by_user)
+    items = torch.from_numpy(np.fromiter(each, dtype=np.int64, count=counts.sum()))
+    users = torch.repeat_interleave(torch.from_numpy(counts))
+    return UsedPairs(own, (Observed(users, items, own.users, own.items),))
 
 
 class WholeSequenceDataLoader(TrainDataLoader):

@@ -6,7 +6,8 @@ RecBole keeps a Python set for each user and split (2 KB for about twenty items)
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -16,7 +17,35 @@ from torch import Tensor
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import interactions_of
 
-__all__ = ["ObservedSampler"]
+__all__ = ["ObservedSampler", "UsedPairs"]
+
+
+@dataclass(frozen=True)
+class UsedPairs:
+    """The pairs of a split and of the splits before it, which share their memory with what these have.
+
+    Attributes:
+        own: the split's own.
+        before: those of each split before it.
+    """
+
+    own: Observed
+    before: tuple[Observed, ...] = ()
+
+    def contains(self, users: Tensor, items: Tensor) -> Tensor:
+        """Whether each pair is used: bool, (n,) for users (n,) and items (n,)."""
+        used = self.own.contains(users, items)
+        for pairs in self.before:
+            used |= pairs.contains(users, items)
+        return used
+
+    def hold_all_items(self) -> bool:
+        """Whether a user has all items."""
+        parts, least = (*self.before, self.own), self.own.items - 1
+        users = (torch.stack([pairs.counts for pairs in parts]).sum(dim=0) >= least).nonzero().squeeze(1)
+        # A pair of several splits was counted more than once.
+        owners, items = (torch.cat(side) for side in zip(*(pairs.pairs_of(users) for pairs in parts)))
+        return bool((Observed(owners, items, self.own.users, self.own.items).counts >= least).any())
 
 
 class ObservedSampler(Sampler):
@@ -26,18 +55,32 @@ class ObservedSampler(Sampler):
         used_ids: phase -> the pairs of its split and of earlier splits; after `set_phase`, those of that phase.
     """
 
-    def get_used_ids(self) -> dict[str, Observed]:
+    def __init__(
+        self,
+        phases: Any,
+        datasets: Any,
+        distribution: str = "uniform",
+        alpha: float = 1.0,
+        first: Optional[Observed] = None,
+    ) -> None:
+        """
+        Args:
+            phases, datasets, distribution, alpha: as for RecBole's.
+            first: the pairs of the first phase, if they are known.
+        """
+        self._first = first
+        super().__init__(phases, datasets, distribution, alpha)
+
+    def get_used_ids(self) -> dict[str, UsedPairs]:
         """
         Raises:
             ValueError: a user has interacted with all items.
         """
-        used: dict[str, Observed] = {}
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for phase, dataset in zip(self.phases, self.datasets):
-            pairs.append(interactions_of(dataset))
-            users, items = (torch.cat(side) for side in zip(*pairs))
-            used[phase] = Observed(users, items, self.user_num, self.item_num)
-        if int(used[self.phases[-1]].counts.max()) + 1 >= self.item_num:
+        parts = [self._first] if self._first is not None else []
+        for dataset in self.datasets[len(parts) :]:
+            parts.append(Observed(*interactions_of(dataset), self.user_num, self.item_num))
+        used = {phase: UsedPairs(parts[at], tuple(parts[:at])) for at, phase in enumerate(self.phases)}
+        if used[self.phases[-1]].hold_all_items():
             raise ValueError(
                 "Some users have interacted with all items, which we can not sample negative items for them. "
                 "Please set `user_inter_num_interval` to filter those users."

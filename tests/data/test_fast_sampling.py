@@ -241,7 +241,7 @@ def test_popularity_is_that_of_recboles_sampler(tmp_path: Path) -> None:
     for _ in range(20):
         found = epoch(ours)
         drawn += torch.bincount(found["user_id"] * 41 + found["neg_item_id"], minlength=49 * 41).view(49, 41)
-    observed = ours._sampler.used_ids
+    observed = ours._sampler.used_ids.own
     for user in (1, 20, 48):
         allowed = weights.clone()
         allowed[observed.indices[observed.offsets[user] : observed.offsets[user + 1]]] = 0
@@ -272,7 +272,7 @@ def test_the_hardest_of_several_candidates_is_taken(model: str, tmp_path: Path) 
     _, ours = loaders(tmp_path, model, **negatives(2, dynamic=True, candidate_num=3))
     ours.get_model(Known())
     drawn = torch.zeros(41)
-    observed = ours._sampler.used_ids
+    observed = ours._sampler.used_ids.own
     for _ in range(150):
         found = epoch(ours)
         chosen = found["neg_item_id"] if model == "BPR" else found["item_id"]

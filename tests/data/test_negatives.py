@@ -10,6 +10,7 @@ import torch
 from recbole.sampler import Sampler
 
 from recbole_kd.data.negatives import ObservedSampler
+from recbole_kd.data.observed import Observed
 
 USERS, ITEMS = 30, 12
 PHASES = ["train", "valid", "test"]
@@ -57,11 +58,28 @@ def test_a_phase_leaves_out_what_came_before_it() -> None:
             for pair in zip(part.inter_feat["user"].tolist(), part.inter_feat["item"].tolist())
         }
         used = sampler.set_phase(phase).used_ids
-        assert set(zip(used.user_ids.tolist(), used.indices.tolist())) == known
+        parts = (*used.before, used.own)
+        assert {pair for part in parts for pair in zip(part.user_ids.tolist(), part.indices.tolist())} == known
+        every = torch.cartesian_prod(torch.arange(USERS), torch.arange(ITEMS))
+        assert {tuple(pair) for pair in every[used.contains(*every.t())].tolist()} == known
         users = torch.arange(1, USERS).repeat(50)
         drawn = sampler.set_phase(phase).sample_by_user_ids(users.numpy(), None, 1)
         assert not known & set(zip(users.tolist(), drawn.tolist()))
         assert 0 not in drawn
+
+
+def test_all_phases_share_what_is_known_of_the_first() -> None:
+    users, items = SPLITS[0].inter_feat.values()
+    known = Observed(users, items, USERS, ITEMS)
+    sampler = ObservedSampler(PHASES, SPLITS, first=known)
+    assert sampler.set_phase("train").used_ids.own is known
+    assert sampler.set_phase("test").used_ids.before[0] is known
+
+
+def test_a_pair_of_two_splits_is_one_item_of_its_user() -> None:
+    part = split(0, 0)
+    part.inter_feat = {"user": torch.full((ITEMS - 2,), 3), "item": torch.arange(1, ITEMS - 1)}
+    ObservedSampler(PHASES, [part] * 3)  # the last item is left to draw
 
 
 def test_a_user_of_everything_is_refused_as_recbole_refuses() -> None:
