@@ -80,8 +80,7 @@ class _GatheredDot(torch.autograd.Function):
         table, width = item_embeddings, -vectors.shape[1] % LANES
         if width and items.numel() > 2 * len(table):
             vectors, table = (functional.pad(each, (0, width)) for each in (vectors, table))
-        scores = torch.sparse.sampled_addmm(pattern, vectors, table.t(), beta=0.0)
-        return scores.values().view(items.shape)
+        return _sampled(pattern, vectors, table.t()).view(items.shape)
 
     @staticmethod
     @once_differentiable
@@ -125,7 +124,7 @@ class _DotByItem(torch.autograd.Function):
         places = places.long()
         vectors = user_embeddings.index_select(0, users)
         pattern = torch.sparse_csr_tensor(offsets, lists, vectors.new_zeros(count), size[::-1], check_invariants=False)
-        scores = torch.sparse.sampled_addmm(pattern, item_embeddings, vectors.t(), beta=0.0).values()
+        scores = _sampled(pattern, item_embeddings, vectors.t())
         ctx.tables = user_embeddings, item_embeddings
         ctx.save_for_backward(users, vectors, offsets, lists, places)
         return torch.empty_like(scores).index_copy_(0, places, scores).view(items.shape)
@@ -170,6 +169,12 @@ def _rows_of(items: Tensor, values: Tensor, columns: int) -> Tensor:
     return torch.sparse_csr_tensor(
         offsets, items.reshape(-1).int(), values, (len(items), columns), check_invariants=False
     )
+
+
+def _sampled(pattern: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The entries of `left @ right` at those of `pattern`, whose own are 0 and are overwritten."""
+    torch.sparse.sampled_addmm(pattern, left, right, beta=0.0, out=pattern)  # without `out` the pattern is copied
+    return pattern.values()
 
 
 def _offsets(rows: int, each: int) -> Tensor:
