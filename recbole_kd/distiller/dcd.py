@@ -71,7 +71,7 @@ class DCDDistiller(ListDistiller[DCDOptions]):
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the batch's distinct users."""
         users, k = batch.distinct_users, self.options.interesting
-        items = self._drawn[users].long()
+        items = self._drawn.index_select(0, users).long()
         # A missing item is scored as item 1 and masked, so padding is never scored.
         scores, exists = self.student.scores(users, items.clamp(min=1)), items > 0
         return listwise_loss(scores[:, :k], scores[:, k:], exists[:, :k], exists[:, k:])

@@ -96,9 +96,9 @@ class KDDistiller(ListDistiller[KDOptions]):
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the batch's distinct users."""
         users = batch.distinct_users
-        scores = self.student.scores(users, self._items[users].long())
+        scores = self.student.scores(users, self._items.index_select(0, users).long())
         weights = None if self._weights is None else self._weights[users]
-        return self.options.cross_entropy(scores, self._targets[users], weights)
+        return self.options.cross_entropy(scores, self._targets.index_select(0, users), weights)
 
 
 class KDSequenceDistiller(SequenceListDistiller[KDOptions]):

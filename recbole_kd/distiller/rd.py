@@ -62,11 +62,11 @@ class RDDistiller(ListDistiller[RDOptions]):
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the batch's distinct users."""
         options, users = self.options, batch.distinct_users
-        scores = self.student.scores(users, self._ranked[users].long())
+        scores = self.student.scores(users, self._ranked.index_select(0, users).long())
         discrepancy = None
         if self._dynamic:
             with torch.no_grad():
-                sampled = self.student.scores(users, self._sampled[users].long())
+                sampled = self.student.scores(users, self._sampled.index_select(0, users).long())
             discrepancy = discrepancy_weights(scores.detach(), sampled, self.data.items - 1, options.mu)
         weights = position_weights(
             options.interesting, options.emphasis, discrepancy, options.renormalise, like=scores.detach()

@@ -95,7 +95,7 @@ class UnKDDistiller(ListDistiller[UnKDOptions]):
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the pairs of the batch's distinct users."""
         users = batch.distinct_users
-        items = self._drawn[users].long()
+        items = self._drawn.index_select(0, users).long()
         # A missing pair is scored as item 1 and masked, so padding is never scored.
         better, worse = self.student.scores(users, items.clamp(min=1)).chunk(2, dim=1)
         return pairwise_loss(better, worse, items[:, : self.options.pairs] > 0)

@@ -411,7 +411,7 @@ class RelaxedLists:
 
     def of(self, rows: Tensor) -> Tensor:
         """(n, K + L) ids, the interesting ones first, best rank first."""
-        return self._drawn[rows].long()
+        return self._drawn.index_select(0, rows).long()
 
     def loss(self, scores: Tensor, rows: Optional[Tensor] = None) -> Tensor:
         """RRD's eq. 9, the mean over rows, from the student's scores (n, K + L) of the entries of :meth:`of`.
