@@ -111,3 +111,11 @@ def test_training_batches_are_recboles_either_way(data_path: Path) -> None:
     for ours, theirs in zip(*epochs):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs.columns)
     assert "neg_item_id" in epochs[0][0].columns
+
+
+def test_rows_are_numbered_without_a_list_of_them(data_path: Path) -> None:
+    """RecBole's list of row numbers takes 40 bytes for each interaction."""
+    splits = splits_of(data_path)
+    for loader, part in zip(make_loaders(splits.dataset.config, splits), (splits.train, splits.valid, splits.test)):
+        assert loader.sampler.data_source == range(len(part))
+        assert vars(loader)["dataset"] == range(len(part))
