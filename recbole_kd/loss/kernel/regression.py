@@ -45,7 +45,7 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
         flat, across = targets.flatten(), targets @ matrix
         torch.mm(x, gram, out=gradient).sub_(across)
         total += torch.dot(flat, flat) + (x * (gradient - across)).sum()
-        weight_gradient.addmm_(x.t(), targets, alpha=-1)
+        _subtract_product_(weight_gradient, x, targets)
     gradients = [input_gradient[:, :width], weight_gradient[:width].t()]
     return 2 * with_gradient(total.clamp_(min=0) / 2, [inputs, weight], gradients)
 
@@ -200,6 +200,23 @@ def mixture_error(
             bias2_gradient,
         ],
     )
+
+
+def _subtract_product_(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out -= left' right, (n, a) and (n, b). Each thread multiplies an equal part of the n rows.
+
+    These are the rows that it gathered. A single product would be divided by columns, so that each thread would fetch
+    half of its rows from the other's cache, and give them back for the next gather: with two threads that takes longer
+    than the product.
+    """
+    parts = torch.get_num_threads() if left.device.type == "cpu" else 1
+    each = len(left) // parts
+    if parts > 1 and each:
+        lefts, rights = (rows[: parts * each].view(parts, each, -1) for rows in (left, right))
+        out.sub_(torch.bmm(lefts.transpose(1, 2), rights).sum(0))
+        left, right = left[parts * each :], right[parts * each :]
+    if len(left):
+        out.addmm_(left.t(), right, alpha=-1)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
