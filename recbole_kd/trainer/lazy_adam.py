@@ -132,5 +132,5 @@ def _neighbourhood(rows: Tensor) -> Optional[slice]:
 def _between(rows: Tensor, span: slice) -> Tensor:
     """The ids of the span that are not in `rows`."""
     others = torch.ones(span.stop - span.start, dtype=torch.bool)
-    others[rows - span.start] = False
+    others.index_fill_(0, rows - span.start, False)
     return others.nonzero().squeeze(1) + span.start
