@@ -19,9 +19,7 @@ from recbole_kd.loss.kernel.rows import add_to_block, by_rows, gradient_of_rows,
 #: A dot product over 20 dimensions takes 1.5 times as long as over 24, so a table that is read often is padded.
 LANES = 8
 #: Up to this many pairs, gathering their vectors is faster than building the pattern.
-GATHERED = 1 << 12
-#: From this many pairs on, putting them into the order of a large table takes less time than it saves.
-ORDERED = 1 << 15
+GATHERED = 1 << 15
 #: Rows of a large table whose gradients are held at a time; larger temporary tensors cost more than their sums.
 ROWS = 1 << 15
 
@@ -59,7 +57,7 @@ def gathered_dot(user_embeddings: Tensor, item_embeddings: Tensor, users: Tensor
         lowest, highest = (int(end) for end in ids.aminmax())
         if lowest < 0 or highest >= len(table):
             raise IndexError(f"{name} ids from {lowest} to {highest} index a table of {len(table)} rows")
-    many = items.dim() == 2 and items.numel() > ORDERED and items.shape[1] <= len(item_embeddings)
+    many = items.dim() == 2 and items.numel() > GATHERED and items.shape[1] <= len(item_embeddings)
     large = remembers_rows(item_embeddings) and _sparse_products(item_embeddings)
     kind = _DotByItem if many and large else _GatheredDot
     scores: Tensor = kind.apply(user_embeddings, item_embeddings, users, items)

@@ -69,7 +69,7 @@ def test_they_sum_to_the_dense_gradients(kind: str) -> None:
 
 def test_many_lists_are_read_in_the_order_of_a_table_that_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, dense = (read_by("lists", marked) for marked in (True, False))
-    monkeypatch.setattr(gather, "ORDERED", 0)
+    monkeypatch.setattr(gather, "GATHERED", 0)
     monkeypatch.setattr(gather, "ROWS", 2)
     found = read_by("lists", True)
     for table, other, exact in zip(found, expected, dense):
