@@ -95,11 +95,10 @@ class CDDistiller(ListDistiller[CDOptions]):
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the items drawn for the batch's distinct users."""
         users = batch.distinct_users
-        scores = self.student.scores(users, self._items.index_select(0, users).long())
-        options, counts = self.options, None if self._counts is None else self._counts[users]
-        return soft_target_loss(
-            scores, self._targets.index_select(0, users), options.temperature, options.bias, weights=counts
-        )
+        items, targets = (of_users.index_select(0, users) for of_users in (self._items, self._targets))
+        counts = None if self._counts is None else self._counts.index_select(0, users)
+        scores, options = self.student.scores(users, items.long()), self.options
+        return soft_target_loss(scores, targets, options.temperature, options.bias, weights=counts)
 
 
 class CDSequenceDistiller(SequenceListDistiller[CDOptions]):

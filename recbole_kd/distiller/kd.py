@@ -97,7 +97,7 @@ class KDDistiller(ListDistiller[KDOptions]):
         """The mean over the batch's distinct users."""
         users = batch.distinct_users
         scores = self.student.scores(users, self._items.index_select(0, users).long())
-        weights = None if self._weights is None else self._weights[users]
+        weights = None if self._weights is None else self._weights.index_select(0, users)
         return self.options.cross_entropy(scores, self._targets.index_select(0, users), weights)
 
 

@@ -422,5 +422,7 @@ class RelaxedLists:
         k = self._options.interesting
         if self._options.temperature != 1:
             scores = scores / self._options.temperature
-        weights = None if self._drawn_weights is None or rows is None else self._drawn_weights[rows].to(scores)
+        weights = None
+        if self._drawn_weights is not None and rows is not None:
+            weights = self._drawn_weights.index_select(0, rows).to(scores)
         return listwise_loss(scores[:, :k], scores[:, k:], weights=weights)

@@ -53,11 +53,15 @@ seeds = st.integers(0, 1000)
 
 
 @settings(max_examples=20, deadline=None)
-@given(nodes, seeds)
-def test_linear_error(count: int, seed: int) -> None:
+@given(nodes, seeds, st.integers(1, 3))
+def test_linear_error(count: int, seed: int, threads: int) -> None:
+    """Threads share out the nodes; what is left over by an unequal number of them is added."""
     x, weight, table = draw(seed, count, INPUTS), draw(seed + 1, OUTPUTS, INPUTS), draw(seed + 2, TABLE, OUTPUTS)
     inputs = (x, weight, table.detach(), chosen(seed, count, TABLE))
-    assert_same(linear_error(*inputs), formula.linear_error(*inputs), [x, weight])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: threads)
+        found = linear_error(*inputs)
+    assert_same(found, formula.linear_error(*inputs), [x, weight])
 
 
 @settings(max_examples=20, deadline=None)
