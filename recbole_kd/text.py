@@ -1,4 +1,4 @@
-"""Text shared by several verbs: columns, durations, times."""
+"""Text shared by several modules: columns, durations, times, messages of other libraries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-__all__ = ["columns", "duration", "moment", "unit_of"]
+__all__ = ["columns", "duration", "moment", "one_line", "unit_of"]
 
 
 def columns(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -31,6 +31,15 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def one_line(message: object, letters: int = 300) -> str:
+    """The start of another library's message or error, as one line without a full stop.
+
+    >>> one_line(ValueError("d_model = 10\n  must be a multiple of n_heads."))
+    'd_model = 10 must be a multiple of n_heads'
+    """
+    return " ".join(str(message).split()).rstrip(".")[:letters]
 
 
 def moment(value: Any) -> float | datetime | None:

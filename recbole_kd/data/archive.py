@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_kd.data.download import RawFile, raw_file
+from recbole_kd.data.layout import Layout, fields_of
 from recbole_kd.data.preparable import archives
-from recbole_kd.data.reader import Layout, fields_of
 from recbole_kd.data.records import RECORD, check_own, read_record, recorded
 from recbole_kd.errors import UserError
 from recbole_kd.files.plain import save_json

@@ -41,8 +41,8 @@ from recbole_kd.data.columns import (
     row_type,
     some_rows,
 )
+from recbole_kd.data.layout import Layout, fields_of
 from recbole_kd.data.parts import is_ordered, is_whole, parts_of_time, parts_of_users, reads_time, rows_of_parts
-from recbole_kd.data.reader import Layout, fields_of
 from recbole_kd.data.store import PAD, kept, load_atomic
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest

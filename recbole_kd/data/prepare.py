@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from recbole_kd.data.archive import unpacked
 from recbole_kd.data.download import RawFile, decompressed, raw_file
+from recbole_kd.data.layout import Field, Layout, first_line
 from recbole_kd.data.preparable import PREPARABLE, Preparable, archives, unprepared
 from recbole_kd.data.raw_forms import as_lines
-from recbole_kd.data.reader import Field, Layout, first_line, read_columns, seconds_of
+from recbole_kd.data.reader import read_columns, seconds_of
 from recbole_kd.data.records import RECORD, check_own, folder_of, read_record, recorded
 from recbole_kd.errors import UserError, closest
 from recbole_kd.files.atomic import write_content

@@ -1,30 +1,12 @@
 """Reads tables: RecBole's atomic files, CSV, TSV and Parquet.
 
-pyarrow reads. A file that it refuses is read again line by line, to name the wrong line in the message.
-
-A column has one of these kinds, which an atomic file names in its first line (``user_id:token``):
-
-=============  ==========================================================  ===============================
-kind           column of the table                                         an empty field
-=============  ==========================================================  ===============================
-token          text, numbered by first appearance (a dictionary column)    missing (null); refused in an id
-float          float64                                                     missing (NaN)
-token_seq,     the text as written (a dictionary column)                   an empty sequence
-float_seq
-time           int64, or float64 with fractions; ISO dates become          missing; refused if rows are
-               seconds since 1970                                          ordered by it
-=============  ==========================================================  ===============================
-
-An id is the text between two separators, as written: ``NA``, ``null``, ``007`` and ``" x"`` are ids. A quote is an
-ordinary character, unless the separator is a comma or a semicolon: this is CSV, where quotes enclose a field.
+pyarrow reads. A file that it refuses is read again line by line, to name the wrong line in the message
+(:mod:`recbole_kd.data.faults`). Columns have the kinds of :mod:`recbole_kd.data.layout`.
 """
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,111 +17,21 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
+from recbole_kd.data.faults import fault_of, is_sequence
+from recbole_kd.data.layout import LONGEST, TIMES, Field, Layout, fields_of
 from recbole_kd.errors import UserError
+from recbole_kd.text import one_line
 
 __all__ = [
-    "KINDS",
-    "Field",
-    "Layout",
     "by_first_appearance",
-    "fields_of",
-    "first_line",
     "read_atomic",
     "read_columns",
     "seconds_of",
 ]
 
-#: The kinds that an atomic file's first line may have after a column's name.
-KINDS = ("token", "float", "token_seq", "float_seq")
-#: Types of a column of time, of which the first that fits is used: whole numbers, numbers, ISO dates without and with
-#: zone.
-_TIMES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _BLOCK = 8 << 20  # bytes that one thread reads at once
-_MISSING = frozenset(pa_csv.ConvertOptions().null_values)  # how a missing number may be written
 _ROWS = 1 << 18  # keys that are numbered at once
 _MANY = 1 << 20  # keys below this are numbered with a table of all possible keys
-_SHOWN = 40  # letters of a value in a message
-_NUL = "\udc00"  # replaces a NUL byte, at which Python 3.10's csv would stop; no byte is decoded to it
-_LONGEST = 4096  # bytes of a token: RecBole keeps all tokens of a column as wide as the longest
-
-
-@dataclass(frozen=True)
-class Field:
-    """A column: its name in the file's first line, and its kind (see above)."""
-
-    name: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The format of a file.
-
-    Attributes:
-        separator: text between two fields.
-        sequence_separator: text between two elements of a sequence.
-        encoding: name of the text's encoding in Python; a byte order mark is skipped.
-        ids: columns that hold an id in every row.
-        time: the column that is read as time if the first line says float; None if there is none.
-        ordered: whether rows are ordered by time; then each needs a time, even if the first line says token.
-        header: whether the first line names the columns.
-    """
-
-    separator: str = "\t"
-    sequence_separator: str = " "
-    encoding: str = "utf-8"
-    ids: tuple[str, ...] = ()
-    time: str | None = None
-    ordered: bool = False
-    header: bool = True
-
-    @property
-    def quoted(self) -> bool:
-        """Whether the file is CSV, so that quotes enclose a field."""
-        return self.separator in (",", ";")
-
-
-def fields_of(path: Path, layout: Layout) -> list[Field]:
-    """The columns in the first line of an atomic file; the column of time has the kind time.
-
-    Raises:
-        UserError: the line cannot be read, a column has no kind or an unknown one, or two columns have one name.
-    """
-    names = first_line(path, layout)
-    parts = [name.split(":") for name in names]
-    if any(len(part) != 2 for part in parts):
-        line = layout.separator.join(names)
-        if not line.replace("\t", "").isprintable():
-            raise UserError(f"Cannot read '{path}': it begins with {_shown(line)}; expected a table of text.")
-        raise UserError(
-            f"The first line of '{path}' is {_shown(line, 60)}; expected columns as name:type, "
-            f"such as user_id:token and item_id:token, separated by --field_separator.{_suggestion(names, layout)}"
-        )
-    fields = [Field(name, kind) for name, kind in parts]
-    for place, field in enumerate(fields):
-        if field.kind not in KINDS:
-            raise UserError(
-                f"'{path}', line 1, column '{field.name}': the type {field.kind!r} is unknown; "
-                f"expected one of {', '.join(KINDS)}."
-            )
-        if field.name in (other.name for other in fields[:place]):
-            raise UserError(f"'{path}', line 1: two columns are called '{field.name}'; expected different names.")
-        if field.name in layout.ids and field.kind != "token":
-            raise UserError(f"'{path}', line 1: '{names[place]}' is a column of ids; expected {field.name}:token.")
-    times = ("float", "token") if layout.ordered else ("float",)
-    return [
-        Field(field.name, "time") if field.name == layout.time and field.kind in times else field for field in fields
-    ]
-
-
-def _suggestion(names: Sequence[str], layout: Layout) -> str:
-    """The corrected first line, if it lacks only the types."""
-    plain = [name for name in names if name.isidentifier()]
-    if len(plain) < 2 or len(plain) < len(names):
-        return ""
-    numbers = {"rating", "label", "timestamp", "time", layout.time}
-    line = layout.separator.join(f"{name}:{'float' if name in numbers else 'token'}" for name in names)
-    return f" Write {line!r}, or convert the file with 'recbole-kd prepare --source=FILE'."
 
 
 def read_atomic(path: Path, layout: Layout, columns: Sequence[str]) -> pa.Table:
@@ -164,7 +56,7 @@ def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: S
     wanted = [field for field in fields if field.name in columns]
     times = [field for field in wanted if field.kind == "time"]
     error: Exception | None = None
-    for time in _TIMES if times else _TIMES[:1]:
+    for time in TIMES if times else TIMES[:1]:
         kinds = {"float": pa.float64(), "time": time}
         types = {field.name: kinds.get(field.kind, pa.string()) for field in wanted}
         try:
@@ -185,7 +77,7 @@ def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: S
         if _whole(found, layout, wanted):
             return pa.table(found)
         break
-    raise UserError(_fault(path, layout, fields, wanted) or f"Cannot read '{path}': {_one_line(error)}.")
+    raise UserError(fault_of(path, layout, fields, wanted) or f"Cannot read '{path}': {one_line(error)}.")
 
 
 def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
@@ -225,11 +117,11 @@ def _whole(found: dict[str, pa.Array], layout: Layout, fields: Sequence[Field]) 
             return False
         if pc.any(pc.match_substring(texts, "\0")).as_py():
             return False
-        if field.kind == "token" and (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONGEST:
+        if field.kind == "token" and (pc.max(pc.binary_length(texts)).as_py() or 0) > LONGEST:
             return False
         if field.name in layout.ids and (column.null_count or pc.index(texts, "[PAD]").as_py() >= 0):
             return False
-        if field.kind == "float_seq" and not all(_is_sequence(text, layout) for text in texts.to_pylist()):
+        if field.kind == "float_seq" and not all(is_sequence(text, layout) for text in texts.to_pylist()):
             return False
     return True
 
@@ -321,134 +213,3 @@ def by_first_appearance(keys: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[
         places[unknown] = number[new]
         parts, count = [*parts, first], count + len(first)
     return codes, np.concatenate(parts)
-
-
-# Errors, with their lines
-
-
-def _lines(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of each line that is not empty, including the first; any content is accepted."""
-    separator = layout.separator if len(layout.separator) == 1 else "\x1f"
-    encoding = "utf-8-sig" if layout.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else layout.encoding
-    with path.open(newline="", encoding=encoding, errors="surrogateescape") as file:
-        lines = (line.replace(layout.separator, separator).replace("\0", _NUL) for line in file)
-        rows = csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE)
-        for row in rows:
-            if row:
-                yield rows.line_num, [field.replace(_NUL, "\0") for field in row]
-
-
-def first_line(path: Path, layout: Layout) -> list[str]:
-    """The fields of a file's first line.
-
-    Raises:
-        UserError: there is no file, or no text in it.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no file '{path}'; expected a table whose first line names its columns.")
-    try:
-        number, names = next(_lines(path, layout), (1, [""]))
-        layout.separator.join(names).encode()
-    except csv.Error as error:
-        raise UserError(f"The first line of '{path}' is cut off ({error}); expected columns as name:type.") from None
-    except UnicodeEncodeError:
-        raise UserError(
-            f"'{path}', line 1: it is not {layout.encoding.upper()}; save the file as UTF-8, or set --encoding, "
-            "such as --encoding=utf-16."
-        ) from None
-    except (OSError, LookupError, UnicodeError) as error:
-        raise UserError(f"Cannot read '{path}': {_one_line(error)}.") from None
-    return names if number == 1 else [""]
-
-
-def _fault(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequence[Field]) -> str | None:
-    """The error in the first wrong line; None if no line is wrong."""
-    lines = _lines(path, layout)
-    if layout.header:
-        next(lines)
-    checks = [(fields.index(field), field, _check(field, layout)) for field in wanted]
-    try:
-        for number, row in lines:
-            where = f"'{path}', line {number}"
-            if len(row) != len(fields):
-                names = f", but the first line names {len(fields)} columns" if layout.header else ""
-                return (
-                    f"{where}: it has {len(row)} fields{names}; expected {len(fields)}, "
-                    f"separated by {layout.separator!r}."
-                )
-            for place, field, check in checks:
-                problem = check(row[place])
-                if problem:
-                    return f"{where}, column '{field.name}': {_shown(row[place])} {problem}."
-    except (csv.Error, UnicodeError) as error:
-        return f"Cannot read '{path}': {_one_line(error)}."
-    return None
-
-
-def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
-    """A function from a value to its error, or None."""
-    is_id = field.name in layout.ids
-    kinds: dict[str, str] = {}  # format of the column's first time
-
-    def check(value: str) -> str | None:
-        if not value.isascii() and any("\udc80" <= letter <= "\udcff" for letter in value):
-            return "is not UTF-8; save the file as UTF-8, or set --encoding, such as --encoding=latin-1"
-        if "\0" in value:
-            return "holds a NUL byte; remove it"
-        if field.kind == "token" and len(value.encode()) > _LONGEST:
-            return f"is longer than {_LONGEST:,} bytes; expected a shorter token"
-        if field.kind == "float" and not _is_number(value):
-            return "is not a number; write one, or leave the field empty"
-        if field.kind == "float_seq" and not _is_sequence(value, layout):
-            return f"is not a list of numbers; expected numbers separated by {layout.sequence_separator!r}"
-        if field.kind == "time" and (layout.ordered or value.strip() not in _MISSING):
-            kind = _time_kind(value.strip())
-            if kind is None:
-                return "is not a time; expected a number, or a date such as 2026-11-29T08:30:00"
-            if kind != kinds.setdefault("first", kind):
-                return f"is not {kinds['first']} like the times before it; write all in the same way"
-        if is_id and value in ("", "[PAD]"):
-            what = "is not an id" if value else "is empty"
-            return f"{what}; write an id, or remove the line"
-        return None
-
-    return check
-
-
-def _is_number(value: str) -> bool:
-    """Whether pyarrow reads a field as a number, or as a missing one."""
-    return _is_plain_number(value.strip()) or value.strip() in _MISSING
-
-
-def _is_plain_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return value.isascii() and "_" not in value
-
-
-def _is_sequence(value: str, layout: Layout) -> bool:
-    return all(_is_plain_number(part) for part in value.split(layout.sequence_separator) if part)
-
-
-def _time_kind(value: str) -> str | None:
-    """The format of a time, in words; None if it is not a time."""
-    if _is_plain_number(value):
-        return "a number" if math.isfinite(float(value)) else None
-    for kind, name in zip(_TIMES[2:], ("a date", "a date with a zone")):
-        try:
-            pa.array([value]).cast(kind)
-            return name
-        except pa.ArrowInvalid:
-            pass
-    return None
-
-
-def _shown(value: str, letters: int = _SHOWN) -> str:
-    """A value for a message."""
-    return repr(value if len(value) <= letters else f"{value[:letters]}...")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:300]

@@ -17,9 +17,9 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
 from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of
+from recbole_kd.data.layout import fields_of
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.parts import parts_asked_for, reads_time
-from recbole_kd.data.reader import fields_of
 from recbole_kd.data.sequence_states import Past
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest

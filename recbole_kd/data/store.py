@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from recbole_kd.data.reader import Layout, fields_of, read_atomic
+from recbole_kd.data.layout import Layout, fields_of
+from recbole_kd.data.reader import read_atomic
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import write_atomic
 from recbole_kd.files.digest import digest

@@ -11,6 +11,7 @@ from recbole_kd.model.every_position import at_every_position
 from recbole_kd.model.held_out import with_history
 from recbole_kd.model.mlp0 import without_hidden_layers
 from recbole_kd.model.trimming import trimmed
+from recbole_kd.text import one_line
 
 __all__ = ["build_model", "check_sizes"]
 
@@ -37,7 +38,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
     except ImportError as error:
         raise UserError(f"{config['model']} needs a package that is not installed: {error}.") from None
     except (ValueError, TypeError, KeyError, AssertionError, IndexError, ZeroDivisionError, RuntimeError) as error:
-        problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        problem = one_line(error) or type(error).__name__
         if "memory" in problem:
             raise
         raise UserError(

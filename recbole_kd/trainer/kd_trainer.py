@@ -32,6 +32,7 @@ from recbole_kd.evaluation.metrics import Evaluator
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.precision import multiplies_bf16, product_precision
+from recbole_kd.text import one_line
 from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
 from recbole_kd.trainer.eager import without_compiler
 from recbole_kd.trainer.learner import compute_faster, lazy_adam, schedule_learning_rate, use_fused_adam
@@ -201,7 +202,7 @@ class KDMixin:
             if self.config["enable_amp"] and re.search("not implemented for|expected scalar type", str(error)):
                 raise UserError(
                     f"--enable_amp=true: on this device {self.config['model']} needs operations that torch has only in "
-                    f"full precision ({' '.join(str(error).split())[:100]}); leave it out."
+                    f"full precision ({one_line(error, 100)}); leave it out."
                 ) from None
             raise
         finally:
@@ -419,7 +420,7 @@ class KDMixin:
             load_optimizer(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f"'{resume_file}' does not fit this run ({' '.join(str(error).split())[:200]}); "
+                f"'{resume_file}' does not fit this run ({one_line(error, 200)}); "
                 "resume it with the settings that it was written with."
             ) from None
         self.start_epoch = state["epoch"] + 1

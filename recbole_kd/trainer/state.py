@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recbole_kd.errors import UserError
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import plain
+from recbole_kd.text import one_line
 
 __all__ = [
     "Attributes",
@@ -218,7 +219,7 @@ def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"The weights in '{path}' do not fit {type(model).__name__} on this dataset: "
-            f"{' '.join(str(error).split())[:200]}; give a checkpoint of the same architecture, size and dataset."
+            f"{one_line(error, 200)}; give a checkpoint of the same architecture, size and dataset."
         ) from None
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from recbole_kd.compat import require
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.costs import trained_numbers
+from recbole_kd.text import one_line
 
 __all__ = ["GROUP", "KINDS", "Tracker", "Trackers", "check_trackers"]
 
@@ -62,8 +63,7 @@ def check_trackers(config: Any) -> None:
             return  # offline or disabled
         known = wandb.login(prompt=False, verify=False)
     except (wandb.Error, ValueError) as error:  # a ValueError is about one of wandb's environment variables
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"--log_wandb=true: {reason}; run: wandb login, {_OFFLINE}.") from None
+        raise UserError(f"--log_wandb=true: {one_line(error, 200)}; run: wandb login, {_OFFLINE}.") from None
     if not known:
         raise UserError(f"--log_wandb=true needs a key, but there is none; run: wandb login, {_OFFLINE}.")
 
@@ -138,8 +138,7 @@ class _Wandb:
             )
         except wandb.Error as error:
             raise UserError(
-                f"--log_wandb=true: wandb cannot start a run ({' '.join(str(error).split())[:120]}); solve this, "
-                f"{_OFFLINE}."
+                f"--log_wandb=true: wandb cannot start a run ({one_line(error, 120)}); solve this, {_OFFLINE}."
             ) from None
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
@@ -169,7 +168,7 @@ class _Mlflow:
             self._run = self._client.create_run(place, run_name=f"{config['model']} {role}", tags=tags).info.run_id
         except MlflowException as error:
             raise UserError(
-                f"--log_mlflow=true: MLflow cannot start a run ({' '.join(str(error).split())[:120]}); set the "
+                f"--log_mlflow=true: MLflow cannot start a run ({one_line(error, 120)}); set the "
                 "environment variable MLFLOW_TRACKING_URI to a server or to sqlite:///FILE."
             ) from None
         settings = list(_flat(config.plain_values()))

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_kd.data.reader import Layout, fields_of, read_atomic
+from recbole_kd.data.layout import Layout, fields_of
+from recbole_kd.data.reader import read_atomic
 from recbole_kd.errors import UserError
 
 IDS = ("user_id", "item_id")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recbole_kd.data import store
-from recbole_kd.data.reader import Layout
+from recbole_kd.data.layout import Layout
 from recbole_kd.data.store import load_atomic
 
 LAYOUT = Layout(ids=("user_id", "item_id"), time="timestamp")

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_kd.data.dataset import layout_of
-from recbole_kd.data.reader import fields_of, read_atomic
+from recbole_kd.data.layout import fields_of
+from recbole_kd.data.reader import read_atomic
 from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.maps import angle_density, class_distances, plane
 from recbole_kd.report.looks import PALETTE
