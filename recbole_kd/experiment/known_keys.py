@@ -298,7 +298,7 @@ class Training(Options):
     stop_after: int | None = option(None, "stop after this many epochs, whatever validation says", minimum=1)
     train_batch_size: int = option(2048, "pairs in a step", minimum=1, maximum=LARGEST_SIZE)
     learner: str = option(
-        "adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, lazy_adam, sevo_adam, sevo_adamw"
+        "adam", "optimiser: adam, adamw, sgd, adagrad, rmsprop, sparse_adam, lazy_adam, sevo_sgd, sevo_adam, sevo_adamw"
     )
     learning_rate: float = option(0.001, "learning rate of the optimiser", minimum=1e-12, maximum=_LARGEST)
     learning_rate_schedule: str = option(

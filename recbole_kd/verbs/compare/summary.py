@@ -322,7 +322,7 @@ def table(results: Mapping[str, Any]) -> str:
     notes = [recommendation(view), *warnings(view), results["budget"]["sentence"]]
     if results["reference"]:
         notes += [
-            "gain, gap closed: over the row's plain student (column over), and of its way to the teacher. ▲ better, "
+            "gain: over the row's plain student (column over); gap closed: the gain divided by the teacher's. ▲ better, "
             f"▼ worse, where p < {LEVEL} after Holm: * for other users with these trained models, ** also for models "
             "trained anew (other seeds)."
         ]
