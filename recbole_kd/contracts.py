@@ -187,17 +187,25 @@ class Batch:
     """One training batch: observed pairs, and the negatives if the base loss draws some.
 
     In a batch of a sequential model each pair is a sequence of a user and the next item.
+
+    Attributes:
+        users, items: (n,) the observed pairs.
+        negatives: items; by default blocks of n, each in the order of `users`.
+        sequences: the histories of the rows.
+        negative_users: the users of the negatives, if they are not in such blocks.
     """
 
     users: Tensor
     items: Tensor
     negatives: Optional[Tensor] = None
     sequences: Optional[Sequences] = None
+    negative_users: Optional[Tensor] = None
 
     @cached_property
     def distinct_users(self) -> Tensor:
         """U_B: the distinct users, ascending."""
-        return torch.unique(self.users)
+        users = self.users if self.negative_users is None else torch.cat([self.users, self.negative_users])
+        return torch.unique(users)
 
     @cached_property
     def distinct_items(self) -> Tensor:
@@ -207,14 +215,13 @@ class Batch:
 
     @cached_property
     def distinct_pairs(self) -> tuple[Tensor, Tensor]:
-        """(users (n,), items (n,)): the distinct pairs, positives and negatives, ascending.
-
-        Several negatives of a pair come in blocks, each in the order of the users.
-        """
+        """(users (n,), items (n,)): the distinct pairs, positives and negatives, ascending."""
         users, items = self.users, self.items
         if self.negatives is not None:
-            users = torch.cat([users, users.repeat(len(self.negatives) // max(1, len(users)))])
-            items = torch.cat([items, self.negatives])
+            of_negatives = self.negative_users
+            if of_negatives is None:
+                of_negatives = users.repeat(len(self.negatives) // max(1, len(users)))
+            users, items = torch.cat([users, of_negatives]), torch.cat([items, self.negatives])
         pairs = torch.unique(torch.stack([users, items]), dim=1)
         return pairs[0], pairs[1]
 

@@ -222,8 +222,9 @@ class GroupPairs:
                 self._counts[start : start + _BLOCK, g] = (group == g).sum(dim=1)
 
     def without_pairs(self) -> Tensor:
-        """(G,) the share of users with fewer than two items of each group."""
-        return (self._counts[1:] < 2).float().mean(dim=0)
+        """(G,) the share of users with fewer than two items of each group, among the users that have a list."""
+        listed = self._counts.any(dim=1)
+        return (self._counts[listed] < 2).float().mean(dim=0)
 
     def draw(self, pairs: int, emphasis: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Better and worse items, (U, pairs) int32 each; 0 if a user has fewer than two items of the group.

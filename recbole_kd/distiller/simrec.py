@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, TeacherView
+from recbole_kd.distiller.base.nodes import known
 from recbole_kd.errors import UserError
 from recbole_kd.loss.common import unit
 from recbole_kd.loss.contrastive import adaptive_weights
@@ -215,22 +216,18 @@ class SimRecDistiller(Distiller[SimRecOptions]):
 
     def _teacher_difference(self, user: Tensor, better: Tensor, worse: Tensor) -> Tensor:
         """(T,) y_t(u, j) - y_t(u, k) of rows u, j, k."""
-        teacher = self.teacher
-        if "representations" not in teacher.capabilities:
-            return teacher.scores(user + 1, better + 1) - teacher.scores(user + 1, worse + 1)
-        users, items = teacher.user_embeddings()[1:], teacher.item_embeddings()[1:]
-        difference = items.index_select(0, better).sub_(items.index_select(0, worse))
-        return users.index_select(0, user).mul_(difference).sum(1)
+        return self.teacher.scores(user + 1, better + 1) - self.teacher.scores(user + 1, worse + 1)
 
     def _embedding(self, compared: Sides, nodes: Sides, samples: list[Optional[Tensor]]) -> Tensor:
-        """lambda2 L2, of the sides that ``embedding_side`` keeps."""
+        """lambda2 L2, of the sides that ``embedding_side`` keeps; a mean over the nodes that the teacher knows."""
         options = self.options
         losses = []
-        sides = zip(("user", "item"), (self.user_anchors, self.item_anchors), compared, nodes, samples)
+        marks = self.teacher.known_users, self.teacher.known_items
+        sides = zip(("user", "item"), (self.user_anchors, self.item_anchors), compared, nodes, samples, marks)
         with product_precision(options.precision):
-            for side, anchors, embeddings, rows, sample in sides:
+            for side, anchors, embeddings, rows, sample, marked in sides:
                 if options.embedding_side in ("both", side):
-                    rows, fraction = self.data.share.of(rows)
+                    rows, fraction = self.data.share.of(known(rows + 1, marked) - 1)
                     chosen = anchors[rows].to(embeddings.dtype)
                     loss = cosine_infonce(chosen, embeddings, rows, options.embedding_temperature, sample)
                     losses.append(options.embedding_weight * fraction * loss)

@@ -22,7 +22,7 @@ from recbole_kd.files.digest import digest
 from recbole_kd.model.build import build_model
 from recbole_kd.trainer.board import group_name
 from recbole_kd.trainer.kd_trainer import Unresumable, make_evaluator, make_trainer
-from recbole_kd.trainer.learner import optimizer_factory
+from recbole_kd.trainer.learner import compute_faster, optimizer_factory
 from recbole_kd.trainer.state import load_weights
 from recbole_kd.trainer.trackers import Trackers
 
@@ -113,6 +113,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
             init_seed(config["seed"], config["reproducibility"])
             model = build_model(config, splits.train)
             load_weights(model, state, path)
+            if config["fused_adam"]:
+                compute_faster(model)  # as its trainer did, so that its vectors have the same bits
             if state["evaluated"] != evaluated:
                 trainer, (_, _, test) = make_evaluator(config, model, splits)
                 state["test_result"] = _floats(trainer.evaluate(test, load_best_model=False))

@@ -21,7 +21,6 @@ from recbole.utils import get_trainer, set_color
 from torch import Tensor, nn
 
 from recbole_kd.cluster.group import ALONE, Group
-from recbole_kd.contracts import Batch, Sequences
 from recbole_kd.data.fast_sampling import go_on_drawing
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.observed import Observed
@@ -33,6 +32,7 @@ from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load
 from recbole_kd.files.pickles import shown
 from recbole_kd.loss.kernel.precision import multiplies_bf16, product_precision
 from recbole_kd.text import one_line
+from recbole_kd.trainer.batches import batch_of
 from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
 from recbole_kd.trainer.eager import without_compiler
 from recbole_kd.trainer.learner import compute_faster, lazy_adam, schedule_learning_rate, use_fused_adam
@@ -101,6 +101,8 @@ class KDMixin:
         self.epoch_seconds: list[float] = []
         self.best_epoch = -1
         self._values: tuple[Tensor, ...] = ()
+        self._sums: dict[str, float] = {}
+        self._names_vary = False
         self._bar: Optional[Bar] = None
         self._epoch, self._began = 0, 0.0
         self._train_data: Any = None
@@ -178,7 +180,9 @@ class KDMixin:
         if self.config["save_last"] and epoch_idx > self.start_epoch:
             self._save_state(self.last_file, epoch_idx - 1)
         self._epoch = epoch_idx
-        schedule_learning_rate(self.optimizer, self.config, epoch_idx)
+        for optimizer in (self.optimizer, *self._other_optimizers().values()):
+            schedule_learning_rate(optimizer, self.config, epoch_idx)
+        self._sums, self._names_vary = {}, False
         if len(self.distillers):
             first = epoch_idx == self.start_epoch
             if first and self.config["precision"] == "bf16" and not multiplies_bf16(self.device):
@@ -219,6 +223,10 @@ class KDMixin:
             # The base model's own last, if it has several: NCL's trainer drops the last one during warm-up.
             several = [name for name in named if name.startswith(BASE_LOSS) and name[len(BASE_LOSS) :].isdigit()]
             named.update({name: named.pop(name) for name in several})
+            # A distiller without an entry in a batch has no loss there. RecBole adds up by place, so names are needed.
+            self._names_vary |= bool(self._sums) and self._sums.keys() != named.keys()
+            for name, loss in named.items():
+                self._sums[name] = self._sums.get(name, 0.0) + loss.item()
             self.loss_names = tuple(named)
             self._values = tuple(named.values())
             if self._bar is not None and self._bar.due():
@@ -238,7 +246,7 @@ class KDMixin:
         return {BASE_LOSS: base}
 
     def _distilled_terms(self, interaction: Any) -> dict[str, Tensor]:
-        batch, named = self._batch(interaction), {}
+        batch, named = batch_of(interaction, self.config, self.observed), {}
         with product_precision(self.config["precision"]):
             for name, distiller in self._computed().items():
                 for term, loss in distiller(batch).items():
@@ -248,29 +256,6 @@ class KDMixin:
     def _computed(self) -> dict[str, Any]:
         """The distillers that this process computes."""
         return dict(self.distillers.items())
-
-    def _batch(self, interaction: Any) -> Batch:
-        """The observed pairs of RecBole's interaction, and its negatives if there are any."""
-        config = self.config
-        columns = interaction.columns
-        users = interaction[config["USER_ID_FIELD"]]
-        if config["ITEM_ID_FIELD"] not in columns:  # an autoencoder's batch holds users, with all their items
-            assert self.observed is not None, "a run that distils gives its training split"
-            return Batch(*self.observed.pairs_of(users))
-        items = interaction[config["ITEM_ID_FIELD"]]
-        negative, label = config["NEG_PREFIX"] + config["ITEM_ID_FIELD"], config["LABEL_FIELD"]
-        history = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
-        if history in columns:
-            sequences = Sequences(interaction[history], interaction[config["ITEM_LIST_LENGTH_FIELD"]])
-            return Batch(users, items, interaction[negative] if negative in columns else None, sequences)
-        if negative in columns:
-            # With several negatives for each pair RecBole repeats the positives, block by block.
-            return Batch(users, items, interaction[negative])
-        if label in columns:
-            positive = interaction[label] > 0
-            observed, drawn = (chosen.nonzero().squeeze(1) for chosen in (positive, ~positive))
-            return Batch(users[observed], items[observed], items[drawn])
-        return Batch(users, items)
 
     def _check_nan(self, loss: Tensor) -> None:
         if torch.isfinite(loss):
@@ -292,6 +277,8 @@ class KDMixin:
         elif len(names) < len(values):  # the base model has several losses, and there is no distiller
             names = tuple(f"{BASE_LOSS}{index + 1}" for index in range(len(values)))
         named = {name: float(value) for name, value in zip(names, values) if value is not None}
+        if self._names_vary:
+            named = self._sums
         self.loss_history[epoch_idx] = named
         places = self.config["loss_decimal_place"] or 4
         parts = [f"{set_color('time', 'blue')}: {e_time - s_time:.2f}s"]
@@ -325,6 +312,8 @@ class KDMixin:
         return str(Path(self.saved_model_file).with_suffix("")) + "-last.pth"
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        if epoch < 0 and self.start_epoch > 0:
+            return  # RecBole would write a run that is resumed after its last epoch as an untrained one
         self.best_epoch = epoch
         if self.valid_history and self.valid_history[-1]["epoch"] == epoch:
             # RecBole records it only after saving, so a run resumed from this file would report an older one.
@@ -392,7 +381,7 @@ class KDMixin:
         """Resumes from a state that was read from `resume_file`.
 
         Raises:
-            UserError: it belongs to another model or configuration.
+            UserError: it belongs to another model or configuration, or the file of its best epoch is missing.
             Unresumable: the model has a value that the checkpoint could not hold.
         """
         if state["model"] != self.config["model"]:
@@ -427,7 +416,15 @@ class KDMixin:
         for name in ("cur_step", "best_valid_score", "best_epoch", "loss_history", "valid_history", "epoch_seconds"):
             setattr(self, name, state[name])
         self.best_valid_result = state["best_valid_result"] or None
-        self.saved_model_file = str(Path(resume_file).parent / Path(state["saved_model_file"]).name)
+        best = Path(resume_file).parent / Path(state["saved_model_file"]).name
+        if state["epoch"] == state["best_epoch"] and not best.is_file():
+            best = Path(resume_file)  # the best checkpoint itself, under another name
+        if state["best_epoch"] >= 0 and not best.is_file():
+            raise UserError(
+                f"'{resume_file}' continues a run whose best epoch is in '{best.name}', but there is no such file "
+                "beside it; copy that file to the same folder."
+            )
+        self.saved_model_file = str(best)
         self._resumed = state
         self.logger.info(f"Resuming after epoch {state['epoch']} of {resume_file}")
 

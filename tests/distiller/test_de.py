@@ -76,6 +76,7 @@ def test_temperature_falls_geometrically_from_tau0_to_tauP() -> None:
     assert annealed(1.0, 1e-10, 25, 50) == pytest.approx(1e-5)
     assert annealed(1.0, 1e-10, 50, 50) == pytest.approx(1e-10)
     assert annealed(1.0, 1e-10, 99, 50) == pytest.approx(1e-10)
+    assert annealed(1.0, 1e-10, 0, 0) == 1.0, "a run without epochs"
     distiller = build()[0]
     distiller.begin_epoch(DATA.epochs // 2)
     assert distiller.users.selection.temperature == pytest.approx(1e-5)

@@ -78,6 +78,13 @@ def test_several_negatives_belong_to_their_users_block_by_block() -> None:
     assert list(zip(*(part.tolist() for part in found))) == [(1, 3), (1, 5), (1, 7), (2, 4), (2, 6), (2, 8)]
 
 
+def test_negatives_may_bring_their_own_users() -> None:
+    """Rows of a dataset with labels: those labelled 0 are negatives, and no pair of an observed row's user."""
+    batch = Batch(torch.tensor([1, 3]), torch.tensor([11, 13]), torch.tensor([12, 14]), None, torch.tensor([2, 4]))
+    assert list(zip(*(part.tolist() for part in batch.distinct_pairs))) == [(1, 11), (2, 12), (3, 13), (4, 14)]
+    assert batch.distinct_users.tolist() == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("kind", [DEDistiller, FitNetDistiller])
 def test_two_models_with_vectors_of_users_and_items_are_compared_by_those(kind: type[Distiller]) -> None:
     made: Any = kind(kind.options_class(), FakeStudent(USERS, ITEMS, 3), FakeTeacher(USERS, ITEMS, 5), DATA)

@@ -276,6 +276,36 @@ def test_a_sampled_catalogue_gives_the_losses_in_the_mean_and_a_whole_one_to_the
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
+def test_scores_of_several_teachers_are_not_products_of_their_vectors():
+    """A teacher ensemble scores by the mean of standardised scores; its vectors, side by side, have other products."""
+
+    class Reversed(FakeTeacher):
+        def scores(self, users: Tensor, items: Tensor) -> Tensor:
+            return -super().scores(users, items)
+
+    parts = options(embedding_weight=0.0), FakeStudent(USERS, ITEMS, DIMENSION), data_view(USERS, ITEMS)
+    teacher = Reversed(USERS, ITEMS, DIMENSION)
+    rows = torch.tensor([0, 5]), torch.tensor([1, 2]), torch.tensor([7, 8])
+    found = SimRecDistiller(parts[0], parts[1], teacher, parts[2])._teacher_difference(*rows)
+    vectors = teacher.item_embeddings()[rows[1] + 1] - teacher.item_embeddings()[rows[2] + 1]
+    torch.testing.assert_close(found, -(teacher.user_embeddings()[rows[0] + 1] * vectors).sum(1))
+
+
+def test_nodes_without_a_teachers_vector_are_in_no_mean():
+    """A file knows some users and items: the term is the mean over the batch's other nodes, and 0 without any."""
+
+    def embedding(known_users: int, known_items: int, batch: Batch) -> Tensor:
+        distiller = built(options(**{**ONLY, "embedding_weight": 0.3}), layers=1)
+        distiller.teacher.known_users = torch.arange(USERS) <= known_users
+        distiller.teacher.known_items = torch.arange(ITEMS) <= known_items
+        return distiller(batch)["embedding"]
+
+    users, items = torch.tensor([1, 2, 7, 8]), torch.tensor([1, 3, 9, 11])
+    known = Batch(users[:2], items[:2])
+    torch.testing.assert_close(embedding(5, 6, Batch(users, items)), embedding(USERS, ITEMS, known))
+    assert embedding(5, 6, Batch(users[2:], items[2:])) == 0
+
+
 def test_a_teacher_with_scores_alone_is_enough_without_the_embedding_term():
     chosen = options(embedding_weight=0.0)
     assert chosen.needs.teacher == {"scores"}

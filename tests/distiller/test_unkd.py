@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from recbole_kd.data.samplers import popularity_groups
+from recbole_kd.data.samplers import GroupPairs, popularity_groups
 from recbole_kd.distiller.unkd import UnKDDistiller
 from recbole_kd.errors import UserError
 from tests.distiller.response import Bench, assert_learns, bench
@@ -56,7 +56,15 @@ def test_it_says_which_groups_a_pool_is_too_short_for(made: Bench, caplog: pytes
         sum((groups[row.long()] == group).sum().item() < 2 for row in ranked[1:]) / (len(ranked) - 1)
         for group in range(3)
     ]
+    assert max(share) > 0
     assert f"for {', '.join(f'{part:.0%}' for part in share)} of the users; a larger unkd.pool" in caplog.text
+
+
+def test_users_without_a_list_do_not_count_as_short() -> None:
+    """Held-out users are not trained on and have no list."""
+    ranked = torch.tensor([[0, 0], [1, 2], [0, 0], [1, 3]])
+    pairs = GroupPairs(ranked, torch.tensor([-1, 0, 0, 1]), 2)
+    assert pairs.without_pairs().tolist() == [0.5, 1.0]
 
 
 def test_pairs_are_drawn_anew_each_epoch(made: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from recbole_kd.loss.kernel.precision import factor_type, multiplies_bf16
 from recbole_kd.model.build import build_model
 from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.trainer.kd_trainer import make_trainer
+from recbole_kd.trainer.kd_trainer import KDMixin, make_trainer
 from recbole_kd.trainer.learner import fused_adam_exists
 from recbole_kd.verbs.train import run_recbole_kd
 
@@ -270,6 +271,48 @@ def test_a_resumed_run_ends_as_one_never_stopped(
         assert torch.equal(value, expected[name]), name
 
 
+def test_resuming_a_finished_run_trains_nothing_and_leaves_its_files(known_answer: Path) -> None:
+    whole = run(known_answer, epochs=3, learning_rate=0.01)
+    best = Path(whole["checkpoint"])
+    before = best.read_bytes()
+    assert whole["best_epoch"] == 2, "the last epoch is the best"
+    for _ in range(2):
+        again = run(known_answer, epochs=3, learning_rate=0.01, resume=str(best))
+        for key in ("best_epoch", "test_result", "loss_history"):
+            assert again[key] == whole[key], key
+        assert best.read_bytes() == before
+
+
+def test_a_last_file_needs_the_best_one_and_the_best_one_nothing(known_answer: Path, tmp_path: Path) -> None:
+    """The metrics of a resumed run are those of its best epoch, which lies in the other file."""
+    whole = run(known_answer, epochs=12, stopping_step=1, learning_rate=0.05)
+    best = Path(whole["checkpoint"])
+    last = best.with_name(f"{best.stem}-last.pth")
+    assert load_checkpoint(last)["epoch"] > whole["best_epoch"], "otherwise the last epoch is the best"
+    alone = shutil.copy(last, tmp_path)
+    message = f"'{alone}' continues a run whose best epoch is in '{best.name}', but there is no such file beside it"
+    with pytest.raises(UserError, match=re.escape(message)):
+        run(known_answer, epochs=12, stopping_step=1, learning_rate=0.05, resume=str(alone))
+    renamed = shutil.copy(best, tmp_path / "renamed.pth")
+    resumed = run(known_answer, epochs=12, stopping_step=1, learning_rate=0.05, resume=str(renamed))
+    assert resumed["test_result"] == whole["test_result"]
+
+
+def test_losses_are_added_up_by_name_where_some_batches_have_none(known_answer: Path, pull: None) -> None:
+    """A distiller of lists has no loss in a batch without a listed user, and RecBole adds up by place."""
+    config = KDConfig("BPR", "known-answer", None, known_answer_settings(known_answer))
+    init_seed(0, True)
+    trainer = make_trainer(config, build_model(config, Splits(config).train))
+    steps = [{"rec": 1.0}, {"rec": 2.0, "kd": 10.0, "rrd": 100.0}, {"rec": 3.0, "rrd": 200.0}]
+    trainer._terms = lambda base_loss, step: {name: torch.tensor(value) for name, value in step.items()}
+    losses_of, total = trainer._joint_loss(trainer.model.calculate_loss), None
+    for step in steps:
+        found = tuple(loss.item() for loss in losses_of(step))
+        total = found if total is None else tuple(map(sum, zip(total, found)))  # as RecBole does
+    trainer._generate_train_loss_output(0, 0.0, 1.0, total)
+    assert trainer.loss_history[0] == {"rec": 6.0, "kd": 10.0, "rrd": 300.0}
+
+
 def test_a_fast_run_is_not_resumed_with_recboles_loader(known_answer: Path, pull: None) -> None:
     run(known_answer, distill=["pull"], epochs=3)
     (last,) = (known_answer / "saved").glob("*-last.pth")
@@ -308,6 +351,19 @@ def test_the_cosine_schedule_ends_near_0(known_answer: Path) -> None:
         trainer._train_epoch(loaders[0], epoch)
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 0.5e-3 * (1 + 0.5**0.5), 0.5e-3, 0.5e-3 * (1 - 0.5**0.5)])
+
+
+def test_the_cosine_schedule_reaches_every_optimiser(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecVAE's trainer has two, and uses them in turns."""
+    rates, own = [], KDMixin._generate_train_loss_output
+
+    def noted(trainer: Any, *arguments: Any) -> str:
+        rates.append([one.param_groups[0]["lr"] for one in trainer._other_optimizers().values()])
+        return own(trainer, *arguments)
+
+    monkeypatch.setattr(KDMixin, "_generate_train_loss_output", noted)
+    run(known_answer, "RecVAE", learning_rate_schedule="cosine", epochs=2)
+    assert rates[-1] == pytest.approx([0.5e-3, 0.5e-3])
 
 
 def test_early_stopping_is_recboles(known_answer: Path) -> None:

@@ -41,7 +41,7 @@ SELECTION_BLOCK = 1 << 16
 
 def annealed(start: float, end: float, epoch: int, epochs: int) -> float:
     """tau(p) = start (end / start)^(p / P), the temperature of epoch p of P; `end` from epoch P on."""
-    return start * (end / start) ** min(1.0, epoch / epochs)
+    return start * (end / start) ** min(1.0, epoch / max(1, epochs))
 
 
 @dataclass(frozen=True)

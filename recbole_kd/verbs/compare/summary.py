@@ -322,9 +322,9 @@ def table(results: Mapping[str, Any]) -> str:
     notes = [recommendation(view), *warnings(view), results["budget"]["sentence"]]
     if results["reference"]:
         notes += [
-            "gain: over the row's plain student (column over); gap closed: the gain divided by the teacher's. ▲ better, "
-            f"▼ worse, where p < {LEVEL} after Holm: * for other users with these trained models, ** also for models "
-            "trained anew (other seeds)."
+            "gain: over the row's plain student (column over); gap closed: the gain divided by the teacher's. "
+            f"▲ better, ▼ worse, where p < {LEVEL} after Holm: * for other users with these trained models, ** also "
+            "for models trained anew (other seeds)."
         ]
     if results["teacher"]:
         notes += [f"of teacher: {shown[0]} divided by the teacher's."]
