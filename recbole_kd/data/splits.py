@@ -16,7 +16,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_kd.data.dataset import KDDataset, KDSequentialDataset, layout_of
+from recbole_kd.data.dataset import BEFORE, KDDataset, KDSequentialDataset, layout_of
 from recbole_kd.data.layout import fields_of
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.parts import parts_asked_for, reads_time
@@ -211,13 +211,38 @@ class Splits:
     def content(self) -> list[Any]:
         """What a teacher's training and selection depends on, for a digest: tokens, training and validation pairs.
 
-        Of sequences their order too, and what is folded in of held-out users.
+        Of sequences their order too, what is folded in of held-out users, and labels if there are any.
         """
         known = dict.fromkeys((self.train, self.valid, self.history))
-        splits = [part for split in known for part in self.pairs(split)]
+        splits: list[Any] = [part for split in known for part in self.pairs(split)]
+        splits += [part for split in known for part in self._columns(split, [split.label_field])]
         if self.sequential:
             splits += [split.inter_feat[self._histories] for split in (self.train, self.valid)]
         return [self._tokens(self.train.uid_field), self._tokens(self.train.iid_field), *splits]
+
+    def columns(self) -> list[Any]:
+        """The other columns that are loaded, for a digest: SEvo's graphs read times and features.
+
+        Empty if only ids are loaded, and so for data without more columns.
+        """
+        found = []
+        for split in dict.fromkeys((self.train, self.valid, self.history, self.test)):
+            rows = split.timed if split.timed is not None else split.inter_feat
+            found += self._columns(split, sorted(set(rows) - {split.uid_field, split.iid_field}))
+        for features in (self.dataset.user_feat, self.dataset.item_feat):
+            found += [[name, features[name]] for name in sorted(features or ())]  # by id
+        return found
+
+    def _columns(self, split: Any, names: Sequence[str]) -> list[Any]:
+        """Some columns of a split's interactions, sorted by user, item and value: a loader may have reordered them."""
+        rows = split.timed if split.timed is not None else split.inter_feat
+        values = [rows[name] for name in names if name in rows and not name.endswith(split.config["LIST_SUFFIX"])]
+        values = [value for value in values if value.dim() == 1]
+        if not values:
+            return []
+        keys = rows[split.uid_field].long() * split.item_num + rows[split.iid_field]
+        order = torch.from_numpy(np.lexsort([value.numpy() for value in (*values, keys)]))
+        return [[*names], *(value[order] for value in values)]
 
     @cached_property
     def training_digest(self) -> str:
@@ -253,29 +278,33 @@ class Splits:
 
     def _reordered(self, split: Any, user_tokens: Sequence[str], item_tokens: Sequence[str]) -> Any:
         dataset = copy.copy(split)
-        features = dict(split.inter_feat.interaction)
         dataset.field2id_token = copy.copy(self.train.field2id_token)
+        there = {}
         for field, tokens in ((self.train.uid_field, user_tokens), (self.train.iid_field, item_tokens)):
-            there = token_map(self._tokens(field).to_pylist(), tokens)
-            features[field] = there[features[field]]
-            if field == self.train.iid_field and self.sequential:
-                features[self._histories] = there[features[self._histories]]
+            there[field] = token_map(self._tokens(field).to_pylist(), tokens)
             dataset.field2id_token[field] = np.array(tokens)
-        dataset.inter_feat = Interaction(features)
+        there[self._histories] = there[self.train.iid_field]
+        for name in ("inter_feat", "timed"):
+            rows = getattr(split, name)
+            if rows is not None:
+                mapped = {field: ids[rows[field]] for field, ids in there.items() if field in rows}
+                setattr(dataset, name, Interaction(rows.interaction | mapped))
         return dataset
 
 
 def interactions_of(split: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(users (n,), items (n,)) of a split, such as the training split.
 
-    A sequence's rows name each of its items as the next one but the first: that is the history of the row whose
-    history has one item, and it is an interaction of the split if that row is.
+    A sequence's rows name each of its items as the next one but the first: that is the history of the row before which
+    one item was, and it is an interaction of the split if that row is.
     """
     rows = split.inter_feat
-    users, items = rows[split.uid_field], rows[split.iid_field]
     histories = split.iid_field + split.config["LIST_SUFFIX"]
     if histories in rows:
-        first = rows[split.config["ITEM_LIST_LENGTH_FIELD"]] == 1
+        rows = split.timed
+    users, items = rows[split.uid_field], rows[split.iid_field]
+    if histories in rows:
+        first = rows[BEFORE] == 1
         users = torch.cat([users[first], users])
         items = torch.cat([rows[histories][first, 0], items])
     return users, items

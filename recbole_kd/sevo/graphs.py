@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recbole_kd.data.dataset import PLACE
+from recbole_kd.data.dataset import BEFORE, PLACE
 from recbole_kd.data.graphs import bipartite_adjacency, symmetric_normalized
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
@@ -242,7 +242,7 @@ def training_sequences(train: Any) -> tuple[Tensor, Tensor, Tensor]:
     histories = train.iid_field + config["LIST_SUFFIX"]
     if histories in rows:
         lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]]
-        first = lengths == 1
+        first = rows[BEFORE] == 1
         users, items = torch.cat([users[first], users]), torch.cat([rows[histories][first, 0], items])
         times = torch.cat([torch.full((int(first.sum()),), -1), times])
         # Items with the same time are ordered by the length of their histories.

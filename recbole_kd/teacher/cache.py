@@ -99,7 +99,10 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
         if not settings.get(later):
             settings.pop(later, None)
     versions = [FORMAT, recbole.__version__]
-    key = digest(versions, config.resolved.backbone, settings, splits.content())
+    content = splits.content()
+    if str(config["learner"]).startswith("sevo_"):
+        content += splits.columns()  # its graph may be made from times or from categories
+    key = digest(versions, config.resolved.backbone, settings, content)
     folder = os.path.join("teachers", f"{config.resolved.backbone}-{config['dataset']}-{key[:16]}")
     path = os.path.join(config["checkpoint_dir"], f"{folder}.pth")
     evaluated = digest(

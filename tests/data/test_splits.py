@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recbole_kd.data.loaders import make_loaders
-from recbole_kd.data.splits import Splits
+from recbole_kd.data.splits import Splits, interactions_of
 from recbole_kd.errors import UserError
+from recbole_kd.files.digest import digest
 from tests.data.test_dataset import config_of, pairs_of_shop, write
 
 PARTS = ("train", "valid", "test")
@@ -45,6 +47,52 @@ def pairs(splits: Splits) -> dict[str, set[tuple[str, str]]]:
         users, items = rows["user_id"].tolist(), rows["item_id"].tolist()
         found[name] = {(splits.user_tokens[user], splits.item_tokens[item]) for user, item in zip(users, items)}
     return found
+
+
+# What a kept result is found by
+
+
+def test_what_is_learned_beside_ids_is_content_too(tmp_path: Path) -> None:
+    """Labels teach pointwise models; SEvo's graphs read times and categories. The order of a loader's rows is none."""
+
+    def contents(rating: int = 5, day: int = 0, genre: str = "drama") -> tuple[str, str]:
+        times = [FIRST + DAY * (row % 12) + (DAY * day if row == 7 else 0) for row in range(480)]
+        timed_shop(tmp_path, times)
+        path = tmp_path / "shop" / "shop.inter"
+        head, *lines = path.read_text().splitlines()
+        rows = [f"{line}\t{rating if place == 3 else 5}" for place, line in enumerate(lines)]
+        path.write_text("\n".join([f"{head}\trating:float", *rows, ""]))
+        items = sorted({item for _, item in pairs_of_shop()})
+        genres = [f"{item}\t{genre if item == items[0] else 'drama'}" for item in items]
+        (tmp_path / "shop" / "shop.item").write_text("\n".join(["item_id:token\tgenre:token", *genres, ""]))
+        columns = {"inter": ["user_id", "item_id", "rating", "timestamp"], "item": ["item_id", "genre"]}
+        torch.manual_seed(1)
+        splits = split(tmp_path, "NeuMF", load_col=columns, threshold={"rating": 4})
+        found = [digest(splits.content()), digest(splits.columns())]
+        make_loaders(splits.dataset.config, splits)  # which order their rows
+        assert [digest(splits.content()), digest(splits.columns())] == found
+        return found[0], found[1]
+
+    usual, label, time, category = contents(), contents(rating=1), contents(day=-2), contents(genre="comedy")
+    assert label[0] != usual[0]
+    assert (time[0], category[0]) == (usual[0], usual[0])
+    assert len({usual[1], time[1], category[1]}) == 3
+
+
+def test_ids_alone_have_no_other_columns(tmp_path: Path) -> None:
+    users, items = zip(*pairs_of_shop())
+    write(tmp_path, "shop", user_id=list(users), item_id=list(items))
+    assert split(tmp_path).columns() == []
+
+
+@pytest.mark.parametrize("longest", [1, 2, 50])
+def test_histories_of_one_item_name_each_interaction_once(tmp_path: Path, longest: int) -> None:
+    """A user's first item is in the history of the second row alone, however few items a history keeps."""
+    rows = timed_shop(tmp_path, [FIRST + DAY * (row % 12) for row in range(480)])
+    splits = split(tmp_path, "SASRec", MAX_ITEM_LIST_LENGTH=longest, **SEQUENTIAL)
+    assert (splits.repeated, splits.repeatable) == (0, False)
+    assert len(interactions_of(splits.train)[0]) == len(splits.observed) == len(rows) - 2 * 40
+    assert splits.training_digest == split(tmp_path, "SASRec", **SEQUENTIAL).training_digest
 
 
 # In time

@@ -55,7 +55,9 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
     check_trackers(planned.students[0].first_config)
     loaded = _splits(planned)
     splits = next(iter(loaded.values()))
-    data = digest(*(part for one in loaded.values() for part in (one.content(), list(one.pairs(one.test)))))
+    data = digest(
+        *(part for one in loaded.values() for part in (one.content() + one.columns(), list(one.pairs(one.test))))
+    )
     planned.output.mkdir(parents=True, exist_ok=True)
     progress = Progress(planned)
     try:

@@ -116,9 +116,7 @@ class Row:
         parts: list[Any] = [_RUN_FORMAT, versions(), data, seed]
         for source in experiment.teachers:
             for file in source.files or ("",):
-                # Files count by size and date, because their content may be gigabytes.
-                stamp = os.stat(file) if os.path.isfile(file) else None
-                parts += [file or None, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
+                parts += _stamp(file)
             if source.section.get("model"):
                 teacher = source.settings or config.teacher_config(source.section, source.prefix)
                 parts += [_effective(teacher), teacher["seed"]]
@@ -126,6 +124,7 @@ class Row:
             parts += [experiment.fusion, [source.section["share"] for source in experiment.teachers]]
         if self.role != "teacher":
             parts += [config.resolved.backbone, _effective(config)]
+            parts += _stamp(config["warm_start"]) if config["warm_start"] else []
         return digest(*parts)
 
     def chosen(self) -> dict[str, Any]:
@@ -442,6 +441,12 @@ def _free(name: str, taken: set[str]) -> str:
     found = next(candidate for candidate in candidates if candidate not in taken)
     taken.add(found)
     return found
+
+
+def _stamp(file: str) -> list[Any]:
+    """Name, size and date of a file, for a digest: its content may be gigabytes."""
+    stamp = os.stat(file) if os.path.isfile(file) else None
+    return [file or None, None if stamp is None else [stamp.st_size, stamp.st_mtime_ns]]
 
 
 def _effective(config: KDConfig) -> dict[str, Any]:

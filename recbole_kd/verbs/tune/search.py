@@ -115,7 +115,7 @@ def search(
     splits = load_splits(base)
     splits.require("tune")
     task = Task(
-        key=digest(regime, splits.content(), _teacher_files(experiment)),
+        key=digest(regime, [*splits.content(), *splits.columns()], _teacher_files(experiment)),
         model=base["model"],
         dataset=base["dataset"],
         settings=experiment.portable_settings(),
