@@ -245,8 +245,10 @@ def test_an_output_folder_that_cannot_be_written(known_answer: Path, capsys: pyt
 
 def test_a_result_file_that_cannot_be_written(known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (known_answer / "taken").write_text("a file where the folder should be")
-    assert main(quick(known_answer, model="BPR", result_file=known_answer / "taken" / "result.json")) == 2
-    assert "--result_file" in capsys.readouterr().err
+    for place in (known_answer / "taken" / "result.json", known_answer):
+        assert main(quick(known_answer, model="BPR", result_file=place)) == 2
+        assert "--result_file" in capsys.readouterr().err
+    assert not (known_answer / "saved").exists(), "refused before anything is trained"
 
 
 def test_a_loss_that_explodes(known_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 from recbole_kd.data.layout import LONGEST, TIMES, Field, Layout, lines_of, shown
 from recbole_kd.text import one_line
 
-__all__ = ["fault_of", "is_sequence"]
+__all__ = ["check_of", "fault_of", "is_sequence"]
 
 _MISSING = frozenset(pa_csv.ConvertOptions().null_values)  # how a missing number may be written
 
@@ -23,7 +23,7 @@ def fault_of(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequen
     lines = lines_of(path, layout)
     if layout.header:
         next(lines)
-    checks = [(fields.index(field), field, _check(field, layout)) for field in wanted]
+    checks = [(fields.index(field), field, check_of(field, layout)) for field in wanted]
     try:
         for number, row in lines:
             where = f"'{path}', line {number}"
@@ -42,7 +42,7 @@ def fault_of(path: Path, layout: Layout, fields: Sequence[Field], wanted: Sequen
     return None
 
 
-def _check(field: Field, layout: Layout) -> Callable[[str], str | None]:
+def check_of(field: Field, layout: Layout) -> Callable[[str], str | None]:
     """A function from a value to its error, or None."""
     is_id = field.name in layout.ids
     kinds: dict[str, str] = {}  # format of the column's first time
@@ -93,10 +93,10 @@ def _time_kind(value: str) -> str | None:
     """The format of a time, in words; None if it is not a time."""
     if _is_plain_number(value):
         return "a number" if math.isfinite(float(value)) else None
-    for kind, name in zip(TIMES[2:], ("a date", "a date with a zone")):
+    for kind in TIMES[2:]:
         try:
             pa.array([value]).cast(kind)
-            return name
+            return "a date with a zone" if kind.tz else "a date"
         except pa.ArrowInvalid:
             pass
     return None

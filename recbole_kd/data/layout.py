@@ -34,8 +34,8 @@ __all__ = ["KINDS", "LONGEST", "TIMES", "Field", "Layout", "fields_of", "first_l
 #: The kinds that an atomic file's first line may have after a column's name.
 KINDS = ("token", "float", "token_seq", "float_seq")
 #: Types of a column of time, of which the first that fits is used: whole numbers, numbers, ISO dates without and with
-#: zone.
-TIMES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+#: zone, with six or nine digits of a second.
+TIMES = (pa.int64(), pa.float64(), *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")))
 #: Bytes of a token: RecBole keeps all tokens of a column as wide as the longest.
 LONGEST = 4096
 _NUL = "\udc00"  # replaces a NUL byte, at which Python 3.10's csv would stop; no byte is decoded to it

@@ -13,6 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from numpy.typing import NDArray
 
 from recbole_kd.data.archive import unpacked
 from recbole_kd.data.download import RawFile, decompressed, raw_file
-from recbole_kd.data.layout import Field, Layout, first_line
+from recbole_kd.data.faults import check_of
+from recbole_kd.data.layout import TIMES, Field, Layout, first_line, shown
 from recbole_kd.data.preparable import PREPARABLE, Preparable, archives, unprepared
 from recbole_kd.data.raw_forms import as_lines
-from recbole_kd.data.reader import read_columns, seconds_of
+from recbole_kd.data.reader import is_whole, read_columns, seconds_of
 from recbole_kd.data.records import RECORD, check_own, folder_of, read_record, recorded
 from recbole_kd.errors import UserError, closest
 from recbole_kd.files.atomic import write_content
@@ -308,8 +310,10 @@ def _check_columns(path: Path, names: list[str], chosen: Columns) -> None:
                 f"'{path}' {found}; it has {', '.join(names)[:300]}.{closest(name, names)} "
                 f"Set --{option} to one of them, or --separator to what separates them."
             )
-    if chosen.user == chosen.item:
-        raise UserError(f"--user and --item are both '{chosen.user}'; expected two columns.")
+    options = [name for name in ("user", "item", "time", "rating") if getattr(chosen, name) is not None]
+    for first, second in combinations(options, 2):
+        if getattr(chosen, first) == getattr(chosen, second):
+            raise UserError(f"--{first} and --{second} are both '{getattr(chosen, first)}'; expected two columns.")
     if chosen.minimum_rating is not None and chosen.rating is None:
         raise UserError("--minimum_rating is given without --rating; set --rating to the column of ratings.")
 
@@ -324,24 +328,70 @@ def _from_parquet(path: Path, chosen: Columns) -> pa.Table:
         _check_columns(path, pq.read_schema(path).names, chosen)
         wanted = [name for name in (chosen.user, chosen.item, chosen.rating, chosen.time) if name is not None]
         table = pq.read_table(path, columns=wanted)
+        if not len(table):
+            raise UserError(f"'{path}' has no rows; expected one per interaction.")
         found = {}
         for name in wanted:
             column = table[name]
+            if pa.types.is_floating(column.type):
+                column = pc.if_else(pc.is_nan(column), None, column)
             if name in (chosen.user, chosen.item):
-                column = column.cast(pa.string()).dictionary_encode()
+                column = _as_ids(column)
             elif name == chosen.rating:
                 column = column.cast(pa.float64())
-            elif pa.types.is_temporal(column.type):
-                column = seconds_of(column.cast(pa.timestamp("us", getattr(column.type, "tz", None))))
-            elif not pa.types.is_integer(column.type):
-                column = column.cast(pa.float64())
+            else:
+                column = _as_times(column)
             if column.null_count and name != chosen.rating:
                 row = pc.index(column.is_null(), True).as_py() + 1
                 raise UserError(f"'{path}', row {row}, column '{name}': it is empty; write a value, or remove the row.")
             found[name] = column.combine_chunks()
+        _check_values(path, found, chosen)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"Cannot read '{path}': {' '.join(str(error).split())[:300]}.") from None
     return _named(pa.table(found), chosen)
+
+
+def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids as text; empty ones are missing. Whole numbers have no point: pandas makes floats of ids with a missing one."""
+    if pa.types.is_floating(column.type) and pc.all(pc.equal(pc.floor(column), column)).as_py():
+        column = column.cast(pa.int64())
+    text = column.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), None, text).dictionary_encode()
+
+
+def _as_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Times as numbers: seconds since 1970 of dates, also of those written as text."""
+    if pa.types.is_temporal(column.type):
+        return seconds_of(column.cast(pa.timestamp("us", getattr(column.type, "tz", None)), safe=False))
+    if pa.types.is_integer(column.type):
+        return column
+    for kind in TIMES if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else ():
+        try:
+            times = column.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        return seconds_of(times) if pa.types.is_timestamp(kind) else times
+    return column.cast(pa.float64())
+
+
+def _check_values(path: Path, found: dict[str, pa.Array], chosen: Columns) -> None:
+    """Refuses ids and times that an atomic file cannot hold, as in text."""
+    layout = Layout(ids=(chosen.user, chosen.item), time=chosen.time, ordered=True)
+    fields = [Field(name, "token") for name in layout.ids]
+    fields += [Field(chosen.time, "time")] if chosen.time is not None else []
+    arrays = {
+        name: column.chunk(0) if isinstance(column, pa.ChunkedArray) else column for name, column in found.items()
+    }
+    if is_whole(arrays, layout, fields):
+        return
+    for field in fields:
+        check, column = check_of(field, layout), arrays[field.name]
+        values = column.dictionary if pa.types.is_dictionary(column.type) else pc.unique(column)
+        for value in values.to_pylist():
+            problem = check(str(value))
+            if problem:
+                row = pc.index(column.cast(values.type), value).as_py() + 1
+                raise UserError(f"'{path}', row {row}, column '{field.name}': {shown(str(value))} {problem}.")
 
 
 def _named(table: pa.Table, chosen: Columns) -> pa.Table:

@@ -24,6 +24,7 @@ from recbole_kd.text import one_line
 
 __all__ = [
     "by_first_appearance",
+    "is_whole",
     "read_atomic",
     "read_columns",
     "seconds_of",
@@ -74,7 +75,7 @@ def read_columns(path: Path, layout: Layout, fields: Sequence[Field], columns: S
         for field in wanted:
             found[field.name] = _column(table[field.name], field)
             table = table.drop_columns(field.name)  # frees the text, which is larger than its numbers
-        if _whole(found, layout, wanted):
+        if is_whole(found, layout, wanted):
             return pa.table(found)
         break
     raise UserError(fault_of(path, layout, fields, wanted) or f"Cannot read '{path}': {one_line(error)}.")
@@ -99,7 +100,7 @@ def _parsed(path: Path, layout: Layout, names: list[str], types: dict[str, pa.Da
     )
 
 
-def _whole(found: dict[str, pa.Array], layout: Layout, fields: Sequence[Field]) -> bool:
+def is_whole(found: dict[str, pa.Array], layout: Layout, fields: Sequence[Field]) -> bool:
     """Whether every value is allowed in its column."""
     for field in fields:
         column = found[field.name]
@@ -128,7 +129,7 @@ def _whole(found: dict[str, pa.Array], layout: Layout, fields: Sequence[Field]) 
 
 def seconds_of(moments: pa.ChunkedArray) -> pa.ChunkedArray:
     """Seconds since 1970 of a timestamp column: int64, or float64 with fractions of seconds."""
-    micros = moments.cast(pa.timestamp("us", moments.type.tz)).cast(pa.int64())
+    micros = moments.cast(pa.timestamp("us", moments.type.tz), safe=False).cast(pa.int64())
     seconds = pc.divide(micros, 10**6)
     whole = pc.all(pc.equal(pc.multiply(seconds, 10**6), micros)).as_py() is not False
     return seconds if whole else pc.divide(micros.cast(pa.float64()), 1e6)
@@ -165,6 +166,8 @@ def _whole_numbers(column: pa.ChunkedArray) -> NDArray[Any] | None:
     """(rows,) the numbers of a column that holds whole numbers only, each as it is usually written (7, never 07)."""
     parts: list[NDArray[Any]] = []
     for chunk in column.chunks:
+        if any(pc.any(pc.starts_with(chunk, prefix)).as_py() for prefix in ("0x", "0X")):
+            return None  # Arrow would read a hexadecimal number
         try:
             numbers = _as_whole(chunk)
         except pa.ArrowInvalid:

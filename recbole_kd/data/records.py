@@ -32,6 +32,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
             raise TypeError
         if "result" in record and not isinstance(record["minimum"], int):
             raise TypeError
+        if not all(isinstance(text, str) for pair in record["summary"].items() for text in pair):
+            raise TypeError
         return {**record, "files": sums}
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -71,10 +73,11 @@ def folder_of(path: Path) -> Iterator[Path]:
     """Makes a folder and those above it, and removes them again if the block fails and leaves nothing in it."""
     made = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
+    before = set(path.glob("*.part"))  # the user's own
     try:
         yield path
     except BaseException:
-        for temporary in path.glob("*.part"):
+        for temporary in set(path.glob("*.part")) - before:
             temporary.unlink(missing_ok=True)
         for folder in made:  # the innermost first
             if not any(folder.iterdir()):

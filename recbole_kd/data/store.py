@@ -25,7 +25,7 @@ from recbole_kd.files.digest import digest
 __all__ = ["PAD", "kept", "load_atomic"]
 
 #: Changes when a reader reads the same file differently.
-FORMAT = "recbole-kd data/2"
+FORMAT = "recbole-kd data/3"
 #: The first word of a column of tokens; it means a missing token.
 PAD = "[PAD]"
 _DIGEST = 32  # bytes of a sha256

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
@@ -197,7 +198,7 @@ class FullSortCollector(Collector):
 
         Returns:
             Users (n,), ids in the order of evaluation; and the unrounded values (n,) of each metric that is a mean over
-            users (``recall@10``, ...).
+            users (``recall@10``, ...). Both are empty if no metric is.
 
         Raises:
             IndexError: no ranking has been collected yet.
@@ -209,7 +210,7 @@ class FullSortCollector(Collector):
                 # RecBole's metrics compute (n, max k) values and pass them to `topk_result`, which takes their mean.
                 metric.topk_result = lambda key, table: {f"{key}@{k}": table[:, k - 1] for k in self.topk}
                 values.update(metric.calculate_metric(self._collected))
-        return self._collected.get("rec.users").numpy(), values
+        return (self._collected.get("rec.users").numpy() if values else np.empty(0, dtype=np.int64)), values
 
 
 def _user_of_each_row(users: Tensor, rows: int) -> Tensor:

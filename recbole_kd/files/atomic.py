@@ -71,17 +71,19 @@ def check_place(path: PathLike, setting: str) -> None:
         setting: the setting that named it. Files in ``checkpoint_dir`` are the program's own and are replaced.
 
     Raises:
-        UserError: a folder above it is a file or read-only, or it is a pipe or a device.
+        UserError: a folder above it is a file or read-only, or it is a folder, a pipe or a device.
     """
     path = Path(path)
     reason = ""
     above = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     if not above.is_dir():
         reason = f"File exists, '{above}' is not a folder"
+    elif path.is_dir():
+        reason = "it is a folder; expected a file"
     elif not os.access(above, os.W_OK | os.X_OK):
         reason = f"Permission denied in '{above}'"
     elif setting != "checkpoint_dir" and (
-        (path.exists() and not path.is_file() and not path.is_dir())
+        (path.exists() and not path.is_file())
         or (path.is_symlink() and os.readlink(path).startswith("/proc/"))  # /dev/stdout
     ):
         reason = "it is a pipe or a device; expected a regular file"

@@ -38,7 +38,8 @@ def read_batches(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a file in batches: kind of column -> its pyarrow column (n,).
 
-    Text has a header. Its separator is the tab if the header contains one, otherwise the comma.
+    Text has a header. Its separator is the tab if the header contains one, otherwise the comma. Between commas, quotes
+    enclose a field; between tabs they are letters.
 
     Args:
         path: a Parquet file or text.
@@ -59,13 +60,15 @@ def read_batches(
         return
     header = head.decode("utf-8-sig", errors="replace").partition("\n")[0].rstrip("\r")
     separator = "\t" if "\t" in header else ","
-    names = [name.strip().strip('"') for name in header.split(separator)]
+    names = [name.strip() for name in header.split(separator)]
+    if separator == ",":
+        names = [name.strip('"') for name in names]
     found = choose(names)
     types = {name: pa.float64() if kind in numbers else pa.string() for kind, name in found.items()}
     with pyarrow.csv.open_csv(
         path,
         read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK_BYTES),
-        parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, quote_char='"' if separator == "," else False),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(found.values())),
     ) as reader:
         for batch in reader:

@@ -8,33 +8,21 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 from recbole_kd.errors import UserError
-from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.atomic import check_place, write_atomic
 from recbole_kd.files.reading import read_text
 from recbole_kd.verbs.options import RecommendOptions
 from recbole_kd.verbs.recommender import Recommendation, Recommender
 
-__all__ = ["FORMATS", "read_ids", "read_users", "run", "run_recommend", "split_users"]
-
-
-def read_users(text: str) -> Optional[list[str]]:
-    """The distinct users in ``--users``, in order; None means all users.
-
-    Args:
-        text: ``all``, ids separated by commas, or ``@FILE`` (``@-`` is the standard input) with one id a line.
-
-    Raises:
-        UserError: no id, or a file that cannot be read.
-    """
-    return None if text == "all" else list(dict.fromkeys(read_ids("users", text, "user")))
+__all__ = ["FORMATS", "ids_in", "read_ids", "run", "run_recommend"]
 
 
 def read_ids(setting: str, text: str, kind: str) -> list[str]:
-    """The ids in a setting's value, in order: separated by commas, or one a line in ``@FILE``.
+    """The texts that name ids: the lines of ``@FILE`` (``@-`` is the standard input) as written, or the value itself.
 
     Args:
         setting: the setting's name.
@@ -44,6 +32,7 @@ def read_ids(setting: str, text: str, kind: str) -> list[str]:
     Raises:
         UserError: no id, or a file that cannot be read.
     """
+    texts = [text]
     if text.startswith("@"):
         try:
             content = sys.stdin.read() if text == "@-" else read_text(text[1:])
@@ -52,10 +41,8 @@ def read_ids(setting: str, text: str, kind: str) -> list[str]:
             raise UserError(
                 f"Cannot read '{text[1:]}' ({reason}); set --{setting}=@FILE to a file with one id a line."
             ) from None
-        ids = content.splitlines()
-    else:
-        ids = text.split(",")
-    found = [one.strip() for one in ids if one.strip()]
+        texts = content.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")  # an id may hold other line ends
+    found = [one for one in texts if one.strip() and (text[0] == "@" or one.strip(" ,"))]
     if not found:
         every = ", or all" if setting == "users" else ""
         raise UserError(
@@ -64,22 +51,26 @@ def read_ids(setting: str, text: str, kind: str) -> list[str]:
     return found
 
 
-def split_users(text: str, known: Collection[str]) -> list[str]:
-    """The distinct ids separated by commas, in order. A comma inside a known id is not a separator.
+def ids_in(texts: Sequence[str], known: Collection[str], commas: bool) -> list[str]:
+    """The ids that `texts` name, in order: with commas between them, or one a text.
 
-    >>> split_users("7, Ann B., no 81,9", {"7", "Ann B., no 81"})
+    Spaces around an id, and commas inside it, belong to it if such an id is known.
+
+    >>> ids_in(["7, Ann B., no 81,9"], {"7", "Ann B., no 81"}, commas=True)
     ['7', 'Ann B., no 81', '9']
+    >>> ids_in([" x", " 7"], {" x", "7"}, commas=False)
+    [' x', '7']
     """
-    pieces = text.split(",")
-    most = max((user.count(",") for user in known), default=0) + 1
-    users = []
-    place = 0
-    while place < len(pieces):
-        ends = range(min(len(pieces), place + most), place, -1)
-        spans = ((end, part) for end in ends for part in _as_written(",".join(pieces[place:end])) if part in known)
-        place, user = next(spans, (place + 1, pieces[place].strip()))
-        users.append(user)
-    return list(dict.fromkeys(filter(None, users)))
+    most = max((one.count(",") for one in known), default=0) + 1 if commas else 1
+    found = []
+    for text in texts:
+        pieces, place = text.split(",") if commas else [text], 0
+        while place < len(pieces):
+            ends = range(min(len(pieces), place + most), place, -1)
+            spans = ((end, part) for end in ends for part in _as_written(",".join(pieces[place:end])) if part in known)
+            place, one = next(spans, (place + 1, pieces[place].strip()))
+            found.append(one)
+    return [one for one in found if one]
 
 
 def _as_written(text: str) -> tuple[str, str]:
@@ -121,7 +112,7 @@ def run_recommend(
 
     Args:
         checkpoint, seen, config_dict, dimensions: as in :class:`Recommender`.
-        users: as in :func:`read_users`.
+        users: ``all``, or as in :func:`read_ids`.
         k: items per user, at least 1.
         format: a key of :data:`FORMATS`.
         output: a file; None is the standard output.
@@ -137,10 +128,13 @@ def run_recommend(
 
 def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
     """The verb, with checked options; `settings` override the stored ones."""
+    if options.output is not None:
+        check_place(options.output, "output")
     given = {**settings, **({"config_files": options.config_files} if options.config_files else {})}
     if options.history:
-        history = read_ids("history", options.history, "item")
+        texts = read_ids("history", options.history, "item")
         recommender = Recommender(options.checkpoint, options.seen, given, options.dimensions)
+        history = ids_in(texts, recommender.item_ids, not options.history.startswith("@"))
         known = [item for item in history if item in recommender.item_ids]
         _skipped("item", history, recommender.item_ids, recommender.trained.config["dataset"])
         if not known:
@@ -150,16 +144,15 @@ def run(options: RecommendOptions, settings: dict[str, Any]) -> None:
         _write(options, [recommender.recommend_after(known, options.k, options.exclude_seen)], 1)
         return
     asked = str(options.users)
-    named = read_users(asked)
+    texts = [] if asked == "all" else read_ids("users", asked, "user")
     recommender = Recommender(options.checkpoint, options.seen, given, options.dimensions)
     dataset = recommender.trained.config["dataset"]
-    if named is not None and not asked.startswith("@"):
-        named = split_users(asked, recommender.users)
-    known = list(recommender.users) if named is None else [user for user in named if user in recommender.users]
-    _skipped("user", named or (), recommender.users, dataset)
+    named = list(dict.fromkeys(ids_in(texts, recommender.users, not asked.startswith("@"))))
+    known = list(recommender.users) if asked == "all" else [user for user in named if user in recommender.users]
+    _skipped("user", named, recommender.users, dataset)
     if not known:
         pasted = (user for user in recommender.users if user != "all" and user[0] != "@")
-        example = next((user for user in pasted if split_users(user, recommender.users) == [user]), None)
+        example = next((user for user in pasted if ids_in([user], recommender.users, commas=True) == [user]), None)
         offer = "--users=@FILE takes its original ids, one a line"
         if example is not None:
             offer = f"--users takes its original ids, such as {shlex.quote(example)}"

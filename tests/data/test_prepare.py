@@ -467,9 +467,14 @@ def test_a_result_that_was_changed_or_is_someone_elses_is_not_touched(
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"source": "x", "minimum": 10, "raw": 3, "result": {}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"source": "x", "minimum": 10, "raw": 3, "result": {}}', "without its summary"]
+)
 def test_a_record_that_is_none(tmp_path: Path, raw_file: Path, content: str) -> None:
     path = make(tmp_path, raw_file)
+    if content == "without its summary":
+        record = json.loads((path.parent / "prepare.json").read_text())
+        content = json.dumps({key: value for key, value in record.items() if key != "summary"})
     (path.parent / "prepare.json").write_text(content)
     with pytest.raises(UserError, match="not a record that `recbole-kd prepare` wrote"):
         make(tmp_path, raw_file)
@@ -591,7 +596,9 @@ def test_the_same_again_is_left_alone_and_new_events_are_read(tmp_path: Path) ->
         ({"item": "customer"}, "--user and --item are both 'customer'"),
         ({"rating": None, "minimum_rating": 3.0}, "--minimum_rating is given without --rating"),
         ({"rating": "note"}, r"line 2, column 'note': .* is not a number"),
-        ({"time": "sku"}, r"line 3, column 'sku': .* is not a time"),
+        ({"time": "note"}, r"line 2, column 'note': .* is not a time"),
+        ({"time": "sku"}, "--item and --time are both 'sku'; expected two columns"),
+        ({"rating": "customer"}, "--user and --rating are both 'customer'"),
         ({"separator": "|"}, "has no column 'customer'"),
     ],
 )
@@ -613,6 +620,65 @@ def test_a_value_that_parquet_lacks_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"customer": ["c1", None], "sku": ["x", "y"]}), tmp_path / "events")
     with pytest.raises(UserError, match="row 2, column 'customer': it is empty"):
         own(tmp_path / "out", tmp_path / "events", Columns("customer", "sku"))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"customer": ["", "x"]}, "row 1, column 'customer': it is empty"),
+        ({"sku": ["a", "[PAD]"]}, r"row 2, column 'sku': '\[PAD\]' is not an id"),
+        ({"sku": ["a", "b\0"]}, "row 2, column 'sku': .* holds a NUL byte"),
+        ({"sku": ["a" * 5000, "b"]}, "row 1, column 'sku': .* is longer than 4,096 bytes"),
+        ({"customer": [7.0, NAN]}, "row 2, column 'customer': it is empty"),
+        ({"ts": [1.5, NAN]}, "row 2, column 'ts': it is empty"),
+        ({"ts": [float("inf"), 1.5]}, "row 1, column 'ts': 'inf' is not a time"),
+        ({"ts": ["2024-01-02", "soon"]}, "Cannot read"),
+        ({"customer": pa.array([], pa.string()), "sku": pa.array([], pa.string()), "ts": pa.array([])}, "has no rows"),
+    ],
+)
+def test_what_training_would_refuse_is_refused_in_parquet(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
+    usual: dict[str, Any] = {"customer": ["c1", "c2"], "sku": ["x", "y"], "ts": [1.5, 2.5]}
+    pq.write_table(pa.table({**usual, **columns}), tmp_path / "events")
+    with pytest.raises(UserError, match=message):
+        own(tmp_path / "out", tmp_path / "events", Columns("customer", "sku", "ts"))
+    assert not (tmp_path / "out" / "shop").exists()
+
+
+@pytest.mark.parametrize(
+    ("times", "written"),
+    [
+        (pa.array([1_700_000_000_122_999_907, 1_700_000_001_500_000_000], pa.timestamp("ns")), "1700000000.123"),
+        (["2023-11-14T22:13:20.122999907", "2023-11-14T22:13:21.5"], "1700000000.123"),
+        (["2023-11-14", "2023-11-15"], "1699920000"),
+        (["2023-11-14T00:00:00Z", "2023-11-15T00:00:00Z"], "1699920000"),
+        (["12", "13"], "12"),
+        (pa.array([12.0, 13.0], pa.float32()), "12"),
+    ],
+)
+def test_times_as_pandas_writes_them_are_read(tmp_path: Path, times: Any, written: str) -> None:
+    """Nanoseconds are cut to microseconds; a float32 holds no finer ones."""
+    table = pa.table({"customer": [12.0, 1e16], "sku": [3, 4], "ts": times})
+    pq.write_table(table, tmp_path / "events")
+    path = own(tmp_path / "out", tmp_path / "events", Columns("customer", "sku", "ts"))
+    head, first, second = (line.split("\t") for line in path.read_text().splitlines())
+    assert head[0] == "user_id:token"
+    assert [first[0], second[0]] == ["12", "10000000000000000"]
+    assert float(first[2]) == pytest.approx(float(written), abs=1e-5)
+
+
+def test_a_refusal_leaves_the_users_own_files(tmp_path: Path) -> None:
+    """Browsers call a download that is not finished NAME.part."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    source = events_file(folder / "events.csv.part", "commas")
+    with pytest.raises(UserError, match="has no column 'custmer'"):
+        own(tmp_path, source, dataclasses.replace(SHOP, user="custmer"))
+    assert source.is_file()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "."])

@@ -51,6 +51,13 @@ def test_an_id_is_the_text_as_it_is_written(tmp_path: Path, text: str) -> None:
     assert read(path) == {"user_id": [text, "ann"], "item_id": ["i1", text]}
 
 
+def test_hexadecimal_ids_are_no_numbers(tmp_path: Path) -> None:
+    """0xABCDEF0 is as long as 180150000, the number that it stands for."""
+    ids = ["0x8000000", "134217728", "0xABCDEF0", "0X9000000", "007", "7"]
+    path = write(tmp_path, "\n".join(["user_id:token\titem_id:token", *(f"ann\t{one}" for one in ids)]))
+    assert read(path)["item_id"] == ids
+
+
 def test_tokens_are_numbered_by_first_appearance(tmp_path: Path) -> None:
     rows = [f"u{(7 * row) % 900}\ti{(11 * row) % 1300}" for row in range(20_000)]
     path = write(tmp_path, "\n".join(["user_id:token\titem_id:token", *rows]))
@@ -94,8 +101,9 @@ def test_other_encodings_are_read_where_they_are_named(tmp_path: Path) -> None:
         (["2023-11-15", "2023-11-14"], [1700006400, 1699920000], pa.int64()),
         (["2023-11-14T22:13:20Z", "2023-11-15T00:13:21+02:00"], [1700000000, 1700000001], pa.int64()),
         (["2023-11-14T22:13:20.25", "2023-11-14T22:13:20"], [1700000000.25, 1700000000.0], pa.float64()),
+        (["2023-11-14T22:13:20.250000999", "2023-11-14T22:13:20"], [1700000000.25, 1700000000.0], pa.float64()),
     ],
-    ids=["whole", "fractions", "dates and times", "dates", "zones", "parts of seconds"],
+    ids=["whole", "fractions", "dates and times", "dates", "zones", "parts of seconds", "nanoseconds"],
 )
 def test_times_are_exact(tmp_path: Path, written: list[str], times: list[float], kind: pa.DataType) -> None:
     rows = [f"ann\tx\t{time}" for time in written]

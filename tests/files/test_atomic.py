@@ -112,7 +112,9 @@ def test_a_read_only_folder(previous: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert_untouched(previous)
 
 
-@pytest.mark.parametrize(("path", "reason"), [("saved", "Is a directory"), ("saved/model.pth/x.pth", "File exists")])
+@pytest.mark.parametrize(
+    ("path", "reason"), [("saved", "it is a folder; expected a file"), ("saved/model.pth/x.pth", "File exists")]
+)
 def test_a_path_that_cannot_be_a_file(path: str, reason: str, previous: Path) -> None:
     with pytest.raises(UserError, match=reason):
         save_checkpoint(NEW, previous.parent.parent / path)

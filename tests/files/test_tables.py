@@ -33,6 +33,13 @@ def test_parquet_and_text_hold_the_same_table(tmp_path: Path) -> None:
         }
 
 
+def test_quotes_between_tabs_are_letters(tmp_path: Path) -> None:
+    """As in a dataset's own files; otherwise a title such as "Alien would swallow the rows after it."""
+    (tmp_path / "x").write_text('user\tscore\ttitle\nu1\t0.5\t"Alien\n"u2"\t1\tBrazil\nu3\t2\t"M"\n')
+    batch = list(read_batches(tmp_path / "x", chosen, ("score",)))[-1]
+    assert batch["user"].to_pylist() == ["u1", '"u2"', "u3"]
+
+
 def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x", {"user": pyarrow.array([], pyarrow.string())})
     assert [

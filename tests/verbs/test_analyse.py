@@ -342,6 +342,7 @@ def test_the_command_line(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixt
         ({"groups": 2.5}, "--groups=2.5; expected a whole number of at least 2"),
         ({"metric": "ndgc@10"}, "--metric=ndgc@10 is not computed for each user. Did you mean 'ndcg@10'?"),
         ({"epoch": 3}, "Unknown setting 'epoch'"),
+        ({"output": f"{__file__}/there"}, "is not a folder; make room"),
     ],
 )
 def test_bad_input(

@@ -282,6 +282,24 @@ def test_what_a_run_depends_on() -> None:
     assert set(keys(topk=[20, 30]).values()).isdisjoint(before.values())
 
 
+def test_other_initial_weights_make_another_run(tmp_path: Path) -> None:
+    def key() -> str:
+        (row,) = plan({"dataset": "ml-100k", "models": "BPR", "warm_start": str(tmp_path / "warm.pth")}).rows
+        return row.key(2020, "data")
+
+    (tmp_path / "warm.pth").write_bytes(b"one")
+    before = key()
+    assert key() == before
+    (tmp_path / "warm.pth").write_bytes(b"another")
+    assert key() != before
+
+
+def test_metrics_without_users_have_no_test_over_them(known_answer: Path, no_report: None) -> None:
+    """GAUC ranks nothing and is no mean over users here."""
+    results = compare(without_recipes(known_answer, models="BPR,Pop", metrics=["GAUC"], valid_metric="GAUC"), Runner())
+    assert [0 < row["mean"]["gauc"] <= 1 for row in results["rows"]] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

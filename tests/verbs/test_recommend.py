@@ -24,7 +24,7 @@ from recbole_kd.testing import (
 )
 from recbole_kd.trainer.kd_trainer import make_evaluator
 from recbole_kd.verbs import recommender
-from recbole_kd.verbs.recommend import FORMATS, read_users, split_users
+from recbole_kd.verbs.recommend import FORMATS, ids_in, read_ids
 from recbole_kd.verbs.recommender import Recommendation, Recommender, rank_items
 from recbole_kd.verbs.train import run_recbole_kd
 
@@ -291,12 +291,18 @@ def test_a_file_is_whole_or_as_it_was(
 def test_users_are_read_from_the_line_a_file_or_the_standard_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert read_users("all") is None
-    assert read_users("7, 007,x y,7,") == ["7", "007", "x y"]
+    def named(text: str, *known: str) -> list[str]:
+        return ids_in(read_ids("users", text, "user"), known, commas=not text.startswith("@"))
+
+    assert named("7, 007,x y,7,") == ["7", "007", "x y", "7"]
     (tmp_path / "users.txt").write_bytes("\ufeff7\r\n\n a,b \n7\n".encode())
-    assert read_users(f"@{tmp_path / 'users.txt'}") == ["7", "a,b"]
-    monkeypatch.setattr("sys.stdin", io.StringIO("9\n10\n"))
-    assert read_users("@-") == ["9", "10"]
+    assert named(f"@{tmp_path / 'users.txt'}") == ["7", "a,b", "7"]
+    assert named(f"@{tmp_path / 'users.txt'}", " a,b ") == ["7", " a,b ", "7"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff9\n10\n"))
+    assert named("@-") == ["9", "10"]
+    strange = ["a\u2028b", "p\x0bq", "u\x85v", "w\xa0"]
+    (tmp_path / "strange.txt").write_text("\n".join(strange))
+    assert named(f"@{tmp_path / 'strange.txt'}", *strange) == strange
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -362,7 +368,7 @@ def test_a_checkpoint_of_another_split_is_refused(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("a,b", ["a", "b"]),
-        ("a, b ,a", ["a", "b"]),
+        ("a, b ,a", ["a", "b", "a"]),
         ("Ann, jr,b", ["Ann, jr", "b"]),
         ("x,Ann, jr", ["x", "Ann, jr"]),
         ("Ann,jr", ["Ann", "jr"]),
@@ -370,4 +376,4 @@ def test_a_checkpoint_of_another_split_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_comma_inside_a_known_id_separates_nothing(text: str, expected: list[str]) -> None:
-    assert split_users(text, {"a", "b", "Ann, jr", "one, two, three"}) == expected
+    assert ids_in([text], {"a", "b", "Ann, jr", "one, two, three"}, commas=True) == expected

@@ -22,7 +22,7 @@ import matplotlib as mpl
 
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import TeacherSource
-from recbole_kd.files.atomic import PathLike, write_content
+from recbole_kd.files.atomic import PathLike, check_place, write_content
 from recbole_kd.files.checkpoint import load_any
 from recbole_kd.files.tables import csv_text
 from recbole_kd.report import picture_bytes
@@ -108,6 +108,7 @@ def run(options: AnalyseOptions, settings: dict[str, Any]) -> None:
 
 
 def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> tuple[list[Part], dict[str, str]]:
+    check_place(Path(options.output) / "spectrum.csv", "output")
     subject = _load(options, config_dict)
     found, left_out = [], {}
     with mpl.rc_context(STYLE):

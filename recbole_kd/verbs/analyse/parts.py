@@ -360,9 +360,10 @@ def evaluated(subject: Subject, config: Any, model: nn.Module) -> tuple[NDArray[
     trainer.evaluate(test, load_best_model=False, show_progress=config["show_progress"])
     users, values = trainer.eval_collector.per_user()
     if subject.metric not in values:
+        expected = f"Expected one of {', '.join(values)}" if values else "None of this run's metrics is"
         raise UserError(
             f"--metric={subject.metric} is not computed for each user.{closest(subject.metric, values)} "
-            f"Expected one of {', '.join(values)}; --metrics and --topk say which there are."
+            f"{expected}; --metrics and --topk say which there are."
         )
     order = np.argsort(users, kind="stable")
     return users[order], values[subject.metric][order].astype(np.float64)
