@@ -7,6 +7,7 @@ It turns words into a verb and settings, and errors into one line and an exit co
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import re
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.raiseExceptions = False  # no traceback on the terminal if a log cannot be written
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
+    for stream in (sys.stdout, sys.stderr):  # an id that the terminal cannot show is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if words[:1] == ["--version"]:
             print(versions())

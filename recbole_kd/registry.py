@@ -80,7 +80,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "NGCF": _recbole("NGCF", "non-linear graph convolutions"),
     "NNCF": _recbole("NNCF", "neighbourhood-based neural filtering"),
-    "Pop": _recbole("Pop", "most popular items", gradient=False),
+    "Pop": _recbole("Pop", "most popular items, by how many batches hold them", gradient=False),
     "RaCT": _recbole("RaCT", "autoencoder with a learned ranking critic"),
     "Random": _recbole("Random", "random scores", gradient=False),
     "RecVAE": _recbole("RecVAE", "variational autoencoder with a composite prior"),

@@ -277,8 +277,11 @@ def _events(path: Path, entry: Preparable | None, chosen: Columns | None) -> pa.
     else:
         assert chosen is not None
         own = chosen
-        if _is_parquet(path):
+        kind = _beginning(path)
+        if kind == b"PAR1":
             return _from_parquet(path, own)
+        if kind == b"PK\3\4":
+            raise UserError(f"'{path}' is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV.")
         layout = _found_layout(path, own)
         names = first_line(path, layout)
     roles = {own.user: "token", own.item: "token", own.rating: "float", own.time: "time"}
@@ -318,9 +321,10 @@ def _check_columns(path: Path, names: list[str], chosen: Columns) -> None:
         raise UserError("--minimum_rating is given without --rating; set --rating to the column of ratings.")
 
 
-def _is_parquet(path: Path) -> bool:
+def _beginning(path: Path) -> bytes:
+    """The first four bytes, which name the kind of a file."""
     with path.open("rb") as file:
-        return file.read(4) == b"PAR1"
+        return file.read(4)
 
 
 def _from_parquet(path: Path, chosen: Columns) -> pa.Table:
@@ -352,7 +356,7 @@ def _from_parquet(path: Path, chosen: Columns) -> pa.Table:
 
 
 def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids as text; empty ones are missing. Whole numbers have no point: pandas makes floats of ids with a missing one."""
+    """Ids as text; empty ones are missing. Whole numbers have no point, as in a column of pandas with a missing id."""
     if pa.types.is_floating(column.type) and pc.all(pc.equal(pc.floor(column), column)).as_py():
         column = column.cast(pa.int64())
     text = column.cast(pa.string())

@@ -32,6 +32,17 @@ def data_view(experiment: Experiment, splits: Splits, share: Share | None = None
     )
 
 
+def check_cutoffs(config: KDConfig, splits: Splits) -> None:
+    """
+    Raises:
+        UserError: a cutoff above the catalogue.
+    """
+    ranked = [name for name in config["metrics"] if name.lower() not in WITHOUT_CUTOFF]
+    cutoff, items = max(config["topk"]), splits.train.item_num - 1
+    if ranked and cutoff > items:
+        raise UserError(f"--topk={cutoff} exceeds the catalogue of {items:,} items; set --topk to at most that.")
+
+
 def check_data(experiment: Experiment, splits: Splits, others: bool = False) -> None:
     """Refuses settings that the data cannot meet, before anything is trained.
 
@@ -45,10 +56,7 @@ def check_data(experiment: Experiment, splits: Splits, others: bool = False) -> 
             unobserved items, or a graph of columns that are not loaded.
     """
     config = experiment.settings
-    ranked = [name for name in config["metrics"] if name.lower() not in WITHOUT_CUTOFF]
-    cutoff, items = max(config["topk"]), splits.train.item_num - 1
-    if ranked and cutoff > items:
-        raise UserError(f"--topk={cutoff} exceeds the catalogue of {items:,} items; set --topk to at most that.")
+    check_cutoffs(config, splits)
     for one in (config, experiment.baseline, *(source.settings for source in experiment.teachers)):
         if one is not None:
             check_sizes(one, splits.train)

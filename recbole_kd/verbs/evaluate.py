@@ -9,6 +9,7 @@ from typing import Any
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import check_place
 from recbole_kd.files.plain import save_json
+from recbole_kd.stages.needs import check_cutoffs
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.testing import evaluated
 from recbole_kd.trainer.kd_trainer import make_evaluator
@@ -49,6 +50,7 @@ def evaluate_checkpoint(
 def _evaluated(path: str, settings: Mapping[str, Any], dimensions: int | None) -> dict[str, Any]:
     trained, splits = load_trained(path, settings, dimensions)
     config = trained.config
+    check_cutoffs(config, splits)
     trainer, (_, valid, test) = make_evaluator(config, trained.model, splits)
     if valid is None and test is None:
         raise UserError(

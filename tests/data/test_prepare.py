@@ -16,6 +16,7 @@ import re
 import socket
 import sys
 import threading
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -614,6 +615,13 @@ def test_an_id_that_an_atomic_file_cannot_hold_is_refused(tmp_path: Path) -> Non
     source.write_text('customer,sku\nc1,"a\tb"\n')
     with pytest.raises(UserError, match=r"The item 'a\\tb' holds a tab or a line break"):
         own(tmp_path / "out", source, Columns("customer", "sku"))
+
+
+def test_a_spreadsheet_is_no_table(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "events.xlsx", "w") as archive:
+        archive.writestr("xl/workbook.xml", "")
+    with pytest.raises(UserError, match="is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV"):
+        own(tmp_path / "out", tmp_path / "events.xlsx")
 
 
 def test_a_value_that_parquet_lacks_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from recbole.config import Config
 from recbole.evaluator.register import metric_types
 
+from recbole_kd.data.dataset import BEFORE
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import FullSortCollector
 from recbole_kd.evaluation.metrics import Evaluator
@@ -306,13 +307,14 @@ def test_log_loss_refuses_scores_that_are_no_probabilities() -> None:
 def test_of_sequences_the_first_item_counts_as_an_interaction() -> None:
     """A row says the items before and the next one: the sequence 5, 6, 5 has the rows [5] -> 6 and [5, 6] -> 5."""
     config = configuration(["AveragePopularity"], [1])
+    rows = {
+        "user_id": torch.tensor([1, 1]),
+        "item_id": torch.tensor([6, 5]),
+        "item_id_list": torch.tensor([[5, 0], [5, 6]]),
+    }
     training = SimpleNamespace(
-        inter_feat={
-            "user_id": torch.tensor([1, 1]),
-            "item_id": torch.tensor([6, 5]),
-            "item_id_list": torch.tensor([[5, 0], [5, 6]]),
-            "item_length": torch.tensor([1, 2]),
-        },
+        inter_feat=rows,
+        timed={**rows, BEFORE: torch.tensor([1, 2])},
         config={"LIST_SUFFIX": "_list", "ITEM_LIST_LENGTH_FIELD": "item_length"},
         uid_field="user_id",
         iid_field="item_id",
