@@ -277,7 +277,7 @@ def resolve_model(name: str, student: Optional[str] = None, setting: str = "mode
         recipe = known_recipes[name]
         backbone = lookup("student", student or recipe["student"], architectures, "student")
         _require_package(backbone, architectures[backbone].requires)
-        model_class = type(name, (load_class(architectures[backbone].path),), {"__module__": __name__})
+        model_class = type(name, (_model_class(backbone),), {"__module__": __name__})
         return Resolved(name, backbone, model_class, recipe)
     if student is not None and student != name:
         raise UserError(
@@ -285,7 +285,21 @@ def resolve_model(name: str, student: Optional[str] = None, setting: str = "mode
             f"set --model={student}."
         )
     _require_package(name, architectures[name].requires)
-    return Resolved(name, name, load_class(architectures[name].path), {})
+    return Resolved(name, name, _model_class(name), {})
+
+
+def _model_class(name: str) -> type[Any]:
+    """
+    Raises:
+        UserError: a model of another package, which cannot be loaded.
+    """
+    path = models()[name].path
+    try:
+        return load_class(path)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        if name in MODELS:
+            raise
+        raise UserError(f"There is no model at '{path}' ({error}); reinstall or remove its package.") from None
 
 
 def _require_package(model: str, requires: str) -> None:
@@ -314,7 +328,7 @@ def _checked_distiller(path: str) -> type[Distiller[Any]]:
     """
     try:
         kind = load_class(path)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise UserError(
             f"There is no distiller at '{path}' ({error}); expected module:Class of an installed package, or of a file "
             "in this folder; see --distill."
@@ -324,4 +338,6 @@ def _checked_distiller(path: str) -> type[Distiller[Any]]:
     for attribute, written in {"name": "name = 'mine'", "options_class": "Distiller[MyOptions]"}.items():
         if not hasattr(kind, attribute):
             raise UserError(f"'{path}' has no `{attribute}`; write `{written}` in the class; see CONTRIBUTING.md.")
+    if not str(kind.name).isidentifier():
+        raise UserError(f"'{path}' has name = {kind.name!r}; expected a word of letters, digits and _, such as 'mine'.")
     return kind

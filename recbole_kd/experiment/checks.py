@@ -44,6 +44,11 @@ _PROCESS = ("local_rank", "single_spec", "offset", "world_size", "group_offset",
 #: Files of weights that RecBole's models unpickle.
 WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
 
+#: Settings that RecBole's trainers read for some models; such a model has them in its own file.
+_OF_OTHER_MODELS = frozenset().union(
+    *(names for reason, names in known_keys.OMITTED.items() if reason.startswith(("of ", "a model's own")))
+)
+
 #: Settings with which a model is built without the weights of other files, by architecture.
 WITHOUT_FILES: Mapping[str, Mapping[str, Any]] = {
     "NeuMF": {"use_pretrain": False},
@@ -86,7 +91,12 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
                 f"Section '{key}' is set but not used: --distill is {', '.join(names) or 'empty'}. "
                 f"Add {key} to --distill or leave it out."
             )
-        if key in config.internal_config_dict or key in ("model", "dataset", "config_files"):
+        if key == "config_files":
+            raise UserError(
+                "config_files is set inside a file or a dict, where nothing reads it; give the files on the command "
+                "line, --config_files=FILES, or in Python as config_file_list."
+            )
+        if key in config.internal_config_dict or key in ("model", "dataset"):
             continue
         if key not in readable_keys(config):
             own = TEACHER_KEYS if config.prefix else ()
@@ -103,7 +113,8 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
 def readable_keys(config: Any) -> set[str]:
     """Settings that RecBole or the model reads, whether or not they have a default."""
     keys = {key for category in config.parameters.values() for key in category}
-    return keys | _keys_read_by_recbole() | keys_read_by_model(config.resolved.model_class)
+    keys |= (_keys_read_by_recbole() - _OF_OTHER_MODELS) | keys_read_by_model(config.resolved.model_class)
+    return keys | (set(TRANSFORMED_SHARES.values()) if config.external_config_dict.get("transform") else set())
 
 
 def check_metrics(final: Mapping[str, Any]) -> None:

@@ -153,15 +153,19 @@ class Teacher(Options):
 
     model: str | None = option(None, "the teacher's model; short form: --teacher=NAME", metavar="NAME")
     checkpoint: str | None = option(
-        None, "a trained teacher: a file of recbole-kd or of RecBole; nothing is trained then", metavar="FILE"
+        None,
+        "a trained teacher: a file of recbole-kd or of RecBole; nothing is trained then",
+        metavar="FILE",
+        filled=True,
     )
     ranks: str | None = option(
-        None, "as the teacher: a file of scores or ranked items from another system", metavar="FILE"
+        None, "as the teacher: a file of scores or ranked items from another system", metavar="FILE", filled=True
     )
     vectors: str | None = option(
         None,
         "as the teacher: a file of vectors from another system, of items or of users and items",
         metavar="FILE",
+        filled=True,
     )
     allow_other_split: bool = option(False, "accept a checkpoint of another split, which may know the test pairs")
     share: float = option(1, "weight of this teacher among several, relative to the others' shares", above=0)
@@ -643,7 +647,7 @@ def check(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str 
 def _check_teacher(value: Any) -> None:
     """Checks section ``teacher`` and its numbered sections, without the settings of the teachers' models."""
     section = dict(value) if isinstance(value, Mapping) else {}
-    names = {field.name for field in fields(Teacher)} - {"model", *TEACHER_FILES}
+    names = {field.name for field in fields(Teacher)} - {"model"}
     for number, own in {"": section, **{f".{key}": one for key, one in section.items() if key.isdigit()}}.items():
         for name in names & set(own or {}):
             if number and name == "fusion":

@@ -25,7 +25,11 @@ from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_m
 from recbole_kd.sevo.graphs import SEvoOptions
 
 #: If given, a baseline of another architecture takes these settings from the student.
-BASELINE_LENGTHS = ("epochs", "stopping_step", "eval_step")
+BASELINE_LENGTHS = ("epochs", "stopping_step", "eval_step", "stop_after")
+#: Settings of a run's data and results, which none of its models has alone.
+_OF_THE_RUN = frozenset(
+    {*DATASET_KEYS, *SPLIT_KEYS, "dataset", "data_path", "resume", "result_file", "final", "baseline"}
+)
 #: Settings of the machine and of output; they do not change the result of training.
 WITHOUT_EFFECT = frozenset(
     (
@@ -372,6 +376,11 @@ class KDConfig(Config):
             raise UserError(f"--{prefix}warm_start is set, but only the student can start from a file; leave it out.")
         if section.get("matryoshka"):
             raise UserError(f"--{prefix}matryoshka is set, but only the student has prefixes; leave it out.")
+        for key in section:
+            if key in _OF_THE_RUN:
+                raise UserError(
+                    f"--{prefix}{key} is set, but all models of a run share it; set --{key}, or leave it out."
+                )
         own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
         # With large tables Adam takes most of the time, with small ones RecBole's loader.
         return self._derived(
@@ -413,10 +422,16 @@ class KDConfig(Config):
         Another model is trained with RecBole's defaults. It takes only the given length of training from the run.
         """
         name = str(self["baseline"])
+        if name in recipes():
+            raise UserError(
+                f"--baseline={name} is a recipe, which needs a teacher; set --baseline=student, or to its backbone "
+                f"({recipes()[name]['student']})."
+            )
         backbone = self.resolved.backbone
         model = backbone if name == "student" else name
         if model == backbone:
-            keys = {*training_arguments, "learning_rate_schedule", "fused_adam", "fast_sampling", *self.model_keys()}
+            keys = {*training_arguments, "learning_rate_schedule", "fused_adam", "fast_sampling", "stop_after"}
+            keys |= self.model_keys()
             keys |= set(checks.TRANSFORMED_SHARES.values()) if self["transform"] else set()
             settings = {key: self[key] for key in keys - {"sevo"} if key in self}
             if self.sevo is not None and self.sevo.graph == "teacher":

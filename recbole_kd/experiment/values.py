@@ -33,9 +33,11 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
     ``distill: "de,rrd"`` is a list.
     """
     nested: dict[str, Any] = {}
-    for key, value in settings.items():
+    for key in settings:
         if not isinstance(key, str) or not key:
             raise UserError(f"A setting's name is {key!r}; expected a word, such as epochs.")
+    # A section given as a whole first, then its settings: the order in which they are written does not matter.
+    for key, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
         section, dot, rest = key.partition(".")
         if dot and not (section and rest):
             raise UserError(f"Setting '{key}' has an empty part; expected section.option, such as teacher.epochs.")
@@ -50,8 +52,17 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
                 str(name): {"model": one} if str(name).isdigit() and isinstance(one, str) else one
                 for name, one in value.items()
             }
-        nested = merge(nested, {section: value}) if dot or isinstance(value, Mapping) else {**nested, section: value}
+        nested = _together(nested, {section: value})
     return nested
+
+
+def _together(some: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings of one source, together; :func:`merge` has the rules between sources."""
+    both = dict(some)
+    for key, value in more.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = _together(both[key], value) if nested else value
+    return both
 
 
 def _teacher_section(value: Any) -> dict[str, Any]:

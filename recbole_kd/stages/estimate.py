@@ -23,6 +23,7 @@ from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.model.build import build_model
 from recbole_kd.registry import models
 from recbole_kd.stages.data import load_splits
+from recbole_kd.stages.needs import check_data
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import obtain_teacher
 from recbole_kd.teacher.cache import Trained
@@ -49,6 +50,7 @@ def estimated(experiment: Experiment) -> list[str]:
     logging.disable(logging.INFO)
     try:
         splits = load_splits(config)
+        check_data(experiment, splits)
         with tempfile.TemporaryDirectory() as folder:
             experiment = experiment.variant(checkpoint_dir=folder)
             trained = [source.settings for source in experiment.teachers if source.settings is not None]
@@ -117,12 +119,12 @@ class _FirstSteps:
 
 
 def _line(name: str, trainer: Any, train: Any) -> str:
-    config, steps = trainer.config, _FirstSteps(train)
+    steps = _FirstSteps(train)
     reset_peak_memory()
     trainer._train_epoch(steps, trainer.start_epoch)
     epoch = statistics.median(steps.seconds[1:] or steps.seconds) * len(train)
     return (
         f"{name}: about {epoch:.2g} s per epoch of {len(train):,} steps, at most "
-        f"{duration(epoch * config['epochs'])} for {config['epochs']} epochs without evaluation; "
+        f"{duration(epoch * trainer.epochs)} for {trainer.epochs} epochs without evaluation; "
         f"peak memory {peak_memory() / 1e6:,.0f} MB"
     )

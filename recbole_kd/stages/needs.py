@@ -11,15 +11,17 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.known_keys import WITHOUT_CUTOFF
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.checkpoint import ResumableState, load_any, load_checkpoint
+from recbole_kd.files.checkpoint import ModelState, ResumableState, load_any, load_checkpoint
 from recbole_kd.model.build import check_sizes
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
 from recbole_kd.sevo.graphs import check_columns
 from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.student.matryoshka import check_prefix_sizes
 from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
+from recbole_kd.student.warm import check_backbone
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
+from recbole_kd.trainer.state import check_model
 
 __all__ = ["check_data", "check_files", "check_gpus", "check_models", "check_needs", "data_view"]
 
@@ -120,11 +122,15 @@ def check_files(experiment: Experiment) -> None:
     """
     if all(source.settings is None for source in experiment.teachers):
         return  # they are read at once
-    if experiment.settings["resume"]:
-        load_checkpoint(experiment.settings["resume"], schema=ResumableState)
-    for path in (experiment.settings["warm_start"], *(source.checkpoint for source in experiment.teachers)):
-        if path:
-            load_any(path)
+    config = experiment.settings
+    if config["resume"]:
+        check_model(config["resume"], load_checkpoint(config["resume"], schema=ResumableState), config["model"])
+    if config["warm_start"]:
+        state = load_checkpoint(config["warm_start"], schema=ModelState)
+        check_backbone(config["warm_start"], state, config.resolved.backbone)
+    for source in experiment.teachers:
+        if source.checkpoint:
+            load_any(source.checkpoint)
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:

@@ -6,7 +6,7 @@ rows, or at the mean row of its nearest known neighbours by the teacher's vector
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
 from recbole_kd.student.readers import item_tables
 
-__all__ = ["NEIGHBOURS", "Side", "begin_from", "teacher_vectors"]
+__all__ = ["NEIGHBOURS", "Side", "begin_from", "check_backbone", "teacher_vectors"]
 
 #: Number of known neighbours whose rows are averaged for a new user or item.
 NEIGHBOURS = 10
@@ -102,11 +102,7 @@ def begin_from(
         UserError: another architecture or other sizes, or no item is known.
     """
     state = load_checkpoint(path, schema=ModelState)
-    if state["backbone"] != backbone:
-        raise UserError(
-            f"--warm_start='{path}' holds a {state['backbone']}, but the student is a {backbone}; set --model to "
-            f"{state['backbone']}, or give another file."
-        )
+    check_backbone(path, state, backbone)
     sides = {name: Side.of(tokens[name], state[f"{name[:-1]}_tokens"], vectors.get(name)) for name in tokens}
     if not _known_in(sides["items"].there):
         raise UserError(
@@ -115,20 +111,22 @@ def begin_from(
         )
     tables = [table.data_ptr() for table in item_tables(model) or []]
     same = all(list(tokens[name]) == state[f"{name[:-1]}_tokens"] for name in tokens)
-    sizes = set() if same else {len(state[f"{name[:-1]}_tokens"]) for name in tokens}
+    counts = [] if same else [len(state[f"{name[:-1]}_tokens"]) for name in tokens]
+    sizes = {*counts, sum(counts)} if counts else set()
     begun = {}
     for name, own in model.state_dict().items():
         stored = state["state_dict"].get(name)
         side = _side_of(name, own.data_ptr() in tables)
-        if stored is not None and side is None and sizes.intersection(stored.shape):
-            raise UserError(
-                f"--warm_start: it is unknown whether the rows of '{name}' of {backbone} are users, items or neither; "
-                "leave it out, or set --model to another student, such as BPR or SASRec."
-            )
+        unknown = () if stored is None else stored.shape
         if stored is not None and side is not None and stored.dim():
             count = len(state[f"{side[:-1]}_tokens"])
             if len(stored) >= count and len(own) >= len(tokens[side]):
-                stored = sides[side].rows(stored)
+                stored, unknown = sides[side].rows(stored), stored.shape[1:]
+        if sizes.intersection(unknown):
+            raise UserError(
+                f"--warm_start: it is unknown whether '{name}' of {backbone} is ordered by users, items or neither; "
+                "leave it out, or set --model to another student, such as BPR or SASRec."
+            )
         if stored is None or stored.shape != own.shape:
             found = "nothing" if stored is None else f"{tuple(stored.shape)}"
             raise UserError(
@@ -138,6 +136,18 @@ def begin_from(
         begun[name] = stored
     model.load_state_dict(begun)
     return sides
+
+
+def check_backbone(path: str, state: Mapping[str, Any], backbone: str) -> None:
+    """
+    Raises:
+        UserError: the checkpoint in `path` is of another architecture.
+    """
+    if state["backbone"] != backbone:
+        raise UserError(
+            f"--warm_start='{path}' holds a {state['backbone']}, but the student is a {backbone}; set --model to "
+            f"{state['backbone']}, or give another file."
+        )
 
 
 def _side_of(name: str, is_item_table: bool) -> str | None:

@@ -40,6 +40,8 @@ from recbole_kd.trainer.progress import Bar
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
     Attributes,
+    check_model,
+    check_split,
     load_optimizer,
     random_state,
     restore_random_state,
@@ -69,6 +71,7 @@ class KDMixin:
     best_valid_result: Optional[Mapping[str, float]]
     cur_step: int
     epochs: int
+    eval_step: int
     start_epoch: int
     tensorboard: Any
     device: torch.device
@@ -112,7 +115,8 @@ class KDMixin:
         self.trackers = Trackers()
         with tensorboard_run(role), without_compiler():
             super().__init__(config, model)  # type: ignore[call-arg]
-        self.epochs = min(self.epochs, config["stop_after"] or self.epochs)
+        self.epochs = min(self.epochs, int(config["stop_after"] or self.epochs))
+        self.eval_step = min(self.eval_step, self.epochs)
         self.eval_collector = FullSortCollector(config)
         self.evaluator = Evaluator(config)
         self.test_batch_size = PAIRS_PER_CALL
@@ -381,14 +385,11 @@ class KDMixin:
         """Resumes from a state that was read from `resume_file`.
 
         Raises:
-            UserError: it belongs to another model or configuration, or the file of its best epoch is missing.
+            UserError: it belongs to another model, split or configuration, or the file of its best epoch is missing.
             Unresumable: the model has a value that the checkpoint could not hold.
         """
-        if state["model"] != self.config["model"]:
-            raise UserError(
-                f"'{resume_file}' is a checkpoint of {state['model']}, but --model={self.config['model']}; "
-                "resume it with its own model."
-            )
+        check_model(resume_file, state, self.config["model"])
+        check_split(resume_file, state, self.facts)
         if state.get("unsaved"):
             raise Unresumable(
                 f"'{resume_file}': {state['model']} has {', '.join(map(shown, state['unsaved'][:3]))}, which a "

@@ -223,6 +223,30 @@ def load_weights(model: Any, state: dict[str, Any], path: str) -> None:
         ) from None
 
 
+def check_model(path: Any, state: Mapping[str, Any], model: str) -> None:
+    """
+    Raises:
+        UserError: the checkpoint in `path` is of another model, so it cannot be resumed.
+    """
+    if state["model"] != model:
+        raise UserError(
+            f"'{path}' is a checkpoint of {state['model']}, but --model={model}; resume it with its own model."
+        )
+
+
+def check_split(path: Any, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: the checkpoint in `path` was trained on other data, or on another split, than `facts` says.
+    """
+    for key in ("split", "user_tokens", "item_tokens"):
+        if key in state and key in facts and state[key] != facts[key]:
+            raise UserError(
+                f"'{path}' was trained on another split of the data, so this run's test items may be among its "
+                "training items; resume it with the data and the settings that it was written with, such as --seed."
+            )
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Loads an optimiser's state and checks that parameters and settings fit; torch checks only sizes.
 

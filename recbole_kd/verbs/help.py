@@ -33,7 +33,7 @@ Later sources win: RecBole's defaults, properties/, YAML files, the command line
 
 Examples:
   recbole-kd --model=SimRecStudent --dataset=ml-100k
-  recbole-kd --model=SimRecStudent --dataset=yelp-simrec --data_path=DIR --teacher=LightGCN --teacher.n_layers=3
+  recbole-kd --model=SimRecStudent --dataset=yelp-simrec --data_path=DIR --teacher=LightGCN --teacher.embedding_size=32
   recbole-kd list --kind=distillers --name=rrd
   recbole-kd prepare --dataset=gowalla
   recbole-kd evaluate --checkpoint=saved/FILE.pth --topk=[5,10]

@@ -100,10 +100,10 @@ def dry_run(files: Iterable[str], settings: Mapping[str, Any]) -> str:
     No model is kept. Data that are read for the estimate stay compiled, as in any run.
 
     Raises:
-        UserError: as in :func:`run_recbole_kd`, for errors that need no data.
+        UserError: as in :func:`run_recbole_kd`, before a model is trained.
     """
     experiment = Experiment.of(files=files, given=settings)
-    check_models(experiment)
+    _check(experiment)
     lines = (f"# {line}\n" for line in estimated(experiment))
     return f"{describe(experiment)}# Estimated from a few steps:\n{''.join(lines)}"
 
@@ -142,14 +142,19 @@ def _run_as_one_of_several(
     return _run(experiment, saved, group)
 
 
+def _check(experiment: Experiment) -> None:
+    """Refuses what needs no data to be refused."""
+    check_models(experiment)
+    check_files(experiment)
+    if experiment.settings["final"]:
+        check_final(experiment.settings)
+    check_trackers(experiment.settings)
+
+
 def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     """A run in one process, of which process 0 returns the result."""
     config = experiment.settings
-    check_models(experiment)
-    check_files(experiment)
-    if config["final"]:
-        check_final(config)
-    check_trackers(config)
+    _check(experiment)
     if saved:
         check_place(os.path.join(config["checkpoint_dir"], "file"), "checkpoint_dir")
     if config["result_file"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,68 @@ def test_dotted_names_reach_into_sections() -> None:
         "distill": ["a", "b"],
     }
     assert nest({"a.b.c": 1}) == {"a": {"b": {"c": 1}}}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"teacher": "BPR,LightGCN", "teacher.0.epochs": 5, "teacher.epochs": 2},
+        {"teacher": "BPR", "teacher.0.seed": 1, "teacher.1.seed": 2},
+        {"val_interval.rating": "[4,inf)", "val_interval.timestamp": "[0,inf)"},
+        {"clip_grad_norm.norm_type": 1, "clip_grad_norm.max_norm": 2},
+        {"load_col.inter": ["user_id"], "load_col.item": ["item_id"]},
+    ],
+    ids=str,
+)
+def test_the_order_of_settings_does_not_matter(words: dict[str, Any]) -> None:
+    """Rules between sources, such as that teacher.epochs in a later one overrides teacher.0.epochs, are not for one."""
+    expected = nest(words)
+    for order in itertools.permutations(words.items()):
+        assert nest(dict(order)) == expected
+    assert sum(isinstance(value, Mapping) for value in expected.values()) == 1
+    (section,) = expected.values()
+    given = {key.partition(".")[2].partition(".")[0] for key in words if "." in key}
+    assert given <= set(section)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"config_files": "b.yaml"}, "config_files is set inside a file or a dict, where nothing reads it"),
+        ({"model": "BPR", "reg_weight": 10}, "Unknown setting 'reg_weight'"),
+        ({"model": "SASRec", "mask_ratio": 0.5}, "Unknown setting 'mask_ratio'"),
+        ({"model": "RRDStudent", "teacher.checkpoint": ""}, "--teacher.checkpoint=''; expected"),
+        (
+            {"model": "RRDStudent", "teacher.data_path": "/x"},
+            "--teacher.data_path is set, but all models of a run share",
+        ),
+        ({"model": "RRDStudent", "teacher.split_seed": 1}, "--teacher.split_seed is set, but all models"),
+        (
+            {"model": "RRDStudent", "baseline": "DERRDStudent"},
+            "--baseline=DERRDStudent is a recipe, which needs a teacher",
+        ),
+        (
+            {"model": "BPR", "distill": "rrd", "teacher": "BPR,LightGCN", "teacher.checkpoint": "x.pth"},
+            "both name the teacher; keep one",
+        ),
+    ],
+    ids=str,
+)
+def test_what_would_be_ignored_is_refused(settings: dict[str, Any], message: str) -> None:
+    given = {"model": "BPR", **settings}
+    with pytest.raises(UserError, match=message):
+        Experiment.of(given.pop("model"), "ml-100k", given=given)
+
+
+def test_a_baseline_stops_as_its_student_does() -> None:
+    for baseline in ("student", "LightGCN"):
+        experiment = Experiment.of("RRDStudent", "ml-100k", given={"stop_after": 2, "baseline": baseline})
+        assert experiment.baseline is not None
+        assert experiment.baseline["stop_after"] == 2
+
+
+def test_the_share_of_a_transform_is_a_setting() -> None:
+    assert config("SASRec", transform="mask_itemseq", mask_ratio=0.5)["mask_ratio"] == 0.5
 
 
 def test_later_sources_win(tmp_path: Path) -> None:

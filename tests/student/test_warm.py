@@ -178,5 +178,5 @@ def test_weights_of_which_nobody_knows_whose_rows_they_are_are_refused(tmp_path:
     shop(tmp_path, pairs_of_shop())
     first, _ = run(tmp_path, "MultiDAE")
     shop(tmp_path, grown())
-    with pytest.raises(UserError, match="it is unknown whether the rows of"):
+    with pytest.raises(UserError, match="it is unknown whether '"):
         run(tmp_path, "MultiDAE", warm_start=first["checkpoint"])

@@ -320,6 +320,27 @@ def test_a_fast_run_is_not_resumed_with_recboles_loader(known_answer: Path, pull
         run(known_answer, distill=["pull"], epochs=5, resume=str(last), fast_sampling=False)
 
 
+def test_a_checkpoint_of_another_split_is_not_resumed(known_answer: Path) -> None:
+    """Its training pairs would be tested."""
+    split = {"benchmark_filename": None, "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "mode": "full"}}
+    whole = (known_answer / "known-answer").glob("*.inter")
+    lines = [line for file in whole for line in file.read_text().splitlines()[1:]]
+    (known_answer / "known-answer" / "known-answer.inter").write_text(
+        "\n".join(["user_id:token\titem_id:token", *lines, ""])
+    )
+    run(known_answer, epochs=2, seed=1, **split)
+    (last,) = (known_answer / "saved").glob("*-last.pth")
+    with pytest.raises(UserError, match=f"'{last}' was trained on another split of the data, so this run's test items"):
+        run(known_answer, epochs=3, seed=2, **split, resume=str(last))
+    assert run(known_answer, epochs=3, seed=1, **split, resume=str(last))["epochs_trained"] == 3
+
+
+def test_training_that_stops_before_its_first_validation_validates_then(known_answer: Path) -> None:
+    result = run(known_answer, epochs=20, eval_step=5, stop_after=2)
+    assert result["best_epoch"] == 1
+    assert Path(result["checkpoint"]).is_file()
+
+
 def test_a_checkpoint_of_another_model_is_not_resumed(known_answer: Path) -> None:
     result = run(known_answer, epochs=1)
     with pytest.raises(UserError, match="is a checkpoint of BPR, but --model=LightGCN"):

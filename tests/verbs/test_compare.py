@@ -282,6 +282,17 @@ def test_what_a_run_depends_on() -> None:
     assert set(keys(topk=[20, 30]).values()).isdisjoint(before.values())
 
 
+def test_another_backbone_of_a_recipe_reads_its_own_settings() -> None:
+    planned = plan({"dataset": "ml-100k", "models": "RRDStudent,LightGCN", "student": "LightGCN", "n_layers": 4})
+    layers = {row.name: row.first_config["n_layers"] for row in planned.rows if row.role != "teacher"}
+    assert set(layers.values()) == {4}, layers
+
+
+def test_plain_students_stop_as_the_others_do() -> None:
+    planned = plan({"dataset": "ml-100k", "models": "RRDStudent", "stop_after": 3})
+    assert {row.first_config["stop_after"] for row in planned.rows if row.role != "teacher"} == {3}
+
+
 def test_other_initial_weights_make_another_run(tmp_path: Path) -> None:
     def key() -> str:
         (row,) = plan({"dataset": "ml-100k", "models": "BPR", "warm_start": str(tmp_path / "warm.pth")}).rows

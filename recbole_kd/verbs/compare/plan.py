@@ -19,6 +19,7 @@ from recbole_kd.experiment.values import at, leaves, merge, nest
 from recbole_kd.files.digest import digest
 from recbole_kd.files.properties import read_yaml
 from recbole_kd.options import checked
+from recbole_kd.registry import recipes
 from recbole_kd.stages.needs import check_models
 from recbole_kd.stages.result import versions
 from recbole_kd.verbs.options import MOST, CompareOptions
@@ -281,8 +282,9 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
             f"models.{name}.seeds has {len(own_seeds)} seeds but --seeds has {len(seeds)}; give equally many."
         )
     # What it reads depends on these.
+    deciding = ("learner", "distill", "student") if model in recipes() else ("learner", "distill")
     structure = merge(
-        {key: common[key] for key in ("learner", "distill") if key in common},
+        {key: common[key] for key in deciding if key in common},
         {key: settings[key] for key in ("learner", "distill", "student") if key in settings},
     )
     row = Row(name, "model", model, dataset, {}, own_seeds, space=section.get("space"))
