@@ -57,8 +57,8 @@ class TeacherSource:
         for key in TEACHER_FILES if number else ():
             if everything.get(key):
                 raise UserError(
-                    f"--teacher.{key} and --{prefix.rstrip('.')} both name the teacher; keep one, or give a file to one "
-                    f"of several teachers, such as --{prefix}{key}=FILE."
+                    f"--teacher.{key} and --{prefix.rstrip('.')} both name the teacher; keep one, or give a file to "
+                    f"one of several teachers, such as --{prefix}{key}=FILE."
                 )
         # Settings of all teachers do not apply to a file.
         own = dict(everything.get(number) or {}) if number else everything

@@ -108,7 +108,7 @@ def whole_folder(path: PathLike, setting: str = "output") -> Iterator[Path]:
     Raises:
         UserError: the file system refused.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))  # a link stays, and its folder is replaced
     temporary = path.parent / _temporary_name()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -124,6 +124,9 @@ def check_results(results: Any) -> None:
     if len(set(names)) < len(names):
         refuse(f"two rows are named {next(name for name in names if names.count(name) > 1)!r}")
     for row in rows:
+        seconds = [one for run in row.get("runs") or [] for one in run.get("epoch_seconds") or []]
+        if any(one is not None and not math.isfinite(one) for one in seconds):
+            refuse(f"row {row['name']!r} has epoch_seconds that are not finite")
         tables = (row.get(key) for key in ("mean", "deviation", "confidence", "relative_gain", "gap_closed"))
         values = [value for table in tables for value in _numbers(table)]
         prefixes = [prefix for prefix in (row.get("prefixes") or {}).values() if prefix]

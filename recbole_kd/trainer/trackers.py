@@ -163,41 +163,68 @@ class _Mlflow:
         tags = {"group": group, "role": role}
         try:
             self._client: Any = MlflowClient()
-            found = self._client.get_experiment_by_name(name)
-            place = found.experiment_id if found is not None else self._client.create_experiment(name)
+            place = self._experiment(name)
             self._run = self._client.create_run(place, run_name=f"{config['model']} {role}", tags=tags).info.run_id
         except MlflowException as error:
             raise UserError(
-                f"--log_mlflow=true: MLflow cannot start a run ({one_line(error, 120)}); set the "
+                f"--log_mlflow=true: MLflow cannot start a run ({one_line(_without_password(error), 120)}); set the "
                 "environment variable MLFLOW_TRACKING_URI to a server or to sqlite:///FILE."
             ) from None
         settings = list(_flat(config.plain_values()))
         for first in range(0, len(settings), 100):  # MLflow accepts at most 100 at once
             self._write(params=settings[first : first + 100])
 
+    def _experiment(self, name: str) -> Any:
+        """The experiment of that name, made if there is none; another run may make it at the same time."""
+        from mlflow.exceptions import MlflowException
+
+        for last in (False, True):
+            found = self._client.get_experiment_by_name(name)
+            if found is not None:
+                return found.experiment_id
+            try:
+                return self._client.create_experiment(name)
+            except MlflowException:
+                if last:
+                    raise
+        raise AssertionError("the second attempt returns or raises")
+
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         self._write(metrics=values, epoch=epoch)
 
     def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
         self._write(metrics=summary)
-        if self._client is not None:
-            self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
+        self._call("set_terminated", "FAILED" if failed else "FINISHED")
 
     def _write(self, metrics: Mapping[str, float] | None = None, params: Any = (), epoch: int = 0) -> None:
         from mlflow.entities import Metric, Param
 
+        now = int(time.time() * 1000)
+        self._call(
+            "log_batch",
+            metrics=[Metric(_name(key), float(value), now, epoch) for key, value in (metrics or {}).items()],
+            params=[Param(_name(key), str(value)[:500]) for key, value in params],
+        )
+
+    def _call(self, method: str, *arguments: Any, **named: Any) -> None:
+        """A call of the client for this run; after a failure nothing is called any more."""
         if self._client is None:
             return
-        now = int(time.time() * 1000)
         try:
-            self._client.log_batch(
-                self._run,
-                metrics=[Metric(_name(key), float(value), now, epoch) for key, value in (metrics or {}).items()],
-                params=[Param(_name(key), str(value)[:500]) for key, value in params],
-            )
+            getattr(self._client, method)(self._run, *arguments, **named)
         except Exception as error:
-            logging.getLogger().warning(f"MLflow failed; the rest of this training is not logged there: {error}")
+            text = _without_password(error)
+            logging.getLogger().warning(f"MLflow failed; the rest of this training is not logged there: {text}")
             self._client = None
+
+
+def _without_password(message: object) -> str:
+    """A message without the names and passwords in its addresses.
+
+    >>> _without_password("http://bob:s3cret@host/api failed")
+    'http://host/api failed'
+    """
+    return re.sub(r"//[^/@\s]*@", "//", str(message))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

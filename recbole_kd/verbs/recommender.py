@@ -147,6 +147,8 @@ class Recommender:
 
     def _check_k(self, k: int) -> None:
         catalogue = len(self.items) - 1
+        if k < 1:
+            raise UserError(f"--k={k}; expected a whole number of at least 1.")
         if k > catalogue:
             raise UserError(
                 f"--k={k} exceeds the catalogue of {catalogue:,} items of {self.trained.config['dataset']}; "

@@ -239,6 +239,15 @@ def test_a_folder_is_there_and_whole_at_every_moment_and_a_killed_writer_leaves_
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_a_link_stays_and_its_folder_is_replaced(tmp_path: Path) -> None:
+    fill(tmp_path / "releases" / "first", "old")
+    (tmp_path / "current").symlink_to(tmp_path / "releases" / "first")
+    fill(tmp_path / "current", "new")
+    assert (tmp_path / "current").is_symlink()
+    assert contents(tmp_path / "releases" / "first") == {"new"}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_folder_that_is_being_filled_is_not_swept(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "bundle") as folder:
         write_content(folder / "one", "x")

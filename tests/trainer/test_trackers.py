@@ -275,3 +275,27 @@ def test_an_mlflow_that_fails_on_the_way_ends_no_training(
     assert [one.message for one in caplog.records].count(
         "MLflow failed; the rest of this training is not logged there: the disk is full"
     ) == 1
+
+
+def test_an_mlflow_whose_server_goes_at_the_end_ends_no_training(
+    known_answer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And another run that makes the experiment at the same time is no error; a password is not logged."""
+    mlflow = pytest.importorskip("mlflow", reason="MLflow: pip install mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    create = mlflow.MlflowClient.create_experiment
+
+    def too_late(client: Any, name: str) -> None:
+        create(client, name)  # by the other run
+        create(client, name)
+
+    def gone(*arguments: Any, **named: Any) -> None:
+        raise mlflow.exceptions.MlflowException("http://bob:s3cret@host/api failed")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_experiment", too_late)
+    monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", gone)
+    settings = known_answer_settings(known_answer, epochs=1, log_mlflow=True)
+    assert run_recbole_kd("BPR", "known-answer", config_dict=settings)["epochs_trained"] == 1
+    assert "not logged there: http://host/api failed" in caplog.text
+    assert "s3cret" not in caplog.text

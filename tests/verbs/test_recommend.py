@@ -285,6 +285,13 @@ def test_a_file_is_whole_or_as_it_was(
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["lists.csv"]
 
 
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_list_has_at_least_one_item(ease: str, data: Path, k: int) -> None:
+    recommender = Recommender(ease, config_dict={"data_path": str(data)})
+    with pytest.raises(UserError, match=f"--k={k}; expected a whole number of at least 1"):
+        next(recommender.recommend(k=k))
+
+
 # Who is asked for
 
 

@@ -24,6 +24,7 @@ import safetensors.numpy
 
 import recbole_kd
 from recbole_kd.cli import main
+from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import whole_folder
 from recbole_kd.testing import (
     known_answer_settings,
@@ -44,7 +45,7 @@ pytest.importorskip("httpx", reason="httpx, by which FastAPI is tested, is not i
 from fastapi.testclient import TestClient
 
 from recbole_kd.verbs.serve.app import LARGEST_BODY, application
-from recbole_kd.verbs.serve.live import Live
+from recbole_kd.verbs.serve.live import Live, Ready
 
 #: Scores of u1: x 3, y 2, z 1; of u2: x 1.5, y 3, z 8.5. u1 has seen x and z.
 VECTORS = {"users": USERS, "items": ITEMS}
@@ -286,6 +287,30 @@ def test_a_damaged_bundle_does_not_take_the_place_of_a_good_one(folder: Path, ca
     live.renew()
     assert client.get("/recommend?user=u2").json()["items"] == ["x", "y", "z"]
     assert client.get("/health").json()["problem"] == ""
+
+
+def test_a_graph_that_cannot_be_computed_here_ends_no_renewal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime raises errors of its own, such as of a newer export."""
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("opset 99 is not supported.")
+
+    live = Live(folder)
+    exchange(folder, -1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Ready, "recommend", fails)
+        live.renew()
+        with pytest.raises(UserError, match="cannot be computed here"):
+            Live(folder)
+    assert "cannot be computed here (opset 99 is not supported)" in live.problem
+    assert live.current.recommend(1, 3, True)[0] == ["z", "y", "x"]
+    live.renew()
+    assert (live.problem, live.current.recommend(1, 3, True)[0]) == ("", ["x", "y", "z"])
+
+
+def test_half_a_letter_beside_known_items_is_answered(client: TestClient) -> None:
+    answer = client.request(url="/recommend", **posted('{"history": ["x", "\\ud800"], "k": 1}'))
+    assert (answer.status_code, answer.json()["unknown"]) == (200, ["?"])
 
 
 def test_a_folder_that_is_gone_leaves_the_bundle_answering(folder: Path) -> None:

@@ -13,6 +13,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -448,9 +449,38 @@ def test_a_folder_belongs_to_one_search(known_answer: Path, here: None, tmp_path
     with pytest.raises(UserError, match="holds another search .*data"):
         find(known_answer, folder=folder, trials=1)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".0123456789abcdef.tmp").touch()  # of a start that was killed
+    find(known_answer, folder=tmp_path / "mine", trials=1)
+    shutil.rmtree(tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="holds other files"):
         find(known_answer, folder=tmp_path / "mine", trials=1)
+
+
+def test_a_full_disk_is_no_fault_of_a_trials_settings(
+    known_answer: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a trial is tried again by the next search; one whose loss is not finite is not."""
+    told: list[dict[str, Any]] = []
+
+    def full(*_: Any) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise UserError(f"Cannot write: {error.strerror}") from error
+
+    def impossible(*_: Any) -> None:
+        raise UserError("The optimiser refuses its settings")
+
+    task: Any = SimpleNamespace(threads=1, folder=str(known_answer), experiment=lambda **_: None)
+    monkeypatch.setattr(worker, "load_shared", full)
+    with pytest.raises(UserError, match="No space left"):
+        worker.train_trial(task, 1, told.append)
+    assert told == []
+    monkeypatch.setattr(worker, "load_shared", impossible)
+    worker.train_trial(task, 1, told.append)
+    assert told == [{"ended": True, "failed": "The optimiser refuses its settings"}]
 
 
 def test_two_processes_do_not_search_in_one_folder(known_answer: Path, here: None) -> None:

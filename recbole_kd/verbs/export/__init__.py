@@ -25,7 +25,7 @@ import safetensors.numpy
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
-from recbole_kd.files.atomic import whole_folder, write_content
+from recbole_kd.files.atomic import check_place, whole_folder, write_content
 from recbole_kd.files.bundle import FORMAT, Bundle, Tensors, is_bundle
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
 from recbole_kd.files.plain import save_json
@@ -265,6 +265,7 @@ def _write(folder: Path, bundle: Bundle) -> None:
 def _check_target(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise UserError(f"--output={target} is a file; set --output to a folder that does not exist yet.")
+    check_place(target / "manifest.json", "output")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:

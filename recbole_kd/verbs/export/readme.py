@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import Any
@@ -134,7 +133,7 @@ import faiss
 index = faiss.read_index("index.faiss")
 
 def recommend_fast(user, k=20):
-    own = $seen.tolist()
+    own = $seen.tolist()$guard
     question = $question
     scores, found = index.search(question[None], k + len(own))
     ranked = zip(found[0].tolist(), scores[0].tolist())
@@ -166,7 +165,7 @@ def readme(manifest: Mapping[str, Any], example: str) -> str:
         "imports": "" if kind == "vectors" else "import onnxruntime\n",
         "kinds": f'"F32": "<f4", "I64": "<i8"{kinds}',
         "lines": lines,
-        "example": json.dumps(example),
+        "example": ascii(example),
         "files": "\n".join(f"| {name} | {content} |" for name, content in _files(manifest)) + "\n",
         "seen": "Seen items can be recommended again: the lists of seen items are empty."
         if manifest["repeatable"]
@@ -186,6 +185,7 @@ def readme(manifest: Mapping[str, Any], example: str) -> str:
         width = {"flat": "", "hnsw": "index.hnsw.efSearch", "ivfpq": "index.nprobe"}[index["type"]]
         values["index"] = _INDEX.substitute(
             kind=index["kind"],
+            guard=f"\n    if not len({_OWN.format('histories')}):\n        return []" if kind == "sequence" else "",
             seen=_OWN.format("seen"),
             question=question,
             rest=" - float(question[:-1] @ question[:-1]) / 4" if distance else "",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -82,8 +84,19 @@ class Problem(BaseModel):
 
 
 def worker(folder: str | Path) -> FastAPI:
-    """The application of one of several processes."""
-    return application(Live(folder))
+    """The application of one of several processes.
+
+    A process that replaces another one waits while the folder's bundle cannot be read.
+    """
+    problem = ""
+    while True:
+        try:
+            return application(Live(folder))
+        except UserError as error:
+            if str(error) != problem:
+                problem = str(error)
+                logging.getLogger("uvicorn.error").warning("A new worker waits for a bundle: %s", error)
+            time.sleep(_PERIOD)
 
 
 def application(live: Live) -> FastAPI:
@@ -118,7 +131,8 @@ def application(live: Live) -> FastAPI:
             items, scores = ready.recommend_after(had, k, asked.exclude_seen)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
-        unknown = [item for item, row in zip(asked.history, rows) if row < 0]
+        # JSON may name half a character, which no answer can hold.
+        unknown = [item.encode("utf-8", "replace").decode() for item, row in zip(asked.history, rows) if row < 0]
         return HistoryRecommendation(user="new", items=items, scores=scores, unknown=unknown)
 
     async def health() -> Health:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from recbole_kd.errors import UserError
 from recbole_kd.files.bundle import Bundle, best, read_bundle
 from recbole_kd.student.folding import Folding
+from recbole_kd.text import one_line
 
 __all__ = ["Live", "Ready"]
 
@@ -86,7 +87,7 @@ class Live:
     def __init__(self, folder: str | Path) -> None:
         """
         Raises:
-            UserError: as :func:`recbole_kd.files.bundle.read_bundle`; or a package that its graph needs is missing.
+            UserError: as :func:`recbole_kd.files.bundle.read_bundle`; or its graph cannot be computed here.
         """
         self.folder = Path(folder).absolute()
         self.current = self._read()
@@ -101,7 +102,7 @@ class Live:
         try:
             self.current = self._read()
             self.problem = ""
-        except UserError as error:
+        except Exception as error:  # whatever a new bundle's graph raises: the next one may be good
             if str(error) != self.problem:
                 logging.getLogger("uvicorn.error").warning("The old bundle stays in use: %s", error)
             self.problem = str(error)
@@ -130,5 +131,15 @@ class Live:
         ready = Ready(bundle, stamp, folding, time.time())
         # The tables of ids and the graph are made now, so that the first request does not wait for them.
         assert len(bundle.item_rows) == len(bundle.items)
-        ready.recommend(next(iter(bundle.user_rows.values())), 1, True)
+        try:
+            ready.recommend(next(iter(bundle.user_rows.values())), 1, True)
+            if bundle.kind == "sequence":  # a user without a history needs no graph
+                ready.recommend_after([0], 1, True)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"The graph of the bundle in '{self.folder}' cannot be computed here ({one_line(error, 200)}); update "
+                "onnxruntime, or export the model again."
+            ) from None
         return ready

@@ -25,7 +25,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.experiment.values import merge, nest
-from recbole_kd.files.atomic import write_atomic
+from recbole_kd.files.atomic import check_place, sweep
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import save_json
 from recbole_kd.files.properties import overall_properties
@@ -225,10 +225,16 @@ def _teacher_files(experiment: Experiment) -> list[bytes]:
 def _claimed(folder: Path, task: Task) -> Iterator[None]:
     """Locks the folder for this process, and checks that it belongs to this search."""
     record = folder / "search.json"
-    if folder.is_dir() and not record.is_file() and any(path.name != ".lock" for path in folder.iterdir()):
-        raise UserError(f"--output={folder} holds other files; choose a new folder or this search's folder.")
-    if not (folder / ".lock").is_file():
-        write_atomic(folder / ".lock", lambda file: None, "output")
+    if folder.is_dir():
+        sweep(folder)  # what a start that was killed left
+        if not record.is_file() and any(path.name != ".lock" for path in folder.iterdir()):
+            raise UserError(f"--output={folder} holds other files; choose a new folder or this search's folder.")
+    check_place(record, "output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()  # never replaced, so that all starts lock one file
+    except OSError as error:
+        raise UserError(f"Cannot write '{folder}/.lock': {error.strerror}; set --output to another folder.") from None
     with open(folder / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

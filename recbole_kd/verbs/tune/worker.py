@@ -125,6 +125,8 @@ def train_trial(
         trainer.fit(train, valid, saved=True, show_progress=False, callback_fn=evaluated)
         report({**state, "ended": True})
     except (UserError, TrainingError) as error:
+        if isinstance(error.__context__, OSError):
+            raise  # a full disk says nothing about the trial's settings: the next search tries it again
         report({**state, "ended": True, "failed": " ".join(str(error).split())})
     finally:
         if trainer is not None:

@@ -422,7 +422,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "more dimensions": ({"dimensions": 65}, "--dimensions=65 exceeds the 64 of BPR's vectors"),
     "loss of nothing": ({"loss": 0.1}, "--loss=0.1 is only for --explore; set --explore=true"),
     "explore and one of them": ({"explore": "true", "dtype": "int8"}, "--explore=true tries every dtype, but --dtype"),
-    "under a file": ({"output": "taken/bundle"}, "choose another --output"),
+    "under a file": ({"output": "taken/bundle"}, "choose another place with --output"),
     "key": ({"indx": "faiss"}, "Unknown setting 'indx'"),
 }
 
