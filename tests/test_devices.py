@@ -64,7 +64,7 @@ ALLOWED = {
     ("to the CPU", "model.trimming"): 1,
     # What an autoencoder's users have; which pairs of a batch with labels are observed.
     ("read", "data.observed"): 1,
-    ("read", "trainer.kd_trainer"): 2,
+    ("read", "trainer.batches"): 2,
     # Of a batch of an evaluation, the items to find; which of them a user has twice; where they were ranked.
     ("to the device", "evaluation.collector"): 1,
     ("read", "evaluation.collector"): 1,

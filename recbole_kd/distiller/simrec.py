@@ -216,7 +216,8 @@ class SimRecDistiller(Distiller[SimRecOptions]):
 
     def _teacher_difference(self, user: Tensor, better: Tensor, worse: Tensor) -> Tensor:
         """(T,) y_t(u, j) - y_t(u, k) of rows u, j, k."""
-        return self.teacher.scores(user + 1, better + 1) - self.teacher.scores(user + 1, worse + 1)
+        scores = self.teacher.scores(user + 1, torch.stack([better, worse], dim=1) + 1)
+        return scores[:, 0] - scores[:, 1]
 
     def _embedding(self, compared: Sides, nodes: Sides, samples: list[Optional[Tensor]]) -> Tensor:
         """lambda2 L2, of the sides that ``embedding_side`` keeps; a mean over the nodes that the teacher knows."""

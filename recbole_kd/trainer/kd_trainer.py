@@ -104,7 +104,7 @@ class KDMixin:
         self.epoch_seconds: list[float] = []
         self.best_epoch = -1
         self._values: tuple[Tensor, ...] = ()
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Any] = {}
         self._names_vary = False
         self._bar: Optional[Bar] = None
         self._epoch, self._began = 0, 0.0
@@ -230,7 +230,7 @@ class KDMixin:
             # A distiller without an entry in a batch has no loss there. RecBole adds up by place, so names are needed.
             self._names_vary |= bool(self._sums) and self._sums.keys() != named.keys()
             for name, loss in named.items():
-                self._sums[name] = self._sums.get(name, 0.0) + loss.item()
+                self._sums[name] = self._sums.get(name, 0.0) + loss.detach().double()
             self.loss_names = tuple(named)
             self._values = tuple(named.values())
             if self._bar is not None and self._bar.due():
@@ -282,7 +282,7 @@ class KDMixin:
             names = tuple(f"{BASE_LOSS}{index + 1}" for index in range(len(values)))
         named = {name: float(value) for name, value in zip(names, values) if value is not None}
         if self._names_vary:
-            named = self._sums
+            named = {name: float(value) for name, value in self._sums.items()}
         self.loss_history[epoch_idx] = named
         places = self.config["loss_decimal_place"] or 4
         parts = [f"{set_color('time', 'blue')}: {e_time - s_time:.2f}s"]
