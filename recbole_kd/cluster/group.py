@@ -28,6 +28,7 @@ from torch.distributed import FileStore, PrefixStore, TCPStore  # type: ignore[a
 
 from recbole_kd.contracts import Share
 from recbole_kd.errors import UserError
+from recbole_kd.text import one_line
 
 __all__ = ["ALONE", "PATIENCE", "STORE", "Group", "joined", "lost", "processes_around", "take_own_gpu"]
 
@@ -189,7 +190,7 @@ def joined() -> Iterator[Group]:
             dist.distributed_c10d._set_pg_timeout(PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"Process {rank} of {count} cannot connect to the others ({' '.join(str(error).split())[:120]}); start "
+                f"Process {rank} of {count} cannot connect to the others ({one_line(error, 120)}); start "
                 "torchrun on all machines with the same --rdzv-endpoint."
             ) from None
     store = PrefixStore(f"recbole-kd-{restarts}", dist.distributed_c10d._get_default_store())
@@ -201,7 +202,7 @@ def joined() -> Iterator[Group]:
             raise
         raise UserError(
             f"Process {rank} of {count} lost the connection to another process, which has ended "
-            f"({' '.join(str(error).split())[:120]}); torchrun says why, and restarts all if --max-restarts allows it."
+            f"({one_line(error, 120)}); torchrun says why, and restarts all if --max-restarts allows it."
         ) from None
     finally:
         if own:

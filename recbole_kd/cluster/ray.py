@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import ray
 
 from recbole_kd.errors import UserError
+from recbole_kd.text import one_line
 
 __all__ = ["check_cluster", "environment", "parallel_map", "ray_session"]
 
@@ -113,7 +114,7 @@ def check_cluster(address: str | None) -> None:
 
 def _no_cluster(address: str, error: Exception) -> UserError:
     return UserError(
-        f"No Ray cluster answers at --ray_address={address} ({' '.join(str(error).split())[:120]}); start one with "
+        f"No Ray cluster answers at --ray_address={address} ({one_line(error, 120)}); start one with "
         "'ray start --head', or leave --ray_address out."
     )
 

@@ -20,6 +20,7 @@ from recbole_kd.cluster.group import PATIENCE, joined
 from recbole_kd.cluster.launch import RESTARTS, attempted, raise_told
 from recbole_kd.cluster.ray import ray_session
 from recbole_kd.errors import TrainingError, UserError
+from recbole_kd.text import one_line
 
 __all__ = ["together_on_cluster"]
 
@@ -93,7 +94,7 @@ def together_on_cluster(
             raise_told(ray.get(board.read.remote()))
             raise TrainingError(
                 f"A process on the cluster was killed from outside, {RESTARTS + 1} times in all "
-                f"({' '.join(str(error).split())[:200]}). To continue a student's training, add "
+                f"({one_line(error, 200)}). To continue a student's training, add "
                 "--resume=FILE-last.pth; a teacher's training continues if the command is repeated."
             ) from None
         told = ray.get(board.read.remote())

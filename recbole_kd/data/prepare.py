@@ -35,7 +35,7 @@ from recbole_kd.errors import UserError, closest
 from recbole_kd.files.atomic import write_content
 from recbole_kd.files.plain import save_json
 from recbole_kd.files.reading import file_digest
-from recbole_kd.text import columns, unit_of
+from recbole_kd.text import columns, one_line, unit_of
 
 __all__ = ["PREPARABLE", "Columns", "can_prepare", "described", "k_core", "prepare"]
 
@@ -351,7 +351,7 @@ def _from_parquet(path: Path, chosen: Columns) -> pa.Table:
             found[name] = column.combine_chunks()
         _check_values(path, found, chosen)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"Cannot read '{path}': {' '.join(str(error).split())[:300]}.") from None
+        raise UserError(f"Cannot read '{path}': {one_line(error)}.") from None
     return _named(pa.table(found), chosen)
 
 

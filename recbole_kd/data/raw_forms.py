@@ -19,6 +19,7 @@ from pathlib import Path
 
 from recbole_kd.data.preparable import Preparable
 from recbole_kd.errors import UserError
+from recbole_kd.text import one_line
 
 __all__ = ["as_lines"]
 
@@ -74,7 +75,7 @@ def _from_json(lines: Lines, entry: Preparable) -> Iterator[str]:
         try:
             found = json.loads(line) if line else None
         except (ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:100]
+            reason = one_line(error, 100)
             raise UserError(f"{where}: it is not JSON ({reason}); expected an object with {_named(entry)}.") from None
         if not line:
             yield "\n"  # so that lines keep their numbers

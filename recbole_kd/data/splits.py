@@ -300,14 +300,11 @@ def interactions_of(split: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """
     rows = split.inter_feat
     histories = split.iid_field + split.config["LIST_SUFFIX"]
-    if histories in rows:
-        rows = split.timed
-    users, items = rows[split.uid_field], rows[split.iid_field]
-    if histories in rows:
-        first = rows[BEFORE] == 1
-        users = torch.cat([users[first], users])
-        items = torch.cat([rows[histories][first, 0], items])
-    return users, items
+    if histories not in rows:
+        return rows[split.uid_field], rows[split.iid_field]
+    rows = split.timed
+    users, items, first = rows[split.uid_field], rows[split.iid_field], rows[BEFORE] == 1
+    return torch.cat([users[first], users]), torch.cat([rows[histories][first, 0], items])
 
 
 def token_map(ours: Sequence[str], theirs: Sequence[str]) -> torch.Tensor:

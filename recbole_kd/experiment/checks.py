@@ -44,11 +44,6 @@ _PROCESS = ("local_rank", "single_spec", "offset", "world_size", "group_offset",
 #: Files of weights that RecBole's models unpickle.
 WEIGHT_FILES = ("mf_pretrain_path", "mlp_pretrain_path", "pretrain_path", "pre_model_path")
 
-#: Settings that RecBole's trainers read for some models; such a model has them in its own file.
-_OF_OTHER_MODELS = frozenset().union(
-    *(names for reason, names in known_keys.OMITTED.items() if reason.startswith(("of ", "a model's own")))
-)
-
 #: Settings with which a model is built without the weights of other files, by architecture.
 WITHOUT_FILES: Mapping[str, Mapping[str, Any]] = {
     "NeuMF": {"use_pretrain": False},
@@ -113,7 +108,7 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
 def readable_keys(config: Any) -> set[str]:
     """Settings that RecBole or the model reads, whether or not they have a default."""
     keys = {key for category in config.parameters.values() for key in category}
-    keys |= (_keys_read_by_recbole() - _OF_OTHER_MODELS) | keys_read_by_model(config.resolved.model_class)
+    keys |= (_keys_read_by_recbole() - known_keys.OF_OTHER_MODELS) | keys_read_by_model(config.resolved.model_class)
     return keys | (set(TRANSFORMED_SHARES.values()) if config.external_config_dict.get("transform") else set())
 
 

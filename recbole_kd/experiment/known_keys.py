@@ -22,6 +22,7 @@ from recbole_kd.text import moment
 
 __all__ = [
     "GROUPS",
+    "OF_OTHER_MODELS",
     "OMITTED",
     "SPLIT_KEYS",
     "WITHOUT_CUTOFF",
@@ -459,6 +460,21 @@ class Data(Options):
 #: Groups of settings, in the order of help.
 GROUPS: tuple[type[Options], ...] = (Who, FilesAndOutput, Machine, Training, Evaluation, Data)
 
+_OF_KNOWLEDGE_GRAPHS = (
+    *("ENTITY_ID_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "kg_reverse_r"),
+    *("entity_kg_num_interval", "relation_kg_num_interval", "kge_interval", "train_kg_step", "train_rec_step"),
+)
+_OF_DECISION_TREES = (
+    *("convert_token_to_onehot", "token_num_threshold", "lgb_num_boost_round", "lgb_params"),
+    *("xgb_early_stopping_rounds", "xgb_model", "xgb_nthread", "xgb_num_boost_round", "xgb_params"),
+    *("xgb_silent", "xgb_verbose_eval"),
+)
+_OF_SOME_MODELS = (
+    *("beta", "eta", "ft_ratio", "mask_ratio", "m_step", "n_dec_epochs", "n_enc_epochs", "pretrain_epochs"),
+    *("reg_weight", "save_step", "warm_up_step"),
+)
+#: Settings that RecBole's trainers read for some models; such a model has them in its own file.
+OF_OTHER_MODELS = frozenset((*_OF_KNOWLEDGE_GRAPHS, *_OF_DECISION_TREES, *_OF_SOME_MODELS))
 #: Reason -> settings that RecBole's shared code reads, but that are not in the table.
 OMITTED: dict[str, tuple[str, ...]] = {
     "RecBole computes it from the model, the machine or other settings": (
@@ -473,19 +489,9 @@ OMITTED: dict[str, tuple[str, ...]] = {
     "refused: RecBole keeps datasets as pickles": (
         *("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"),
     ),
-    "of models on knowledge graphs, none of which is offered": (
-        *("ENTITY_ID_FIELD", "HEAD_ENTITY_ID_FIELD", "TAIL_ENTITY_ID_FIELD", "RELATION_ID_FIELD", "kg_reverse_r"),
-        *("entity_kg_num_interval", "relation_kg_num_interval", "kge_interval", "train_kg_step", "train_rec_step"),
-    ),
-    "of decision trees, none of which is offered": (
-        *("convert_token_to_onehot", "token_num_threshold", "lgb_num_boost_round", "lgb_params"),
-        *("xgb_early_stopping_rounds", "xgb_model", "xgb_nthread", "xgb_num_boost_round", "xgb_params"),
-        *("xgb_silent", "xgb_verbose_eval"),
-    ),
-    "a model's own, with its default in the model's file": (
-        *("beta", "eta", "ft_ratio", "mask_ratio", "m_step", "n_dec_epochs", "n_enc_epochs", "pretrain_epochs"),
-        *("reg_weight", "save_step", "warm_up_step"),
-    ),
+    "of models on knowledge graphs, none of which is offered": _OF_KNOWLEDGE_GRAPHS,
+    "of decision trees, none of which is offered": _OF_DECISION_TREES,
+    "a model's own, with its default in the model's file": _OF_SOME_MODELS,
 }
 
 

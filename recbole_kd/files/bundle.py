@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.reading import file_digest, open_regular, read_json
+from recbole_kd.text import one_line
 
 __all__ = ["DISTANCE", "FORMAT", "FORMATS", "Bundle", "is_bundle", "read_bundle"]
 
@@ -261,7 +262,7 @@ def read_bundle(folder: str | Path) -> Bundle:
     try:
         return _read(folder, manifest, kind)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"'{folder}' is not a bundle of recbole-kd ({reason}); export it again.") from None
 
 

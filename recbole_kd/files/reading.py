@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike
 from recbole_kd.files.schema import Unbounded, check, require_bounded
+from recbole_kd.text import one_line
 
 #: Largest size in bytes of a text that is read into memory.
 MOST_TEXT = 1 << 26
@@ -56,7 +57,7 @@ def read_json(path: PathLike, schema: Any = dict[str, Any], advice: str = "give 
         value = json.loads(read_text(path))
         require_bounded(value, MOST_TEXT)
     except (ValueError, RecursionError, Unbounded) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error, 200)
         raise UserError(f"'{path}' is not valid JSON ({reason}); {advice}.") from None
     check(value, schema, f"'{path}'", advice)
     return value

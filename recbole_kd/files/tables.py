@@ -16,6 +16,7 @@ import pyarrow.parquet
 from recbole_kd.errors import UserError
 from recbole_kd.files.atomic import PathLike, write_atomic
 from recbole_kd.files.reading import open_regular
+from recbole_kd.text import one_line
 
 #: Bytes of text and rows of Parquet read at a time; largest size of a header in bytes.
 _BLOCK_BYTES, _BLOCK_ROWS, _HEADER_BYTES = 8 << 20, 1 << 18, 1 << 16
@@ -60,15 +61,14 @@ def read_batches(
         return
     header = head.decode("utf-8-sig", errors="replace").partition("\n")[0].rstrip("\r")
     separator = "\t" if "\t" in header else ","
-    names = [name.strip() for name in header.split(separator)]
-    if separator == ",":
-        names = [name.strip('"') for name in names]
+    quote = '"' if separator == "," else ""
+    names = [name.strip().strip(quote) for name in header.split(separator)]
     found = choose(names)
     types = {name: pa.float64() if kind in numbers else pa.string() for kind, name in found.items()}
     with pyarrow.csv.open_csv(
         path,
         read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK_BYTES),
-        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, quote_char='"' if separator == "," else False),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, quote_char=quote or False),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(found.values())),
     ) as reader:
         for batch in reader:
@@ -85,7 +85,7 @@ def readable(source: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
-        raise UserError(f"{source} cannot be read: {' '.join(str(error).split())[:200]}.") from None
+        raise UserError(f"{source} cannot be read: {one_line(error, 200)}.") from None
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

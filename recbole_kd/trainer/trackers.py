@@ -178,16 +178,15 @@ class _Mlflow:
         """The experiment of that name, made if there is none; another run may make it at the same time."""
         from mlflow.exceptions import MlflowException
 
-        for last in (False, True):
-            found = self._client.get_experiment_by_name(name)
-            if found is not None:
-                return found.experiment_id
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
             try:
                 return self._client.create_experiment(name)
             except MlflowException:
-                if last:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
                     raise
-        raise AssertionError("the second attempt returns or raises")
+        return found.experiment_id
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         self._write(metrics=values, epoch=epoch)
