@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_kd.data.prepare import Columns, described, prepare
+from recbole_kd.data.events import Columns
+from recbole_kd.data.prepare import described, prepare
 from recbole_kd.errors import UserError
 from recbole_kd.verbs.options import PrepareOptions
 

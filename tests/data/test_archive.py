@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from recbole_kd.data import preparable
-from recbole_kd.data.prepare import Columns, can_prepare, described, prepare
+from recbole_kd.data.events import Columns
+from recbole_kd.data.prepare import can_prepare, described, prepare
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.stages.data import fetch, load_splits

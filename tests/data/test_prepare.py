@@ -31,7 +31,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_kd.data.prepare import PREPARABLE, Columns, can_prepare, described, k_core, prepare
+from recbole_kd.data.events import Columns
+from recbole_kd.data.prepare import PREPARABLE, can_prepare, described, k_core, prepare
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
