@@ -26,7 +26,7 @@ class UnknownSetting(UserError):
         self.name, self.known = name, [*known]
 
     def __str__(self) -> str:
-        return f"Unknown setting '{self.name}': no part of the program reads it.{closest(self.name, self.known)}"
+        return f"Unknown setting '{self.name}': nothing in this run reads it.{closest(self.name, self.known)}"
 
 
 class TrainingError(_Line):

@@ -101,7 +101,7 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
             loader = FastFullSortEvalDataLoader
         elif loader is UserDataLoader and splits.history is not splits.train:
             loader = TrainedUserDataLoader
-        elif phase == "train" and splits.sequential and config["loss_type"] == "BCE":
+        elif phase == "train" and config.every_position:
             loader = WholeSequenceDataLoader
         elif phase == "train" and fast and can:
             loader = FastTrainDataLoader

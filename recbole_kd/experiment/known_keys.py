@@ -335,7 +335,9 @@ class Training(Options):
         filled=True,
         metavar="[8,16,32]",
     )
-    trim_padding: bool = option(False, "GRU4Rec, SASRec and STOSA skip padding: the same outputs, several times faster")
+    trim_padding: bool = option(
+        False, "BERT4Rec, GRU4Rec, SASRec and STOSA skip padding: the same outputs, several times faster"
+    )
     require_pow: bool = option(False, "square norms in RecBole's embedding loss")
     enable_amp: bool = option(False, "mixed precision")
     enable_scaler: bool = option(False, "scale the loss of mixed precision")

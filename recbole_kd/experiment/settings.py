@@ -40,11 +40,6 @@ WITHOUT_EFFECT = frozenset(
 )
 #: Settings that are in no checkpoint and no digest.
 _OF_THE_LOG = ("quiet", "log_mlflow", "mlflow_experiment")
-#: Losses of sequential models for which RecBole's loader draws no negatives -> the reason.
-_WITHOUT_NEGATIVES = {
-    "CE": "compares with every item and draws no negatives",
-    "BCE": "draws one negative for each position, uniformly",
-}
 #: Names of columns that RecBole's transforms of sequences write into the settings (recbole/data/transform.py).
 _COLUMNS = frozenset(
     (
@@ -189,30 +184,29 @@ class KDConfig(Config):
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
             self.sources["train_neg_sample_args"] = "the loss without its distiller"
         checks.check_metrics(final)
-        checks.check_transform(final, self.internal_config_dict.get("transform"), self.sequential, self.prefix)
+        own = None if final.get("every_position") else self.internal_config_dict.get("transform")
+        checks.check_transform(final, own, self.sequential, self.prefix)
         return final
 
     def _set_next_item_training(self, final: dict[str, Any]) -> None:
-        """Sets negative sampling to none for ``loss_type: CE`` and ``BCE``; RecBole makes the user set it.
+        """Sets negative sampling to none where the loader draws no negatives; RecBole makes the user set it.
 
-        CE compares with all items. BCE draws its own negatives for each position of a sequence, not in the loader.
+        ``loss_type: CE`` compares with all items. Losses at every position draw their own negatives for each.
         """
+        at_every_position = self._learns_at_every_position(final)
+        if at_every_position and self.resolved.backbone == "BERT4Rec":
+            final["transform"] = None  # its masks, which are drawn in the model here
         negatives = final.get("train_neg_sample_args")
         none = negatives is None or (isinstance(negatives, Mapping) and negatives.get("distribution") in (None, "none"))
-        given = self.external_config_dict.get("train_neg_sample_args") is not None and not none
         objective = final.get("loss_type")
-        able = is_one_of(self.resolved.model_class, AT_EVERY_POSITION)
-        if objective == "BCE" and not able:
-            raise UserError(
-                f"--{self.prefix}loss_type=BCE learns at every position of a sequence. It is for models that do not "
-                f"read later items ({', '.join(AT_EVERY_POSITION)}), not for {self.resolved.backbone}; set it to CE "
-                "or BPR."
-            )
-        if objective in _WITHOUT_NEGATIVES:
-            if given:
+        if objective == "CE" or at_every_position:
+            if self.external_config_dict.get("train_neg_sample_args") is not None and not none:
+                what = f"{'loss_type=BCE' if objective == 'BCE' else 'every_position=True'} draws one negative for "
+                what += "each position, uniformly"
+                if objective == "CE":
+                    what = "loss_type=CE compares with every item and draws no negatives"
                 raise UserError(
-                    f"--{self.prefix}train_neg_sample_args is set, but --{self.prefix}loss_type={objective} "
-                    f"{_WITHOUT_NEGATIVES[objective]}; leave it out, or set --{self.prefix}loss_type=BPR."
+                    f"--{self.prefix}train_neg_sample_args is set, but --{self.prefix}{what}; leave it out."
                 )
             final["train_neg_sample_args"] = None
         elif none and (objective == "BPR" or hasattr(self.resolved.model_class, "input_type")):
@@ -220,6 +214,29 @@ class KDConfig(Config):
                 f"{self.resolved.backbone} compares with negatives (loss_type BPR), but "
                 f"--{self.prefix}train_neg_sample_args draws none; leave it out."
             )
+
+    def _learns_at_every_position(self, final: Mapping[str, Any]) -> bool:
+        """Whether the loss is taken at every position of whole sequences (``every_position``, ``loss_type: BCE``)."""
+        objective, backbone = final.get("loss_type"), self.resolved.backbone
+        bce = objective == "BCE"
+        if not bce and not final.get("every_position"):
+            return False
+        what = f"--{self.prefix}{'loss_type=BCE' if bce else 'every_position=True'}"
+        known = next((losses for name, losses in AT_EVERY_POSITION.items() if self._is(name)), ())
+        if not known or (bce and "BCE" not in known):
+            able = [name for name, losses in AT_EVERY_POSITION.items() if not bce or "BCE" in losses]
+            raise UserError(
+                f"{what} learns at every position of a sequence. It is for {', '.join(able)}, not for {backbone}; "
+                "leave it out."
+            )
+        if objective is not None and objective not in known:
+            raise UserError(
+                f"{what}: {backbone} learns so by --{self.prefix}loss_type={' or '.join(known)}, not by {objective}."
+            )
+        return True
+
+    def _is(self, name: str) -> bool:
+        return is_one_of(self.resolved.model_class, (name,))
 
     def _loss_is_unbounded(self) -> bool:
         """Whether the model's own loss is unbounded because the run lacks the distiller that bounds it."""
@@ -232,7 +249,7 @@ class KDConfig(Config):
         self.final_config_dict["repeatable"] = repeatable or self.sequential
         super()._set_default_parameters()
         self.final_config_dict["repeatable"] = repeatable
-        if self.sequential and self.final_config_dict.get("loss_type") == "BCE":
+        if self.every_position:
             self.final_config_dict["MODEL_INPUT_TYPE"] = InputType.POINTWISE
         negatives = self.final_config_dict["train_neg_sample_args"]
         drawn = isinstance(negatives, Mapping) and negatives.get("distribution") not in (None, "none")
@@ -309,6 +326,11 @@ class KDConfig(Config):
     def sequential(self) -> bool:
         """Whether the model predicts the next item of a sequence."""
         return bool(self.resolved.model_class.type == ModelType.SEQUENTIAL)
+
+    @property
+    def every_position(self) -> bool:
+        """Whether the model learns at every position of whole sequences."""
+        return self.sequential and (bool(self["every_position"]) or self["loss_type"] == "BCE")
 
     def reads(self, key: str) -> bool:
         """Whether this run's model and distillers read a setting, given by its dotted name or its section's name."""

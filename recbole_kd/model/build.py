@@ -31,7 +31,7 @@ def build_model(config: Any, dataset: Any) -> nn.Module:
         model_class = without_hidden_layers(model_class)
     if config["trim_padding"] and config.sequential:
         model_class = trimmed(model_class)
-    if config.sequential and config["loss_type"] == "BCE":
+    if config.every_position:
         model_class = at_every_position(model_class)
     try:
         model: nn.Module = with_history(model_class, config, dataset).to(config["device"])
@@ -78,7 +78,8 @@ def check_sizes(config: Any, dataset: Any) -> None:
             f"and items a step, more than the {fewest - 1:,} that there are of one kind; lower it to "
             f"{max(1, largest):,}, or set --{config.prefix}cor_weight=0."
         )
-    if config.resolved.backbone == "BERT4Rec" and config["mask_ratio"] * config["MAX_ITEM_LIST_LENGTH"] < 1:
+    masks = config.resolved.backbone == "BERT4Rec" and not config.every_position
+    if masks and config["mask_ratio"] * config["MAX_ITEM_LIST_LENGTH"] < 1:
         raise UserError(
             f"--{config.prefix}mask_ratio={config['mask_ratio']} hides no item of a sequence of "
             f"--MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']}; raise one of them."

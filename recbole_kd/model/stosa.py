@@ -15,8 +15,9 @@ So they are the squared Euclidean distances of the vectors [mu, sqrt(cov)].
 - Loss (eq. 11-13), for a sequence s, its next item i and a negative j: -log sigmoid(W(s, j) - W(s, i)) plus
   `pvn_weight` times max(0, W(s, i) - W(i, j)), which keeps the positive nearer to the sequence than to the negative.
 
-Deviations: RecBole's rows are prefixes with one next item; the authors' code takes the loss at every position. In the
-authors' code the last block's covariance has no ELU(x) + 1 and is clamped at 0 before the root.
+Deviations: RecBole's rows are prefixes with one next item; the authors' code takes the loss at every position, as here
+with `every_position`. In the authors' code the last block's covariance has no ELU(x) + 1 and is clamped at 0 before the
+root.
 """
 
 from __future__ import annotations
@@ -163,9 +164,13 @@ class STOSA(SequentialRecommender):
         return -squared_wasserstein(vectors.unsqueeze(1), self.vectors_of(items)).squeeze(1)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """BPR on distances, plus the regulariser on positives and negatives; the mean over the batch."""
-        sequence = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        item, negative = self.vectors_of(interaction[self.POS_ITEM_ID]), self.vectors_of(interaction[self.NEG_ITEM_ID])
+        """:meth:`loss_of` the batch's sequences."""
+        sequences = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return self.loss_of(sequences, interaction[self.POS_ITEM_ID], interaction[self.NEG_ITEM_ID])
+
+    def loss_of(self, sequence: Tensor, items: Tensor, negatives: Tensor) -> Tensor:
+        """BPR on distances, plus the regulariser on positives and negatives; the mean over sequences (n, 2d)."""
+        item, negative = self.vectors_of(items), self.vectors_of(negatives)
         near, far = (sequence - item).square().sum(-1), (sequence - negative).square().sum(-1)
         loss = -functional.logsigmoid(far - near).mean()
         apart = (item - negative).square().sum(-1)

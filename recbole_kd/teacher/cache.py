@@ -92,10 +92,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
     """
     logger = logging.getLogger()
     settings = {key: value for key, value in recorded(config, splits).items() if key not in NO_PART_OF_A_MODEL}
-    for later in (
-        "stop_after",
-        "fast_sampling",
-    ):  # absent by default, so that keys from before these settings existed stay valid
+    # Absent by default, so that keys from before these settings existed stay valid.
+    for later in ("stop_after", "fast_sampling", "every_position"):
         if not settings.get(later):
             settings.pop(later, None)
     versions = [FORMAT, recbole.__version__]

@@ -224,7 +224,7 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
     [
         (
             {"embeding_size": 8},
-            "Unknown setting 'embeding_size': no part of the program reads it. Did you mean 'embedding_size'?",
+            "Unknown setting 'embeding_size': nothing in this run reads it. Did you mean 'embedding_size'?",
         ),
         ({"simrec.tripelts": 8}, "Unknown option 'simrec.tripelts'. Did you mean 'triplets'?"),
         ({"simrec.prediction_temperature": -1}, "simrec.prediction_temperature=-1 is out of range; expected above 0."),

@@ -444,7 +444,7 @@ BAD: dict[str, Case] = {
         "--MODEL_TYPE follows from the model and cannot be set; leave it out",
     ),
     "a model's word": (["--model=SGL", ML, "--type=XX"], "--type='XX' is not one of ED, ND, RW"),
-    "train key": ([*BPR, "--dryrun=true"], "'dryrun': no part of the program reads it. Did you mean 'dry_run'"),
+    "train key": ([*BPR, "--dryrun=true"], "'dryrun': nothing in this run reads it. Did you mean 'dry_run'"),
     "evaluate key": (with_checkpoint("evaluate", rseult_file="x"), "Did you mean 'result_file'"),
     "recommend key": (with_checkpoint("recommend", users="u1", fromat="csv"), "Did you mean 'format'"),
     "export key": (with_checkpoint("export", output="x", overwirte="true"), "Did you mean 'overwrite'"),
