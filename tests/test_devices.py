@@ -62,6 +62,10 @@ ALLOWED = {
     ("read", "data.graphs"): 10,
     # How long a sequence is, of each part of a batch.
     ("to the CPU", "model.trimming"): 1,
+    # How many positions sequences have, or hidden ones; for whom negatives are drawn, which items they have, and the draws.
+    ("read", "model.every_position"): 1,
+    ("to the CPU", "model.every_position"): 1,
+    ("drawn", "model.every_position"): 1,
     # What an autoencoder's users have; which pairs of a batch with labels are observed.
     ("read", "data.observed"): 1,
     ("read", "trainer.batches"): 2,
@@ -318,10 +322,13 @@ def assert_it_trains_there(name: str, path: Path, **settings: Any) -> None:
         ("SimRecTeacher", {}),
         ("STOSA", {"n_layers": 1}),
         ("STOSA", {"n_layers": 1, "trim_padding": True}),
+        ("STOSA", {"n_layers": 1, "every_position": True}),
+        ("SASRec", {"n_layers": 1, "every_position": True}),
+        ("BERT4Rec", {"n_layers": 1, "every_position": True, "trim_padding": True}),
         ("NeuMF", {"mlp_hidden_size": []}),
     ],
 )
-def test_a_model_of_ours(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_or_objective_of_ours(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     assert_it_trains_there(name, tmp_path, **settings)
 
 

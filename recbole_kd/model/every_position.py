@@ -89,15 +89,15 @@ class _EveryPosition:
         items, lengths = interaction[names.ITEM_SEQ], interaction[names.ITEM_SEQ_LEN]
         last = interaction[names.POS_ITEM_ID].unsqueeze(1)
         following = functional.pad(items[:, 1:], (0, 1)).scatter(1, (lengths - 1).unsqueeze(1), last)
-        there = following > 0
-        positives, outputs = following[there], self.outputs(items, lengths)[there]
+        places = (following.flatten() > 0).nonzero().squeeze(1)
+        positives, outputs = following.flatten()[places], self.outputs(items, lengths).flatten(0, 1)[places]
         if self.objective == "CE":
             size = self._size
             logits = outputs[:, :size] @ self.item_embedding.weight[: self.n_items, :size].t()
             return functional.cross_entropy(logits, positives)
-        users = interaction[names.USER_ID].unsqueeze(1).expand_as(items)[there]
-        drawn = self._negatives.draw(users.cpu(), positives.cpu(), torch.default_generator).to(items.device)
-        return self.loss_of(outputs, positives, drawn)
+        users = interaction[names.USER_ID][places // items.shape[1]]
+        drawn = self._negatives.draw(*torch.stack([users, positives]).cpu(), torch.default_generator)
+        return self.loss_of(outputs, positives, drawn.to(items.device))
 
     @property
     def _size(self) -> int | None:
@@ -133,10 +133,11 @@ class _HiddenPositions:
         """(n, L) which items of sequences (n, L), padded by zeros, are hidden; drawn anew in each call."""
         names: Any = self
         there = items > 0
-        draws, alone = torch.rand(items.shape), torch.rand(len(items), 1) < self._last_alone
-        hidden = (draws.to(items.device) < names.mask_ratio) & there
+        draws = torch.rand(len(items), items.shape[1] + 1, generator=torch.default_generator).to(items.device)
+        hidden = (draws[:, 1:] < names.mask_ratio) & there
+        alone = (draws[:, :1] < self._last_alone) | ~hidden.any(dim=1, keepdim=True)
         last = torch.arange(items.shape[1], device=items.device) == there.sum(dim=1, keepdim=True) - 1
-        return torch.where(alone.to(items.device) | ~hidden.any(dim=1, keepdim=True), last, hidden)
+        return torch.where(alone, last, hidden)
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Cross-entropy of the hidden items among all; the mean over the batch's hidden positions."""
@@ -147,10 +148,10 @@ class _HiddenPositions:
         places = torch.arange(items.shape[1], device=items.device) + (lengths == items.shape[1]).long()
         whole = whole.gather(1, places)
         hidden = self.hidden(whole)
-        # The class's own forward: `self.forward` may be a shared one, which keeps its outputs for other callers.
-        outputs = type(self).forward(self, whole.masked_fill(hidden, names.mask_token))[hidden]  # type: ignore[attr-defined]
-        logits = outputs @ self.item_embedding.weight[: self.n_items].t() + self.output_bias
-        return functional.cross_entropy(logits, whole[hidden])
+        outputs = names.forward(whole.masked_fill(hidden, names.mask_token))
+        places = hidden.flatten().nonzero().squeeze(1)
+        logits = outputs.flatten(0, 1)[places] @ self.item_embedding.weight[: self.n_items].t() + self.output_bias
+        return functional.cross_entropy(logits, whole.flatten()[places])
 
 
 def at_every_position(model_class: type[Any]) -> type[Any]:
