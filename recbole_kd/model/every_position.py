@@ -96,8 +96,9 @@ class _EveryPosition:
             logits = outputs[:, :size] @ self.item_embedding.weight[: self.n_items, :size].t()
             return functional.cross_entropy(logits, positives)
         users = interaction[names.USER_ID][places // items.shape[1]]
-        drawn = self._negatives.draw(*torch.stack([users, positives]).cpu(), torch.default_generator)
-        return self.loss_of(outputs, positives, drawn.to(items.device))
+        users, items = torch.stack([users, positives]).cpu()
+        drawn = self._negatives.draw(users, items, torch.default_generator)
+        return self.loss_of(outputs, positives, drawn.to(outputs.device))
 
     @property
     def _size(self) -> int | None:
