@@ -74,11 +74,22 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
             f"--warm_start_new={given['warm_start_new']} is read with --warm_start=FILE alone; set it, or leave "
             "--warm_start_new out."
         )
+    held_out = given.get("held_out_users") or config.internal_config_dict.get("held_out_users")
+    if "fold_in" in given and given["fold_in"] != config.internal_config_dict["fold_in"] and not held_out:
+        raise UserError(
+            f"--fold_in={given['fold_in']} is read with --held_out_users alone; set it, such as to [0.1,0.1], or leave "
+            "--fold_in out."
+        )
     names = distiller_names(given.get("distill", config.internal_config_dict.get("distill")) or [])
     if given.get("teacher") and not names and "sevo" not in config.internal_config_dict:
         raise UserError(
             "Section 'teacher' is set but not used: --distill is empty. Set --distill=NAME, such as rrd, or leave "
             "--teacher out."
+        )
+    if str(given.get("baseline") or "none").lower() not in ("none", "student") and not names:
+        raise UserError(
+            f"--baseline={given['baseline']} is set but not used: --distill is empty. Set --distill=NAME, such as rrd, or "
+            f"compare plain models, recbole-kd compare --models={config.resolved.name},{given['baseline']}."
         )
     for key in given:
         if key in distillers() and key not in names:

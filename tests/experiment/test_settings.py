@@ -280,6 +280,8 @@ def test_two_configurations_do_not_share_state(known_answer: Path) -> None:
         ({".x": 1}, "has an empty part"),
         ({"resume": ""}, "--resume=''; expected"),
         ({"warm_start_new": "teacher"}, "--warm_start_new=teacher is read with --warm_start=FILE alone"),
+        ({"fold_in": 0.5}, "--fold_in=0.5 is read with --held_out_users alone"),
+        ({"distill": [], "baseline": "LightGCN"}, "recbole-kd compare --models=SimRecStudent,LightGCN."),
         ({"distill": [], "teacher": "LightGCN"}, "Section 'teacher' is set but not used: --distill is empty"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
