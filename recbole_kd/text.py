@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-__all__ = ["columns", "duration", "moment", "one_line", "unit_of"]
+__all__ = ["columns", "counted", "duration", "moment", "one_line", "unit_of"]
 
 
 def columns(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -31,6 +31,15 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "epoch"), counted(3000, "epoch")
+    ('1 epoch', '3,000 epochs')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def one_line(message: object, letters: int = 300) -> str:

@@ -88,8 +88,8 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
         )
     if str(given.get("baseline") or "none").lower() not in ("none", "student") and not names:
         raise UserError(
-            f"--baseline={given['baseline']} is set but not used: --distill is empty. Set --distill=NAME, such as rrd, or "
-            f"compare plain models, recbole-kd compare --models={config.resolved.name},{given['baseline']}."
+            f"--baseline={given['baseline']} is set but not used: --distill is empty. Set --distill=NAME, such as rrd, "
+            f"or compare plain models, recbole-kd compare --models={config.resolved.name},{given['baseline']}."
         )
     for key in given:
         if key in distillers() and key not in names:

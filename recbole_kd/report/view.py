@@ -14,6 +14,7 @@ from recbole.evaluator.register import metrics_dict
 from recbole_kd.experiment.values import at, leaves
 from recbole_kd.report.looks import Style, is_numeric, styles_of
 from recbole_kd.report.schema import check_results, number
+from recbole_kd.text import counted
 
 #: A p-value below this is called significant.
 LEVEL = 0.05
@@ -243,7 +244,7 @@ class Comparison:
     def title(self) -> str:
         """The report's title."""
         count = len(self.models)
-        return f"{count} recommender{'' if count == 1 else 's'} on {self.results.get('dataset', 'a dataset')}"
+        return f"{counted(count, 'recommender')} on {self.results.get('dataset', 'a dataset')}"
 
     @property
     def students(self) -> list[Model]:

@@ -27,7 +27,7 @@ from recbole_kd.stages.needs import check_data
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import obtain_teacher
 from recbole_kd.teacher.cache import Trained
-from recbole_kd.text import duration
+from recbole_kd.text import counted, duration
 from recbole_kd.trainer.kd_trainer import make_trainer
 from recbole_kd.trainer.learner import optimizer_factory
 
@@ -123,8 +123,9 @@ def _line(name: str, trainer: Any, train: Any) -> str:
     reset_peak_memory()
     trainer._train_epoch(steps, trainer.start_epoch)
     epoch = statistics.median(steps.seconds[1:] or steps.seconds) * len(train)
+    lasting = f"{epoch:.2g} s" if epoch < 99 else duration(epoch)
     return (
-        f"{name}: about {epoch:.2g} s per epoch of {len(train):,} steps, at most "
-        f"{duration(epoch * trainer.epochs)} for {trainer.epochs} epochs without evaluation; "
+        f"{name}: about {lasting} per epoch of {len(train):,} steps, at most "
+        f"{duration(epoch * trainer.epochs)} for {counted(trainer.epochs, 'epoch')} without evaluation; "
         f"peak memory {peak_memory() / 1e6:,.0f} MB"
     )

@@ -12,6 +12,7 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import Interrupted
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.teacher.cache import Trained, train_or_fetch
+from recbole_kd.text import counted
 
 __all__ = ["resumable", "train_baseline", "train_student"]
 
@@ -20,7 +21,7 @@ def train_student(trainer: Any, loaders: Any, saved: bool = True) -> None:
     """Trains the student and keeps its best epoch by the validation split."""
     config = trainer.config
     bound = "at most" if loaders[1] is not None else "(without a validation split) exactly"
-    logging.getLogger().info(f"Training the student {config['model']} for {bound} {trainer.epochs} epochs")
+    logging.getLogger().info(f"Training the student {config['model']} for {bound} {counted(trainer.epochs, 'epoch')}")
     trainer.fit(*loaders[:2], saved=saved, show_progress=config["show_progress"])
 
 

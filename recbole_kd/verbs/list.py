@@ -162,16 +162,17 @@ def _one(kind: str, name: str, data_path: str) -> str:
 
 
 def _settings_of(model: str) -> Iterator[Described]:
-    """A model's own settings, from the file of their defaults."""
+    """A model's own settings, from the files of their defaults."""
     module = inspect.getmodule(load_class(models()[model].path))
     beside = Path(str(getattr(module, "__file__", ""))).with_name(f"{model}.yaml")
-    files = (PROPERTIES / "model" / f"{model}.yaml", _RECBOLE / "model" / f"{model}.yaml", beside)
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        return
-    comments = dict(re.findall(r"^([\w-]+):.*?#\s*(?:\([^)]*\)\s*)?(.*)$", file.read_text(encoding="utf-8"), re.M))
+    defaults: dict[str, Any] = {}
+    comments: dict[str, str] = {}
+    for file in (_RECBOLE / "model" / f"{model}.yaml", beside, PROPERTIES / "model" / f"{model}.yaml"):
+        if file.is_file():
+            defaults |= read_yaml(file)
+            text = file.read_text(encoding="utf-8")
+            comments |= re.findall(r"^([\w-]+):.*?#\s*(?:\([^)]*\)\s*)?(.*)$", text, re.M)
     known = {one.name: one for _, group in known_keys() for one in group}
-    defaults = read_yaml(file)
     for key, default in defaults.items():
         if key in ("for_dataset", "teacher", "distill", "baseline"):
             continue  # of a model that is a recipe too

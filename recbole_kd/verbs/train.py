@@ -22,6 +22,7 @@ from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.stages.testing import evaluate, evaluate_prefixes
 from recbole_kd.stages.training import resumable, train_baseline, train_student
+from recbole_kd.text import counted
 from recbole_kd.trainer.board import new_stamp
 from recbole_kd.trainer.trackers import check_trackers
 from recbole_kd.verbs.options import TrainOptions
@@ -44,7 +45,8 @@ def run(options: TrainOptions, settings: dict[str, Any]) -> None:
     print(table(result, asked="metrics" in settings))
     print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
     if final := result["final"]:
-        print(f"trained on all {final['interactions']:,} interactions, {final['epochs']} epochs: {final['checkpoint']}")
+        epochs = counted(final["epochs"], "epoch")
+        print(f"trained on all {final['interactions']:,} interactions, {epochs}: {final['checkpoint']}")
 
 
 def run_recbole_kd(

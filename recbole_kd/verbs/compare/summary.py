@@ -16,7 +16,7 @@ from recbole_kd.evaluation.costs import THREADS
 from recbole_kd.evaluation.per_user import load_per_user
 from recbole_kd.evaluation.significance import bootstrap_intervals, pairwise, sample_deviation
 from recbole_kd.stages.result import versions
-from recbole_kd.text import columns
+from recbole_kd.text import columns, counted
 from recbole_kd.verbs.compare.plan import Plan, Row
 
 FORMAT = 1
@@ -141,7 +141,7 @@ def budget_sentence(plan: Plan) -> str:
     teachers = [row for row in plan.rows if row.role == "teacher"]
     teacher = f"; each teacher was trained once, with seed {teachers[0].seeds[0]}" if teachers else ""
     counts = {"seed": len(plan.seeds), "epoch": plan.epochs, "evaluation": plan.stopping_step}
-    seeds, epochs, evaluations = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
+    seeds, epochs, evaluations = (counted(count, name) for name, count in counts.items())
     return (
         f"Every student was trained with {seeds} on one split, {tuned}, for at most {epochs}, stopped after "
         f"{evaluations} without improvement of {valid} on validation"

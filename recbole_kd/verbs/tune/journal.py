@@ -18,7 +18,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.plain import save_json
 from recbole_kd.files.reading import read_json
-from recbole_kd.text import duration
+from recbole_kd.text import counted, duration
 from recbole_kd.verbs.tune.report import write_report
 from recbole_kd.verbs.tune.space import Domain
 from recbole_kd.verbs.tune.worker import Task
@@ -150,7 +150,7 @@ class Journal(tune.Callback):
         total, over = len(self.task.draws), len(self.records)
         left = (time.monotonic() - self._started) / max(1, over - self._before) * (total - over)
         best = self.best()
-        epochs = "1 epoch" if record["epochs"] == 1 else f"{record['epochs']} epochs"
+        epochs = counted(record["epochs"], "epoch")
         parts = [f"Trial {record['trial']} {record['status']} after {epochs}"]
         if record["score"] is not None:
             parts.append(f"{self.facts['valid_metric']} {record['score']:.4f}")
