@@ -474,10 +474,13 @@ class KDConfig(Config):
             return self._derived(model, settings, prefix="")
         taken = (*BASELINE_LENGTHS, "fast_sampling")
         settings = {key: self[key] for key in taken if key in self.external_config_dict}
-        probe = self._derived(model, {}, prefix="")
-        for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size"):
-            if key in probe and self["embedding_size"] is not None:
-                settings[key] = self["embedding_size"]
+        defaults = self._derived(model, {}, prefix="").internal_config_dict
+        named = [key for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size") if key in defaults]
+        if not named and "hidden_size" in defaults:  # SASRec, BERT4Rec, STOSA
+            named = ["hidden_size"]
+        size = self["embedding_size"] or self["hidden_size"]
+        if size is not None:
+            settings.update(dict.fromkeys(named, size))
         return self._derived(model, settings, prefix="")
 
     def model_keys(self) -> set[str]:

@@ -202,6 +202,17 @@ def test_the_baseline_is_of_the_students_size() -> None:
     assert baseline.distillers == []
 
 
+@pytest.mark.parametrize(
+    ("student", "baseline", "size"),
+    [("GRU4Rec", "SASRec", "embedding_size"), ("SASRec", "GRU4Rec", "hidden_size"), ("SASRec", "STOSA", "hidden_size")],
+)
+def test_a_baseline_of_next_items_is_of_the_students_size(student: str, baseline: str, size: str) -> None:
+    """Whatever the two architectures call it."""
+    given = {"data_path": "elsewhere", "teacher": "SASRec", "distill": "kd", "baseline": baseline, size: 12}
+    made = KDConfig(student, "no-dataset", config_dict=given).baseline_config()
+    assert made["hidden_size" if size == "embedding_size" or baseline == "STOSA" else "embedding_size"] == 12
+
+
 def test_a_models_file_has_presets_for_a_dataset(known_answer: Path) -> None:
     settings = {"data_path": "elsewhere"}
     plain = KDConfig("SimRecStudent", "gowalla", config_dict=settings)
