@@ -475,12 +475,12 @@ class KDConfig(Config):
         taken = (*BASELINE_LENGTHS, "fast_sampling")
         settings = {key: self[key] for key in taken if key in self.external_config_dict}
         defaults = self._derived(model, {}, prefix="").internal_config_dict
-        named = [key for key in ("embedding_size", "mf_embedding_size", "mlp_embedding_size") if key in defaults]
-        if not named and "hidden_size" in defaults:  # SASRec, BERT4Rec, STOSA
-            named = ["hidden_size"]
+        sizes = ["embedding_size", "mf_embedding_size", "mlp_embedding_size"]
+        if defaults.keys().isdisjoint(sizes):
+            sizes = ["hidden_size"]  # of SASRec, BERT4Rec and STOSA
         size = self["embedding_size"] or self["hidden_size"]
         if size is not None:
-            settings.update(dict.fromkeys(named, size))
+            settings.update({key: size for key in sizes if key in defaults})
         return self._derived(model, settings, prefix="")
 
     def model_keys(self) -> set[str]:
