@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, NoReturn, Optional, TypedDict, Union
@@ -13,6 +14,7 @@ from recbole_kd.files.schema import check, inside
 FORMAT = 1
 #: The largest cost and the largest value of a metric that a chart can show.
 _MOST = 1e15
+_MOST_EPOCHS = 10**9
 _SOURCE, _ADVICE = "These are not results of compare", "give the results.json that it wrote"
 
 _Number = Optional[float]
@@ -123,7 +125,16 @@ def check_results(results: Any) -> None:
         refuse("a row has no name")
     if len(set(names)) < len(names):
         refuse(f"two rows are named {next(name for name in names if names.count(name) > 1)!r}")
+    try:
+        json.dumps(results, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        refuse(f"half of a character, {error.object[error.start]!a}, is in one of its texts")
     for row in rows:
+        for run in row.get("runs") or []:
+            epochs = [run.get("best_epoch") or 0, *map(int, run.get("loss_history") or ())]
+            epochs += [one["epoch"] for one in run.get("valid_history") or []]
+            if not all(0 <= epoch < _MOST_EPOCHS for epoch in epochs):
+                refuse(f"row {row['name']!r} has an epoch that is not between 0 and {_MOST_EPOCHS:,}")
         seconds = [one for run in row.get("runs") or [] for one in run.get("epoch_seconds") or []]
         if any(one is not None and not math.isfinite(one) for one in seconds):
             refuse(f"row {row['name']!r} has epoch_seconds that are not finite")

@@ -360,6 +360,18 @@ def _without(key: str) -> dict[str, Any]:
         ({**fabricated(seeds=1), "rows": [{"mean": {}}]}, "field rows[0].name is missing; expected text"),
         ({**fabricated(seeds=1), "rows": [{"name": "A"}]}, "field rows[0].mean is missing; expected values by name"),
         ({**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}}] * 2}, "two rows are named 'A'"),
+        ({**fabricated(seeds=1), "dataset": "\ud800"}, r"half of a character, '\ud800', is in one of its texts"),
+        (
+            {
+                **fabricated(seeds=1),
+                "rows": [{"name": "A", "mean": {}, "runs": [{"loss_history": {"10000000000": {}}}]}],
+            },
+            "has an epoch",
+        ),
+        (
+            {**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}, "runs": [{"valid_history": [{"epoch": -1}]}]}]},
+            "has an epoch",
+        ),
     ],
 )
 def test_what_is_no_result_of_compare_is_refused(results: Any, message: str) -> None:
