@@ -360,7 +360,10 @@ def _without(key: str) -> dict[str, Any]:
         ({**fabricated(seeds=1), "rows": [{"mean": {}}]}, "field rows[0].name is missing; expected text"),
         ({**fabricated(seeds=1), "rows": [{"name": "A"}]}, "field rows[0].mean is missing; expected values by name"),
         ({**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}}] * 2}, "two rows are named 'A'"),
-        ({**fabricated(seeds=1), "dataset": "\ud800"}, r"half of a character, '\ud800', is in one of its texts"),
+        (
+            {**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}, "settings": {"x": "\ud800"}}]},
+            r"half of a character, '\ud800', is in one of its texts",
+        ),
         (
             {
                 **fabricated(seeds=1),
