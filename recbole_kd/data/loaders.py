@@ -82,10 +82,10 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
         samplers = _samplers(config, splits)
     except ValueError as error:
         raise UserError(f"Negatives cannot be sampled: {' '.join(str(error).split())}") from error
-    can = samples_fast(config["student"], config["MODEL_TYPE"])
+    can = samples_fast(config["student"], config["MODEL_TYPE"]) and not config.every_position
     if config["fast_sampling"] and not can:
         getLogger().warning(
-            f"--fast_sampling=true: {config['student']} reads batches of its own kind, which RecBole's loader draws."
+            f"--fast_sampling=true: {config['student']} reads batches of its own kind, which are drawn one by one."
         )
     fast = bool(config["fast_sampling"]) if fast is None else fast
     loaders: list[Any] = []

@@ -81,7 +81,9 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
             "--fold_in out."
         )
     names = distiller_names(given.get("distill", config.internal_config_dict.get("distill")) or [])
-    if given.get("teacher") and not names and "sevo" not in config.internal_config_dict:
+    sections = merge(config.internal_config_dict, given)
+    sevo = SEvoOptions.parse("sevo", sections["sevo"]) if "sevo" in config.internal_config_dict else None
+    if given.get("teacher") and not names and (sevo is None or sevo.graph != "teacher"):
         raise UserError(
             "Section 'teacher' is set but not used: --distill is empty. Set --distill=NAME, such as rrd, or leave "
             "--teacher out."
@@ -108,8 +110,6 @@ def check_known(config: Any) -> tuple[dict[str, DistillerOptions], SEvoOptions |
             own = TEACHER_KEYS if config.prefix else ()
             known = [config.prefix + name for name in [*own, *config.internal_config_dict, *names]]
             raise UnknownSetting(config.prefix + key, known)
-    sections = merge(config.internal_config_dict, given)
-    sevo = SEvoOptions.parse("sevo", sections["sevo"]) if "sevo" in config.internal_config_dict else None
     options = {name: distiller_class(name).options_class.parse(name, sections.get(name)) for name in names}
     known_keys.check({key: sections[key] for key in given}, config.internal_config_dict, config.prefix)
     # The teacher's other settings are checked when its own configuration is made.

@@ -188,7 +188,7 @@ class Experiment:
         fast = bool(distillers) if settings["fast_sampling"] is None else bool(settings["fast_sampling"])
         # A plain run that draws its own negatives is not RecBole's bit for bit anyway.
         fused = bool(distillers) or fast if settings["fused_adam"] is None else bool(settings["fused_adam"])
-        optimiser = Optimiser(str(settings["learner"]).lower(), fused, settings.sevo)
+        optimiser = Optimiser(settings["learner"], fused, settings.sevo)
         teachers: tuple[TeacherSource, ...] = ()
         if settings.reads_teacher:
             sections = settings.teacher_sections()

@@ -20,7 +20,6 @@ from recbole_kd.experiment.presets import Layer, distiller_names, merged, preced
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import SafeLoader, overall_properties, read_properties, read_yaml
 from recbole_kd.model.every_position import AT_EVERY_POSITION
-from recbole_kd.model.kinds import is_one_of
 from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -170,6 +169,7 @@ class KDConfig(Config):
             self.sources.update(added)
         self.data_root = final["data_path"]
         final["student"] = self.resolved.backbone
+        final["learner"] = str(final["learner"]).lower()
         final["distill"] = distiller_names(final.get("distill") or [])
         # RecBole compares this with a number before a dataset is loaded; the loaders compute it from the catalogue.
         final["eval_batch_size_given"] = final.get("eval_batch_size") is not None
@@ -195,7 +195,12 @@ class KDConfig(Config):
         """
         at_every_position = self._learns_at_every_position(final)
         if at_every_position and self.resolved.backbone == "BERT4Rec":
-            final["transform"] = None  # its masks, which are drawn in the model here
+            if self.external_config_dict.get("transform") is not None:
+                raise UserError(
+                    f"--{self.prefix}transform={final['transform']}: with --{self.prefix}every_position=True BERT4Rec "
+                    "hides items by itself; leave it out."
+                )
+            final["transform"] = None
         negatives = final.get("train_neg_sample_args")
         none = negatives is None or (isinstance(negatives, Mapping) and negatives.get("distribution") in (None, "none"))
         objective = final.get("loss_type")
@@ -222,7 +227,7 @@ class KDConfig(Config):
         if not bce and not final.get("every_position"):
             return False
         what = f"--{self.prefix}{'loss_type=BCE' if bce else 'every_position=True'}"
-        known = next((losses for name, losses in AT_EVERY_POSITION.items() if self._is(name)), ())
+        known = AT_EVERY_POSITION.get(backbone, ())
         if not known or (bce and "BCE" not in known):
             able = [name for name, losses in AT_EVERY_POSITION.items() if not bce or "BCE" in losses]
             raise UserError(
@@ -234,9 +239,6 @@ class KDConfig(Config):
                 f"{what}: {backbone} learns so by --{self.prefix}loss_type={' or '.join(known)}, not by {objective}."
             )
         return True
-
-    def _is(self, name: str) -> bool:
-        return is_one_of(self.resolved.model_class, (name,))
 
     def _loss_is_unbounded(self) -> bool:
         """Whether the model's own loss is unbounded because the run lacks the distiller that bounds it."""
@@ -406,10 +408,10 @@ class KDConfig(Config):
         own = {key: value for key, value in section.items() if key not in checks.TEACHER_KEYS}
         # With large tables Adam takes most of the time, with small ones RecBole's loader.
         return self._derived(
-            model, {"fused_adam": True, "fast_sampling": self._samples_fast(model, prefix), **own}, prefix
+            model, {"fused_adam": True, "fast_sampling": self._samples_fast(model, own, prefix), **own}, prefix
         )
 
-    def _samples_fast(self, model: str, prefix: str = "") -> bool:
+    def _samples_fast(self, model: str, own: Mapping[str, Any], prefix: str = "") -> bool:
         """Whether a teacher or baseline of a distilled student draws its batches fast if its settings do not say.
 
         By default a model that needs RecBole's loader gets it, without a message.
@@ -417,7 +419,8 @@ class KDConfig(Config):
         if self["fast_sampling"] is not None:
             return bool(self["fast_sampling"])
         resolved = resolve_model(model, setting=f"{prefix}model")
-        return samples_fast(resolved.backbone, resolved.model_class.type)
+        whole = resolved.backbone in AT_EVERY_POSITION and (own.get("every_position") or own.get("loss_type") == "BCE")
+        return not whole and samples_fast(resolved.backbone, resolved.model_class.type)
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:
         """The configuration of a model in a checkpoint: its stored settings, this run's data and evaluation.
@@ -457,13 +460,13 @@ class KDConfig(Config):
             keys |= set(checks.TRANSFORMED_SHARES.values()) if self["transform"] else set()
             settings = {key: self[key] for key in keys - {"sevo"} if key in self}
             if self.sevo is not None and self.sevo.graph == "teacher":
-                settings["learner"] = str(settings["learner"]).lower().removeprefix("sevo_")
+                settings["learner"] = settings["learner"].removeprefix("sevo_")
             elif self.sevo is not None:
                 settings["sevo"] = self["sevo"]
             if settings["fused_adam"] is None:
                 settings["fused_adam"] = bool(self.active_distillers())  # as for the student
             if settings["fast_sampling"] is None:
-                settings["fast_sampling"] = bool(self.active_distillers()) and self._samples_fast(model)
+                settings["fast_sampling"] = bool(self.active_distillers()) and self._samples_fast(model, settings)
             if model in MODELS:
                 # This backbone may not know the recipe's size settings; its file lists the settings that it reads.
                 listed = self._derived(model, {}, prefix="").internal_config_dict

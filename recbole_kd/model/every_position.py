@@ -128,7 +128,7 @@ class _HiddenPositions:
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)  # type: ignore[call-arg]
-        self._last_alone = config["ft_ratio"]
+        self._last_alone = config["ft_ratio"] or 0.0
 
     def hidden(self, items: Tensor) -> Tensor:
         """(n, L) which items of sequences (n, L), padded by zeros, are hidden; drawn anew in each call."""

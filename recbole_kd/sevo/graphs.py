@@ -36,6 +36,7 @@ __all__ = [
     "cached_adjacency",
     "category_adjacency",
     "check_columns",
+    "check_neighbours",
     "consecutive_adjacency",
     "item_categories",
     "sevo_adjacency",
@@ -45,6 +46,14 @@ __all__ = [
 
 #: Values of ``sevo.graph``.
 GRAPHS = ("consecutive", "bipartite", "category", "teacher")
+
+#: The options that each graph depends on.
+_GRAPH_OPTIONS = {
+    "consecutive": ("window", "maxlen"),
+    "bipartite": (),
+    "category": ("category",),
+    "teacher": ("neighbours", "temperature"),
+}
 
 #: Similarities in a block of items times all items; limits the search for neighbours to 64 MiB of float32.
 BLOCK_CELLS = 1 << 24
@@ -71,6 +80,19 @@ class SEvoOptions(Options):
     neighbours: int = option(10, "for graph teacher: number of nearest items that each item chooses", minimum=1)
     temperature: float = option(1.0, "for graph teacher: tau of exp(-d/tau), d = 1 - cosine", above=0)
     category: str = option("class", "for graph category: the item feature whose values are the categories")
+
+    def check(self, section: str) -> None:
+        """
+        Raises:
+            UserError: an option that only another graph reads has another value than its default.
+        """
+        for graph, names in _GRAPH_OPTIONS.items():
+            for name in names if graph != self.graph else ():
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise UserError(
+                        f"--{section}.{name} is read by --{section}.graph={graph} alone, and the graph is "
+                        f"{self.graph}; leave it out."
+                    )
 
 
 def consecutive_adjacency(
@@ -147,6 +169,15 @@ def category_adjacency(item_ids: Tensor, category_ids: Tensor, nodes: int) -> Te
     return symmetric_normalized(rows, columns, torch.ones(len(rows)), nodes)
 
 
+def check_neighbours(neighbours: int, others: int) -> None:
+    """
+    Raises:
+        UserError: `neighbours` is more than the number of other items.
+    """
+    if neighbours > others:
+        raise UserError(f"--sevo.neighbours={neighbours} is more than the {others} other items; choose fewer.")
+
+
 def teacher_adjacency(
     embeddings: Tensor,
     neighbours: int,
@@ -178,8 +209,7 @@ def teacher_adjacency(
     padding = torch.arange(items, device=embeddings.device) == 0
     left_out = padding if known is None else padding | ~known.to(padding.device)
     others = max(items - int(left_out.sum()) - 1, 0)
-    if neighbours > others:
-        raise UserError(f"--sevo.neighbours={neighbours} is more than the {others} other items; choose fewer.")
+    check_neighbours(neighbours, others)
     directions = normalize(embeddings.detach(), dim=1)
     block = block or max(1, BLOCK_CELLS // items)
     chosen, cosines = [], []
@@ -306,15 +336,6 @@ def sevo_adjacency(
             )
         return teacher_adjacency(teacher_items, options.neighbours, options.temperature, item_rows, known=known_items)
     return consecutive_adjacency(*training_sequences(train), item_rows, options.window, options.maxlen)
-
-
-#: The options that each graph depends on.
-_GRAPH_OPTIONS = {
-    "consecutive": ("window", "maxlen"),
-    "bipartite": (),
-    "category": ("category",),
-    "teacher": ("neighbours", "temperature"),
-}
 
 
 class _StoredGraph(TypedDict):

@@ -14,13 +14,14 @@ from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import ModelState, ResumableState, load_any, load_checkpoint
 from recbole_kd.model.build import check_sizes
 from recbole_kd.registry import MODELS, distiller_class, distillers, load_class, models
-from recbole_kd.sevo.graphs import check_columns
+from recbole_kd.sevo.graphs import check_columns, check_neighbours
 from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.student.matryoshka import check_prefix_sizes
 from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
 from recbole_kd.student.warm import check_backbone
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
+from recbole_kd.trainer.learner import require_item_vectors
 from recbole_kd.trainer.state import check_model
 
 __all__ = ["check_data", "check_files", "check_gpus", "check_models", "check_needs", "data_view"]
@@ -55,7 +56,7 @@ def check_data(experiment: Experiment, splits: Splits, others: bool = False) -> 
 
     Raises:
         UserError: a cutoff above the catalogue, a model's size that does not fit, lists longer than a user's
-            unobserved items, or a graph of columns that are not loaded.
+            unobserved items, or a graph of columns that are not loaded or of more neighbours than there are.
     """
     config = experiment.settings
     check_cutoffs(config, splits)
@@ -65,6 +66,8 @@ def check_data(experiment: Experiment, splits: Splits, others: bool = False) -> 
     sevo = experiment.settings.sevo
     if sevo is not None:
         check_columns(sevo.graph, sevo.category, splits.train)
+        if sevo.graph == "teacher":
+            check_neighbours(sevo.neighbours, splits.train.item_num - 2)
     at_once = all(source.settings is None for source in experiment.teachers)  # the student is built next and checks it
     if not experiment.distillers or (at_once and not others):
         return
@@ -99,6 +102,9 @@ def check_models(experiment: Experiment) -> None:
     Raises:
         UserError: such a student or teacher.
     """
+    sevo = experiment.settings.sevo
+    if sevo is not None and sevo.graph == "teacher" and (teacher := _named_teacher(experiment)):
+        require_item_vectors(teacher.capabilities)
     if not experiment.distillers:
         return
     backbone = experiment.settings.resolved.backbone

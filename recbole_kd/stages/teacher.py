@@ -26,6 +26,7 @@ from recbole_kd.teacher.ensemble import TeacherEnsemble
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
 from recbole_kd.teacher.vector_file import VectorFileTeacher
+from recbole_kd.trainer.learner import smoothed_tables
 from recbole_kd.trainer.state import load_weights
 
 __all__ = ["AnyTeacher", "obtain_teacher", "saved_teacher", "shared_teacher"]
@@ -63,17 +64,27 @@ def obtain_teacher(
         obtain: returns the trained model of a teacher that is not a file; None: from the cache, or trained now.
 
     Raises:
-        UserError: a file does not fit this dataset, or the student's model refuses its settings.
+        UserError: a file does not fit this dataset, or as in :func:`_check_student`.
     """
     if obtain is None:
         # What the student's constructor refuses is said before a teacher is trained, which may take hours.
-        obtain = partial(train_or_fetch, before=partial(build_model, experiment.settings, splits.train))
+        obtain = partial(train_or_fetch, before=partial(_check_student, experiment.settings, splits))
     teachers = [_obtain(experiment, splits, source, obtain) for source in experiment.teachers]
     if len(teachers) == 1:
         return teachers[0]
     shares = [source.share for source in experiment.teachers]
     device, folder = experiment.settings["device"], experiment.rank_folder
     return TeacherEnsemble(teachers, splits.observed, device, shares, experiment.fusion, folder)
+
+
+def _check_student(config: KDConfig, splits: Splits) -> None:
+    """
+    Raises:
+        UserError: the student's constructor refuses its settings, or its tables do not fit SEvo's graph.
+    """
+    model = build_model(config, splits.train)
+    if config.sevo is not None:
+        smoothed_tables(config.sevo, splits, model)
 
 
 def _obtain(

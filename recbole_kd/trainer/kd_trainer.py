@@ -25,7 +25,7 @@ from recbole_kd.data.fast_sampling import go_on_drawing
 from recbole_kd.data.loaders import make_loaders
 from recbole_kd.data.observed import Observed
 from recbole_kd.data.splits import Splits
-from recbole_kd.errors import TrainingError, UserError, closest
+from recbole_kd.errors import TrainingError, UserError
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, FullSortCollector
 from recbole_kd.evaluation.metrics import Evaluator
 from recbole_kd.files.checkpoint import FORMAT, ModelState, ResumableState, load_checkpoint, save_checkpoint
@@ -40,6 +40,7 @@ from recbole_kd.trainer.progress import Bar
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
     Attributes,
+    check_learning,
     check_model,
     check_split,
     load_optimizer,
@@ -50,8 +51,6 @@ from recbole_kd.trainer.state import (
 )
 from recbole_kd.trainer.trackers import Trackers
 
-_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-_OWN = ("lazy_adam", "sevo_sgd", "sevo_adam", "sevo_adamw")
 #: Name of the base model's own loss in logs and TensorBoard.
 BASE_LOSS = "rec"
 
@@ -126,7 +125,7 @@ class KDMixin:
     # Optimiser
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        learner = str(kwargs.get("learner", self.config["learner"])).lower()
+        learner = kwargs.get("learner", self.config["learner"])
         optimizer: torch.optim.Optimizer
         if self.optimizer_factory is not None and "params" not in kwargs:
             rates = self.config["learning_rate"], self.config["weight_decay"]
@@ -134,11 +133,6 @@ class KDMixin:
         elif learner == "lazy_adam":
             rates = self.config["learning_rate"], self.config["weight_decay"]
             optimizer = lazy_adam(self.model, kwargs.get("params", self.model.parameters()), *rates)
-        elif learner not in _LEARNERS:
-            raise UserError(
-                f"Unknown learner '{learner}'.{closest(learner, _LEARNERS + _OWN)} "
-                f"Set --learner to one of {', '.join(_LEARNERS + _OWN)}."
-            )
         else:
             optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
         own = list(self.distillers.parameters())
@@ -390,6 +384,7 @@ class KDMixin:
         """
         check_model(resume_file, state, self.config["model"])
         check_split(resume_file, state, self.facts)
+        check_learning(resume_file, state, self.config)
         if state.get("unsaved"):
             raise Unresumable(
                 f"'{resume_file}': {state['model']} has {', '.join(map(shown, state['unsaved'][:3]))}, which a "
@@ -480,7 +475,7 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
         **settings: the other arguments of :class:`KDMixin`.
 
     Raises:
-        UserError: a folder that cannot be written, an unknown learner, values that the optimiser refuses.
+        UserError: a folder that cannot be written, values that the optimiser refuses.
     """
     base = get_trainer(config["MODEL_TYPE"], config["student"])
     written = {Trainer: KDTrainer, RecVAETrainer: KDRecVAETrainer}

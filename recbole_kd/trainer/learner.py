@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from typing import Any
 
@@ -43,15 +43,11 @@ def optimizer_factory(
     options = config.sevo
     if options is None:
         return None
-    tables = _tables(options, splits, model)
+    tables = smoothed_tables(options, splits, model)
     teacher_items = known_items = None
     if options.graph == "teacher":
-        with_items = {"representations", "sequence_vectors", "item_representations"}
-        if teacher is None or with_items.isdisjoint(teacher.capabilities):
-            raise UserError(
-                "--sevo.graph=teacher reads a teacher's item vectors, but this teacher has none; "
-                "set --teacher=NAME of a model with vectors, such as BPR, or another --sevo.graph."
-            )
+        require_item_vectors(() if teacher is None else teacher.capabilities)
+        assert teacher is not None
         teacher_items, known_items = teacher.item_embeddings(), teacher.known_items
     rows = len(tables[-1][-1])
     folder = os.path.join(config["checkpoint_dir"], "graphs")
@@ -63,12 +59,24 @@ def optimizer_factory(
         elsewhere = {id(table) for group in others for table in group}
         groups = [{"params": group, "smoother": smoother} for group in others]
         groups += smoothed_groups([one for one in parameters if id(one) not in elsewhere], last, smoother)
-        return sevo_optimizer(str(config["learner"]).lower(), groups, learning_rate, weight_decay)
+        return sevo_optimizer(config["learner"], groups, learning_rate, weight_decay)
 
     return build
 
 
-def _tables(options: SEvoOptions, splits: Splits, model: nn.Module) -> list[list[Tensor]]:
+def require_item_vectors(capabilities: Collection[str]) -> None:
+    """
+    Raises:
+        UserError: a teacher with these capabilities has no item vectors, of which graph ``teacher`` could be made.
+    """
+    if {"representations", "sequence_vectors", "item_representations"}.isdisjoint(capabilities):
+        raise UserError(
+            "--sevo.graph=teacher reads a teacher's item vectors, but this teacher has none; "
+            "set --teacher=NAME of a model with vectors, such as BPR, or another --sevo.graph."
+        )
+
+
+def smoothed_tables(options: SEvoOptions, splits: Splits, model: nn.Module) -> list[list[Tensor]]:
     """The smoothed parameters: lists of tables whose rows, one table after the other, are the graph's nodes.
 
     Raises:
@@ -78,17 +86,16 @@ def _tables(options: SEvoOptions, splits: Splits, model: nn.Module) -> list[list
     joint = options.graph == "bipartite"
     groups = [chosen] if joint else [[table] for table in chosen]
     items = splits.train.item_num
-    for group in groups:
-        rows = [len(table) if table.dim() == 2 else 0 for table in group]
-        # A model's rows beyond the items (BERT4Rec's mask) have no neighbour.
-        fits = rows == [splits.train.user_num, items] if joint else items <= rows[0] == len(groups[0][0])
-        if not fits:
-            expected = f"users and items, {splits.train.user_num:,} and {items:,}" if joint else f"the {items:,} items"
-            raise UserError(
-                f"--sevo.graph={options.graph} has a node for each of {expected} (padding included), and the tables to "
-                f"smooth have {', '.join(f'{count:,}' for count in rows)} rows; "
-                "set --sevo.tables or another --sevo.graph."
-            )
+    rows = [len(table) if table.dim() == 2 else 0 for table in chosen]
+    # A row beyond the items (BERT4Rec's mask) has no neighbour.
+    fits = rows == [splits.train.user_num, items] if joint else {*rows} in ({items}, {items + 1})
+    if not fits:
+        expected = f"users and items, {splits.train.user_num:,} and {items:,}" if joint else f"the {items:,} items"
+        raise UserError(
+            f"--sevo.graph={options.graph} has a node for each of {expected} (padding included), and the tables to "
+            f"smooth have {' and '.join(f'{count:,}' for count in rows)} rows; "
+            "set --sevo.tables or another --sevo.graph."
+        )
     return groups
 
 

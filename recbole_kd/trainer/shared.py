@@ -32,6 +32,7 @@ from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.evaluation.collector import FullSortCollector, PartOfBatches
 from recbole_kd.model.kinds import is_one_of
+from recbole_kd.student.readers import is_sequential
 
 __all__ = ["SharedMixin", "divides_steps", "share_of_steps"]
 
@@ -100,8 +101,8 @@ class SharedMixin:
         """Distiller that one process computes -> that process, in turns after an undivided base loss at process 0."""
         if not divides_steps(self.model):
             self.logger.warning(
-                f"{type(self.model).__name__} may draw random numbers in a step: process 0 computes the steps, and "
-                "evaluation is divided among all processes."
+                f"{type(self.model).__name__} may draw random numbers in a step: process 0 computes the steps. "
+                f"{'It also evaluates.' if is_sequential(self.model) else 'Evaluation is divided among all processes.'}"
             )
             return dict.fromkeys(self.distillers, 0)
         turn = 0 if self._base_is_shared() else 1

@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from recbole.utils import training_arguments
 from torch import Tensor, nn
 
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.checks import WEIGHT_FILES
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.experiment.values import at, leaves
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import plain
 from recbole_kd.text import one_line
 
 __all__ = [
     "Attributes",
+    "check_learning",
     "load_optimizer",
     "load_weights",
     "random_state",
@@ -244,6 +249,27 @@ def check_split(path: Any, state: Mapping[str, Any], facts: Mapping[str, Any]) -
             raise UserError(
                 f"'{path}' was trained on another split of the data, so this run's test items may be among its "
                 "training items; resume it with the data and the settings that it was written with, such as --seed."
+            )
+
+
+#: Settings that a resumed run may change: how long it goes on, how often it is evaluated, where its teacher comes from
+#: (which may be a file now), what it is compared with.
+_FREE = {"epochs", "eval_step", "stopping_step", "loss_decimal_place", "teacher", "baseline"}
+
+
+def check_learning(path: Any, state: Mapping[str, Any], config: KDConfig) -> None:
+    """
+    Raises:
+        UserError: the run in `path` learned with other settings than `config` says, so it would not go on as it began.
+    """
+    keys = {*training_arguments, *config.model_keys(), "learning_rate_schedule", "sevo", "distill", *config.distillers}
+    both = state.get("config", {}), config.plain_values()
+    kept, now = ({key: values[key] for key in keys - _FREE - {*WEIGHT_FILES} if key in values} for values in both)
+    for name in sorted({*leaves(kept)} & {*leaves(now)}):
+        if at(kept, name) != at(now, name):
+            raise UserError(
+                f"'{path}' was trained with --{name}={at(kept, name)}, and now it is {at(now, name)}; resume it with "
+                "the settings that it was written with."
             )
 
 

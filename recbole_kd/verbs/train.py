@@ -182,14 +182,20 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
         test_result, evaluate_seconds = evaluate(trainer, loaders[2])
         prefixes = evaluate_prefixes(trainer, loaders, experiment.prefixes)
         baseline = train_baseline(experiment, splits) if group.is_first else None
-    final = train_final(experiment, trainer, teacher, group) if config["final"] and saved else None
+    result: dict[str, Any] = {}
+    if group.is_first:
+        result = summarise(config, splits, teacher, trainer, test_result, evaluate_seconds, baseline)
+        result["final"] = None
+        if prefixes:
+            result["prefixes"] = prefixes
+        if saved:
+            write_result(config, trainer, result)
+    if config["final"] and saved:  # what fails from here on loses nothing
+        final = train_final(experiment, trainer, teacher, group)
+        if group.is_first:
+            result["final"] = final
+            write_result(config, trainer, result)
     if not group.is_first:
         return {}
-    result = summarise(config, splits, teacher, trainer, test_result, evaluate_seconds, baseline)
-    result["final"] = final
-    if prefixes:
-        result["prefixes"] = prefixes
-    if saved:
-        write_result(config, trainer, result)
     log_to_file(f"Result:\n{table(result)}")
     return result

@@ -30,7 +30,7 @@ def test_a_recipe_is_a_student_a_teacher_distillers_and_a_baseline() -> None:
 
 
 def test_a_plain_model_has_none_of_these() -> None:
-    plain = experiment("BPR", baseline="LightGCN")
+    plain = experiment("BPR", baseline="student")
     assert (plain.teachers, dict(plain.distillers), plain.baseline) == ((), {}, None)
     unweighted = experiment("RRDStudent", **{"rrd.weight": 0})
     assert (unweighted.teachers, dict(unweighted.distillers), unweighted.baseline) == ((), {}, None)

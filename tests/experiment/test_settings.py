@@ -117,6 +117,18 @@ def test_the_order_of_settings_does_not_matter(words: dict[str, Any]) -> None:
             {"model": "BPR", "distill": "rrd", "teacher": "BPR,LightGCN", "teacher.checkpoint": "x.pth"},
             "both name the teacher; keep one",
         ),
+        (
+            {"learner": "sevo_adamw", "teacher": "LightGCN"},
+            "Section 'teacher' is set but not used",  # the graph is not the teacher's
+        ),
+        (
+            {"learner": "sevo_adamw", "sevo.category": "genre"},
+            "--sevo.category is read by --sevo.graph=category alone, and the graph is consecutive",
+        ),
+        (
+            {"model": "BERT4Rec", "every_position": True, "transform": "crop_itemseq", "eta": 0.5},
+            "--transform=crop_itemseq: with --every_position=True BERT4Rec hides items by itself",
+        ),
     ],
     ids=str,
 )

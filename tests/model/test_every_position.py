@@ -312,6 +312,14 @@ def test_what_is_wrong_is_named_in_a_line(model: str, settings: dict[str, Any], 
     assert message in " ".join(str(raised.value).split())
 
 
+def test_a_loader_of_its_own_is_told(data_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With BERT4Rec also a share that is left out: nothing but chance decides then what is hidden."""
+    for model in ("SASRec", "BERT4Rec"):
+        own = {"ft_ratio": None} if model == "BERT4Rec" else {}
+        run(data_path, model, fast_sampling=True, **own)
+        assert f"--fast_sampling=true: {model} reads batches of its own kind" in caplog.text
+
+
 def test_a_user_who_has_had_everything_leaves_no_negative(data_path: Path) -> None:
     file = data_path / "known-sequences" / "known-sequences.inter"
     everything = "".join(f"all\ti{time % 24}\t{time}\n" for time in range(26))

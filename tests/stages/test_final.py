@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from recbole_kd import run_recbole_kd
 from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
 from recbole_kd.testing import known_answer_settings
+from recbole_kd.verbs import train
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.recommender import Recommender
 
@@ -40,6 +42,19 @@ def test_the_run_has_its_figures_and_a_second_file_that_has_none(finished: dict[
     assert "test_result" not in state
     assert not state["best_valid_result"]
     assert not state_of(finished["checkpoint"])["final"]
+
+
+def test_one_that_fails_loses_nothing_of_the_run(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr(train, "train_final", fails)
+    file = known_answer / "result.json"
+    with pytest.raises(UserError, match="no"):
+        run(known_answer, "BPR", final=True, epochs=2, result_file=str(file))
+    kept = json.loads(file.read_text())
+    assert kept["test_result"]
+    assert kept["final"] is None
 
 
 def test_it_knows_every_interaction_and_serves(finished: dict[str, Any], known_answer: Path) -> None:

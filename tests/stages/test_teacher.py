@@ -50,6 +50,28 @@ def everything(splits: Splits) -> tuple[torch.Tensor, torch.Tensor]:
     return users, torch.arange(1, splits.train.item_num).expand(len(users), -1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sevo.neighbours": 1000}, "--sevo.neighbours=1000 is more than the"),
+        ({"sevo.tables": ["nothing"]}, "sevo.tables names 'nothing', but BPR has no such parameter"),
+        ({"sevo.tables": ["user_embedding.weight"]}, "has a node for each of the"),
+        ({"teacher": "NeuMF"}, "--sevo.graph=teacher reads a teacher's item vectors, but this teacher has none"),
+        ({"model": "MultiVAE"}, "SEvo smooths embedding tables, but none of MultiVAE are known"),
+    ],
+    ids=str,
+)
+def test_what_sevo_refuses_is_said_before_the_teacher_is_trained(
+    settings: dict[str, Any], message: str, known_answer: Path
+) -> None:
+    """Which may take hours."""
+    asked = {"learner": "sevo_adamw", "sevo.graph": "teacher", "teacher": "BPR", "teacher.epochs": 1, **settings}
+    given = known_answer_settings(known_answer, **asked)
+    with pytest.raises(UserError, match=message):
+        run_recbole_kd(given.pop("model", "BPR"), "known-answer", config_dict=given)
+    assert not list(known_answer.rglob("teachers/*.pth"))
+
+
 def test_a_second_run_finds_the_teacher(known_answer: Path) -> None:
     first, second = teacher_of(known_answer), teacher_of(known_answer)
     assert not first.trained.from_cache

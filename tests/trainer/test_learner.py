@@ -56,8 +56,15 @@ def test_a_distilled_run_resumes_with_a_smoothed_learner(known_answer: Path) -> 
     last = whole["checkpoint"].replace(".pth", "-last.pth")
     resumed = run(known_answer, **settings, resume=last)
     assert resumed["test_result"] == whole["test_result"]
-    with pytest.raises(UserError, match="does not fit this run"):
-        run(known_answer, **{**settings, "sevo.beta": 0.6}, resume=last)
+    for other in ({"sevo.beta": 0.6}, {"sevo.layers": 2}, {"learner": "sevo_adam"}):
+        name = next(iter(other))
+        with pytest.raises(UserError, match=f"was trained with --{name}="):
+            run(known_answer, **{**settings, **other}, resume=last)
+
+
+def test_the_case_of_its_name_does_not_matter(known_answer: Path) -> None:
+    result = run(known_answer, learner="SEvo_AdamW", epochs=1)
+    assert load_checkpoint(result["checkpoint"])["config"]["learner"] == "sevo_adamw"
 
 
 def test_the_graph_of_the_teachers_items(known_answer: Path) -> None:
@@ -76,7 +83,7 @@ def test_the_graph_of_the_teachers_items(known_answer: Path) -> None:
         ({"sevo.layers": -1}, "sevo.layers=-1 is out of range"),
         ({"sevo.graph": "items"}, "sevo.graph='items' is not one of"),
         ({"learner": "adam"}, "Section 'sevo' is set but not used: --learner is adam"),
-        ({"learner": "sevo_adamx"}, "unknown optimiser 'sevo_adamx'"),
+        ({"learner": "sevo_adamx"}, "--learner='sevo_adamx' is not one of"),
         ({"sevo.tables": ["nothing"]}, "sevo.tables names 'nothing', but BPR has no such parameter"),
         ({"sevo.graph": "category"}, "category"),
         ({"model": "NeuMF"}, "SEvo smooths embedding tables, but none of NeuMF are known"),
