@@ -60,6 +60,8 @@ def statements(folder, schema):
     """The SQL, piece by piece."""
     folder = Path(folder)
     name = '"' + schema.replace('"', '""') + '"'
+    if not (folder / "manifest.json").is_file():
+        sys.exit(f"{folder} is no folder that recbole-kd export wrote: it has no manifest.json.")
     kind = json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind", "vectors")
     if kind != "vectors":
         sys.exit(f"{folder} is of the kind {kind}; only vectors of users and items can be loaded.")
@@ -105,5 +107,9 @@ if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     sys.stdout.reconfigure(encoding="utf-8")
-    for piece in statements(*[*sys.argv[1:], "recbole_kd"][:2]):
-        sys.stdout.write(piece)
+    try:
+        for piece in statements(*[*sys.argv[1:], "recbole_kd"][:2]):
+            sys.stdout.write(piece)
+        sys.stdout.flush()
+    except OSError as error:
+        sys.exit(f"The SQL could not be written: {error.strerror}.")

@@ -176,6 +176,8 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, Any], bool]:
 def _value(verb: str, key: str, text: str) -> Any:
     """A value by its option's type: text (a dataset may be called 2020), or a literal."""
     hint = _hint(verb, key)
+    if text.startswith("~/"):  # which a shell leaves as it is after an equals sign
+        text = os.path.expanduser(text)
     if is_text(hint):
         return None if hint is not str and text in ("None", "null", "~") else text
     from recbole_kd.files.properties import parse_value  # imported late, so that help is fast

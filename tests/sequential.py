@@ -69,6 +69,9 @@ class SequentialBench:
         self.splits = Splits(self.config)
         self.train, self.valid, self.test = make_loaders(self.config, self.splits)
         self.model: Any = build_model(self.config, self.splits.train)
+        if hasattr(self.model, "output_bias"):  # 0 at first, as if it were not there
+            with torch.no_grad():
+                self.model.output_bias.copy_(torch.linspace(-2, 2, len(self.model.output_bias)))
         config = self._config(data_path, teacher, {})
         make_loaders(config, self.splits)
         model = build_model(config, self.splits.train)

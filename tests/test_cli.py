@@ -22,6 +22,7 @@ from recbole_kd.cli import VERBS, main, parse
 from recbole_kd.data.prepare import PREPARABLE
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.known_keys import known_keys
+from recbole_kd.files.properties import named_files
 from recbole_kd.options import described
 from recbole_kd.registry import DISTILLERS, MODELS
 
@@ -48,6 +49,23 @@ def test_words_become_settings() -> None:
     assert verb == "train"
     assert settings == {"model": "BPR", "topk": [5, 10], "rrd.weight": 0.1, "dataset": "2020", "x": "a=b"}
     assert parse(["list", "--kind=students"])[:2] == ("list", {"kind": "students"})
+
+
+def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves ~ as it is after an equals sign; a folder of that name is nobody's wish."""
+    monkeypatch.setenv("HOME", "/home/me")
+    _, settings, _ = parse(["--data_path=~/data", "--result_file=~/a b.json", "--x=~"])
+    assert settings == {"data_path": "/home/me/data", "result_file": "/home/me/a b.json", "x": None}
+
+
+def test_files_of_settings_may_have_blanks_in_their_names(tmp_path: Path) -> None:
+    one, two = tmp_path / "my first.yaml", tmp_path / "second.yaml"
+    for file in (one, two):
+        file.write_text("{}")
+    assert named_files("") == []
+    assert named_files(str(one)) == [str(one)]
+    assert named_files(f"'{one}' {two}") == [str(one), str(two)]
+    assert named_files(f"it's.yaml {two}") == ["it's.yaml", str(two)]
 
 
 def test_text_is_text_whatever_it_looks_like() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pytest
@@ -53,6 +53,15 @@ AnyOptions = TypeVar("AnyOptions", bound=DistillerOptions)
 
 class Base(Distiller[AnyOptions]):
     """A base for several distillers names no options."""
+
+
+def test_its_draws_depend_on_the_runs_seed() -> None:
+    states = [
+        One(OneOptions(), FakeStudent(9, 12, 3), FakeTeacher(9, 12, 3), replace(DATA, seed=seed)).get_extra_state()
+        for seed in (1, 2, 1)
+    ]
+    assert torch.equal(states[0], states[2])
+    assert not torch.equal(states[0], states[1])
 
 
 class Third(Base[TwoOptions]):

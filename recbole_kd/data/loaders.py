@@ -85,7 +85,7 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
     can = samples_fast(config["student"], config["MODEL_TYPE"]) and not config.every_position
     if config["fast_sampling"] and not can:
         getLogger().warning(
-            f"--fast_sampling=true: {config['student']} reads batches of its own kind, which are drawn one by one."
+            f"--fast_sampling=true: {config['student']} reads batches of its own kind, which RecBole's loader draws."
         )
     fast = bool(config["fast_sampling"]) if fast is None else fast
     loaders: list[Any] = []

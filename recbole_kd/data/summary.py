@@ -23,7 +23,10 @@ def table(splits: Splits) -> str:
         for name, split in _parts(splits)[1:]:
             lines.append((f"users held out to {name}", len(split.inter_feat[split.uid_field].unique())))
     lines += [("users", data.user_num - 1), ("items", data.item_num - 1)]
-    lines += [(f"{kind} of validation and test unknown to training", new) for kind, new in splits.unknown.items()]
+    folded = splits.history is not splits.train  # training has none of these users; their history is folded in
+    for kind, new in splits.unknown.items():
+        lacking = "without a history" if folded and kind == "users" else "unknown to training"
+        lines.append((f"{kind} of validation and test {lacking}", new))
     if not splits.sequential:
         within, across = splits.duplicates
         lines += [("pairs twice in training", within), ("pairs of validation and test also in training", across)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -144,6 +146,19 @@ def _cached(path: Path) -> Mapping[str, Any]:
 def read_properties(kind: str, name: str) -> dict[str, Any]:
     """The settings in properties/kind/name.yaml; empty if there is no such file."""
     return dict(_cached(PROPERTIES / kind / f"{name}.yaml"))
+
+
+def named_files(text: str) -> list[str]:
+    """The files that ``--config_files`` names: one, whose name may have blanks, or several with blanks between them.
+
+    Names with blanks among several are quoted, as in a shell.
+    """
+    if os.path.isfile(text):
+        return [text]
+    try:
+        return shlex.split(text)
+    except ValueError:  # an apostrophe
+        return text.split()
 
 
 def overall_properties() -> dict[str, Any]:

@@ -127,7 +127,7 @@ def recommendation(comparison: Comparison) -> str:
     if rivals:
         rival = rivals[0]
         sentences.append(
-            f"Take {rival.name}: it is not distilled, and its {_value(rival, metric)} is better than "
+            f"Take {rival.name}: it is not distilled, and its {_value(rival, metric)} is ahead of "
             f"{_value(best, metric)} of {best.name}, the best distilled row of {best.size} "
             f"({_p_values(comparison, rival, best)})."
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole.utils import dataset_arguments, evaluation_arguments, init_seed
+from recbole.utils import dataset_arguments, evaluation_arguments, init_seed, training_arguments
 from torch import nn
 
 from recbole_kd.data.loaders import make_loaders
@@ -15,9 +15,9 @@ from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError, closest
 from recbole_kd.experiment.known_keys import result_name
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig, shared_keys
-from recbole_kd.experiment.values import DATASET_KEYS, merge, nest
+from recbole_kd.experiment.values import DATASET_KEYS, merge, nest, plain
 from recbole_kd.files.checkpoint import ModelState, load_any, load_checkpoint
-from recbole_kd.files.properties import read_yaml
+from recbole_kd.files.properties import named_files, read_yaml
 from recbole_kd.model.build import build_model
 from recbole_kd.registry import distillers
 from recbole_kd.stages.data import load_splits
@@ -55,7 +55,8 @@ def load_trained(
         _check_dimensions(path, state["config"].get("matryoshka"), dimensions)
     backbone = state["backbone"]
     given = dict(config_dict or {})
-    given = merge(_of_files(str(given.pop("config_files", "")).split(), state["config"]), nest(given))
+    _refuse_training(path, state, given)
+    given = merge(_of_files(named_files(str(given.pop("config_files", ""))), state["config"]), nest(given))
     dataset = given.pop("dataset", state["dataset"])
     if dataset != state["dataset"]:
         raise UserError(f"'{path}' was trained on {state['dataset']}, not on --dataset={dataset}; leave --dataset out.")
@@ -108,6 +109,21 @@ def _data_settings(state: Mapping[str, Any]) -> set[str]:
     """
     asked = state.get("data_settings") or (*DATASET_KEYS, "seed", "split_seed", "eval_args")
     return set(asked) - _ELSEWHERE
+
+
+def _refuse_training(path: str, state: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: another model, or other settings of a model or of training, than the checkpoint's.
+    """
+    if given.get("model", state["model"]) not in (state["model"], state["backbone"]):
+        raise UserError(f"--model={given['model']}: '{path}' is a checkpoint of {state['model']}; leave it out.")
+    own = KDConfig(state["backbone"], state["dataset"]).model_keys() | {*training_arguments}
+    for key in own - {"distill", "teacher", "student", "baseline"}:
+        if key in given and key in state["config"] and plain(given[key]) != state["config"][key]:
+            raise UserError(
+                f"--{key}={given[key]}: '{path}' was trained with {key}={state['config'][key]}; leave it out."
+            )
 
 
 def _of_files(files: list[str], trained: Mapping[str, Any]) -> dict[str, Any]:

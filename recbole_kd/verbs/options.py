@@ -318,7 +318,7 @@ class CompareOptions(VerbOptions):
         None,
         "one or two settings: train each model that reads them with every value, and plot the metric",
         noun="lists of values",
-        metavar="SETTING=[1,2,4]",
+        metavar="{SETTING: [1,2,4]}",
     )
     tune_trials: int = option(
         0,

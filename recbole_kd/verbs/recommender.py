@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from recbole_kd.data.loaders import sized_eval_batch
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.splits import interactions_of
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import exact_topk
 from recbole_kd.model.held_out import having_had, ranks_held_out
@@ -37,6 +38,17 @@ class Recommendation(NamedTuple):
     user: str
     items: list[str]
     scores: list[float]
+
+
+def _ids(given: Iterable[Any], name: str) -> list[str]:
+    """Original ids as text: those of a table may be numbers.
+
+    Raises:
+        UserError: a text in place of a list, whose letters would be taken for ids.
+    """
+    if isinstance(given, str):
+        raise UserError(f"{name} is the text {given!r}; expected a list of ids, such as [{given!r}].")
+    return [str(one) for one in given]
 
 
 class Recommender:
@@ -81,7 +93,7 @@ class Recommender:
         self.items = self.splits.item_tokens
         self.item_ids = {token: item for item, token in enumerate(self.items) if item}
         parts = [getattr(self.splits, "history" if split == "train" else split) for split in SEEN[seen]]
-        users, items = (torch.cat(part) for part in zip(*map(self.splits.pairs, parts)))
+        users, items = (torch.cat(part) for part in zip(*map(interactions_of, parts)))
         self.seen = Observed(users, items, len(self.splits.user_tokens), len(self.items))
         # In older versions sequential models ranked seen items but did not recommend them; this has not changed.
         decided = {*(self.trained.state.get("data_settings") or ()), *(config_dict or {})}
@@ -109,6 +121,7 @@ class Recommender:
             UserError: as in :meth:`recommend`; an unknown item; or a model that can do neither.
         """
         self._check_k(k)
+        history = _ids(history, "history")
         unknown = [item for item in history if item not in self.item_ids]
         if unknown or not history:
             raise UserError(
@@ -169,7 +182,7 @@ class Recommender:
             UserError: a k that is out of range, an unknown user, scores that are not finite.
         """
         self._check_k(k)
-        wanted = list(self.users if users is None else users)
+        wanted = list(self.users) if users is None else _ids(users, "users")
         unknown = [user for user in wanted if user not in self.users]
         if unknown:
             raise UserError(f"User '{unknown[0]}' is not in {self.trained.config['dataset']}; leave it out.")

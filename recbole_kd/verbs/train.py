@@ -12,6 +12,7 @@ from recbole_kd.errors import Interrupted, UserError
 from recbole_kd.experiment.description import describe
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.files.atomic import check_place
+from recbole_kd.files.properties import named_files
 from recbole_kd.stages.data import fetch, load_splits
 from recbole_kd.stages.estimate import estimated
 from recbole_kd.stages.final import check_final, train_final
@@ -32,7 +33,7 @@ __all__ = ["dry_run", "run", "run_recbole_kd", "table"]
 
 def run(options: TrainOptions, settings: dict[str, Any]) -> None:
     """The verb: trains, prints the table and the files; or prints what would be trained."""
-    files = options.config_files.split()
+    files = named_files(options.config_files)
     if options.dry_run:
         print(dry_run(files, settings), end="")
         return

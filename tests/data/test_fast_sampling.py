@@ -34,12 +34,16 @@ OBSERVED = Observed(
 )
 
 
-def loaders(folder: Path, model: str = "BPR", sequential: bool = False, **settings: Any) -> tuple[Any, Any]:
-    """RecBole's training loader and ours, of the same data."""
+def loaders(
+    folder: Path, model: str = "BPR", sequential: bool = False, train: str = "", **settings: Any
+) -> tuple[Any, Any]:
+    """RecBole's training loader and ours, of the same data; `train`: another text of the training split."""
     if sequential:
         name, given = "known-sequences", known_sequences_settings(write_known_sequences(folder), **settings)
     else:
         name, given = "known-answer", known_answer_settings(write_known_answer(folder), **settings)
+        if train:
+            (folder / name / f"{name}.train.inter").write_text(train)
     config = KDConfig(model, name, config_dict={**given, "distill": []})
     splits = Splits(config)
     theirs, ours = (make_loaders(config, splits, fast)[0] for fast in (False, True))
@@ -232,9 +236,15 @@ def test_millions_of_users_and_items_need_no_table_of_both() -> None:
 
 
 def test_popularity_is_that_of_recboles_sampler(tmp_path: Path) -> None:
-    """The share of each item in the pairs of all three splits, to the power alpha."""
-    _, ours = loaders(tmp_path, **negatives(20, distribution="popularity", alpha=0.7))
+    """The share of each item in the pairs of all three splits, to the power alpha; some items are rarer here."""
+    write_known_answer(tmp_path)
+    file = tmp_path / "known-answer" / "known-answer.train.inter"
+    heading, *rows = file.read_text().splitlines()
+    kept = [row for place, row in enumerate(rows) if place % 3 == 0 or int(row.split("\t")[1][1:]) % 2]
+    text = "\n".join([heading, *kept]) + "\n"
+    _, ours = loaders(tmp_path, train=text, **negatives(20, distribution="popularity", alpha=0.7))
     splits = ours._sampler.datasets
+    assert len(torch.bincount(splits[0].inter_feat["item_id"])[1:].unique()) > 1
     counts = sum(torch.bincount(part.inter_feat["item_id"], minlength=41) for part in splits).double()
     weights = torch.where(counts > 0, (counts / counts.sum()) ** 0.7, 0.0)
     drawn = torch.zeros(49, 41)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Optional
 
 import pytest
@@ -10,10 +11,15 @@ import torch
 from torch import Tensor
 
 from recbole_kd.contracts import Distiller
+from recbole_kd.distiller import cd
+from recbole_kd.distiller.base import lists
 from recbole_kd.distiller.base.lists import importance, student_ranking
 from recbole_kd.distiller.kd import KDOptions
+from recbole_kd.loss.ranking import soft_target_loss
 from recbole_kd.registry import distiller_class
+from recbole_kd.testing import write_known_sequences
 from tests.distiller.fakes import FakeStudent, FakeTeacher, batch_of, data_view
+from tests.sequential import SequentialBench
 
 USERS, ITEMS, K = 12, 40, 10
 DATA = data_view(USERS, ITEMS)
@@ -96,3 +102,55 @@ def test_agreement_is_found_anew_each_epoch() -> None:
     distiller.begin_epoch(1)
     student.scores = scores  # type: ignore[method-assign]
     assert not torch.isclose(before, distiller(BATCH)["rrd"])
+
+
+def test_the_weights_are_those_of_the_drawn_items() -> None:
+    """CD draws some of the list, so its weights are not the first ones."""
+    student = FakeStudent(USERS, ITEMS, 4)
+    one: Any = build("cd", None, student, decay=2.0)
+    ranked = one.teacher.ranked_items(K)
+    counts = importance(one.options, ranked, None, lambda: ranked)
+    assert counts is not None
+    users = BATCH.distinct_users
+    items = one._items[users].long()
+    places = (ranked[users].long().unsqueeze(1) == items.unsqueeze(2)).int().argmax(2)
+    expected = soft_target_loss(
+        student.scores(users, items),
+        one.teacher.scores(users, items),
+        one.options.temperature,
+        one.options.bias,
+        weights=counts[users].gather(1, places),
+    )
+    torch.testing.assert_close(one(BATCH)["cd"], one.options.weight * expected)
+
+
+@pytest.mark.parametrize("name", ["cd", "rrd"])
+def test_a_sequences_weights_are_those_of_the_drawn_items(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = SequentialBench(write_known_sequences(tmp_path), "SASRec")
+    sizes = {"pool": 8, "samples": 3} if name == "cd" else {"pool": 8, "interesting": 3, "uninteresting": 3}
+    kind = distiller_class(name, sequential=True)
+    one: Any = kind(kind.options_class.parse(name, {**sizes, "decay": 2.0}), bench.student, bench.teacher, bench.data)
+    module, loss = (cd, "soft_target_loss") if name == "cd" else (lists, "listwise_loss")
+    seen: dict[str, Tensor] = {}
+    own, scored = getattr(module, loss), one.student_scores
+
+    def weighed(*given: Any, weights: Optional[Tensor] = None, **named: Any) -> Any:
+        assert weights is not None
+        seen["weights"] = weights
+        return own(*given, weights=weights, **named)
+
+    def scores(self: Any, batch: Any, rows: Any, items: Tensor) -> Tensor:
+        seen["items"] = items
+        return Tensor(scored(batch, rows, items))
+
+    monkeypatch.setattr(module, loss, weighed)
+    monkeypatch.setattr(type(one), "student_scores", scores)
+    batch = bench.batch()
+    listed = one.listed(batch, 8)
+    counts = one.importance(batch, listed)
+    one.begin_epoch(0)
+    one(batch)
+    places = (listed.items.unsqueeze(1) == seen["items"][:, :3].unsqueeze(2)).int().argmax(2)
+    torch.testing.assert_close(seen["weights"].float(), counts.gather(1, places))

@@ -103,15 +103,20 @@ def test_otherwise_it_grows_up_to_its_cap(known_answer: Path) -> None:
         assert model.beta() == pytest.approx(beta)
 
 
-def test_a_run_tells_the_model_of_its_validation(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("metric", ["NDCG@10", "AveragePopularity@10"])
+def test_a_run_tells_the_model_of_its_validation(
+    metric: str, known_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that more is better, whatever the metric."""
     from recbole_kd.model.autoencoders import MultiVAEVariant
 
     told: list[float] = []
     monkeypatch.setattr(MultiVAEVariant, "validated", lambda self, score: told.append(score))
-    settings = known_answer_settings(known_answer, distill=[], epochs=2, **SIZES)
+    measured = {"metrics": [metric.partition("@")[0]], "valid_metric": metric}
+    settings = known_answer_settings(known_answer, distill=[], epochs=2, **measured, **SIZES)
     result = run_recbole_kd("MultiVAEVariant", "known-answer", config_dict=settings)
     assert len(told) == 2
-    assert max(told) == result["best_valid_score"]
+    assert max(told) == result["best_valid_score"] * (1 if metric == "NDCG@10" else -1)
 
 
 @pytest.mark.parametrize("likelihood", WORDS)

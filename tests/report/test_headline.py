@@ -69,7 +69,7 @@ def test_a_larger_undistilled_row_is_no_best_student() -> None:
 
 def test_an_undistilled_row_that_is_better_and_no_larger_is_recommended() -> None:
     said = recommendation(Comparison(changed(fabricated(), LightGCN=0.3)))
-    assert said.startswith("Take LightGCN: it is not distilled, and its NDCG@20 0.3000 is better than")
+    assert said.startswith("Take LightGCN: it is not distilled, and its NDCG@20 0.3000 is ahead of")
 
 
 def test_without_a_sure_gain_the_plain_student_is_kept() -> None:

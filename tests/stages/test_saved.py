@@ -72,6 +72,22 @@ def test_evaluate_takes_the_metrics_of_the_training_unless_others_are_given(
     assert other["test_result"].keys() == {"recall@5", "mrr@5"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "LightGCN"}, "--model=LightGCN: '.*' is a checkpoint of BPR; leave it out"),
+        ({"embedding_size": 3}, "--embedding_size=3: '.*' was trained with embedding_size=64; leave it out"),
+        ({"learning_rate": 9}, "--learning_rate=9: '.*' was trained with learning_rate=0.001; leave it out"),
+    ],
+    ids=str,
+)
+def test_what_an_evaluation_cannot_change_is_refused(
+    settings: dict[str, Any], message: str, trained: dict[str, Any], shop: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate_checkpoint(trained["checkpoint"], {"data_path": str(shop), **settings})
+
+
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1"])
 def test_an_evaluation_by_a_cluster_that_is_not_there_is_refused(address: str) -> None:
     """Before the checkpoint is looked for."""

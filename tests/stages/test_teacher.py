@@ -24,6 +24,8 @@ from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.train import run_recbole_kd
 
+PARTS = ("train", "valid", "test")
+
 
 def settings_of(data_path: Path, **settings: Any) -> KDConfig:
     given = known_answer_settings(data_path, **{"teacher.epochs": 2, "distill": "simrec", **settings})
@@ -70,6 +72,37 @@ def test_what_sevo_refuses_is_said_before_the_teacher_is_trained(
     with pytest.raises(UserError, match=message):
         run_recbole_kd(given.pop("model", "BPR"), "known-answer", config_dict=given)
     assert not list(known_answer.rglob("teachers/*.pth"))
+
+
+def test_a_kept_teacher_is_tested_again_on_other_test_pairs(known_answer: Path) -> None:
+    first = teacher_of(known_answer)
+    file = known_answer / "known-answer" / "known-answer.test.inter"
+    heading, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([heading, *rows[: len(rows) // 2]]) + "\n")
+    again = teacher_of(known_answer)
+    assert again.trained.from_cache
+    assert again.trained.test_result != first.trained.test_result
+
+
+def test_ranked_lists_are_those_of_this_split(known_answer: Path, tmp_path: Path) -> None:
+    """A kept list of another split may hold items that this one trains on."""
+    first = teacher_of(known_answer)
+    first.ranked_items(10)
+    other = tmp_path / "other" / "known-answer"
+    other.mkdir(parents=True)
+    texts = {part: (known_answer / "known-answer" / f"known-answer.{part}.inter").read_text() for part in PARTS}
+    heading, *rows = texts["test"].splitlines()
+    texts["train"] += "\n".join(rows[:20]) + "\n"
+    texts["test"] = "\n".join([heading, *rows[20:]]) + "\n"
+    for part, text in texts.items():
+        (other / f"known-answer.{part}.inter").write_text(text)
+    folder = Path(first.trained.checkpoint).parent.parent
+    source = {"teacher.checkpoint": first.trained.checkpoint, "teacher.allow_other_split": True}
+    experiment, splits = prepared(other.parent, **source, checkpoint_dir=str(folder))
+    taught = obtain_teacher(experiment, splits)
+    users, _ = everything(splits)
+    assert (folder / "ranks").is_dir(), "the lists of the other split are kept there"
+    assert not splits.observed.contains(users[:, None], taught.ranked_items(10)[1:].long()).any()
 
 
 def test_a_second_run_finds_the_teacher(known_answer: Path) -> None:

@@ -156,6 +156,34 @@ def ensemble(
     return TeacherEnsemble(members, observed, torch.device("cpu"), shares, fusion, folder)
 
 
+def test_a_share_is_its_own_members_wherever_those_without_scores_stand() -> None:
+    first, second = FakeTeacher(9, 12, 3, seed=1), FakeTeacher(9, 12, 5, seed=2)
+    vectors = FakeTeacher(9, 12, 4, capabilities=frozenset({"representations", "pair_representations"}), seed=3)
+    users, items = torch.arange(1, 9), torch.arange(1, 12).expand(8, -1)
+    found = ensemble(vectors, first, second, shares=[5.0, 3.0, 1.0]).scores(users, items)
+    one, two = ((each - each.mean()) / each.std() for each in (view.scores(users, items) for view in (first, second)))
+    torch.testing.assert_close(found, 0.75 * one + 0.25 * two)
+
+
+def test_what_all_members_know_is_known() -> None:
+    first, second = FakeTeacher(9, 12, 3), FakeTeacher(9, 12, 3)
+    first.known_items, second.known_items = torch.arange(12) < 6, torch.arange(12) > 2
+    known = ensemble(first, second).known_items
+    assert known is not None
+    assert known.nonzero().squeeze(1).tolist() == [3, 4, 5]
+
+
+def test_a_shorter_fused_list_is_not_the_beginning_of_a_kept_longer_one(tmp_path: Path) -> None:
+    """Places count from a list's end, so its length changes what is fused."""
+    members = [FakeTeacher(9, 12, 3, seed=1), FakeTeacher(9, 12, 5, seed=2)]
+    for member in members:
+        member.observed = Observed(torch.tensor([1]), torch.tensor([1]), 9, 12)
+    ensemble(*members, folder=str(tmp_path)).ranked_items(8)
+    again = ensemble(*members, folder=str(tmp_path))
+    for k in range(1, 8):
+        assert torch.equal(again.ranked_items(k), fuse_ranks([member.ranked_items(k) for member in members])), k
+
+
 def test_vectors_are_side_by_side() -> None:
     first, second = FakeTeacher(9, 12, 3, seed=1), FakeTeacher(9, 12, 5, seed=2)
     both = ensemble(first, second)

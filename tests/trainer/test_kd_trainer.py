@@ -32,6 +32,7 @@ from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.trainer.kd_trainer import KDMixin, make_trainer
 from recbole_kd.trainer.learner import fused_adam_exists
+from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -281,6 +282,15 @@ def test_resuming_a_finished_run_trains_nothing_and_leaves_its_files(known_answe
         for key in ("best_epoch", "test_result", "loss_history"):
             assert again[key] == whole[key], key
         assert best.read_bytes() == before
+
+
+def test_the_best_epoch_is_tested(known_answer: Path) -> None:
+    """Not the last one, whose weights the model has when training ends."""
+    result = run(known_answer, epochs=12, stopping_step=1, learning_rate=0.05)
+    last = result["checkpoint"].replace(".pth", "-last.pth")
+    given = {"data_path": str(known_answer), "use_gpu": False}
+    best, later = (evaluate_checkpoint(str(file), given)["test_result"] for file in (result["checkpoint"], last))
+    assert result["test_result"] == best != later
 
 
 def test_a_last_file_needs_the_best_one_and_the_best_one_nothing(known_answer: Path, tmp_path: Path) -> None:

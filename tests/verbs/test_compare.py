@@ -216,6 +216,13 @@ def test_a_gpu_in_a_file_may_be_another_machines(tmp_path: Path, monkeypatch: py
         plan({"dataset": "ml-100k", "use_gpu": True, "models": "BPR"})
 
 
+def test_a_misspelt_label_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.yaml"
+    file.write_text("models: {again: {model: BPR}}")
+    with pytest.raises(UserError, match="--models names 'agin', .* Did you mean 'again'"):
+        plan({"dataset": "ml-100k", "config_files": str(file), "models": "BPR,agin"})
+
+
 def test_a_sweep_is_a_row_for_each_value_of_the_models_that_read_it() -> None:
     planned = plan({"dataset": "ml-100k", "models": "BPR,RRDStudent", "sweep.rrd.weight": [0.1, 0.001]})
     assert [row.name for row in planned.rows] == [
@@ -535,6 +542,41 @@ def test_the_same_seeds_give_the_same_copy(known_answer: Path) -> None:
 
 
 # The arithmetic
+
+
+def test_each_recipe_is_compared_with_its_own_plain_student(tmp_path: Path) -> None:
+    models = {"RRDStudent": {}, "other": {"model": "RRDStudent", "student": "LightGCN"}}
+    (tmp_path / "two.yaml").write_text(json.dumps({"models": models}))
+    measured = {"seeds": 1, "metrics": ["Recall"], "topk": [20], "valid_metric": "Recall@20"}
+    planned = plan({"dataset": "ml-100k", "config_files": str(tmp_path / "two.yaml"), **measured})
+    records: dict[str, list[Any]] = {}
+    for place, row in enumerate(planned.rows, 1):
+        path = tmp_path / f"{place}.parquet"
+        save_per_user(path, ["a", "b"], {"recall@20": np.array([place / 10, place / 10])})
+        records[row.name] = [
+            {
+                **dict.fromkeys(("best_valid_result", "best_epoch", "loss_history", "valid_history", "checkpoint")),
+                "seed": 1,
+                "test_result": {"recall@20": place / 10},
+                "epoch_seconds": [float(place)],
+                "peak_memory_bytes": None,
+                "per_user": str(path),
+                "parameters": 7,
+                "threads": 1,
+                "inference": {
+                    "latency_ms": {"batch_1": {"p50": 1.0, "p95": 3.0}},
+                    "users_per_second": {"batch_1": 10.0},
+                },
+            }
+        ]
+    found = {row["name"]: row for row in summarise(planned, records, "split")["rows"]}
+    seconds = {name: one[0]["epoch_seconds"][0] for name, one in records.items()}
+    assert len([row for row in planned.rows if row.role == "plain"]) == 2
+    own = {row.name: row.reference for row in planned.rows if row.role == "recipe"}
+    assert len(set(own.values())) == 2
+    for name, reference in own.items():
+        assert found[name]["relative_gain"]["recall@20"] == pytest.approx(seconds[name] / seconds[str(reference)] - 1)
+        assert found[name]["costs"]["ratio_to_plain"] == pytest.approx(seconds[name] / seconds[str(reference)])
 
 
 def test_means_gains_and_gaps_by_hand(tmp_path: Path) -> None:

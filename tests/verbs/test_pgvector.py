@@ -114,3 +114,11 @@ def test_a_student_of_another_kind_is_refused_in_a_line(tmp_path: Path) -> None:
         sql_of(tmp_path)
     assert raised.value.stdout == ""
     assert "is of the kind pairs; only" in raised.value.stderr
+
+
+def test_a_folder_that_is_no_bundle_is_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        sql_of(tmp_path)
+    assert raised.value.stderr.splitlines() == [
+        f"{tmp_path} is no folder that recbole-kd export wrote: it has no manifest.json."
+    ]

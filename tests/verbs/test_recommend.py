@@ -35,6 +35,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_known_answer(tmp_path_factory.mktemp("data"))
 
 
+def test_a_users_first_item_is_not_recommended_again(tmp_path: Path) -> None:
+    """Also if the user's first row, which has that item as its history, is one of validation."""
+    rows = [(f"u{user}", f"i{(user + step) % 12}", 100 + step) for user in range(30) for step in range(8)]
+    rows += [(f"u{user}", f"i{(user + 8) % 12}", 250) for user in range(30)]
+    rows += [(f"u{user}", f"i{(user + 9) % 12}", 350) for user in range(30)]
+    rows += [("late", "i0", 150), ("late", "i1", 210), ("late", "i2", 220), ("late", "i3", 320)]
+    rows += [("later", "i5", 201), ("later", "i6", 202), ("later", "i7", 301)]
+    (tmp_path / "shop").mkdir()
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in rows)]
+    (tmp_path / "shop" / "shop.inter").write_text("\n".join(lines) + "\n")
+    split = {"order": "TO", "group_by": "user", "split": {"LS": "valid_and_test"}, "mode": "full"}
+    given = known_sequences_settings(tmp_path, epochs=1, split_time=[200, 300], eval_args=split, hidden_size=8)
+    given |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "inner_size": 8}
+    checkpoint = run_recbole_kd("SASRec", "shop", config_dict=given)["checkpoint"]
+    for seen, had in (("train+valid", {"late": [0, 1, 2], "later": [5, 6]}), ("all", {"late": [0, 1, 2, 3]})):
+        found = Recommender(checkpoint, seen, {"data_path": str(tmp_path), "use_gpu": False})
+        for user, items in had.items():
+            (one,) = found.recommend([user], k=12, exclude_seen=True)
+            assert {f"i{item}" for item in items}.isdisjoint(one.items)
+            assert len(one.items) == 12 - len(items)
+
+
 @pytest.fixture(scope="module")
 def ease(data: Path) -> str:
     """The checkpoint of a model that needs one pass to know the answer."""
@@ -184,6 +206,21 @@ def test_users_come_in_the_order_asked_for(ease: str, data: Path) -> None:
     assert list(recommender.recommend(asked, k=3)) == [everyone[user] for user in asked]
     with pytest.raises(UserError, match="User 'u99' is not in known-answer"):
         recommender.recommend(["u3", "u99"])
+
+
+def test_ids_are_a_list_and_may_be_numbers(tmp_path: Path) -> None:
+    """A text would be read letter by letter: user 196 as users 1, 9 and 6."""
+    config = {"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path), "use_gpu": False, "baseline": "none"}
+    rows = "".join(f"{user}\t{user % 7 + step}\n" for user in range(30) for step in range(6))
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "numbers.inter").write_text("user_id:token\titem_id:token\n" + rows)
+    given = {**config, "load_col": {"inter": ["user_id", "item_id"]}, "topk": [1], "valid_metric": "NDCG@1"}
+    checkpoint = run_recbole_kd("EASE", "numbers", config_dict=given)["checkpoint"]
+    numbers = Recommender(checkpoint, config_dict={"data_path": str(tmp_path), "use_gpu": False})
+    assert list(numbers.recommend([12], k=1)) == list(numbers.recommend(["12"], k=1))
+    assert numbers.recommend_after([3, 4], k=1) == numbers.recommend_after(["3", "4"], k=1)  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"users is the text '12'; expected a list of ids, such as \['12'\]"):
+        numbers.recommend("12", k=1)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])

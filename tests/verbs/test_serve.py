@@ -224,6 +224,12 @@ BAD: dict[str, tuple[str, dict[str, Any], int, str]] = {
         422,
         "users: Extra inputs are not permitted",
     ),
+    "JSON that is not said to be": (
+        "/recommend",
+        {"method": "POST", "content": '{"history": ["x"]}'},
+        415,
+        "the body needs the header 'content-type: application/json'",
+    ),
     "bytes": ("/recommend", posted(b"\xff\xfe\x00"), 400, "body"),
 }
 

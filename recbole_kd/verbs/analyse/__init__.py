@@ -108,7 +108,7 @@ def run(options: AnalyseOptions, settings: dict[str, Any]) -> None:
 
 
 def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> tuple[list[Part], dict[str, str]]:
-    check_place(Path(options.output) / "spectrum.csv", "output")
+    check_place(Path(options.output) / f"{next(iter(options.parts or PARTS))}.csv", "output")
     subject = _load(options, config_dict)
     found, left_out = [], {}
     with mpl.rc_context(STYLE):

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Optional
 
 from recbole_kd.data.fast_sampling import samples_fast
-from recbole_kd.errors import UnknownSetting, UserError
+from recbole_kd.errors import UnknownSetting, UserError, closest
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.known_keys import check
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.experiment.values import at, leaves, merge, nest
 from recbole_kd.files.digest import digest
-from recbole_kd.files.properties import read_yaml
+from recbole_kd.files.properties import named_files, read_yaml
 from recbole_kd.options import checked
+from recbole_kd.registry import models as model_entries
 from recbole_kd.registry import recipes
 from recbole_kd.stages.needs import check_models
 from recbole_kd.stages.result import versions
@@ -179,7 +180,7 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     """
     given = dict(settings)
     common: dict[str, Any] = {}
-    for file in str(given.pop("config_files", "") or "").split():
+    for file in named_files(str(given.pop("config_files", "") or "")):
         common = merge(common, nest(read_yaml(Path(file))))
     if common.get("use_gpu") is True:
         del common["use_gpu"]  # its default; another machine may have written the file
@@ -246,9 +247,12 @@ def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:
                 f"--models lists '{name}' more than once; give the second one another label in a YAML file "
                 f"(models: {{{name}: {{}}, {name} again: {{model: {name}, ...}}}})."
             )
-    sections = {}
+    sections, known = {}, {*model_entries(), *recipes()}
     for name in names:
         section = described.get(name) or {}
+        near = "" if name in described or name in known or ":" in name else closest(name, described)
+        if near:
+            raise UserError(f"--models names '{name}', which is neither a label of the YAML files nor a model.{near}")
         if not isinstance(section, Mapping):
             raise UserError(f"models.{name} is {section!r}; expected the settings of a model, such as {{model: BPR}}.")
         sections[name] = nest(section)

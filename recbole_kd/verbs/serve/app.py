@@ -185,6 +185,8 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     """The first error in a request, in one line, without the client's input."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "model_attributes_type" and isinstance(first.get("input"), (str, bytes)):
+        return JSONResponse({"detail": "the body needs the header 'content-type: application/json'"}, 415)
     where = ".".join(str(part)[:_SHOWN] for part in first["loc"] if part not in ("query", "body"))
     bad_json = first["type"] == "json_invalid"
     text = "the body is not JSON" if bad_json else f"{where or 'the body'}: {first['msg']}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from recbole_kd.files.atomic import check_place
 from recbole_kd.files.plain import save_json
+from recbole_kd.files.properties import named_files
 from recbole_kd.verbs.options import TuneOptions
 from recbole_kd.verbs.tune.report import summary
 from recbole_kd.verbs.tune.search import evaluate_winner, search
@@ -17,7 +18,7 @@ __all__ = ["Domain", "default_space", "evaluate_winner", "parse_space", "read_sp
 
 def run(options: TuneOptions, settings: dict[str, Any]) -> None:
     """The verb: searches, evaluates the winner on the test split, and prints both."""
-    files = options.config_files.split()
+    files = named_files(options.config_files)
     if options.result_file:
         check_place(options.result_file, "result_file")
     result = search(

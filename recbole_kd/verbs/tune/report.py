@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def summary(result: Mapping[str, Any]) -> str:
         shown = [f"{name} {value:.4f}" for name, value in result["test_result"].items()]
         lines.append(f"Its test split, which no trial read: {', '.join(shown)}")
     files = f"{result['folder']}: trials.csv, trials.png, result.json"
-    return "\n".join([*lines, f"Train it: recbole-kd train --config_files={result['config_file']}", files])
+    return "\n".join([*lines, f"Train it: recbole-kd train --config_files={shlex.quote(result['config_file'])}", files])
 
 
 def _cell(value: Any) -> str:

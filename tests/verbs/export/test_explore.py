@@ -10,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from recbole_kd.cli import main
-from recbole_kd.files.bundle import read_bundle
+from recbole_kd.data.observed import Observed
+from recbole_kd.files.bundle import Bundle, read_bundle
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.export import run_export
-from recbole_kd.verbs.export.explore import Choice, choices_table, fewer_dimensions, ndcg, take
+from recbole_kd.verbs.export.explore import Choice, choices_table, explore, fewer_dimensions, ndcg, take
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -87,6 +90,21 @@ def test_ndcg_is_that_of_the_formula() -> None:
     three = (1 / math.log2(3)) / (1 + 1 / math.log2(3) + 1 / math.log2(4))
     lists = [[7, 1, 5], [2, 3, 4], [9, 8, 7]]
     assert ndcg(lists, [{7, 5}, set(), {8, 1, 2, 3, 4}], k=3) == pytest.approx((two + three) / 2)
+
+
+def test_a_seen_item_cannot_be_found_again() -> None:
+    """So a pair of validation that training has too counts for nothing."""
+    random = np.random.default_rng(0)
+    vectors = {side: random.normal(size=(size, 4)).astype(np.float32) for side, size in (("users", 3), ("items", 6))}
+    none = np.zeros(4, np.int64), np.empty(0, np.int64)
+    bundle = Bundle(Path(), {"score": "x"}, "vectors", list("abc"), list("uvwxyz"), vectors, *none, {})
+    seen, held_out = [(1, 1), (2, 2)], [(1, 4), (2, 5), (3, 6)]
+    both = (explore(bundle, pairs(seen), pairs(some), None)[0].ndcg for some in (held_out, [*held_out, *seen]))
+    assert len(set(both)) == 1
+
+
+def pairs(of: list[tuple[int, int]]) -> Observed:
+    return Observed(*(torch.tensor(side) for side in zip(*of)), 4, 7)
 
 
 def test_halves_of_the_dimensions_are_tried() -> None:
