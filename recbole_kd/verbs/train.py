@@ -159,7 +159,7 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
     config = experiment.settings
     _check(experiment)
     if saved:
-        check_place(os.path.join(config["checkpoint_dir"], "file"), "checkpoint_dir")
+        check_place(os.path.join(config["checkpoint_dir"], f"{config['model']}.pth"), "checkpoint_dir")
     if config["result_file"]:
         check_place(config["result_file"], "result_file")
     if config["ray_address"]:
