@@ -286,7 +286,7 @@ def test_resuming_a_finished_run_trains_nothing_and_leaves_its_files(known_answe
 
 def test_the_best_epoch_is_tested(known_answer: Path) -> None:
     """Not the last one, whose weights the model has when training ends."""
-    result = run(known_answer, epochs=12, stopping_step=1, learning_rate=0.05)
+    result = run(known_answer, epochs=12, stopping_step=2, learning_rate=0.05, embedding_size=2)
     last = result["checkpoint"].replace(".pth", "-last.pth")
     given = {"data_path": str(known_answer), "use_gpu": False}
     best, later = (evaluate_checkpoint(str(file), given)["test_result"] for file in (result["checkpoint"], last))
