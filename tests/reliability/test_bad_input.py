@@ -450,7 +450,10 @@ BAD: dict[str, Case] = {
     "export key": (with_checkpoint("export", output="x", overwirte="true"), "Did you mean 'overwrite'"),
     "tune key": (["tune", *BPR, "--trails=3"], "Did you mean 'trials'"),
     "tune part": (["tune", *BPR, "--trials.x=3"], "--trials.x is part of --trials, which is one value; set that"),
-    "compare key": (["compare", ML, "--models=BPR", "--paralel=2"], "BPR: Unknown setting 'paralel': nothing in this run"),
+    "compare key": (
+        ["compare", ML, "--models=BPR", "--paralel=2"],
+        "BPR: Unknown setting 'paralel': nothing in this run",
+    ),
     "compare key, its name": (["compare", ML, "--models=BPR", "--paralel=2"], "Did you mean 'parallel'"),
     "tune without a space": (["tune", "--model=ItemKNN", ML], "no search space"),
     "tune over nothing": (space(""), "names no setting to search"),

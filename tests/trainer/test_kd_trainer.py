@@ -30,7 +30,7 @@ from recbole_kd.loss.kernel.precision import factor_type, multiplies_bf16
 from recbole_kd.model.build import build_model
 from recbole_kd.options import option
 from recbole_kd.testing import known_answer_settings
-from recbole_kd.trainer.kd_trainer import KDMixin, make_trainer
+from recbole_kd.trainer.kd_trainer import KDMixin, KDTrainer, make_trainer
 from recbole_kd.trainer.learner import fused_adam_exists
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.train import run_recbole_kd
@@ -291,6 +291,32 @@ def test_the_best_epoch_is_tested(known_answer: Path) -> None:
     given = {"data_path": str(known_answer), "use_gpu": False}
     best, later = (evaluate_checkpoint(str(file), given)["test_result"] for file in (result["checkpoint"], last))
     assert result["test_result"] == best != later
+
+
+def test_what_a_model_keeps_beside_its_weights_is_the_best_epochs(
+    known_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, load = BPR.calculate_loss, KDTrainer.load_best
+    found = []
+
+    def counted(self: Any, interaction: Any) -> Any:
+        self.steps += 1
+        return loss(self, interaction)
+
+    def noted(self: Any) -> None:
+        before = self.model.steps
+        load(self)
+        found.append((before, self.model.steps))
+
+    monkeypatch.setattr(BPR, "other_parameter_name", ["steps"], raising=False)
+    monkeypatch.setattr(BPR, "steps", 0, raising=False)
+    monkeypatch.setattr(BPR, "calculate_loss", counted)
+    monkeypatch.setattr(KDTrainer, "load_best", noted)
+    result = run(known_answer, epochs=12, stopping_step=2, learning_rate=0.3, embedding_size=1)
+    epochs, best = result["epochs_trained"], result["best_epoch"] + 1
+    assert best < epochs
+    before, after = found[0]
+    assert after == before * best // epochs
 
 
 def test_a_last_file_needs_the_best_one_and_the_best_one_nothing(known_answer: Path, tmp_path: Path) -> None:
