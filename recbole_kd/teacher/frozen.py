@@ -45,7 +45,7 @@ def _content(trained: Trained) -> str:
         if isinstance(value, dict):
             value.pop("layout", None)  # the storage layout does not change the matrix
     settings = {key: trained.config.plain_values().get(key) for key in trained.config.model_keys()}
-    no_part = NO_PART_OF_A_MODEL | set(training_arguments)
+    no_part = NO_PART_OF_A_MODEL | {*training_arguments, "every_position"}
     architecture = {key: value for key, value in settings.items() if key not in no_part}
     return digest(dict(model.state_dict()), beside, architecture, trained.config.resolved.backbone)
 
