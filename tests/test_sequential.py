@@ -201,6 +201,19 @@ def test_a_teacher_with_other_ids_is_realigned(data_path: Path) -> None:
     assert bench.splits.item_tokens != load_checkpoint(teacher["checkpoint"])["item_tokens"]
 
 
+def test_bert4recs_bias_is_in_the_scores_that_a_distiller_reads(data_path: Path) -> None:
+    """It is 0 in a fresh model; the bench's is not."""
+    bench = SequentialBench(data_path, "BERT4Rec")
+    bench.model.eval()
+    sequences = bench.batch(8).sequences
+    with torch.no_grad():
+        expected = bench.model.full_sort_predict(bench.interaction(8)).view(8, -1)
+        found = bench.student.sequence_scores(sequences)
+        items = torch.arange(1, 5).expand(8, -1)
+        torch.testing.assert_close(found[:, 1:], expected[:, 1:])
+        torch.testing.assert_close(bench.student.sequence_scores(sequences, items), expected.gather(1, items))
+
+
 # trim_padding
 
 
