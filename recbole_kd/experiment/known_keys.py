@@ -38,12 +38,12 @@ __all__ = [
 _LARGEST = 1e38
 #: Limit, because a pair's negatives are drawn at once.
 _MOST_NEGATIVES = 100_000
-#: Our settings that decide the split, beside RecBole's.
 #: Values of ``learner``: RecBole's, then ours.
-LEARNERS = (
+_LEARNERS = (
     *("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
     *("lazy_adam", "sevo_sgd", "sevo_adam", "sevo_adamw"),
 )
+#: Our settings that decide the split, beside RecBole's.
 SPLIT_KEYS = ("split_seed", "split_time", "held_out_users", "fold_in")
 #: RecBole's metrics that are computed over the whole list.
 WITHOUT_CUTOFF = ("auc", "gauc", "logloss", "mae", "rmse")
@@ -307,7 +307,7 @@ class Training(Options):
     epochs: int = option(300, "at most", minimum=0)
     stop_after: int | None = option(None, "stop after this many epochs, whatever validation says", minimum=1)
     train_batch_size: int = option(2048, "pairs in a step", minimum=1, maximum=LARGEST_SIZE)
-    learner: str = option("adam", "optimiser", choices=LEARNERS, any_case=True)
+    learner: str = option("adam", "optimiser", choices=_LEARNERS, any_case=True)
     learning_rate: float = option(0.001, "learning rate of the optimiser", minimum=1e-12, maximum=_LARGEST)
     learning_rate_schedule: str = option(
         "constant", "cosine: from learning_rate down to 0 over the epochs", choices=("constant", "cosine")

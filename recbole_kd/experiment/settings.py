@@ -19,7 +19,7 @@ from recbole_kd.experiment.known_keys import SPLIT_KEYS
 from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import SafeLoader, overall_properties, read_properties, read_yaml
-from recbole_kd.model.every_position import AT_EVERY_POSITION
+from recbole_kd.model.every_position import AT_EVERY_POSITION, asks_for_every_position
 from recbole_kd.registry import MODELS, Resolved, distillers, recipes, resolve_model
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -224,7 +224,7 @@ class KDConfig(Config):
         """Whether the loss is taken at every position of whole sequences (``every_position``, ``loss_type: BCE``)."""
         objective, backbone = final.get("loss_type"), self.resolved.backbone
         bce = objective == "BCE"
-        if not bce and not final.get("every_position"):
+        if not asks_for_every_position(final):
             return False
         what = f"--{self.prefix}{'loss_type=BCE' if bce else 'every_position=True'}"
         known = AT_EVERY_POSITION.get(backbone, ())
@@ -332,7 +332,7 @@ class KDConfig(Config):
     @property
     def every_position(self) -> bool:
         """Whether the model learns at every position of whole sequences."""
-        return self.sequential and (bool(self["every_position"]) or self["loss_type"] == "BCE")
+        return self.sequential and asks_for_every_position(self.final_config_dict)
 
     def reads(self, key: str) -> bool:
         """Whether this run's model and distillers read a setting, given by its dotted name or its section's name."""
@@ -419,7 +419,7 @@ class KDConfig(Config):
         if self["fast_sampling"] is not None:
             return bool(self["fast_sampling"])
         resolved = resolve_model(model, setting=f"{prefix}model")
-        whole = resolved.backbone in AT_EVERY_POSITION and (own.get("every_position") or own.get("loss_type") == "BCE")
+        whole = resolved.backbone in AT_EVERY_POSITION and asks_for_every_position(own)
         return not whole and samples_fast(resolved.backbone, resolved.model_class.type)
 
     def checkpoint_config(self, model: str, stored: Mapping[str, Any]) -> KDConfig:

@@ -22,6 +22,7 @@ Entry: a position (BERT4Rec: a hidden one) of a sequence of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from recbole_kd.data.splits import interactions_of
 from recbole_kd.loss.ranking import sampled_loss
 from recbole_kd.model.kinds import is_one_of
 
-__all__ = ["AT_EVERY_POSITION", "at_every_position"]
+__all__ = ["AT_EVERY_POSITION", "asks_for_every_position", "at_every_position"]
 
 #: Models that can learn in this way -> their losses.
 AT_EVERY_POSITION: dict[str, tuple[str, ...]] = {
@@ -43,6 +44,11 @@ AT_EVERY_POSITION: dict[str, tuple[str, ...]] = {
     "STOSA": ("BPR",),
     "BERT4Rec": ("CE",),
 }
+
+
+def asks_for_every_position(settings: Mapping[str, Any]) -> bool:
+    """Whether settings of a sequential model ask for this: by ``every_position``, or by BCE, which has no other way."""
+    return bool(settings.get("every_position")) or settings.get("loss_type") == "BCE"
 
 
 class _EveryPosition:

@@ -196,7 +196,6 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
         if group.is_first:
             result["final"] = final
             write_result(config, trainer, result)
-    if not group.is_first:
-        return {}
-    log_to_file(f"Result:\n{table(result)}")
+    if group.is_first:
+        log_to_file(f"Result:\n{table(result)}")
     return result
