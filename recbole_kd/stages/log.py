@@ -22,21 +22,27 @@ def _shown(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO or _NOT_SHOWN.match(str(record.msg)) is None
 
 
-def start_logging(config: KDConfig) -> None:
+def start_logging(config: KDConfig, trains: bool = True) -> None:
     """Starts RecBole's logger, and logs one line that describes the run.
 
     The terminal does not show RecBole's repeated lines for each epoch. With ``quiet`` it shows only warnings and
     errors.
 
+    Args:
+        config: settings of the run.
+        trains: whether a model is trained. What only reads a checkpoint works in a folder that cannot be written.
+
     Raises:
-        UserError: the folder ``log`` cannot be written.
+        UserError: the folder ``log`` cannot be written, and a model is trained.
     """
     try:
         init_logger(config)
     except OSError as error:
-        raise UserError(
-            f"Cannot write the log under {Path('log').absolute()}: {error.strerror}; run from a writable folder."
-        ) from None
+        if trains:
+            raise UserError(
+                f"Cannot write the log under {Path('log').absolute()}: {error.strerror}; run from a writable folder."
+            ) from None
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s  %(message)s", datefmt="%d %b %H:%M")
     colorama.deinit()
     root = logging.getLogger()
     for handler in root.handlers:

@@ -70,7 +70,7 @@ def load_trained(
         given["valid_metric"] = result_name(str(metric), cutoff)
     base = KDConfig(backbone, dataset, config_dict={**stored, "distill": [], "teacher": None, **given})
     config = base.checkpoint_config(backbone, state["config"])
-    start_logging(config)
+    start_logging(config, trains=False)
     splits = load_splits(base)  # the model's own settings do not affect reading
     if state["split"] != splits.training_digest:
         raise UserError(

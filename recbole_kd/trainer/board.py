@@ -40,7 +40,7 @@ def tensorboard_run(role: Optional[str]) -> Iterator[None]:
     Args:
         role: such as "student"; None for a trainer that only evaluates and writes nothing.
     """
-    usual, wandb_logger = recboles.get_tensorboard, recboles.WandbLogger
+    usual, wandb_logger, ensure_dir = recboles.get_tensorboard, recboles.WandbLogger, recboles.ensure_dir
 
     def named(logger: logging.Logger) -> Any:
         if role is None:
@@ -53,7 +53,9 @@ def tensorboard_run(role: Optional[str]) -> Iterator[None]:
     if usual is get_tensorboard:  # otherwise this is one of several processes that writes nothing
         recboles.get_tensorboard = named
     recboles.WandbLogger = lambda config: Nothing()
+    if role is None:
+        recboles.ensure_dir = lambda folder: None  # the constructor would make the folder of checkpoints
     try:
         yield
     finally:
-        recboles.get_tensorboard, recboles.WandbLogger = usual, wandb_logger
+        recboles.get_tensorboard, recboles.WandbLogger, recboles.ensure_dir = usual, wandb_logger, ensure_dir
