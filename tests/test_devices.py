@@ -81,6 +81,9 @@ ALLOWED = {
     # Lists of sequences, which RRD draws on the CPU from what the teacher ranks, and which then go back.
     ("to the CPU", "distiller.rrd"): 1,
     ("to the device", "distiller.base.lists"): 1,
+    # RD's random items of a step; which users have each, copied in the first step.
+    ("drawn", "distiller.rd"): 1,
+    ("to the device", "data.observed"): 2,
     # The sizes of the experts' groups, of users and of items, are read and their layout is made of them.
     ("to the CPU", "loss.kernel.layout"): 2,
     ("to the device", "loss.kernel.layout"): 2,

@@ -90,11 +90,11 @@ def discrepancy_weights(scores: Tensor, sampled: Tensor, items: int, mu: float) 
     """b_k = max(0, tanh(mu (r_k - k))), large where the student ranks the teacher's k-th item too low (RD, KDD'18).
 
     The student's rank is estimated as r_k = floor((items - 1) * share) + 1, with the share of sampled items that score
-    higher.
+    higher. If no item counts, r_k is 1.
 
     Args:
         scores: (n, K) the student's scores of the teacher's items, best rank first.
-        sampled: (n, S) its scores of random unobserved items.
+        sampled: (n, S) its scores of random items; -inf for an item that does not count, as the user has observed it.
         items: number of items in the catalogue, without padding.
         mu: how fast the weight grows with the gap r_k - k.
 
@@ -107,7 +107,8 @@ def discrepancy_weights(scores: Tensor, sampled: Tensor, items: int, mu: float) 
         above = torch.empty(shape, dtype=torch.float32, device=scores.device)
         torch.gt(sampled.unsqueeze(1), scores.unsqueeze(2), out=above)
         # In integers: with a rounded share the rank would sometimes be one too small.
-        rank = (items - 1) * above.sum(dim=2).long() // sampled.shape[1] + 1
+        counted = (sampled.shape[1] - sampled.isneginf().sum(dim=1, keepdim=True)).clamp_(min=1)
+        rank = (items - 1) * above.sum(dim=2).long() // counted + 1
         teacher_rank = torch.arange(1, scores.shape[1] + 1, device=scores.device)
         return torch.tanh(mu * (rank - teacher_rank).to(scores.dtype)).clamp_(min=0)
 

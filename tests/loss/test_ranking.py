@@ -157,6 +157,14 @@ def test_discrepancy_weights_follow_the_approximate_rank(n: int, k: int, sampled
             assert weights[u, position].item() == pytest.approx(expected)
 
 
+def test_an_item_that_does_not_count_changes_no_rank() -> None:
+    """The share of higher items is 1 of 2 where three were drawn and one does not count; without any the rank is 1."""
+    scores, nothing = torch.tensor([[1.5]]), -torch.inf
+    for sampled, rank in (([1.0, 2.0, nothing], 99 // 2 + 1), ([nothing, nothing], 1)):
+        found = discrepancy_weights(scores, torch.tensor([sampled]), items=100, mu=0.001).item()
+        assert found == pytest.approx(math.tanh(0.001 * (rank - 1)))
+
+
 def test_an_item_that_the_student_ranks_well_enough_has_no_weight() -> None:
     scores, sampled = torch.tensor([[5.0, 4.0]]), torch.tensor([[1.0, 2.0, 3.0]])
     assert discrepancy_weights(scores, sampled, items=100, mu=0.1).tolist() == [[0.0, 0.0]]
