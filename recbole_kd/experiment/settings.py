@@ -16,6 +16,7 @@ from recbole_kd.data.fast_sampling import samples_fast
 from recbole_kd.errors import UserError
 from recbole_kd.experiment import checks
 from recbole_kd.experiment.known_keys import SPLIT_KEYS
+from recbole_kd.experiment.next_item import set_next_item_training
 from recbole_kd.experiment.presets import Layer, distiller_names, merged, precedence, teacher_presets, teacher_sections
 from recbole_kd.experiment.values import DATASET_KEYS, like, merge, nest, plain
 from recbole_kd.files.properties import SafeLoader, overall_properties, read_properties, read_yaml
@@ -179,7 +180,7 @@ class KDConfig(Config):
             final["show_progress"] = bool(final["show_progress"] and watched and not final["quiet"])
             self.sources["show_progress"] = "whether this is a terminal or a notebook"
         if self.sequential:
-            self._set_next_item_training(final)
+            set_next_item_training(self, final)
         if self._loss_is_unbounded() and final.get("train_neg_sample_args") is None:
             final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
             self.sources["train_neg_sample_args"] = "the loss without its distiller"
@@ -187,58 +188,6 @@ class KDConfig(Config):
         own = None if final.get("every_position") else self.internal_config_dict.get("transform")
         checks.check_transform(final, own, self.sequential, self.prefix)
         return final
-
-    def _set_next_item_training(self, final: dict[str, Any]) -> None:
-        """Sets negative sampling to none where the loader draws no negatives; RecBole makes the user set it.
-
-        ``loss_type: CE`` compares with all items. Losses at every position draw their own negatives for each.
-        """
-        at_every_position = self._learns_at_every_position(final)
-        if at_every_position and self.resolved.backbone == "BERT4Rec":
-            if self.external_config_dict.get("transform") is not None:
-                raise UserError(
-                    f"--{self.prefix}transform={final['transform']}: with --{self.prefix}every_position=True BERT4Rec "
-                    "hides items by itself; leave it out."
-                )
-            final["transform"] = None
-        negatives = final.get("train_neg_sample_args")
-        none = negatives is None or (isinstance(negatives, Mapping) and negatives.get("distribution") in (None, "none"))
-        objective = final.get("loss_type")
-        if objective == "CE" or at_every_position:
-            if self.external_config_dict.get("train_neg_sample_args") is not None and not none:
-                what = f"{'loss_type=BCE' if objective == 'BCE' else 'every_position=True'} draws one negative for "
-                what += "each position, uniformly"
-                if objective == "CE":
-                    what = "loss_type=CE compares with every item and draws no negatives"
-                raise UserError(
-                    f"--{self.prefix}train_neg_sample_args is set, but --{self.prefix}{what}; leave it out."
-                )
-            final["train_neg_sample_args"] = None
-        elif none and (objective == "BPR" or hasattr(self.resolved.model_class, "input_type")):
-            raise UserError(
-                f"{self.resolved.backbone} compares with negatives (loss_type BPR), but "
-                f"--{self.prefix}train_neg_sample_args draws none; leave it out."
-            )
-
-    def _learns_at_every_position(self, final: Mapping[str, Any]) -> bool:
-        """Whether the loss is taken at every position of whole sequences (``every_position``, ``loss_type: BCE``)."""
-        objective, backbone = final.get("loss_type"), self.resolved.backbone
-        bce = objective == "BCE"
-        if not asks_for_every_position(final):
-            return False
-        what = f"--{self.prefix}{'loss_type=BCE' if bce else 'every_position=True'}"
-        known = AT_EVERY_POSITION.get(backbone, ())
-        if not known or (bce and "BCE" not in known):
-            able = [name for name, losses in AT_EVERY_POSITION.items() if not bce or "BCE" in losses]
-            raise UserError(
-                f"{what} learns at every position of a sequence. It is for {', '.join(able)}, not for {backbone}; "
-                "leave it out."
-            )
-        if objective is not None and objective not in known:
-            raise UserError(
-                f"{what}: {backbone} learns so by --{self.prefix}loss_type={' or '.join(known)}, not by {objective}."
-            )
-        return True
 
     def _loss_is_unbounded(self) -> bool:
         """Whether the model's own loss is unbounded because the run lacks the distiller that bounds it."""
