@@ -139,3 +139,8 @@ class Evaluator(RecBoleEvaluator):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.metric_class = {name: metric_class(name)(config) for name in self.metrics}
+
+
+def smaller_is_better(metric: str) -> bool:
+    """Whether RecBole calls a smaller value of the metric better (GiniIndex, AveragePopularity)."""
+    return bool(getattr(metrics_dict.get(metric.partition("@")[0].lower()), "smaller", False))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Optional
 
+from recbole_kd.evaluation.metrics import smaller_is_better
 from recbole_kd.report.looks import metric_label, p_text, percent
 from recbole_kd.report.schema import number
-from recbole_kd.report.view import Comparison, Model, smaller_is_better
+from recbole_kd.report.view import Comparison, Model
 from recbole_kd.text import duration
 
 #: A teacher is called bad if it is below the best undistilled row by more than this share.

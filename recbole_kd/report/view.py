@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from recbole.evaluator.register import metrics_dict
-
+from recbole_kd.evaluation.metrics import smaller_is_better
 from recbole_kd.experiment.values import at, leaves
 from recbole_kd.report.looks import Style, is_numeric, styles_of
 from recbole_kd.report.schema import check_results, number
@@ -507,8 +506,3 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     tables = [dict(zip(*curve)) for curve in curves]
     epochs = sorted(set(tables[0]).intersection(*tables[1:]))
     return epochs, [math.fsum(table[epoch] for table in tables) / len(tables) for epoch in epochs]
-
-
-def smaller_is_better(metric: str) -> bool:
-    """Whether RecBole calls a smaller value of the metric better (GiniIndex, AveragePopularity)."""
-    return bool(getattr(metrics_dict.get(metric.partition("@")[0].lower()), "smaller", False))

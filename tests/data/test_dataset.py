@@ -141,7 +141,11 @@ def test_a_split_is_kept_and_is_that_of_its_rows_and_seed(
     if order == "TO":
         assert items(2) == first
     monkeypatch.undo()
+    monkeypatch.setattr(dataset_module, "_MANY", 1)
     assert (items(2) == first) == (order == "TO")
+    settings["eval_args"] = {**settings["eval_args"], "group_by": "none"}
+    assert items(1) != first
+    settings["eval_args"] = {**settings["eval_args"], "group_by": "user"}
     assert items(1, user_inter_num_interval="[50,inf)") != first
     assert items(1) == first
 
@@ -331,3 +335,13 @@ def test_sequences_of_tokens_share_their_ids_with_an_alias(tmp_path: Path) -> No
     for row in range(1, 61):
         number = int(tokens[dataset.item_feat["item_id"][row]][1:])
         assert tokens[dataset.item_feat["like"][row]].tolist() == [f"i{number + 1}", f"i{number + 2}"]
+
+
+def test_items_that_nobody_had_keep_their_features(tmp_path: Path) -> None:
+    names = ["new", *(f"i{item}" for item in range(60)), "newer"]
+    write(tmp_path, "shop", "item", item_id=names, city=["Rome", *["Bonn"] * 60, "Oslo"])
+    dataset = shop(tmp_path, pairs_of_shop(), load_col={"inter": "*", "item": "*"}).dataset
+    assert dataset.item_num == 63
+    ids, towns = dataset.field2token_id["item_id"], dataset.field2id_token["city"]
+    found = {name: towns[dataset.item_feat["city"][ids[name]]] for name in ("new", "i0", "i59", "newer")}
+    assert found == {"new": "Rome", "i0": "Bonn", "i59": "Bonn", "newer": "Oslo"}

@@ -97,7 +97,12 @@ def test_users_are_drawn_by_the_seed_of_the_split(tmp_path: Path, seed: int) -> 
     assert parts_of(split(tmp_path, [2, 3], seed=seed)) == parts
     assert parts_of(split(tmp_path, [2, 3], seed=seed + 10)) != parts
     lines = table(splits).splitlines()
-    for name, count in (("rows to fold in", len(folded)), ("held out to validate", 2), ("held out to test", 3)):
+    for name, count in (
+        ("rows to fold in", len(folded)),
+        ("held out to validate", 2),
+        ("held out to test", 3),
+        ("pairs twice in training", 0),
+    ):
         assert any(name in line and line.split()[-1] == str(count) for line in lines)
     assert splits.unknown["users"] == 0
 

@@ -88,3 +88,23 @@ def test_a_user_of_everything_is_refused_as_recbole_refuses() -> None:
     for kind in (Sampler, ObservedSampler):
         with pytest.raises(ValueError, match="interacted with all items"):
             kind(["train"], [everything])
+
+
+def test_pairs_among_some_users_and_items_are_those_of_both() -> None:
+    pairs = Observed(torch.tensor([1, 1, 2, 3]), torch.tensor([1, 2, 2, 1]), 4, 3)
+    users, items = torch.tensor([False, True, True, False]), torch.tensor([False, False, True])
+    found = {
+        marks: list(zip(one.user_ids.tolist(), one.indices.tolist()))
+        for marks, one in (
+            ("both", pairs.among(users, items)),
+            ("users", pairs.among(users, None)),
+            ("items", pairs.among(None, items)),
+            ("neither", pairs.among(None, None)),
+        )
+    }
+    assert found == {
+        "both": [(1, 2), (2, 2)],
+        "users": [(1, 1), (1, 2), (2, 2)],
+        "items": [(1, 2), (2, 2)],
+        "neither": [(1, 1), (1, 2), (2, 2), (3, 1)],
+    }

@@ -138,6 +138,12 @@ def test_the_first_visit_is_the_earliest_wherever_it_stands(tmp_path: Path) -> N
     assert rows_of(make(tmp_path, raw, minimum=1)) == [(5, 22847, 1287280133)]
 
 
+def test_visits_of_one_moment_are_in_the_order_of_the_locations(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.txt"
+    raw.write_text("".join(checkin(5, "2010-10-17T01:48:53Z", location) for location in (30, 4, 100)))
+    assert [location for _, location, _ in rows_of(make(tmp_path, raw, minimum=1))] == [4, 30, 100]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7))), st.integers(1, 4))
 def test_k_core_is_what_removing_one_pair_at_a_time_leaves(pairs: set[tuple[int, int]], minimum: int) -> None:
@@ -576,6 +582,21 @@ def test_the_summary_says_what_was_dropped_and_what_is_left(tmp_path: Path) -> N
         "users of the last 10% in time that are not in the rest": "0.0%",
         "items of the last 10% in time that are not in the rest": "100.0%",
     }
+
+
+@pytest.mark.parametrize("form", ["commas", "parquet"])
+def test_an_event_without_a_rating_is_dropped_where_a_rating_is_asked_for(tmp_path: Path, form: str) -> None:
+    source = tmp_path / "events"
+    if form == "parquet":
+        pq.write_table(
+            pa.table({"customer": ["c1", "c1", "c2"], "sku": ["a", "b", "a"], "stars": [5, None, 4]}), source
+        )
+    else:
+        source.write_text("customer,sku,stars\nc1,a,5\nc1,b,\nc2,a,4\n")
+    columns = Columns("customer", "sku", rating="stars")
+    assert own(tmp_path / "all", source, columns).read_text().splitlines()[1:] == ["c1\ta\t5", "c1\tb\t", "c2\ta\t4"]
+    rated = own(tmp_path / "rated", source, dataclasses.replace(columns, minimum_rating=1.0))
+    assert rated.read_text().splitlines()[1:] == ["c1\ta\t5", "c2\ta\t4"]
 
 
 def test_the_same_again_is_left_alone_and_new_events_are_read(tmp_path: Path) -> None:

@@ -73,6 +73,21 @@ def test_ranks_order_the_best_first_and_are_no_scores(tmp_path: Path) -> None:
     assert lists.scores is None
 
 
+def test_a_rank_decides_where_there_is_a_score_too(tmp_path: Path) -> None:
+    """A system may rank by more than its score."""
+    rows = [
+        ("ann", "y", 9.0, 3),
+        ("ann", "z", 0.5, 1),
+        ("ann", "12", 2.0, 2),
+        ("bob", "x", 1.0, 2),
+        ("bob", "12", 0.0, 1),
+    ]
+    lists = read(written(tmp_path, "user_id,item_id,score,rank", rows, ","))
+    assert by_user(lists) == EXPECTED
+    assert lists.scores is not None
+    assert lists.scores.tolist() == [0.5, 2.0, 9.0, 0.0, 1.0], "each beside its item"
+
+
 def test_without_either_the_rows_are_in_order(tmp_path: Path) -> None:
     rows = [("bob", "12"), ("ann", "z"), ("ann", "12"), ("bob", "x"), ("ann", "y")]
     lists = read(written(tmp_path, "user_id:token\titem_id:token", rows))

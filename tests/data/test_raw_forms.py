@@ -167,6 +167,13 @@ def test_yelp_keeps_the_first_reviews_with_their_times(tmp_path: Path, form: str
     assert said["dropped: from 2019-01-01 on"] == f"{sum(date >= '2019' for _, _, date, _ in REVIEWS):,}"
 
 
+def test_the_last_second_of_2018_is_kept(tmp_path: Path) -> None:
+    dates = ("2018-12-31 23:59:59", "2019-01-01 00:00:00")
+    lines = "".join(review("u", f"b{place}", date) for place, date in enumerate(dates))
+    path = make(tmp_path, "yelp2018", write(tmp_path / "review.json", lines.encode()), minimum=1)
+    assert [item for _, item, _, _ in rows_of(path, COLUMNS)] == ["b0"]
+
+
 def test_yelp_cannot_be_downloaded_and_needs_no_file_again(tmp_path: Path) -> None:
     advice = "yelp2018 cannot be downloaded: .*https://www.yelp.com/dataset .*--dataset=yelp2018 --source=FILE"
     settings = {"data_path": str(tmp_path), "distill": [], "use_gpu": False}

@@ -79,6 +79,78 @@ def test_what_is_learned_beside_ids_is_content_too(tmp_path: Path) -> None:
     assert len({usual[1], time[1], category[1]}) == 3
 
 
+def test_a_label_belongs_to_its_pair(tmp_path: Path) -> None:
+    """Two users exchange their labels: as many are 0 as before."""
+    contents = set()
+    for low in (3, 40):
+        rows = timed_shop(tmp_path, [FIRST + DAY * (row % 12) for row in range(480)])
+        users, items = zip(*rows)
+        ratings = [1 if row == low else 5 for row in range(480)]
+        write(tmp_path, "shop", user_id=list(users), item_id=list(items), rating=ratings)
+        torch.manual_seed(1)
+        columns = {"inter": ["user_id", "item_id", "rating"]}
+        splits = split(tmp_path, "NeuMF", load_col=columns, threshold={"rating": 4})
+        assert int((splits.train.inter_feat["label"] == 0).sum()) == 1
+        contents.add(digest(splits.content()))
+    assert len(contents) == 2
+
+
+def test_the_validation_split_is_content_and_the_test_split_is_not(tmp_path: Path) -> None:
+    """A teacher's epoch is chosen on validation, and nothing of it on test."""
+
+    def content(part: str = "") -> str:
+        files = files_of_shop(tmp_path)
+        if part:  # two users exchange an item
+            (one, first), *others, (other, last) = files[part]
+            users, items = zip((one, last), *others, (other, first))
+            write(tmp_path, "shop", f"{part}.inter", user_id=list(users), item_id=list(items))
+        settings = {"benchmark_filename": list(PARTS), "load_col": {"inter": ["user_id", "item_id"]}}
+        return digest(split(tmp_path, **settings).content())
+
+    usual = content()
+    assert content("test") == usual
+    assert content("valid") != usual
+    assert content("train") != usual
+
+
+def test_the_order_of_a_sequence_is_content(tmp_path: Path) -> None:
+    """Two items in the middle of a user's training sequence change places; the pairs stay."""
+    days = [row % 12 for row in range(480)]
+    timed_shop(tmp_path, [FIRST + DAY * day for day in days])
+    usual = split(tmp_path, "SASRec", **SEQUENTIAL)
+    days[3], days[4] = days[4], days[3]
+    timed_shop(tmp_path, [FIRST + DAY * day for day in days])
+    other = split(tmp_path, "SASRec", **SEQUENTIAL)
+    assert pairs(other) == pairs(usual)
+    assert digest(other.content()) != digest(usual.content())
+    assert other.training_digest != usual.training_digest
+
+
+@pytest.mark.parametrize("longest", [3, 12, 50])
+def test_the_latest_items_are_kept_where_there_is_no_room_for_all(tmp_path: Path, longest: int) -> None:
+    timed_shop(tmp_path, [FIRST + DAY * (row % 12) for row in range(480)])
+    splits = split(tmp_path, "SASRec", MAX_ITEM_LIST_LENGTH=longest, **SEQUENTIAL)
+    own = [item for user, item in pairs_of_shop() if user == "u0"]
+    user = splits.user_tokens.index("u0")
+    for parts, happened in (([splits.train], 10), ([splits.train, splits.valid, splits.test], 12)):
+        items, lengths = splits.sequences_after(parts)
+        assert lengths[user] == min(happened, longest)
+        found = [splits.item_tokens[item] for item in items[user, : lengths[user]]]
+        assert found == own[max(0, happened - longest) : happened]
+
+
+def test_other_columns_of_the_test_split_are_told_too(tmp_path: Path) -> None:
+    """Labels of the test split decide metrics, though nothing that is learned."""
+    given = {"benchmark_filename": list(PARTS), "load_col": {"inter": "*"}}
+    files_of_shop(tmp_path)
+    usual = split(tmp_path, **given)
+    path = tmp_path / "shop" / "shop.test.inter"
+    path.write_text(path.read_text().replace("\t10\t", "\t1\t"))  # the ratings of the users' items 10
+    other = split(tmp_path, **given)
+    assert digest(other.content()) == digest(usual.content())
+    assert digest(other.columns()) != digest(usual.columns())
+
+
 def test_ids_alone_have_no_other_columns(tmp_path: Path) -> None:
     users, items = zip(*pairs_of_shop())
     write(tmp_path, "shop", user_id=list(users), item_id=list(items))
@@ -179,6 +251,19 @@ def test_order_in_time_reads_the_column_of_time_unasked(tmp_path: Path) -> None:
     last = pairs(split(tmp_path, eval_args={"order": "TO", "split": {"LS": "valid_and_test"}}))
     assert last["test"] == late
     assert last["valid"] == {rows[row] for row in range(480) if row % 12 == 10}
+
+
+def test_who_has_few_interactions_is_trained_on_first(tmp_path: Path) -> None:
+    """The last item is for the test, the one before it for validation, and one at least for training."""
+    rows = [("one", "a"), ("two", "a"), ("two", "b"), ("three", "a"), ("three", "b"), ("three", "c")]
+    users, items = zip(*rows)
+    write(tmp_path, "shop", user_id=list(users), item_id=list(items), timestamp=list(range(6)))
+    found = pairs(split(tmp_path, eval_args={"order": "TO", "split": {"LS": "valid_and_test"}}))
+    assert found == {
+        "train": {("one", "a"), ("two", "a"), ("three", "a")},
+        "valid": {("three", "b")},
+        "test": {("two", "b"), ("three", "c")},
+    }
 
 
 # By files

@@ -54,3 +54,8 @@ def test_group_means_against_a_loop() -> None:
             spread: Any = sum((gap - mean) ** 2 for gap in gaps) / (len(members) - 1)
             assert found.standard_error[group] == pytest.approx(math.sqrt(spread / len(members)))
     assert math.isnan(found.standard_error[3]), "one user says nothing of a spread"
+
+
+def test_a_group_holds_the_users_at_its_upper_bound() -> None:
+    """The median is 1, so the users with one interaction are the less active half."""
+    assert activity_groups(np.array([1, 1, 1, 1, 2, 3]), 2).tolist() == [0, 0, 0, 0, 1, 1]

@@ -97,3 +97,10 @@ def test_bootstrap_intervals_of_the_mean() -> None:
 def test_the_deviation_is_the_samples() -> None:
     assert sample_deviation([1.0, 3.0]) == pytest.approx(2**0.5)
     assert sample_deviation([7.0]) == 0.0
+
+
+def test_differences_that_are_only_rounding_are_none() -> None:
+    """The mean of three seeds depends on their order: by a last digit, which is not tested."""
+    first, second = np.array([0.1 + 0.2, 0.5, 0.7]), np.array([0.3, 0.5, 0.7])
+    assert first[0] != second[0]
+    assert paired_t(first, second) == 1.0

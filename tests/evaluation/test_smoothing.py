@@ -107,3 +107,9 @@ def test_two_convolutions_pass_on_what_the_weights_say(observed: Observed) -> No
     twice = bipartite_adjacency(observed) @ (bipartite_adjacency(observed) @ table)
     weighted = torch.stack([second_order_weights(observed, u).float() @ table[:7] for u in range(7)])
     torch.testing.assert_close(twice[:7], weighted)
+
+
+def test_a_popular_node_without_a_direction_is_left_out() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    expected = [slow_distance(vectors[[2, 3]]), slow_distance(vectors[[2, 3, 0]])]
+    assert popular_distances(vectors, torch.tensor([1, 9, 3, 2]), [2, 3]) == pytest.approx(expected, rel=1e-12)

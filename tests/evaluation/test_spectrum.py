@@ -143,3 +143,12 @@ def test_what_a_linear_map_can_explain_is_no_difference() -> None:
     # Least squares: nothing of the student, nor a constant, is left in it.
     np.testing.assert_allclose(student.double().numpy().T @ difference, 0, atol=1e-9)
     np.testing.assert_allclose(difference.sum(axis=0), 0, atol=1e-9)
+
+
+def test_an_edge_is_the_first_frequency_of_a_group() -> None:
+    """Of 100 frequencies, number n is in group 7 n // 100."""
+    nodes, adjacency = connected_graph(graph())
+    frequencies = np.linalg.eigvalsh(np.eye(len(nodes)) - adjacency.toarray())
+    edges, _, _ = equal_band_energies(adjacency, [signal(len(nodes), 1)], 7)
+    first = [next(number for number in range(100) if 7 * number // 100 == group) for group in range(1, 7)]
+    np.testing.assert_allclose(edges[1:-1], frequencies[first], atol=1e-9)

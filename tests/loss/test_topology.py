@@ -76,6 +76,13 @@ def test_group_pairs_stay_inside_groups_and_follow_the_teachers_likes(
     assert_same(group_pairs(sides), mean(entries), [raw])
 
 
+def test_nodes_that_the_teacher_finds_unlike_are_no_pair() -> None:
+    """Of three nodes the teacher likes one pair, whose cosines are 1 and 0; the third is at a right angle to both."""
+    student = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
+    teacher = torch.tensor([[2.0, 0], [3, 0], [0, 1]])
+    torch.testing.assert_close(group_pairs([grouped(student, teacher, [0, 0, 0], 1)]), torch.tensor(1.0))
+
+
 def test_group_means_skip_groups_without_nodes_and_carry_no_gradient() -> None:
     vectors = torch.tensor([[1.0, 2], [5, 6], [3, 4]], requires_grad=True)
     student, teacher = group_means([grouped(vectors, vectors.detach() * 2, [0, 2, 0], 3)])

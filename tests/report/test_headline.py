@@ -123,3 +123,27 @@ def test_a_teacher_that_plain_models_beat_is_told() -> None:
     (found,) = warnings(Comparison(changed(fabricated(), LightGCN=0.4)))
     assert found.startswith("The teacher SimRecTeacher (teacher) is 3")
     assert "worse than LightGCN, which is not distilled" in found
+
+
+def small_is_better(**values: float) -> dict[str, Any]:
+    """Rows by name whose only metric is the Gini index, which should be small."""
+    results = fabricated(models=[MODELS[0], MODELS[1], MODELS[3]])
+    tests = {"giniindex@10": results["significance"]["ndcg@20"]}
+    results.update(metrics=["giniindex@10"], valid_metric="GiniIndex@10", significance=tests)
+    for row, value in zip(results["rows"], values.values(), strict=True):
+        row.update(mean={"giniindex@10": value}, deviation={}, relative_gain={}, gap_closed={})
+    return results
+
+
+def test_a_prefix_of_a_metric_that_should_be_small_loses_by_a_rise() -> None:
+    """The first 5 numbers have 0.8 of the index and lose nothing; at 1.1 of it they lose a tenth, and 10 are told."""
+    results = with_prefixes(small_is_better(teacher=0.3, plain=0.6, student=0.5))
+    assert "Its first 5 of 20 dimensions reach" in recommendation(Comparison(results))
+    results["rows"][2]["prefixes"]["5"]["mean"]["giniindex@10"] = 0.55
+    assert "Its first 10 of 20 dimensions reach" in recommendation(Comparison(results))
+
+
+def test_a_teacher_is_bad_by_a_rise_where_the_metric_should_be_small() -> None:
+    assert warnings(Comparison(small_is_better(teacher=0.3, plain=0.6, student=0.5))) == []
+    (found,) = warnings(Comparison(small_is_better(teacher=0.9, plain=0.6, student=0.5)))
+    assert found.startswith("The teacher SimRecTeacher (teacher) is 50% worse than BPR")

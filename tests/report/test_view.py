@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_kd.errors import UserError
+from recbole_kd.evaluation.metrics import smaller_is_better
 from recbole_kd.report.looks import log_ticks, metric_label, wrapped
 from recbole_kd.report.view import (
     Comparison,
@@ -16,7 +17,6 @@ from recbole_kd.report.view import (
     mean_curve,
     pareto_front,
     side_by_side,
-    smaller_is_better,
 )
 from tests.report.fabricated import METRICS, MODELS, fabricated, with_prefixes, with_sweep
 

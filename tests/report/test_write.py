@@ -214,3 +214,16 @@ def test_a_folder_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output"):
         write_report(_bare(), os.fspath(tmp_path / "file" / "report"))
+
+
+def test_the_p_of_a_row_is_against_its_own_plain_student() -> None:
+    results = fabricated()
+    table = results["significance"]["ndcg@20"]
+    names = table["names"]
+    table["p_users_holm"] = [[None if a == b else 0.6 for b in names] for a in names]
+    table["p_users_holm"][names.index("HTDStudent")][names.index("LightGCN")] = 0.001
+    next(row for row in results["rows"] if row["name"] == "HTDStudent")["reference"] = "LightGCN"
+    found = {row["name"]: row for row in csv.DictReader(csv_table(Comparison(results)).splitlines())}
+    assert (found["HTDStudent"]["reference"], found["HTDStudent"]["ndcg@20 p"]) == ("LightGCN", "0.001")
+    assert (found["FreqDStudent"]["reference"], found["FreqDStudent"]["ndcg@20 p"]) == ("BPR", "0.6")
+    assert found["BPR"]["ndcg@20 p"] == "", "with itself it is not compared"

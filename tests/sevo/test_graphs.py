@@ -335,3 +335,26 @@ def test_a_kept_graph_that_was_damaged_is_made_anew(
     caplog.clear()
     assert torch.equal(cached_adjacency(str(tmp_path), options, None, observed, 4).to_dense(), made)
     assert not caplog.text
+
+
+def test_a_kept_graph_is_that_of_its_inputs(tmp_path: Path) -> None:
+    """A row more in the table, another item that is known, or another option: each has a file of its own."""
+    observed = Observed(torch.tensor([1, 1, 2]), torch.tensor([1, 2, 2]), 3, 5)
+    vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.5, 0.6]])
+    usual = {"options": SEvoOptions(graph="teacher", neighbours=1), "rows": 5, "vectors": vectors, "known": None}
+    changes = [
+        {},
+        {"rows": 6},
+        {"known": torch.tensor([False, True, True, True, False])},
+        {"vectors": vectors.flip(1)},
+        {"options": SEvoOptions(graph="teacher", neighbours=2)},
+        {"options": SEvoOptions(graph="teacher", neighbours=1, temperature=0.5)},
+    ]
+    for count, change in enumerate(changes, 1):
+        options, rows, table, known = {**usual, **change}.values()
+        for _ in range(2):  # made, then read
+            found = cached_adjacency(str(tmp_path), options, None, observed, rows, table, known).to_dense()
+            assert torch.equal(
+                found, teacher_adjacency(table, options.neighbours, options.temperature, rows, known=known).to_dense()
+            )
+        assert len(list(tmp_path.iterdir())) == count

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
@@ -406,3 +406,22 @@ def test_a_model_that_is_cut_stays_so(data: Path) -> None:
     bench = general(data, "BPR")
     keep_prefix(bench.model, 2)
     assert ModelStudent(bench.model).dimension == 2
+
+
+class _Told(nn.Module):
+    """A distiller whose losses are given."""
+
+    shares = True
+
+    def __init__(self, **losses: float) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(loss) for name, loss in self.losses.items()}
+
+
+def test_a_loss_is_the_mean_over_all_prefixes() -> None:
+    """One that a prefix does not have counts as 0 there."""
+    found = OverPrefixes({2: _Told(one=1.0, other=3.0), 4: _Told(one=2.0)})(None)
+    assert {name: float(loss) for name, loss in found.items()} == {"one": 1.5, "other": 1.5}

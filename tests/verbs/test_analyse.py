@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from recbole.utils import get_model, init_seed
 
 from recbole_kd.cli import main
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs.analyse import analyse
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
@@ -147,6 +148,16 @@ def test_several_students_stand_in_one_picture(runs: Runs, tmp_path: Path) -> No
     assert "the student 2 leaves" in parts[0].finding
 
 
+def test_the_finding_on_smoothing_is_about_the_most_popular_tenth(runs: Runs, tmp_path: Path) -> None:
+    """Of 40 users the tenth is 4; smaller shares than that fall together."""
+    (part,), _ = analyse(**runs.pair, output=tmp_path, parts=["smoothing"])
+    for side in ("users", "items"):
+        rows = [row for row in part.table[1:] if row[0] == "student" and row[2] == side]
+        whole = rows[-1][3]
+        (value,) = (row[4] for row in rows if row[3] == round(whole / 10))
+        assert f"{side}: student {float(value):.3f}" in part.finding
+
+
 def test_a_map_has_a_place_for_each_item_of_each_model(runs: Runs, tmp_path: Path) -> None:
     path = runs.data / "known-answer" / "known-answer.item"
     lines = [f"i{item}\t{['even', 'odd'][item % 2]} {'small' if item < 10 else ''}\t{item}" for item in range(40)]
@@ -213,6 +224,7 @@ def test_gains_are_the_evaluators_metric_split_by_group(runs: Runs, tmp_path: Pa
             assert users == 48
             mean = sum(float(row[role]) * int(row["users"]) for row in own) / users
             assert mean == pytest.approx(expected, abs=1e-4)
+    assert {(row["least active"], row["most active"]) for row in rows} == {("8", "8")}, "training interactions"
 
 
 def test_compression_ends_at_the_teacher_itself(runs: Runs, tmp_path: Path) -> None:
@@ -264,6 +276,18 @@ def test_experts_are_those_of_every_epoch(runs: Runs, tmp_path: Path) -> None:
     state = load_checkpoint(runs.pair["student"])
     network = state["distillers"]["de.users.selection.network.weight"]
     assert {row[key] for row in rows for key in epochs} <= {str(expert) for expert in range(len(network))}
+
+
+def test_experts_are_told_to_the_last_epoch_where_the_best_was_earlier(runs: Runs, tmp_path: Path) -> None:
+    """The checkpoint of an early best epoch, made of the run's own; its state after the last epoch lies beside it."""
+    best = Path(runs.pair["student"])
+    early, last = tmp_path / best.name, f"{best.stem}-last.pth"
+    save_checkpoint({**load_checkpoint(best), "epoch": 0, "distillers": {}}, early)
+    (tmp_path / last).write_bytes(best.with_name(last).read_bytes())
+    analyse(**{**runs.pair, "student": str(early)}, output=tmp_path / "later", parts=["experts"])
+    epochs = [key for key in table(tmp_path / "later" / "experts.csv")[0] if key.startswith("epoch")]
+    state = load_checkpoint(tmp_path / last)
+    assert len(epochs) == len(state["distillers"]["de.user_history._extra_state"]) > 1
 
 
 def test_what_the_models_do_not_allow_is_left_out_with_its_reason(runs: Runs, tmp_path: Path) -> None:
@@ -372,3 +396,14 @@ def test_a_checkpoint_of_other_data(change: str, message: str, setting: str, run
         analyse(**{**runs.pair, setting: other}, output=tmp_path / "out")
     assert f"--{setting}" in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_map_holds_the_most_popular_nodes(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["recbole_kd.verbs.analyse.maps"], "MAP_NODES", 10)
+    analyse(**runs.pair, output=tmp_path, parts=["map"])
+    shown = {row["id"] for row in table(tmp_path / "map.csv")}
+    lines = (runs.data / "known-answer" / "known-answer.train.inter").read_text().splitlines()[1:]
+    counts = Counter(line.split("\t")[1] for line in lines)
+    assert len(shown) == 10
+    assert min(counts[item] for item in shown) >= max(counts[item] for item in set(counts) - shown)
+    assert len(set(counts.values())) > 1

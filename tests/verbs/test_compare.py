@@ -19,12 +19,13 @@ import yaml
 from recbole_kd.cli import main
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.per_user import save_per_user
+from recbole_kd.evaluation.significance import paired_t
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.stages.data import load_splits
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.compare import Job, compare, perform, plan, table
 from recbole_kd.verbs.compare.progress import Progress
-from recbole_kd.verbs.compare.summary import summarise
+from recbole_kd.verbs.compare.summary import _gap_closed, summarise
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 
 
@@ -609,6 +610,7 @@ def test_means_gains_and_gaps_by_hand(tmp_path: Path) -> None:
                     "threads": 1,
                     "inference": {
                         "latency_ms": {"batch_1": {"p50": 1.0 + seed, "p95": 3.0}},
+                        "latency_range_ms": {"batch_1": [0.5 + seed, 4.0 - seed]},
                         "users_per_second": {"batch_1": 10.0},
                     },
                 }
@@ -624,12 +626,27 @@ def test_means_gains_and_gaps_by_hand(tmp_path: Path) -> None:
     assert teacher["deviation"]["recall@20"] == 0.0
     assert recipe["costs"]["ratio_to_plain"] == 2.0
     assert recipe["costs"]["latency_ms"]["batch_1"] == {"p50": 1.5, "p95": 3.0}
+    assert recipe["costs"]["latency_range_ms"] == {"batch_1": [0.5, 4.0]}
     assert teacher["costs"]["peak_memory_bytes"] is None
     tests = results["significance"]["recall@20"]
     assert tests["names"] == ["BPR (teacher)", "BPR (plain)", "RRDStudent"]
     assert tests["difference"][2][1] == pytest.approx(0.125)
     assert tests["p_seeds"][0] == [None, None, None], "a teacher has one run"
     assert tests["p_users"][2][1] == tests["p_users"][1][2]
+    of_a_and_b = [np.array(means) for means in ([0.6, 0.8], [0.4, 0.5], [0.5, 0.65])]
+    assert tests["p_users"][0][1] == pytest.approx(paired_t(of_a_and_b[0], of_a_and_b[1])), "users in one order"
+    assert tests["p_users"][1][2] == pytest.approx(paired_t(of_a_and_b[1], of_a_and_b[2]))
+
+
+def test_a_gap_is_closed_only_where_the_teacher_is_better() -> None:
+    assert _gap_closed(0.5, 0.4, 0.6, smaller=False) == pytest.approx(0.5)
+    assert _gap_closed(0.5, 0.4, 0.4, smaller=False) is _gap_closed(0.5, 0.4, 0.3, smaller=False) is None
+
+
+def test_a_gap_of_a_metric_that_should_be_small_is_closed_by_a_fall() -> None:
+    """The Gini index of the plain student is 0.9, of the teacher 0.5, of the student 0.6."""
+    assert _gap_closed(0.6, 0.9, 0.5, smaller=True) == pytest.approx(0.75)
+    assert _gap_closed(0.7, 0.5, 0.9, smaller=True) is _gap_closed(0.7, 0.5, 0.5, smaller=True) is None
 
 
 def test_the_time_left_is_a_rows_own_where_it_is_known() -> None:

@@ -15,6 +15,7 @@ import torch
 from recbole_kd.cli import main
 from recbole_kd.data.observed import Observed
 from recbole_kd.errors import UserError
+from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.testing import (
     known_answer_settings,
@@ -55,6 +56,20 @@ def test_a_users_first_item_is_not_recommended_again(tmp_path: Path) -> None:
             (one,) = found.recommend([user], k=12, exclude_seen=True)
             assert {f"i{item}" for item in items}.isdisjoint(one.items)
             assert len(one.items) == 12 - len(items)
+    found = Recommender(checkpoint, "train", {"data_path": str(tmp_path), "use_gpu": False})
+    assert [one.items for one in found.recommend(["later"], k=12)] == [[]], "nothing follows what is not known"
+
+
+def test_an_older_checkpoint_that_ranked_seen_items_does_not_recommend_them(tmp_path: Path) -> None:
+    data = write_known_sequences(tmp_path / "data")
+    given = known_sequences_settings(data, baseline=None, epochs=1, hidden_size=8, inner_size=8, repeatable=True)
+    checkpoint = run_recbole_kd("SASRec", "known-sequences", config_dict=given)["checkpoint"]
+    assert not Recommender(checkpoint, config_dict={"data_path": str(data)}).exclude_seen
+    state = load_checkpoint(checkpoint)
+    assert "repeatable" in state["data_settings"]
+    kept = [name for name in state["data_settings"] if name != "repeatable"]
+    save_checkpoint({**state, "data_settings": kept}, tmp_path / "older.pth")
+    assert Recommender(str(tmp_path / "older.pth"), config_dict={"data_path": str(data)}).exclude_seen
 
 
 @pytest.fixture(scope="module")

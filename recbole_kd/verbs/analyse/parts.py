@@ -127,19 +127,20 @@ def vectors_of(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 def smoothing(subject: Subject) -> Part:
     """Mean average distance and second-order smoothness of the most popular users and items."""
     vectors = vectors_of(subject)
-    rows, figure_lines, largest, smoothness = [], {}, {}, {}
+    rows, figure_lines, tenth, smoothness = [], {}, {}, {}
     sides = {"users": subject.splits.observed, "items": subject.splits.observed.transposed()}
     for place, (side, observed) in enumerate(sides.items()):
         popularity = observed.counts[1:]
         count = int((popularity > 0).sum())
-        sizes = sorted({max(2, round(count * share)) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)})
+        shares = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+        sizes = sorted({max(2, round(count * share)) for share in shares})
         for role, pair in vectors.items():
             distances = popular_distances(pair[place][1:], popularity, sizes)
             orders = second_order_smoothness(pair[place], observed, sizes)
             rows += [[role, subject.name(role), side, n, cell(d), cell(s)] for n, d, s in zip(sizes, distances, orders)]
             smoothness[side, role] = orders[-1]
             figure_lines[side, role] = (sizes, distances)
-            largest[side, role] = distances[min(3, len(distances) - 1)]
+            tenth[side, role] = distances[sizes.index(max(2, round(count * 0.1)))]
     figure, grid = panels(2, 2, 4.4, 3.4)
     for axes, side in zip(grid, ("users", "items")):
         for role in vectors:
@@ -152,9 +153,7 @@ def smoothing(subject: Subject) -> Part:
         axes.set_ylabel("mean average distance (1 - cos)")
         axes.set_ylim(bottom=0)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    finding = "; ".join(
-        f"{side}: {', '.join(f'{role} {largest[side, role]:.3f}' for role in vectors)}" for side in sides
-    )
+    finding = "; ".join(f"{side}: {', '.join(f'{role} {tenth[side, role]:.3f}' for role in vectors)}" for side in sides)
     second = "; ".join(
         f"of {side}: {', '.join(f'{role} {smoothness[side, role]:.1f}' for role in vectors)}" for side in sides
     )

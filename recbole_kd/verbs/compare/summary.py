@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.costs import THREADS
+from recbole_kd.evaluation.metrics import smaller_is_better
 from recbole_kd.evaluation.per_user import load_per_user
 from recbole_kd.evaluation.significance import bootstrap_intervals, pairwise, sample_deviation
 from recbole_kd.stages.result import versions
@@ -69,6 +70,7 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, r
                         average[row.name][metric],
                         _of(average, own_reference, metric),
                         _of(average, own_teacher, metric),
+                        smaller_is_better(metric),
                     )
                     for metric in metrics
                 },
@@ -205,9 +207,12 @@ def _relative_gain(value: float, reference: Optional[float]) -> Optional[float]:
     return None if not reference else value / reference - 1
 
 
-def _gap_closed(value: float, reference: Optional[float], teacher: Optional[float]) -> Optional[float]:
-    """The gain over the reference as a share of the teacher's gain; None if the teacher is not better."""
-    if reference is None or teacher is None or teacher <= reference:
+def _gap_closed(value: float, reference: Optional[float], teacher: Optional[float], smaller: bool) -> Optional[float]:
+    """The gain over the reference as a share of the teacher's gain; None if the teacher is not better.
+
+    With `smaller` the smaller value is the better one.
+    """
+    if reference is None or teacher is None or (teacher >= reference if smaller else teacher <= reference):
         return None
     return (value - reference) / (teacher - reference)
 

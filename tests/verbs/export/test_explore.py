@@ -20,7 +20,7 @@ from recbole_kd.files.bundle import Bundle, read_bundle
 from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.export import run_export
-from recbole_kd.verbs.export.explore import Choice, choices_table, explore, fewer_dimensions, ndcg, take
+from recbole_kd.verbs.export.explore import Choice, _better, choices_table, explore, fewer_dimensions, ndcg, take
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -135,3 +135,12 @@ def test_the_table_names_the_options() -> None:
     assert "the smallest: --dimensions=32 --dtype=float32\n" in table
     assert "The fastest: --dimensions=32 --dtype=float32 --index=faiss --index_type=hnsw" in table
     assert "int8" not in choices_table([WHOLE, HALF, INDEXED, INT8], 0.01, everything=False)
+
+
+def test_times_that_differ_by_noise_are_equal_on_the_front() -> None:
+    """A fifth is noise: 1.2 ms are as fast as 1 ms, 1.3 ms are not; of equal times and NDCG the smaller is better."""
+    assert _better(replace(WHOLE, bytes=500, p50=1.2), WHOLE)
+    assert not _better(WHOLE, replace(WHOLE, bytes=500, p50=1.2))
+    assert not _better(replace(WHOLE, bytes=500, p50=1.3), WHOLE)
+    assert _better(replace(WHOLE, p50=0.7), WHOLE)
+    assert not _better(replace(WHOLE, p50=0.9), WHOLE), "of equal ones both stay"
