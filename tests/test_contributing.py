@@ -171,3 +171,11 @@ def test_a_model_of_another_package_has_settings_of_its_own_and_is_read_back(
     assert run_recbole_kd("KDStudent", "known-answer", config_dict=recipe)["student"] == "Biased"
     with pytest.raises(UserError, match="Unknown setting 'biased_bye'"):
         KDConfig("Biased", "known-answer", config_dict={"biased_bye": 1})
+
+
+def test_names_of_ours_stay_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package may offer a model or a distiller of the same name."""
+    monkeypatch.setattr(registry, "_offered", lambda group: dict.fromkeys(("BPR", "rrd", "mine"), "other:Mine"))
+    assert registry.models()["BPR"] == registry.MODELS["BPR"]
+    assert registry.distillers()["rrd"] == registry.DISTILLERS["rrd"]
+    assert registry.models()["mine"].path == registry.distillers()["mine"].path == "other:Mine"

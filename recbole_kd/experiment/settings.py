@@ -430,7 +430,7 @@ class KDConfig(Config):
         sizes = ["embedding_size", "mf_embedding_size", "mlp_embedding_size"]
         if defaults.keys().isdisjoint(sizes):
             sizes = ["hidden_size"]  # of SASRec, BERT4Rec and STOSA
-        size = self["embedding_size"] or self["hidden_size"]
+        size = self["embedding_size"] or self["hidden_size"] or self["mf_embedding_size"]
         if size is not None:
             settings.update({key: size for key in sizes if key in defaults})
         return self._derived(model, settings, prefix="")
@@ -464,7 +464,7 @@ def shared_keys() -> set[str]:
         set(general_arguments)
         | set(evaluation_arguments)
         | set(DATASET_KEYS)
-        | {"worker", "save_last", *SPLIT_KEYS, "trim_padding", "wandb_project", *_OF_THE_LOG}
+        | {"worker", "save_last", "tail_ratio", *SPLIT_KEYS, "trim_padding", "wandb_project", *_OF_THE_LOG}
     )
 
 

@@ -44,6 +44,7 @@ class _Told(TypedDict, total=False):
     loss_history: dict[int, dict[str, float]]
     valid_history: list[dict[str, float]]
     final: bool
+    teacher: str
 
 
 class ModelState(_Named, _Told, total=False):

@@ -90,7 +90,7 @@ def build_student(
         distillers=distillers,
         observed=splits.observed,
         step_context=view.step,
-        facts=facts(config, splits),
+        facts={**facts(config, splits), **({} if teacher is None else {"teacher": teacher.name})},
         optimizer_factory=optimizer_factory(config, splits, model, teacher),
         fused=experiment.optimiser.fused,
         group=group,

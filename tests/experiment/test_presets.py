@@ -50,6 +50,16 @@ def test_a_later_layer_wins_and_is_named_as_the_source() -> None:
     )
 
 
+def test_what_recbole_takes_as_a_whole_is_replaced_as_a_whole() -> None:
+    """A norm of gradients in a file says nothing of the one on the command line."""
+    low = {"clip_grad_norm": {"max_norm": 5, "norm_type": 1}, "eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO"}}
+    high = {"clip_grad_norm": {"max_norm": 2}, "eval_args": {"split": {"LS": "valid_and_test"}}}
+    assert merged([Layer("low", low), Layer("high", high)]) == (
+        {"clip_grad_norm": {"max_norm": 2}, "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO"}},
+        {"clip_grad_norm": "high", "eval_args.split": "high", "eval_args.order": "low"},
+    )
+
+
 def test_the_source_of_every_kind_of_setting(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("rrd: {pool: 200}\nteacher: {epochs: 5}\n")

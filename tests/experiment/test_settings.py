@@ -138,11 +138,47 @@ def test_what_would_be_ignored_is_refused(settings: dict[str, Any], message: str
         Experiment.of(given.pop("model"), "ml-100k", given=given)
 
 
+def test_a_seed_of_the_split_may_be_0() -> None:
+    assert config(seed=5, split_seed=0).split_seed == 0
+    assert config(seed=5).split_seed == 5
+
+
 def test_a_baseline_stops_as_its_student_does() -> None:
     for baseline in ("student", "LightGCN"):
         experiment = Experiment.of("RRDStudent", "ml-100k", given={"stop_after": 2, "baseline": baseline})
         assert experiment.baseline is not None
         assert experiment.baseline["stop_after"] == 2
+
+
+def test_another_model_beside_the_student_is_trained_and_evaluated_as_often() -> None:
+    """It takes the given length of training, but no setting of the student's optimiser."""
+    given = {"epochs": 9, "stopping_step": 4, "eval_step": 3, "stop_after": 6, "learning_rate": 0.25}
+    baseline = config("RRDStudent", **given, baseline="LightGCN").baseline_config()
+    alone = config("LightGCN")
+    expected = {**given, "learning_rate": alone["learning_rate"]}
+    assert {key: baseline[key] for key in given} == expected
+    plain = config("RRDStudent", baseline="LightGCN").baseline_config()
+    assert {key: plain[key] for key in given} == {key: alone[key] for key in given}
+
+
+def test_another_model_beside_neumf_has_the_size_of_its_towers() -> None:
+    given = {
+        "distill": "rrd",
+        "teacher": "BPR",
+        "baseline": "LightGCN",
+        "mf_embedding_size": 8,
+        "mlp_embedding_size": 8,
+    }
+    assert config("NeuMF", **given).baseline_config()["embedding_size"] == 8
+
+
+def test_a_graph_of_the_data_smooths_the_plain_student_too() -> None:
+    given = {"learner": "sevo_adamw", "sevo.beta": 0.5}
+    baseline = config("RRDStudent", **given).baseline_config()
+    assert baseline.sevo is not None
+    assert (baseline["learner"], baseline.sevo.beta) == ("sevo_adamw", 0.5)
+    of_the_teacher = config("RRDStudent", **given, **{"sevo.graph": "teacher"}).baseline_config()
+    assert (of_the_teacher["learner"], of_the_teacher.sevo) == ("adamw", None)
 
 
 def test_the_share_of_a_transform_is_a_setting() -> None:

@@ -95,6 +95,18 @@ def test_annealing_stops_where_validation_falls(known_answer: Path) -> None:
     assert model.beta() == pytest.approx(0.2), "for good"
 
 
+def test_a_score_that_stays_is_no_fall(known_answer: Path) -> None:
+    """A coarse metric often repeats: annealing goes on, and what it would fall back to is the later weight."""
+    model = build("MultiVAEVariant", known_answer, **SIZES, total_anneal_steps=100, anneal_cap=0.5, stop_annealing=True)
+    for update, score in ((10, 0.3), (20, 0.3)):
+        model.update = update
+        model.validated(score)
+    model.update = 30
+    assert model.beta() == pytest.approx(0.3)
+    model.validated(0.2)
+    assert model.beta() == pytest.approx(0.2)
+
+
 def test_otherwise_it_grows_up_to_its_cap(known_answer: Path) -> None:
     model = build("MultiVAEVariant", known_answer, **SIZES, total_anneal_steps=100, anneal_cap=0.5)
     for update, beta in ((10, 0.1), (50, 0.5), (90, 0.5)):

@@ -52,6 +52,29 @@ def test_a_layer_is_the_weighted_sum_over_neighbours(norm: str, self_loops: bool
     torch.testing.assert_close(torch.cat(model.forward()), final, rtol=1e-4, atol=1e-5)
 
 
+def test_left_is_the_degree_of_who_receives(known_answer: Path) -> None:
+    """With L1-L a node has the mean of its neighbours; with R each neighbour is divided by the root of its own degree.
+
+    Some edges are taken out, because all items of this data have the same degree.
+    """
+    for norm in ("L1-L", "L1-R", "L", "R"):
+        model = build(LIGHT, known_answer, embedding_size=4, norm=norm, layer_weights="last", n_layers=1)
+        matrix, kept = model.interaction_matrix, model.interaction_matrix.row > 20
+        matrix.row, matrix.col, matrix.data = matrix.row[kept], matrix.col[kept], matrix.data[kept]
+        graph = model.get_norm_adj_mat().to_dense()
+        around = neighbours(model)
+        others = around[30]
+        degrees = torch.tensor([len(around[other]) for other in others]).float()
+        expected = {
+            "L1-L": torch.full((len(others),), 1 / len(others)),
+            "L1-R": 1 / degrees,
+            "L": torch.full((len(others),), len(others) ** -0.5),
+            "R": degrees**-0.5,
+        }
+        assert len(others) not in degrees.tolist()
+        torch.testing.assert_close(graph[30, others], expected[norm])
+
+
 @pytest.mark.parametrize("norm", ["L", "L1-R"])
 def test_gradients_flow_through_a_graph_that_is_not_symmetric(norm: str, known_answer: Path) -> None:
     model = build(LIGHT, known_answer, embedding_size=4, norm=norm, layer_weights="last", n_layers=1)
@@ -137,6 +160,16 @@ def test_ngcf_without_its_parts(transform: bool, nonlinear: bool, known_answer: 
 def test_by_default_it_is_recboles_ngcf(known_answer: Path) -> None:
     variant, recboles = (build(name, known_answer, embedding_size=4) for name in ("NGCFVariant", "NGCF"))
     assert torch.equal(torch.cat(variant.forward()), torch.cat(recboles.forward()))
+
+
+def test_ngcf_drops_edges_and_messages_as_recboles_does(known_answer: Path) -> None:
+    drops = {"embedding_size": 4, "hidden_size_list": [4], "node_dropout": 0.5, "message_dropout": 0.3}
+    outputs = []
+    for name in ("NGCFVariant", "NGCF"):
+        model = build(name, known_answer, **drops).train()
+        torch.manual_seed(0)
+        outputs.append(torch.cat(model.forward()))
+    assert torch.equal(*outputs)
 
 
 def test_ngcf_f_has_layers_of_one_size(known_answer: Path) -> None:

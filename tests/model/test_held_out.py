@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.model.build import build_model
+from recbole_kd.model.held_out import having_had
 from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.saved import load_trained
 from recbole_kd.stages.student import build_student
@@ -28,6 +30,7 @@ from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.recommender import Recommender
 from recbole_kd.verbs.train import run_recbole_kd
 from tests.data.test_dataset import write
+from tests.student.test_readers import build
 
 LINEAR = ["EASE", "ItemKNN", "SLIMElastic", "ADMMSLIM"]
 SMALL: dict[str, Any] = {"mlp_hidden_size": [32], "learning_rate": 0.01}
@@ -171,6 +174,15 @@ def slow_metrics(scores: Tensor, seen: set[int], wanted: set[int], k: int) -> tu
     return len(hits) / len(wanted), sum(1 / math.log2(place + 2) for place in hits) / ideal
 
 
+@pytest.mark.parametrize("model", ["EASE", "MultiDAE"])
+def test_an_item_that_was_had_twice_counts_once(model: str, known_answer: Path) -> None:
+    """As in the rows of the training users, whose entries are 1."""
+    known = build(model, known_answer)
+    user = Interaction({"user_id": torch.tensor([0])})
+    once, twice = (having_had(known, torch.tensor(items)).full_sort_predict(user) for items in ([3, 8], [8, 3, 8]))
+    assert torch.equal(torch.as_tensor(once), torch.as_tensor(twice))
+
+
 @pytest.mark.parametrize("model", ["MultiDAEVariant", "EASE", "ItemKNN"])
 def test_metrics_by_loops_and_of_the_file(tmp_path: Path, model: str) -> None:
     """Few epochs, so that figures are not all 1; and held-out users of no single taste."""
@@ -255,6 +267,11 @@ def test_a_teacher_of_another_split_is_refused(tmp_path: Path) -> None:
             "ir_rrd draws users of each item from all users",
         ),
         ("ItemKNN", {"knn_method": "user"}, "--knn_method=user compares users"),
+        (
+            "MultiDAEVariant",
+            {"distill": ["kd"], "teacher": "ItemKNN", "teacher.knn_method": "user"},
+            "--teacher.knn_method=user compares users",
+        ),
     ],
 )
 def test_before_anything_is_read(tmp_path: Path, model: str, settings: dict[str, Any], message: str) -> None:

@@ -73,6 +73,12 @@ def test_frozen_towers_stay_and_the_last_layer_learns(towers: dict[str, str], kn
     assert found["test_result"].items() >= result["test_result"].items()
 
 
+def test_the_last_layer_is_its_weight_and_its_bias(known_answer: Path) -> None:
+    model = build(NAME, known_answer, **SIZES, freeze_towers=True)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"predict_layer.weight", "predict_layer.bias"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TOWERS)
 @pytest.mark.parametrize("loss", ["BCE", "MSE"])

@@ -121,6 +121,14 @@ def test_the_student_is_a_residual_mlp_shared_by_users_and_items(depth: int, kno
     torch.testing.assert_close(student.calculate_loss(batch), expected)
 
 
+def test_a_distiller_whose_weights_are_all_0_bounds_nothing(known_answer: Path) -> None:
+    """So negatives are drawn, as without it."""
+    names = ("prediction", "embedding", "regularization", "decay")
+    off = {f"simrec.{name}_weight": 0.0 for name in names}
+    config = KDConfig("SimRecStudent", "known-answer", config_dict=known_answer_settings(known_answer, **off))
+    assert config["train_neg_sample_args"]["distribution"] == "uniform"
+
+
 def test_without_its_distiller_the_student_draws_negatives_and_has_the_bpr_loss(known_answer: Path) -> None:
     given = known_answer_settings(known_answer)
     distilled = KDConfig("SimRecStudent", "known-answer", config_dict=given)

@@ -55,6 +55,35 @@ def bench(tmp_path: Path) -> SequentialBench:
     return SequentialBench(write_known_sequences(tmp_path), "STOSA", hidden_size=8, inner_size=8, n_heads=2)
 
 
+def test_a_sequence_by_the_equations(bench: SequentialBench) -> None:
+    """Two heads over three items: residuals and normalisation as in SASRec, ELU, and covariances as ELU(x) + 1."""
+    model, places = bench.model.eval().double(), slice(0, 3)
+    (block,) = model.blocks
+
+    def elu(values: Tensor) -> Tensor:
+        return torch.where(values > 0, values, values.exp() - 1)
+
+    raw = [table.weight[[4, 5, 6]] for table in (model.mean_embedding, model.covariance_embedding)]
+    mean = model.mean_norm(raw[0] + model.mean_position.weight[places])
+    covariance = elu(model.covariance_norm(raw[1] + model.covariance_position.weight[places])) + 1
+    means = block.project["mean"](mean).split(8, dim=1)
+    covariances = [elu(part) + 1 for part in block.project["covariance"](covariance).split(8, dim=1)]
+    attended = [torch.zeros(3, 8, dtype=torch.float64) for _ in range(2)]
+    for head in (slice(0, 4), slice(4, 8)):
+        queries, keys = ((means[part][:, head], covariances[part][:, head]) for part in (0, 1))
+        for i in range(3):
+            weights = [math.exp(-distance(queries, keys, i, j) / math.sqrt(4)) for j in range(i + 1)]
+            for j, weight in enumerate(weights):
+                attended[0][i, head] += weight / sum(weights) * means[2][j, head]
+                attended[1][i, head] += (weight / sum(weights)) ** 2 * covariances[2][j, head]
+    last = []
+    for kind, given, new in zip(("mean", "covariance"), (mean, covariance), attended):
+        hidden = block.attention_norm[kind](given + block.output[kind](new))
+        last.append(block.norm[kind](hidden + block.outer[kind](elu(block.inner[kind](hidden))))[-1])
+    found = model.forward(torch.tensor([[4, 5, 6, 0, 0, 0]]), torch.tensor([3]))[0]
+    torch.testing.assert_close(found, torch.cat([last[0], (elu(last[1]) + 1).sqrt()]))
+
+
 def test_the_loss_is_bpr_on_distances_and_the_regulariser(bench: SequentialBench) -> None:
     model, rows = bench.model.eval().double(), bench.interaction(5)
     negatives = torch.tensor([3, 9, 1, 20, 7])

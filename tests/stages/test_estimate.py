@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from recbole_kd.experiment.experiment import Experiment
-from recbole_kd.stages.estimate import estimated
+from recbole_kd.stages.estimate import _line, estimated
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.train import dry_run
 
@@ -42,3 +43,18 @@ def test_the_estimate_is_a_comment_of_the_yaml(known_answer: Path) -> None:
     text = dry_run([], known_answer_settings(known_answer, dataset="known-answer", model="BPR"))
     assert "# student BPR: about" in text
     assert yaml.safe_load(text)["model"] == "BPR"
+
+
+class Slow:
+    """A trainer whose first step takes 9 seconds and whose others take 2, 3 and 2."""
+
+    start_epoch, epochs = 0, 10
+
+    def _train_epoch(self, steps: Any, epoch: int) -> None:
+        steps.seconds = [9.0, 2.0, 3.0, 2.0]
+
+
+def test_the_usual_step_makes_the_estimate() -> None:
+    """100 steps of 2 seconds are 200 seconds, and 10 such epochs 2000; the first step is a warm-up."""
+    line = _line("student BPR", Slow(), range(100))
+    assert "about 3 min 20 s per epoch of 100 steps, at most 33 min 20 s for 10 epochs" in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ import torch
 
 from recbole_kd import run_recbole_kd
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
+from recbole_kd.stages.final import final_experiment
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs import train
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
+from recbole_kd.verbs.export import run_export
 from recbole_kd.verbs.recommender import Recommender
 
 QUICK = {"rrd.pool": 8, "rrd.interesting": 4, "rrd.uninteresting": 4, "baseline": "none", "embedding_size": 8}
@@ -69,6 +73,13 @@ def test_it_knows_every_interaction_and_serves(finished: dict[str, Any], known_a
         evaluate_checkpoint(path, given)
 
 
+def test_an_export_says_that_it_knows_everything(finished: dict[str, Any], known_answer: Path) -> None:
+    """And so there are no metrics of it."""
+    manifest = run_export(finished["final"]["checkpoint"], "bundle", config_dict={"data_path": str(known_answer)})
+    assert manifest["final"]
+    assert (manifest["valid_result"], manifest["test_result"]) == ({}, {})
+
+
 def test_its_teacher_too_is_trained_again_for_as_long_as_was_chosen(finished: dict[str, Any]) -> None:
     before, after = (state_of(one["teacher"]["checkpoint"]) for one in (finished, finished["final"]))
     assert after["final"]
@@ -95,6 +106,24 @@ def test_a_training_that_ends_early_is_the_beginning_of_the_longer_one(known_ans
     whole, part = (run(known_answer, "BPR", epochs=4, learning_rate_schedule="cosine", stop_after=n) for n in (None, 2))
     assert part["epochs_trained"] == 2
     assert part["loss_history"] == {epoch: whole["loss_history"][epoch] for epoch in (0, 1)}
+
+
+def test_a_resumed_run_trains_its_last_model_from_the_beginning(known_answer: Path) -> None:
+    """On everything, it has nothing to go on from."""
+    short = run(known_answer, "BPR", epochs=2)
+    resumed = run(known_answer, "BPR", epochs=3, final=True, resume=short["checkpoint"].replace(".pth", "-last.pth"))
+    whole = run(known_answer, "BPR", epochs=3, final=True)
+    first, second = (state_of(one["final"]["checkpoint"])["state_dict"] for one in (resumed, whole))
+    assert all(torch.equal(weights, second[name]) for name, weights in first.items())
+
+
+def test_each_of_several_teachers_is_trained_again_for_as_long_as_was_chosen(known_answer: Path) -> None:
+    settings = {"teacher": "BPR,LightGCN", "teacher.0.epochs": 2, "teacher.1.epochs": 3, "epochs": 1}
+    experiment = Experiment.of("RRDStudent", "known-answer", given=known_answer_settings(known_answer, **settings))
+    members = [SimpleNamespace(trained=SimpleNamespace(state={"best_epoch": epoch})) for epoch in (1, 0)]
+    final = final_experiment(experiment, SimpleNamespace(best_epoch=0), SimpleNamespace(members=members))
+    assert final.settings["stop_after"] == 1
+    assert [source.settings["stop_after"] for source in final.teachers if source.settings is not None] == [2, 1]
 
 
 def test_it_is_refused_where_nothing_is_held_out(known_answer: Path) -> None:

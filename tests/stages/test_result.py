@@ -35,3 +35,13 @@ def test_a_baseline_has_a_row_and_the_gain_over_it() -> None:
     lines = table(result({"ndcg@10": 0.2, "hit@10": 0.3}, baseline=baseline)).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["teacher", "student", "baseline", "gain"]
     assert lines[-1].split()[-2:] == ["+25.0%", "-"], "nothing is a share of 0"
+
+
+def test_each_prefix_has_a_row_and_the_whole_vector_is_the_students() -> None:
+    prefixes = {size: {"test_result": {"ndcg@10": value}} for size, value in (("2", 0.1), ("4", 0.15), ("8", 0.2))}
+    lines = table(result({"ndcg@10": 0.2}, prefixes=prefixes)).splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        ["student", "BPR", "0.2000", "10", "1.0"],
+        ["its", "first", "2", "0.1000"],
+        ["its", "first", "4", "0.1500"],
+    ]

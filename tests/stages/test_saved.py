@@ -72,6 +72,18 @@ def test_evaluate_takes_the_metrics_of_the_training_unless_others_are_given(
     assert other["test_result"].keys() == {"recall@5", "mrr@5"}
 
 
+def test_the_tail_of_the_training_is_that_of_its_baseline_and_of_evaluate(shop: Path) -> None:
+    given = {"data_path": str(shop), "checkpoint_dir": str(shop / "tail"), "epochs": 1, "show_progress": False}
+    tail = {"metrics": ["NDCG", "TailPercentage"], "tail_ratio": 0.5}
+    result = run_recbole_kd("BPR", "shop", config_dict={**SHOP, **given, **tail, "baseline": None})
+    again = evaluate_checkpoint(result["checkpoint"], {"data_path": str(shop)})["test_result"]
+    assert again == result["test_result"]
+    rarer = evaluate_checkpoint(result["checkpoint"], {"data_path": str(shop), "tail_ratio": 0.1})["test_result"]
+    assert rarer["tailpercentage@10"] < again["tailpercentage@10"]
+    config = KDConfig("RRDStudent", "shop", config_dict=tail)
+    assert config.baseline_config()["tail_ratio"] == config.teacher_config()["tail_ratio"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -145,3 +157,28 @@ def test_a_checkpoint_of_an_older_program_is_read_by_all_that_data_is_read_by(
     torch.save(state, tmp_path / "old.pth")
     given = {"data_path": str(shop), "encoding": "latin-1"}
     assert load_trained(str(tmp_path / "old.pth"), given)[1].user_tokens == state["user_tokens"]
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_other_numbers_of_users_or_of_items_alone_are_refused(
+    kind: str, trained: dict[str, Any], shop: Path, tmp_path: Path
+) -> None:
+    state = torch.load(trained["checkpoint"], weights_only=True)
+    state[f"{kind}_tokens"][1:] = reversed(state[f"{kind}_tokens"][1:])
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="numbers the users and items of shop in another order"):
+        load_trained(str(tmp_path / "other.pth"), {"data_path": str(shop)})
+
+
+def test_what_a_model_draws_when_it_is_built_is_drawn_again(shop: Path) -> None:
+    """NNCF keeps the neighbours that it draws in no checkpoint; the seed of the split is another."""
+    given = {
+        "split_seed": 7,
+        "data_path": str(shop),
+        "checkpoint_dir": str(shop / "drawn"),
+        "epochs": 1,
+        "show_progress": False,
+    }
+    small = {"ui_embedding_size": 4, "neigh_embedding_size": 4, "num_conv_kernel": 4, "mlp_hidden_size": [4]}
+    result = run_recbole_kd("NNCF", "shop", config_dict={**SHOP, **given, **small, "baseline": None})
+    assert evaluate_checkpoint(result["checkpoint"], {"data_path": str(shop)})["test_result"] == result["test_result"]

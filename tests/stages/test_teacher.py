@@ -18,8 +18,10 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
+from recbole_kd.stages.needs import _named_teacher, check_data
 from recbole_kd.stages.teacher import obtain_teacher
 from recbole_kd.teacher import frozen
+from recbole_kd.teacher.cache import NO_PART_OF_A_MODEL
 from recbole_kd.teacher.frozen import FrozenTeacher
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs.train import run_recbole_kd
@@ -74,6 +76,21 @@ def test_what_sevo_refuses_is_said_before_the_teacher_is_trained(
     assert not list(known_answer.rglob("teachers/*.pth"))
 
 
+def test_an_item_has_at_most_all_others_as_neighbours(known_answer: Path) -> None:
+    """There are 40 items."""
+    asked = {"distill": [], "learner": "sevo_adamw", "sevo.graph": "teacher", "teacher": "BPR"}
+    check_data(*prepared(known_answer, **asked, **{"sevo.neighbours": 39}))
+    with pytest.raises(UserError, match="--sevo.neighbours=40 is more than the 39"):
+        check_data(*prepared(known_answer, **asked, **{"sevo.neighbours": 40}))
+
+
+def test_vectors_of_several_teachers_stand_side_by_side(known_answer: Path) -> None:
+    sizes = {"teacher.0.embedding_size": 8, "teacher.1.embedding_size": 16}
+    together = _named_teacher(prepared(known_answer, distill="rrd", teacher="BPR,LightGCN", **sizes)[0])
+    assert together is not None
+    assert (together.name, together.dimension) == ("BPR + LightGCN", 24)
+
+
 def test_a_kept_teacher_is_tested_again_on_other_test_pairs(known_answer: Path) -> None:
     first = teacher_of(known_answer)
     file = known_answer / "known-answer" / "known-answer.test.inter"
@@ -82,6 +99,16 @@ def test_a_kept_teacher_is_tested_again_on_other_test_pairs(known_answer: Path) 
     again = teacher_of(known_answer)
     assert again.trained.from_cache
     assert again.trained.test_result != first.trained.test_result
+
+
+def test_a_kept_teacher_is_tested_again_on_another_tail(known_answer: Path) -> None:
+    """The tail has no part in its training."""
+    metrics = {"metrics": ["NDCG", "TailPercentage"]}
+    found = [teacher_of(known_answer, **metrics, tail_ratio=share) for share in (None, 0.5, 0.5)]
+    assert [one.trained.from_cache for one in found] == [False, True, True]
+    first, second, third = (one.trained.test_result for one in found)
+    assert first["ndcg@10"] == second["ndcg@10"]
+    assert first["tailpercentage@10"] < second["tailpercentage@10"] == third["tailpercentage@10"]
 
 
 def test_ranked_lists_are_those_of_this_split(known_answer: Path, tmp_path: Path) -> None:
@@ -123,12 +150,19 @@ def test_a_second_run_finds_the_teacher(known_answer: Path) -> None:
         {"teacher.model": "BPR"},
         {"seed": 7},
         {"valid_metric": "Recall@10"},
+        {"metric_decimal_place": 1},  # the rounded score chooses the epoch
     ],
     ids=str,
 )
 def test_another_setting_finds_no_stale_teacher(known_answer: Path, change: dict[str, Any]) -> None:
     teacher_of(known_answer)
     assert not teacher_of(known_answer, **change).trained.from_cache
+
+
+def test_what_leads_or_ends_a_training_is_part_of_its_key() -> None:
+    of_training = {"epochs", "stopping_step", "eval_step", "clip_grad_norm", "weight_decay", "learner", "shuffle"}
+    of_training |= {"learning_rate", "learning_rate_schedule", "train_batch_size", "train_neg_sample_args", "transform"}
+    assert not NO_PART_OF_A_MODEL & (of_training | {"seed", "reproducibility", "valid_metric", "fused_adam"})
 
 
 def test_a_teacher_without_epochs_may_be_given_the_schedule_of_one_that_has_them(known_answer: Path) -> None:

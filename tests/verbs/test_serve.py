@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -256,6 +257,14 @@ def test_a_body_whose_length_is_not_announced_is_measured(client: TestClient) ->
     assert client.post("/recommend", content=body(LARGEST_BODY), headers=headers).status_code == 413
 
 
+def test_a_body_of_the_largest_size_is_read(client: TestClient) -> None:
+    body = b'{"history": ["x"], "k": 1}'
+    answers = [
+        client.request(url="/recommend", **posted(body.ljust(size))) for size in (LARGEST_BODY, LARGEST_BODY + 1)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 413]
+
+
 def test_a_fault_of_ours_is_told_without_its_traceback(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recbole_kd.verbs.serve.live.best", lambda *_: 1 / 0)
     answer = client.get("/recommend?user=u1")
@@ -276,6 +285,14 @@ def test_a_newer_bundle_answers_and_the_old_one_finishes(folder: Path) -> None:
     assert not live.outdated()
     assert live.current.recommend(1, 3, True)[0] == ["x", "y", "z"]
     assert before.recommend(1, 3, True)[0] == ["z", "y", "x"]
+
+
+def test_another_bundle_of_the_same_time_is_another_bundle(folder: Path) -> None:
+    """Such as a copy that keeps the times of its files."""
+    live, before = Live(folder), (folder / "manifest.json").stat()
+    exchange(folder, -1)
+    os.utime(folder / "manifest.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert live.outdated()
 
 
 def test_a_damaged_bundle_does_not_take_the_place_of_a_good_one(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -312,6 +329,14 @@ def test_a_graph_that_cannot_be_computed_here_ends_no_renewal(folder: Path, monk
     assert live.current.recommend(1, 3, True)[0] == ["z", "y", "x"]
     live.renew()
     assert (live.problem, live.current.recommend(1, 3, True)[0]) == ("", ["x", "y", "z"])
+
+
+def test_a_bundle_may_recommend_what_was_seen(tmp_path: Path) -> None:
+    """Also what a history names, unless the request says otherwise."""
+    live = Live(write(tmp_path / "again", VECTORS, repeatable=True))
+    client = TestClient(application(live))
+    assert set(client.post("/recommend", json={"history": ["x"]}).json()["items"]) == {"x", "y", "z"}
+    assert set(client.post("/recommend", json={"history": ["x"], "exclude_seen": True}).json()["items"]) == {"y", "z"}
 
 
 def test_half_a_letter_beside_known_items_is_answered(client: TestClient) -> None:

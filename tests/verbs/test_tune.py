@@ -30,7 +30,7 @@ import ray
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from recbole_kd.cli import main
 from recbole_kd.cluster.ray import parallel_map, ray_session
@@ -39,10 +39,11 @@ from recbole_kd.errors import UserError
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.properties import PROPERTIES
 from recbole_kd.registry import recipes
-from recbole_kd.testing import known_answer_settings
+from recbole_kd.testing import known_answer_settings, known_sequences_settings, write_known_sequences
 from recbole_kd.verbs.train import run_recbole_kd
 from recbole_kd.verbs.tune import default_space, evaluate_winner, parse_space, read_space, search, worker
-from recbole_kd.verbs.tune.report import picture, summary
+from recbole_kd.verbs.tune.journal import Journal
+from recbole_kd.verbs.tune.report import best_yaml, picture, summary, table
 from recbole_kd.verbs.tune.space import Domain, draw_trials
 
 MODULE = sys.modules["recbole_kd.verbs.tune.search"]
@@ -367,6 +368,112 @@ def test_a_metric_that_is_better_when_smaller(known_answer: Path, here: None) ->
     assert "giniindex@10" in summary(result)
 
 
+def _journal(folder: Path, *ended: tuple[int, float]) -> Journal:
+    """The journal of a search whose trials ended with these scores, in this order."""
+    (folder / "trials").mkdir()
+    draws = tuple({"embedding_size": size} for size in range(1, len(ended) + 1))
+    task = worker.Task("key", "BPR", "ml-100k", {}, draws, str(folder), threads=1)
+    journal = Journal(task, KDConfig("BPR", "ml-100k"), {})
+    for number, score in ended:
+        trial = SimpleNamespace(config={"number": number})
+        journal.on_trial_result(0, [], trial, {"score": score, "epoch": 1, "ended": True})
+        journal.on_trial_complete(0, [], trial)
+    return journal
+
+
+def test_of_equal_scores_the_first_trial_is_the_best(tmp_path: Path) -> None:
+    """In whatever order they end."""
+    best = _journal(tmp_path, (3, 0.5), (2, 0.5), (1, 0.2)).best()
+    assert best is not None
+    assert best["trial"] == 2
+
+
+def test_a_score_that_is_no_number_is_none(tmp_path: Path) -> None:
+    journal = _journal(tmp_path, (1, math.nan), (2, -math.inf), (3, 0.1))
+    assert [journal.records[number]["score"] for number in (1, 2, 3)] == [None, None, 0.1]
+
+
+def test_a_score_is_known_after_as_many_epochs_as_were_trained(tmp_path: Path) -> None:
+    """The best so far; epochs are counted from 0."""
+    journal = _journal(tmp_path)
+    name = journal.facts["valid_metric"]
+    record = {"valid_history": [{"epoch": epoch, name: score} for epoch, score in ((1, 0.3), (3, 0.1), (5, 0.4))]}
+    assert list(journal.history(record)) == [(2, 0.3), (4, 0.3), (6, 0.4)]
+
+
+def _pruned_by(epochs: int, grace: int) -> Any:
+    journal: Any = SimpleNamespace(bigger=True, records={}, task=SimpleNamespace(draws=()))
+    base: Any = {"epochs": epochs}
+    return MODULE._pruner(base, journal, grace)
+
+
+def test_no_trial_is_pruned_at_its_end() -> None:
+    """Of 9 epochs, trials are compared after 1 and 3; after 9 there is nothing to save."""
+    scheduler = _pruned_by(9, 1)
+    decisions = []
+    for name, scores_of in (("first", {1: 0.1, 3: 0.1, 9: 0.9}), ("second", {1: 0.2, 3: 0.2, 9: 0.2})):
+        trial = SimpleNamespace(trial_id=name)
+        scheduler.on_trial_add(None, trial)
+        for epoch, score in scores_of.items():
+            decisions.append(scheduler.on_trial_result(None, trial, {"epoch": epoch, "score": score}))
+    assert decisions == [TrialScheduler.CONTINUE] * 6
+    assert not isinstance(_pruned_by(6, 6), ASHAScheduler)
+    assert isinstance(_pruned_by(6, 5), ASHAScheduler)
+
+
+def test_one_evaluation_at_the_end_is_enough_for_a_search() -> None:
+    run: Any = {"eval_step": 6, "epochs": 6, "final": False, "resume": None, "nproc": 1}
+    MODULE._check_run(run)
+    with pytest.raises(UserError, match="--eval_step=6 with --epochs=5"):
+        MODULE._check_run({**run, "epochs": 5})
+
+
+def test_a_trial_has_a_ninth_of_all_epochs_at_least(
+    known_answer: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded up, and one evaluation."""
+    asked: list[int] = []
+
+    def noted(base: Any, journal: Any, grace: int) -> None:
+        asked.append(grace)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MODULE, "_pruner", noted)
+    for epochs, eval_step in ((9, 1), (10, 1), (18, 4)):
+        config = known_answer_settings(known_answer, epochs=epochs, eval_step=eval_step)
+        with pytest.raises(KeyboardInterrupt):
+            search("BPR", "known-answer", None, config, parse_space(SPACE), trials=1)
+    assert asked == [1, 2, 4]
+
+
+def test_a_teachers_file_times_and_the_pruners_patience_are_part_of_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another one the folder of a search is refused."""
+    keys: list[str] = []
+
+    def noted(place: Path, task: Any) -> None:
+        keys.append(task.key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MODULE, "_claimed", noted)
+    data, file = write_known_sequences(tmp_path / "data"), tmp_path / "teacher.pth"
+    rows = data / "known-sequences" / "known-sequences.inter"
+    config = {**known_sequences_settings(data), "distill": "rrd", "teacher.checkpoint": str(file)}
+    config = {key: value for key, value in config.items() if key != "MAX_ITEM_LIST_LENGTH"}
+    heading, *lines = rows.read_text().splitlines()
+    later = "\n".join([heading, *(f"{line}0" for line in lines)]) + "\n"
+    file.write_text("one")
+    for change in (lambda: None, lambda: None, lambda: file.write_text("two"), lambda: rows.write_text(later)):
+        change()
+        with pytest.raises(KeyboardInterrupt):
+            search("BPR", "known-sequences", None, config, parse_space(SPACE), trials=1)
+    with pytest.raises(KeyboardInterrupt):
+        search("BPR", "known-sequences", None, config, parse_space(SPACE), trials=1, grace_epochs=2)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+
+
 # Going on
 
 
@@ -535,6 +642,7 @@ def test_a_search_in_which_every_trial_fails_says_why(known_answer: Path, here: 
         ({"space": "teacher.embedding_size choice [8,16]"}, "searches 'teacher.embedding_size'"),
         ({"space": "seed choice [1,2]"}, "searches 'seed'"),
         ({"space": "topk choice [10,20]"}, "searches 'topk'"),
+        ({"space": "eval_step choice [1,2]"}, "searches 'eval_step'"),
         ({"space": "epochs choice [0,4]"}, "epochs=0 is less than --eval_step=1"),
     ],
 )
@@ -763,3 +871,24 @@ def test_ticks_stand_at_chosen_values_and_at_round_ones_of_a_range() -> None:
     _, rate, layers = [axes for axes in picture(result).axes if axes.get_visible()]
     assert [label.get_text() for label in rate.get_xticklabels()] == ["0.005", "0.01", "0.02", "0.05", "0.1", "0.2"]
     assert list(layers.get_xticks()) == [10, 40]
+
+
+@pytest.mark.parametrize("choose", [max, min])
+def test_the_best_is_the_first_of_the_table_and_the_last_so_far(choose: Callable[..., Any]) -> None:
+    """Of a metric that is better when larger, and of one that is better when smaller."""
+    result = _result()
+    scored = [record["score"] for record in result["trials"] if record["score"] is not None]
+    for record in result["trials"]:
+        record |= {"epochs": 3, "seconds": 1.0}
+    result["best"] = next(record for record in result["trials"] if record["score"] == choose(scored))
+    shown = [line.split()[2] for line in table(result).splitlines()[1:]]
+    assert shown == [*(f"{score:.4f}" for score in sorted(scored, reverse=choose is max)), "-"]
+    so_far = picture(result).axes[0].lines[0].get_ydata()
+    assert list(so_far) == [choose(scored[:count]) for count in range(1, len(scored) + 1)]
+
+
+def test_the_winners_file_writes_over_no_result() -> None:
+    result = _result()
+    result["best"]["best_epoch"] = 4
+    text = best_yaml(result, {"model": "M", "epochs": 6, "result_file": "mine.json", "layers": 9})
+    assert yaml.safe_load(text) == {"model": "M", "epochs": 6, **result["best"]["settings"]}

@@ -193,7 +193,7 @@ def _check_fits(options: ExportOptions, kind: str, recommender: Recommender) -> 
 def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
     """The manifest's entries on the model, its data and its training."""
     state, config = recommender.trained.state, recommender.trained.config
-    teacher = state["config"].get("teacher") or {}
+    teacher = state["config"].get("teacher") or {}  # a file of an older version names it only there
     distillers = list(state["config"].get("distill") or [])
     kept = config.plain_values()
     keys = [key for key in sorted(config.model_keys()) if not key.endswith("_path")]
@@ -218,7 +218,7 @@ def _facts(recommender: Recommender, options: ExportOptions, bundle: Bundle) -> 
         "final": bool(state.get("final")),
         "valid_result": valid,
         "test_result": test,
-        "teacher": teacher.get("model") if isinstance(teacher, Mapping) else str(teacher),
+        "teacher": state.get("teacher") or (teacher.get("model") if isinstance(teacher, Mapping) else str(teacher)),
         "distillers": distillers,
         "settings": {**settings, **told},
         "date": date.today().isoformat(),

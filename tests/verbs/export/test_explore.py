@@ -8,7 +8,8 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Optional
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from recbole_kd.testing import known_answer_settings, write_known_answer
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.export import run_export
 from recbole_kd.verbs.export.explore import Choice, _better, choices_table, explore, fewer_dimensions, ndcg, take
+from recbole_kd.verbs.options import ExportOptions
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -84,6 +86,16 @@ def test_what_can_be_recommended_again_is_compared_with_the_rest(
     assert abs(found - without) > 0.01
 
 
+def test_items_of_validation_are_looked_for_even_if_they_count_as_seen(
+    trained: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--seen=all`` leaves them out of the bundle's lists, but not of the lists that are compared."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    manifest = run_export(trained[0], str(tmp_path / "bundle"), seen="all", explore=True, config_dict=trained[1])
+    evaluated = evaluate_checkpoint(trained[0], {**trained[1], "topk": [20], "metrics": ["NDCG"]})["valid_result"]
+    assert manifest["explored"]["choices"][0]["ndcg"] == pytest.approx(evaluated["ndcg@20"], abs=5e-5)
+
+
 def test_ndcg_is_that_of_the_formula() -> None:
     """Hits at places 1 and 3 of two that count; a user without any does not count; of five, three can be hit."""
     two = (1 + 1 / math.log2(4)) / (1 + 1 / math.log2(3))
@@ -127,6 +139,20 @@ def test_the_smallest_is_taken_and_the_fastest_named_where_it_is_faster_by_more_
     assert take(choices, 0.5) == (INT8, INDEXED)
     assert take([*choices, replace(INDEXED, p50=0.18, bytes=2000)], 0.01) == (HALF, INDEXED)
     assert take([WHOLE, replace(HALF, p50=0.85, bytes=2000)], 0.01) == (WHOLE, WHOLE)
+
+
+@pytest.mark.parametrize(("loss", "chosen"), [(None, HALF), (0.0, WHOLE), (0.5, INT8)])
+def test_a_hundredth_may_be_lost_unless_another_share_is_given(
+    loss: Optional[float], chosen: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["recbole_kd.verbs.export"]
+    monkeypatch.setattr(module, "explore", lambda *_: [WHOLE, HALF, INT8])
+    ids = {"user_tokens": ["", *"abc"], "item_tokens": ["", *"uvwxyz"]}
+    splits = SimpleNamespace(train=0, valid=0, pairs=lambda _: (torch.tensor([1]), torch.tensor([2])), **ids)
+    given = ExportOptions.parse("--", {"checkpoint": "c.pth", "output": "bundle", "explore": True, "loss": loss})
+    options, told = module._explored(given, None, SimpleNamespace(splits=splits, exclude_seen=True))
+    assert (options.dimensions, options.dtype) == (chosen.dimensions, chosen.dtype)
+    assert told["loss"] == (0.01 if loss is None else loss)
 
 
 def test_the_table_names_the_options() -> None:

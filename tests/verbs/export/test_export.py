@@ -185,6 +185,14 @@ def test_the_card_of_a_distilled_student_names_teacher_distillers_and_their_sett
     assert "rrd.pool 10" in text
 
 
+def test_the_card_names_all_teachers(data: Path, tmp_path: Path) -> None:
+    settings = {"teacher.epochs": 1, "rrd.pool": 10, "rrd.interesting": 4, "rrd.uninteresting": 4, "epochs": 1}
+    checkpoint = _trained("RRDStudent", data, teacher="LightGCN,BPR", **settings)
+    manifest = run_export(checkpoint, str(tmp_path / "bundle"), config_dict={"data_path": str(data)})
+    assert manifest["teacher"] == "LightGCN + BPR"
+    assert "| teacher | LightGCN + BPR |" in (tmp_path / "bundle" / "README.md").read_text()
+
+
 # Other types
 
 
@@ -259,6 +267,14 @@ def test_fewer_dimensions_of_a_matryoshka_student_are_its_first_numbers() -> Non
         narrowed(whole, 3)
     cosine = narrowed(_towers(unit=True, prefixes=[2, 4]), 2)
     np.testing.assert_allclose(np.linalg.norm(cosine["users"], axis=1), 1, rtol=1e-6)
+
+
+def test_rows_of_length_1_on_one_side_alone_stay_as_they_are() -> None:
+    """Such scores are no cosines, so the first numbers are not made longer."""
+    whole = _towers(prefixes=[2])
+    whole.vectors["users"] /= np.linalg.norm(whole.vectors["users"], axis=1, keepdims=True)
+    for name, table in narrowed(whole, 2).items():
+        np.testing.assert_array_equal(table, whole.vectors[name][:, :2])
 
 
 # The index
@@ -337,6 +353,18 @@ def test_recall_is_the_share_of_the_exact_list_that_is_found(monkeypatch: pytest
     assert [row["recall"] for row in facts["search"]] == pytest.approx([0, first, 1])
     assert facts["search_width"] == index.efSearch == 300
     assert found == [[297, 296, 295, 294], [299, 298, 297, 296], [299, 298, 297, 296]]
+
+
+def test_no_wider_search_is_tried_than_exact_search_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact search over narrow vectors finds a half of the wanted items, so an index that finds a half is enough."""
+    items, none = np.arange(1, 301, dtype=np.float32)[:, None], np.zeros(2, np.int64)
+    towers = {"users": np.ones((1, 1), dtype=np.float32), "items": items}
+    ids = ["u"], [str(row) for row in range(300)]
+    bundle = Bundle(Path(), {"score": "inner product"}, "vectors", *ids, towers, none, none[:0], histories={})
+    monkeypatch.setitem(measure.WIDTHS, "hnsw", (297, 298, 300))
+    wanted = [[299, 298, 297, 296]]
+    facts, _ = measure_index(FakeFaiss, FakeIndex(items), "hnsw", bundle, [0], wanted, 0.5, k=4)
+    assert [row["recall"] for row in facts["search"]] == [0.25, 0.5]
 
 
 def test_seen_items_are_asked_for_and_left_out() -> None:
