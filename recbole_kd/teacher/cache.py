@@ -15,7 +15,7 @@ from torch import nn
 from recbole_kd.data.loaders import eval_batch_size, make_loaders
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
-from recbole_kd.experiment.known_keys import SPLIT_KEYS, Evaluation
+from recbole_kd.experiment.known_keys import SPLIT_KEYS
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.files.checkpoint import FORMAT, KeptState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
@@ -30,7 +30,7 @@ __all__ = ["NO_PART_OF_A_MODEL", "Trained", "facts", "recorded", "train_or_fetch
 
 #: Settings that do not change what a plain model learns, and so are not part of its cache key.
 NO_PART_OF_A_MODEL = WITHOUT_EFFECT | {
-    *("device", "teacher", "distill", "model", "student", "metrics", "topk"),
+    *("device", "teacher", "distill", "model", "student", "metrics", "topk", "metric_decimal_place"),
     *("nproc", "ray_address", "warm_start", "warm_start_new", "precision", "matryoshka"),
     *SPLIT_KEYS,  # the split itself is part of the key
 }
@@ -96,9 +96,6 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
     for later in ("stop_after", "fast_sampling", "every_position"):
         if not settings.get(later):
             settings.pop(later, None)
-    # How the score that chooses the epoch is computed and rounded.
-    if settings["metric_decimal_place"] == Evaluation.metric_decimal_place:
-        del settings["metric_decimal_place"]
     if not config["valid_metric"].lower().startswith("tailpercentage") or not config["tail_ratio"]:
         settings.pop("tail_ratio", None)
     versions = [FORMAT, recbole.__version__]
@@ -112,7 +109,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
     evaluated = digest({key: config.plain_values()[key] for key in shown}, list(splits.pairs(splits.test)))
     if os.path.isfile(path):
         state = _kept(path, config, KeptState)
-        if state is not None and state["key"] == key:
+        decimals = "metric_decimal_place"  # the rounded score chose the epoch; the key does not say so
+        if state is not None and state["key"] == key and state["config"].get(decimals) == config[decimals]:
             logger.info(f"The {role} {config['model']} comes from the cache: {path}")
             init_seed(config["seed"], config["reproducibility"])
             model = build_model(config, splits.train)
