@@ -96,7 +96,8 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
     for later in ("stop_after", "fast_sampling", "every_position"):
         if not settings.get(later):
             settings.pop(later, None)
-    if not config["valid_metric"].lower().startswith("tailpercentage") or not config["tail_ratio"]:
+    # It has a part in a training only if the epoch is chosen by its metric.
+    if not (config["tail_ratio"] and config["valid_metric"].lower().startswith("tailpercentage")):
         settings.pop("tail_ratio", None)
     versions = [FORMAT, recbole.__version__]
     content = splits.content()

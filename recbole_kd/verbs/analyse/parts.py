@@ -132,15 +132,15 @@ def smoothing(subject: Subject) -> Part:
     for place, (side, observed) in enumerate(sides.items()):
         popularity = observed.counts[1:]
         count = int((popularity > 0).sum())
-        shares = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-        sizes = sorted({max(2, round(count * share)) for share in shares})
+        size_of = {share: max(2, round(count * share)) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)}
+        sizes = sorted({*size_of.values()})
         for role, pair in vectors.items():
             distances = popular_distances(pair[place][1:], popularity, sizes)
             orders = second_order_smoothness(pair[place], observed, sizes)
             rows += [[role, subject.name(role), side, n, cell(d), cell(s)] for n, d, s in zip(sizes, distances, orders)]
             smoothness[side, role] = orders[-1]
             figure_lines[side, role] = (sizes, distances)
-            tenth[side, role] = distances[sizes.index(max(2, round(count * 0.1)))]
+            tenth[side, role] = distances[sizes.index(size_of[0.1])]
     figure, grid = panels(2, 2, 4.4, 3.4)
     for axes, side in zip(grid, ("users", "items")):
         for role in vectors:
