@@ -110,8 +110,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
     evaluated = digest({key: config.plain_values()[key] for key in shown}, list(splits.pairs(splits.test)))
     if os.path.isfile(path):
         state = _kept(path, config, KeptState)
-        decimals = "metric_decimal_place"  # the rounded score chose the epoch; the key does not say so
-        if state is not None and state["key"] == key and state["config"].get(decimals) == config[decimals]:
+        if state is not None and state["key"] == key and _rounds_as(config, state):
             logger.info(f"The {role} {config['model']} comes from the cache: {path}")
             init_seed(config["seed"], config["reproducibility"])
             model = build_model(config, splits.train)
@@ -139,7 +138,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
     )
     os.makedirs(os.path.dirname(path), exist_ok=True)
     interrupted = _kept(trainer.last_file, config, ResumableState) if os.path.isfile(trainer.last_file) else None
-    if interrupted is not None:
+    if interrupted is not None and _rounds_as(config, interrupted):
         try:
             trainer.resume(trainer.last_file, interrupted)
         except Unresumable as error:  # raised before anything was loaded
@@ -170,6 +169,12 @@ def _kept(path: str, config: KDConfig, schema: Any) -> dict[str, Any] | None:
         problem, _, advice = str(error).rpartition("; ")  # the advice, to give another file, does not apply here
         logging.getLogger().warning(f"{problem or advice}. The {config['model']} in this file is trained again.")
         return None
+
+
+def _rounds_as(config: KDConfig, state: dict[str, Any]) -> bool:
+    """Whether its scores have as many decimals. The rounded score chooses the epoch, but a file's key is without it."""
+    decimals = "metric_decimal_place"
+    return bool(state["config"].get(decimals) == config[decimals])
 
 
 def _floats(result: Any) -> dict[str, float]:

@@ -384,7 +384,7 @@ class KDMixin:
         """
         check_model(resume_file, state, self.config["model"])
         check_split(resume_file, state, self.facts)
-        check_learning(resume_file, state, self.config)
+        check_learning(resume_file, state, self.config, self.facts.get("config", self.config.plain_values()))
         if state.get("unsaved"):
             raise Unresumable(
                 f"'{resume_file}': {state['model']} has {', '.join(map(shown, state['unsaved'][:3]))}, which a "

@@ -255,15 +255,24 @@ def check_split(path: Any, state: Mapping[str, Any], facts: Mapping[str, Any]) -
 #: Settings that a resumed run may change: how long it goes on, how often it is evaluated, where its teacher comes from
 #: (which may be a file now), what it is compared with.
 _FREE = {"epochs", "eval_step", "stopping_step", "loss_decimal_place", "teacher", "baseline"}
+#: Settings of the score that chooses the epoch; scores of two kinds cannot be compared.
+_OF_SCORES = {"valid_metric", "metric_decimal_place", "eval_args", "repeatable"}
 
 
-def check_learning(path: Any, state: Mapping[str, Any], config: KDConfig) -> None:
+def check_learning(path: Any, state: Mapping[str, Any], config: KDConfig, now: Mapping[str, Any]) -> None:
     """
+    Args:
+        path, state: a file and its content.
+        config: this run's settings.
+        now: the same as a checkpoint of this run would hold them, with values that were decided by the data.
+
     Raises:
-        UserError: the run in `path` learned with other settings than `config` says, so it would not go on as it began.
+        UserError: the run in `path` learned, or chose its epoch, with other settings, so it would not go on as it
+            began.
     """
     keys = {*training_arguments, *config.model_keys(), "learning_rate_schedule", "sevo", "distill", *config.distillers}
-    both = state.get("config", {}), config.plain_values()
+    keys |= _OF_SCORES
+    both = state.get("config", {}), now
     kept, now = ({key: values[key] for key in keys - _FREE - {*WEIGHT_FILES} if key in values} for values in both)
     for name in sorted({*leaves(kept)} & {*leaves(now)}):
         if at(kept, name) != at(now, name):

@@ -376,23 +376,41 @@ def test_distillation_without_a_teacher_is_refused(known_answer: Path) -> None:
         obtain_teacher(*prepared(known_answer))
 
 
-def test_a_teacher_whose_training_was_interrupted_goes_on(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = teacher_of(known_answer, **{"teacher.epochs": 4, "checkpoint_dir": str(known_answer / "whole")})
+def interrupted_teacher(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends the training of a teacher in its third epoch of four; an epoch is one step."""
     steps, real = 0, torch.optim.Adam.step
 
     def step(self: Any, *arguments: Any) -> Any:
         nonlocal steps
         steps += 1
-        if steps == 3:  # one step an epoch
+        if steps == 3:
             raise KeyboardInterrupt
         return real(self, *arguments)
 
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     with pytest.raises(KeyboardInterrupt):
-        teacher_of(known_answer, **{"teacher.epochs": 4})
+        teacher_of(data, **{"teacher.epochs": 4})
     monkeypatch.undo()
-    assert teacher_of(known_answer, **{"teacher.epochs": 4}).digest == whole.digest
+
+
+def test_a_teacher_whose_training_was_interrupted_goes_on(known_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = teacher_of(known_answer, **{"teacher.epochs": 4, "checkpoint_dir": str(known_answer / "whole")})
+    interrupted_teacher(known_answer, monkeypatch)
+    resumed = teacher_of(known_answer, **{"teacher.epochs": 4})
+    assert resumed.digest == whole.digest
+    assert len(resumed.trained.state["epoch_seconds"]) == 4, "of the first two epochs as well"
     assert [path.name.endswith("-training.pth") for path in (known_answer / "saved" / "teachers").iterdir()] == [False]
+
+
+def test_an_interrupted_teacher_of_other_decimals_is_trained_anew(
+    known_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its best score so far is rounded otherwise than the scores to come."""
+    interrupted_teacher(known_answer, monkeypatch)
+    teacher = teacher_of(known_answer, **{"teacher.epochs": 4, "metric_decimal_place": 1})
+    history = teacher.trained.state["valid_history"]
+    scores = [score for epoch in history for name, score in epoch.items() if name != "epoch"]
+    assert scores == [round(score, 1) for score in scores]
 
 
 def test_a_closed_form_teacher_is_told_apart_by_what_it_keeps_beside_weights(

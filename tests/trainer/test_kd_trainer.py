@@ -385,6 +385,17 @@ def test_a_checkpoint_of_another_model_is_not_resumed(known_answer: Path) -> Non
         run(known_answer, "BPR", resume=result["checkpoint"], embedding_size=12)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"valid_metric": "Recall@10"}, {"metric_decimal_place": 2}, {"eval_args.mode": "uni5"}], ids=str
+)
+def test_a_run_does_not_compare_scores_of_two_kinds(changed: dict[str, Any], known_answer: Path) -> None:
+    """The best score so far would be of one kind, and all later ones of another."""
+    last = run(known_answer, epochs=2)["checkpoint"].replace(".pth", "-last.pth")
+    with pytest.raises(UserError, match=rf"was trained with --{next(iter(changed))}"):
+        run(known_answer, epochs=3, resume=last, **changed)
+    assert run(known_answer, epochs=3, resume=last, topk=[3, 10])["epochs_trained"] == 3
+
+
 @pytest.mark.parametrize("changed", ["learning_rate=0.5", "train_batch_size=7", "weight_decay=0.1"])
 def test_a_run_does_not_go_on_with_other_settings_than_it_began_with(
     changed: str, known_answer: Path, pull: None
