@@ -57,6 +57,8 @@ def precedence(recbole: Mapping[str, Any], resolved: Resolved, dataset: str, giv
         layers.append(Layer(beside.name, nest(read_yaml(beside)) if beside.is_file() else {}))
     for name in dict.fromkeys((resolved.backbone, resolved.name)):
         found = _file("model", name, dataset)
+        if name != resolved.name:  # what distils the backbone by itself is not for a recipe
+            found = [_without(layer, ("teacher", "distill", "baseline")) for layer in found]
         if name in recipes():  # a recipe serves any student; a file of its own holds settings for this one
             own_layers = _file("student", resolved.backbone, dataset)
             found = [layer for pair in zip(found, own_layers) for layer in pair]

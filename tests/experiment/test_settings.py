@@ -455,6 +455,17 @@ def teachers(model: str, dataset: str = "citeulike", **settings: Any) -> list[KD
     return [run.teacher_config(section, prefix) for prefix, section in run.teacher_sections().items()]
 
 
+def test_a_recipe_takes_a_students_sizes_not_what_distils_it_by_itself() -> None:
+    """SimRecStudent alone is compared with BPR and learns from SimRecTeacher."""
+    alone, of_recipe = (
+        KDConfig("SimRecStudent", "ml-100k"),
+        KDConfig("RRDStudent", "ml-100k", config_dict={"student": "SimRecStudent"}),
+    )
+    assert (alone["baseline"], alone["teacher"]["model"]) == ("BPR", "SimRecTeacher")
+    assert (of_recipe["baseline"], of_recipe["teacher"]["model"]) == ("student", "BPR")
+    assert of_recipe["negative_slope"] == alone["negative_slope"]
+
+
 def test_what_suits_a_recipes_teacher_is_a_file_of_its_own() -> None:
     (own,) = teachers("RRDStudent")
     assert (own["model"], own["embedding_size"], own["learning_rate"], own["epochs"]) == ("BPR", 400, 2e-3, 60)
