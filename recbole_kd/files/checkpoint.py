@@ -45,6 +45,7 @@ class _Told(TypedDict, total=False):
     valid_history: list[dict[str, float]]
     final: bool
     teacher: str
+    teacher_digest: str
 
 
 class ModelState(_Named, _Told, total=False):

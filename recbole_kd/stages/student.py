@@ -84,13 +84,14 @@ def build_student(
                     distillers[name] = OverPrefixes(built)
                 else:
                     distillers[name] = kind(options, view, teacher, data)
+    taught = {} if teacher is None else {"teacher": teacher.name, "teacher_digest": teacher.digest}
     trainer = make_trainer(
         config,
         model,
         distillers=distillers,
         observed=splits.observed,
         step_context=view.step,
-        facts={**facts(config, splits), **({} if teacher is None else {"teacher": teacher.name})},
+        facts={**facts(config, splits), **taught},
         optimizer_factory=optimizer_factory(config, splits, model, teacher),
         fused=experiment.optimiser.fused,
         group=group,

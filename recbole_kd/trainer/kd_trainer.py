@@ -43,6 +43,7 @@ from recbole_kd.trainer.state import (
     check_learning,
     check_model,
     check_split,
+    check_teacher,
     load_optimizer,
     random_state,
     restore_random_state,
@@ -384,6 +385,7 @@ class KDMixin:
         """
         check_model(resume_file, state, self.config["model"])
         check_split(resume_file, state, self.facts)
+        check_teacher(resume_file, state, self.facts)
         check_learning(resume_file, state, self.config, self.facts.get("config", self.config.plain_values()))
         if state.get("unsaved"):
             raise Unresumable(

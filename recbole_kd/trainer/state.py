@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -252,9 +253,30 @@ def check_split(path: Any, state: Mapping[str, Any], facts: Mapping[str, Any]) -
             )
 
 
+def check_teacher(path: Any, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Warns if the run's teacher has other content than at first, as one that was trained again elsewhere.
+
+    Raises:
+        UserError: the checkpoint in `path` is of a run with another teacher than `facts` says.
+    """
+    for key in ("teacher", "teacher_digest"):
+        if key in state and key in facts and state[key] != facts[key]:
+            if key == "teacher":
+                raise UserError(
+                    f"'{path}' is of a run whose teacher is {state[key]}, and now it is {facts[key]}; resume it with "
+                    "its own teacher."
+                )
+            logging.getLogger().warning(
+                f"The teacher {facts['teacher']} is not the one of '{path}': its weights or its content differ. The "
+                "run goes on, but does not end as it would have."
+            )
+
+
 #: Settings that a resumed run may change: how long it goes on, how often it is evaluated, where its teacher comes from
-#: (which may be a file now), what it is compared with.
+#: (which may be a file now; `check_teacher` compares what it is), what it is compared with.
 _FREE = {"epochs", "eval_step", "stopping_step", "loss_decimal_place", "teacher", "baseline"}
+#: Our own settings that change what a step learns.
+_OF_STEPS = {"learning_rate_schedule", "sevo", "distill", "matryoshka", "precision"}
 #: Settings of the score that chooses the epoch; scores of two kinds cannot be compared.
 _OF_SCORES = {"valid_metric", "metric_decimal_place", "eval_args", "repeatable"}
 
@@ -270,8 +292,7 @@ def check_learning(path: Any, state: Mapping[str, Any], config: KDConfig, now: M
         UserError: the run in `path` learned, or chose its epoch, with other settings, so it would not go on as it
             began.
     """
-    keys = {*training_arguments, *config.model_keys(), "learning_rate_schedule", "sevo", "distill", *config.distillers}
-    keys |= _OF_SCORES
+    keys = {*training_arguments, *config.model_keys(), *config.distillers, *_OF_STEPS, *_OF_SCORES}
     both = state.get("config", {}), now
     kept, now = ({key: values[key] for key in keys - _FREE - {*WEIGHT_FILES} if key in values} for values in both)
     for name in sorted({*leaves(kept)} & {*leaves(now)}):

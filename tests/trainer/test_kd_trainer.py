@@ -396,6 +396,26 @@ def test_a_run_does_not_compare_scores_of_two_kinds(changed: dict[str, Any], kno
     assert run(known_answer, epochs=3, resume=last, topk=[3, 10])["epochs_trained"] == 3
 
 
+@pytest.mark.parametrize("changed", [{"precision": "bf16"}, {"matryoshka": [4, 8]}], ids=str)
+def test_a_run_does_not_go_on_with_other_steps(changed: dict[str, Any], known_answer: Path) -> None:
+    last = run(known_answer, epochs=2, embedding_size=8)["checkpoint"].replace(".pth", "-last.pth")
+    with pytest.raises(UserError, match=rf"was trained with --{next(iter(changed))}"):
+        run(known_answer, epochs=3, embedding_size=8, resume=last, **changed)
+
+
+def test_a_run_does_not_go_on_with_another_teacher(
+    known_answer: Path, pull: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another model is refused; the same model with other weights is said."""
+    last = run(known_answer, epochs=2, distill=["pull"])["checkpoint"].replace(".pth", "-last.pth")
+    with pytest.raises(UserError, match=r"whose teacher is BPR, and now it is LightGCN; resume it with its own"):
+        run(known_answer, epochs=3, distill=["pull"], resume=last, **{"teacher.model": "LightGCN"})
+    run(known_answer, epochs=3, distill=["pull"], resume=last)
+    assert "is not the one of" not in caplog.text
+    run(known_answer, epochs=3, distill=["pull"], resume=last, **{"teacher.epochs": 1})
+    assert f"The teacher BPR is not the one of '{last}'" in caplog.text
+
+
 @pytest.mark.parametrize("changed", ["learning_rate=0.5", "train_batch_size=7", "weight_decay=0.1"])
 def test_a_run_does_not_go_on_with_other_settings_than_it_began_with(
     changed: str, known_answer: Path, pull: None
