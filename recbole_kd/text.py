@@ -43,7 +43,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def one_line(message: object, letters: int = 300) -> str:
-    """The start of another library's message or error, as one line without a full stop.
+    r"""The start of another library's message or error, as one line without a full stop.
 
     >>> one_line(ValueError("d_model = 10\n  must be a multiple of n_heads."))
     'd_model = 10 must be a multiple of n_heads'

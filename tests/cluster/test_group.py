@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recbole_kd.cluster.group import ALONE, Group, joined, processes_around, take_own_gpu
+from recbole_kd.cluster.group import ALONE, Group, joined, lost, processes_around, take_own_gpu
 from recbole_kd.cluster.launch import together
 from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
@@ -221,12 +221,67 @@ def test_processes_of_a_machine_take_different_gpus(monkeypatch: pytest.MonkeyPa
 
 
 def test_torchruns_variables_and_nproc_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")  # a cluster's scheduler sets it alone
     assert processes_around() == 1
     for name, value in {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert processes_around() == processes_around(nproc=2) == 4
     with pytest.raises(UserError, match=r"torchrun started 2 processes .* but --nproc=3; leave --nproc out"):
         processes_around(nproc=3)
+
+
+class Told:
+    """A store that says what is asked of it, and is late with its first answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def wait(self, keys: list[str], timeout: Any) -> None:
+        self.asked.append(f"wait for {keys[0]}")
+        if len(self.asked) == 1:
+            raise RuntimeError("Socket Timeout")
+
+    def get(self, key: str) -> bytes:
+        return b"done"
+
+    def set(self, key: str, value: str) -> None:
+        self.asked.append(f"set {key}")
+
+
+def test_other_processes_wait_for_the_first_as_long_as_it_takes() -> None:
+    second, first = Told(), Told()
+    with Group(1, 2, second).first("teacher"):
+        second.asked.append("block")
+    assert second.asked == ["wait for teacher", "wait for teacher", "block"]
+    with Group(0, 2, first).first("teacher"):
+        first.asked.append("block")
+    assert first.asked == ["block", "set teacher"]
+
+
+def test_a_wait_ends_if_the_connection_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(store: Told, keys: list[str], timeout: Any) -> None:
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(Told, "wait", broken)
+    with pytest.raises(RuntimeError, match="Connection reset") as raised:
+        Group(1, 2, Told()).hear("teacher")
+    assert lost(raised.value)
+    assert not lost(LookupError("a socket of the program's own"))
+    assert not lost(RuntimeError("a fault of the program"))
+
+
+def test_a_process_that_is_not_the_first_is_silent_inside_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", dist.HashStore)
+    with joined() as group:
+        assert (group.rank, group.count, group.is_first) == (1, 2, False)
+        logging.getLogger().error("inside")
+    logging.getLogger().error("outside")
+    assert [one.message for one in caplog.records] == ["outside"]
 
 
 def test_under_torchrun_a_process_that_has_ended_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from recbole_kd.cluster.group import Group
-from recbole_kd.cluster.launch import in_own_process, together
+from recbole_kd.cluster.launch import in_own_process, raise_told, together
 from recbole_kd.errors import Interrupted, TrainingError, UserError
 
 
@@ -147,6 +147,19 @@ def test_a_process_that_ends_badly_ends_the_others_with_one_message(
 ) -> None:
     with pytest.raises(error, match=message):
         together(2, "stamp", ends_badly, how, restarts=1)
+
+
+def test_of_several_errors_the_one_that_a_user_can_correct_is_raised() -> None:
+    told = [
+        ("RuntimeError", "process 1: the connection broke"),
+        ("TrainingError", "not finite"),
+        ("UserError", "set it"),
+    ]
+    with pytest.raises(UserError, match="set it"):
+        raise_told(told)
+    with pytest.raises(TrainingError, match="not finite"):
+        raise_told(told[:2])
+    raise_told([("result", {})])
 
 
 def one_is_killed(data_path: Path, rank: int, epoch: int, group: Group) -> dict[str, Any]:

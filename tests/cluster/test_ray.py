@@ -21,6 +21,7 @@ import pytest
 import ray
 
 import recbole_kd
+from recbole_kd.cluster import ray as sessions
 from recbole_kd.cluster.ray import check_cluster, environment, parallel_map, ray_session
 from recbole_kd.errors import UserError
 from recbole_kd.testing import known_answer_settings, write_known_answer
@@ -206,6 +207,18 @@ with ray_session(cpus=1):
     assert folder.is_dir()
 
 
+def test_a_folder_of_somebody_else_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one that is in use, nor a link to one: all of these stay when a session removes what was left behind."""
+    own = sessions._lock(tmp_path)
+    assert own is not None
+    assert sessions._lock(tmp_path) is None
+    os.close(own)
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert sessions._lock(tmp_path / "link") is None
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert sessions._lock(tmp_path) is None
+
+
 def test_a_path_that_is_too_long_for_sockets_is_not_used(tmp_path: Path) -> None:
     program = "import os\nfrom recbole_kd.cluster.ray import ray_session\n"
     program += "with ray_session(cpus=1): print(os.environ['RAY_AUTH_TOKEN_PATH'])"
@@ -282,3 +295,5 @@ def test_a_ray_without_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(ray, "__version__", "2.58.3")
     with pytest.raises(UserError, match=r"Ray 2\.58\.3 is installed; expected 2\.59 or later"), ray_session():
         pass
+    monkeypatch.setattr(ray, "__version__", "2.59.0")
+    check_cluster(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from recbole_kd.data import archive as archives
 from recbole_kd.data import preparable
 from recbole_kd.data.events import Columns
 from recbole_kd.data.prepare import can_prepare, described, prepare
@@ -99,7 +101,10 @@ def test_a_download_gives_the_atomic_files_and_a_record(tmp_path: Path, server: 
         ("steam-merged", {"steam.inter": INTER, "steam.item": ITEM}, {"steam-merged.inter", "steam-merged.item"}),
         ("ml-1m", {"ml-1m/ml-1m.inter": INTER, "ml-1m/": ""}, {"ml-1m.inter"}),
         ("ml-1m", {"movielens.inter": INTER, "movielens.kg": ITEM}, {"ml-1m.inter", "ml-1m.kg"}),
+        ("ml-1m", {"movielens.inter": INTER, "__MACOSX/._movielens.inter": "x"}, {"ml-1m.inter"}),
         ("ml-1m", {"a.inter": INTER, "ml-1m.inter": INTER}, {"ml-1m.inter"}),
+        ("ml-1m", {"ml-1m-old.inter": INTER, "ml-1m.inter": INTER}, {"ml-1m.inter"}),
+        ("ml-1m", {"ml-1m.inter": INTER, "ml-1m.\x1b[2J.item": ITEM}, {"ml-1m.inter"}),
         (
             "tmall-session",
             {"tmall_session.train.inter": INTER, "tmall_session.test.inter": INTER},
@@ -145,6 +150,24 @@ def test_a_second_call_does_nothing_and_a_lost_file_is_fetched_again(tmp_path: P
     assert names(tmp_path) == {"ml-1m.item", "prepare.json"}
 
 
+def test_another_zip_than_the_recorded_one_is_refused(tmp_path: Path, server: Server) -> None:
+    path = make(tmp_path)
+    other = tmp_path / "other.zip"
+    other.write_bytes(zipped({"ml-1m.inter": INTER}))
+    with pytest.raises(UserError, match="which .*prepare.json recorded"):
+        make(tmp_path, source=other)
+    assert path.with_suffix(".item").read_text() == ITEM
+
+
+def test_a_zip_may_expand_as_far_as_text_does_and_up_to_a_limit(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_SMALL", 1)
+    assert make(tmp_path / "small").read_text() == INTER
+    monkeypatch.setattr(archives, "_LARGEST_CONTENT", 1000)
+    refused(tmp_path / "large", "expected at most 1,000")
+
+
 # What is refused: one line, and nothing is left
 
 
@@ -153,7 +176,7 @@ def refused(folder: Path, pattern: str, dataset: str = "ml-1m", source: object =
         make(folder / "out", dataset, source)
     assert "\n" not in str(error.value)
     assert not (folder / "out" / dataset).exists()
-    assert {path.name for path in folder.iterdir()} <= {"out"}, "nothing outside of the folder"
+    assert {path.name for path in folder.glob("*")} <= {"out"}, "nothing outside of the folder"
 
 
 def linked() -> bytes:
@@ -260,6 +283,23 @@ def test_interactions_appear_last(tmp_path: Path, server: Server, monkeypatch: p
     monkeypatch.setattr(Path, "replace", lambda path, target: order.append(target.name) or replace(path, target))
     make(tmp_path)
     assert order == ["ml-1m.item", "ml-1m.inter"]
+
+
+def test_if_one_file_cannot_get_its_name_none_has_it(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ml-1m").mkdir()
+    replace = Path.replace
+
+    def refuse_the_last(path: Path, target: Path) -> Path:
+        if target.name == "ml-1m.inter":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_the_last)
+    with pytest.raises(UserError, match="Cannot prepare ml-1m in .*Input/output error"):
+        make(tmp_path)
+    assert names(tmp_path) == set()
 
 
 @pytest.mark.parametrize("name", ["ml-1m.inter", "ml-1m.item"])

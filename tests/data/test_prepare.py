@@ -290,10 +290,17 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, source: str, pattern: str)
     refused(tmp_path, source, pattern)
 
 
-def test_a_file_address_is_read_in_place(tmp_path: Path, raw_file: Path) -> None:
-    assert rows_of(make(tmp_path / "out", raw_file.as_uri())) == expected_rows(RAW, 10)
+@pytest.mark.parametrize("form", ["file:", "~"])
+def test_a_file_is_read_in_place_and_its_folder_is_not_recorded(
+    form: str, tmp_path: Path, raw_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = raw_file.rename(tmp_path / "a file.gz")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = make(tmp_path / "out", own.as_uri() if form == "file:" else "~/a file.gz")
+    assert rows_of(path) == expected_rows(RAW, 10)
     assert files_of(tmp_path / "out") == {"gowalla.inter", "prepare.json"}
-    assert raw_file.exists()
+    assert own.exists()
+    assert json.loads((path.parent / "prepare.json").read_text())["source"] == "a file.gz"
 
 
 GOOD = checkin(1, "2010-10-19T23:55:27Z", 2).strip("\n")
@@ -401,13 +408,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, raw_file: Path) -> None:
         make(tmp_path / "out", raw_file)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, raw_file: Path) -> None:
+@pytest.mark.parametrize("step", ["downloading", "writing the result"])
+def test_a_full_disk_leaves_nothing(step: str, tmp_path: Path, raw_file: Path, server: Server) -> None:
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # writing more fails, as on a full disk
     try:
         with pytest.raises(UserError, match=r"Cannot prepare gowalla in .*; set --data_path"):
-            make(tmp_path / "out", raw_file)
+            make(tmp_path / "out", server.url if step == "downloading" else raw_file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "out" / "gowalla").exists()
@@ -443,6 +451,14 @@ def test_what_is_prepared_is_left_alone_and_another_minimum_needs_no_network(tmp
     assert path.stat().st_mtime_ns == written
     assert rows_of(make(tmp_path, server.url, minimum=5)) == expected_rows(RAW, 5)
     assert len(server.requests) == 1
+
+
+def test_another_address_is_downloaded_even_if_there_is_a_download(tmp_path: Path, server: Server) -> None:
+    make(tmp_path, server.url)
+    server.content = gzip.compress(checkins(seed=1))
+    with pytest.raises(UserError, match=r"expected [0-9a-f]{64}, which .*prepare.json recorded"):
+        make(tmp_path, f"{server.url}?other", minimum=5)
+    assert len(server.requests) == 2
 
 
 def test_a_lost_result_is_made_again(tmp_path: Path, raw_file: Path) -> None:

@@ -209,6 +209,7 @@ BAD = {
     review("u", "b", "2018-07-07", "4").strip(): "'stars': '4' is not a number",
     review("u", "b", "2018-07-07", True).strip(): "'stars': 'True' is not a number",
     review("u", "b\tc", "2018-07-07").strip(): "is not a text without tabs",
+    review("u", "b\rc", "2018-07-07").strip(): "is not a text without tabs",
     review("u", "", "2018-07-07").strip(): "column 'item': '' is empty",
     review("u", "b", "2018-13-07").strip(): "column 'timestamp': '2018-13-07' is not a time",
     review("u", "\ud800", "2018-07-07").strip(): "is not UTF-8",

@@ -20,6 +20,8 @@ from recbole_kd.files.reading import vector_files
 from tests.files import test_bundle as bundles
 
 USERS, ITEMS = ["[PAD]", "ann", "bob"], ["[PAD]", "x", "y", "12"]
+#: A whole number that is written with an exponent where it is a float.
+LONG = 12345678901
 #: Nobody has a vector of y and of bob.
 ROWS = [("", "12", [1.0, 2.5]), ("ann", "", [-3.0, 0.125]), ("", "x", [4.0, 1e-3])]
 EXPECTED = ([[0, 0], [4, 1e-3], [0, 0], [1, 2.5]], [False, True, False, True])
@@ -74,6 +76,9 @@ def test_whole_numbers_beside_empty_cells_are_ids(tmp_path: Path) -> None:
     columns = {"user_id": ["ann", None], "item_id": pa.array([None, 12.0]), "vector": [[1.0], [2.0]]}
     pyarrow.parquet.write_table(pa.table(columns), path)
     assert read(path).items.rows.tolist() == [[0], [0], [0], [2]]
+    columns["item_id"] = pa.array([None, float(LONG)])
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    assert read_vectors(str(path), USERS, ["[PAD]", str(LONG)]).items.rows.tolist() == [[0], [2]]
 
 
 def test_safetensors_have_their_ids_beside_them(tmp_path: Path) -> None:
@@ -106,6 +111,15 @@ def test_many_small_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     assert_expected(read(written(tmp_path, "user_id,item_id,vector", rows)))
 
 
+def test_unknown_ids_of_all_batches_are_counted_and_the_first_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_BLOCK_BYTES", 24)
+    rows = [("x", "1 2"), *((f"unknown-{number}", "1 2") for number in range(5))]
+    with pytest.raises(UserError, match="5 of 6 rows name items .* such as 'unknown-0'"):
+        read(written(tmp_path, "item_id,vector", rows))
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
@@ -122,6 +136,7 @@ def test_many_small_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         ("user_id,item_id,vector", [("carl", "", "1 2")], "1 of 1 rows name users"),
         ("user_id,vector", [("ann", "1 2")], "has no column 'item_id' .*expected columns item_id and vector"),
         ("item_id,values", [("x", "1 2")], "has no column 'vector'"),
+        ("item_id,item_id:token,vector", [("x", "y", "1 2")], "has 2 columns 'item_id'"),
         ("item_id,vector", [], "no vector of an item|cannot be read"),
     ],
 )  # fmt: skip

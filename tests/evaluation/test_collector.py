@@ -246,6 +246,17 @@ def test_a_catalogue_that_the_cutoff_exhausts_is_ranked_to_the_end(bench: Bench)
     assert struct["rec.topk"][0].sum() == 2 + 2  # both positives are found, and there are two
 
 
+def test_an_item_that_must_not_be_recommended_is_in_no_list(bench: Bench) -> None:
+    """Otherwise ItemCoverage and its like would count items that no user is shown."""
+    collector = FullSortCollector(bench.config)
+    scores = torch.full((1, 20), -torch.inf)
+    scores[0, [4, 7]] = torch.tensor([1.0, 2.0])
+    collector.eval_batch_collect(scores, {"user_id": torch.tensor([1])}, torch.tensor([0]), torch.tensor([4]))
+    struct = collector.get_data_struct()
+    assert struct["rec.items"][0].tolist() == [7, 4, *[0] * 18]
+    assert struct["rec.topk"][0].tolist() == [0, 1, *[0] * 18, 1]
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import multiprocessing
 import os
 import random
@@ -162,6 +163,65 @@ def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path: Path) -> N
         assert_same(state, {**states[state["epoch"]], "format": FORMAT})
 
 
+#: Names that a process may have given to what it did not finish, and names that nobody here gives.
+LEFT, OTHERS = (
+    (".0123456789abcdef.tmp", ".fedcba9876543210.tmp"),
+    (".0123456789abcdef.tmp.csv", "a.0123456789abcdef.tmp"),
+)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_next_write_removes_what_killed_processes_left(kind: str, tmp_path: Path) -> None:
+    (tmp_path / LEFT[0]).write_text("half")
+    (tmp_path / LEFT[1]).mkdir()
+    (tmp_path / LEFT[1] / "one").write_text("half")
+    for name in OTHERS:
+        (tmp_path / name).write_text("somebody's own")
+    if kind == "file":
+        write_content(tmp_path / "new", "x")
+    else:
+        fill(tmp_path / "new", "x")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"new", *OTHERS}
+
+
+def test_a_file_is_not_swept_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, swept = os.replace, []
+
+    def write(file: Any) -> None:
+        file.write(b"x")
+        swept.append(sweep(tmp_path))
+
+    def replaced_late(*names: Any) -> None:
+        swept.append(sweep(tmp_path))
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", replaced_late)
+    write_atomic(tmp_path / "one", write)
+    assert swept == [0, 0]
+    assert (tmp_path / "one").read_text() == "x"
+
+
+def test_a_file_that_is_swept_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, swept = fcntl.flock, []
+
+    def locked_late(*arguments: Any) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        swept.append(sweep(tmp_path))
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", locked_late)
+    write_content(tmp_path / "one", "x")
+    assert swept == [1]
+    assert (tmp_path / "one").read_text() == "x"
+
+
+def test_text_is_written_in_utf_8(tmp_path: Path) -> None:
+    write_content(tmp_path / "one", "ü 日本")
+    assert (tmp_path / "one").read_bytes() == b"\xc3\xbc \xe6\x97\xa5\xe6\x9c\xac"
+
+
 # Folders
 
 
@@ -198,6 +258,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
     def second_fails(*arguments: Any) -> None:
         calls.append(arguments)
         if len(calls) == 2:
+            assert sweep(tmp_path) == 0, "another process may write here meanwhile"
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rename(*arguments)
 

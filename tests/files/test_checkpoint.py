@@ -121,6 +121,16 @@ def test_shared_tensors_stay_shared_and_a_view_does_not_drag_its_table_along(tmp
     assert_same(views["constant"], torch.ones(5))
 
 
+def test_a_conjugate_is_saved_as_its_values(tmp_path: Path) -> None:
+    """torch only notes that a tensor is conjugated or negated, and a reader may not know the note."""
+    values = torch.tensor([1 + 2j, 3 - 4j])
+    save_checkpoint({"conjugated": values.conj(), "negated": values.conj().imag}, tmp_path / "x.pth")
+    assert_same(
+        load_checkpoint(tmp_path / "x.pth"),
+        {"conjugated": torch.tensor([1 - 2j, 3 + 4j]), "negated": torch.tensor([-2.0, 4.0]), "format": FORMAT},
+    )
+
+
 def test_a_transposed_tensor_keeps_its_strides(tmp_path: Path) -> None:
     save_checkpoint({"t": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "x.pth")
     assert load_checkpoint(tmp_path / "x.pth")["t"].stride() == (1, 3)
@@ -137,6 +147,7 @@ def test_a_transposed_tensor_keeps_its_strides(tmp_path: Path) -> None:
         ({"z": 1j}, r"state\['z'\]: it is a builtins.complex"),
         ({"p": Path("x")}, r"state\['p'\]: it is a pathlib"),
         ({"o": np.array([None])}, r"state\['o'\]: there is no tensor type for an array of object"),
+        ({"u": torch.zeros(1, dtype=torch.uint16)}, r"state\['u'\]: it is a torch.strided tensor of torch.uint16"),
         ({"s": torch.eye(2).to_sparse()}, r"state\['s'\]: it is a torch.sparse_coo tensor"),
     ],
 )
@@ -148,12 +159,17 @@ def test_what_is_not_plain_is_refused_by_its_path_of_keys(state: dict[str, Any],
 
 def test_json_holds_numbers_that_every_reader_understands(tmp_path: Path) -> None:
     result = {"recall@20": np.float64(0.5), "best": float("-inf"), "curve": (1.0, float("nan")), "n": np.int64(3)}
+    result["array"] = np.array([0.5, np.inf])
     save_json(result, tmp_path / "result.json")
     text = (tmp_path / "result.json").read_text()
-    assert json.loads(text) == {"recall@20": 0.5, "best": None, "curve": [1.0, None], "n": 3}
+    assert json.loads(text) == {"recall@20": 0.5, "best": None, "curve": [1.0, None], "n": 3, "array": [0.5, None]}
     assert text.endswith("}\n")
     with pytest.raises(UserError, match=r"value\['x'\]: it is a builtins.object"):
         save_json({"x": object()}, tmp_path / "other.json")
+
+
+#: RecBole's Config in a checkpoint of its Trainer.
+SETTINGS = call("recbole.config.configurator.Config", state={"final_config_dict": {"model": "BPR"}})
 
 
 def test_files_that_are_no_checkpoint_of_ours(tmp_path: Path) -> None:
@@ -171,6 +187,9 @@ def test_files_that_are_no_checkpoint_of_ours(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, path)
     with pytest.raises(UserError, match="is a checkpoint of neither recbole-kd nor RecBole"):
         load_checkpoint(path)
+    load_any(archive(tmp_path, {"config": SETTINGS, "state_dict": {}}))
+    with pytest.raises(UserError, match="is a checkpoint of neither recbole-kd nor RecBole"):
+        load_any(archive(tmp_path, {"config": SETTINGS}))
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="is a checkpoint of neither recbole-kd nor RecBole"):
         load_checkpoint(path)

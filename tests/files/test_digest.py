@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
+from recbole_kd.files import digest as digests
 from recbole_kd.files.digest import digest
 from tests.files.samples import (
     plain_values,
@@ -29,6 +30,11 @@ def test_a_digest_is_of_tagged_and_counted_content() -> None:
     assert digest(pa.array(["", "日本", "ab"])[1:]) == digest(["日本", "ab"])
     expected = hashlib.sha256(b"list 1:0:tensor int16 (2, 1):4:" + struct.pack("<2h", 3, 4)).hexdigest()
     assert digest(torch.tensor([[3], [4]], dtype=torch.int16)) == expected
+
+
+def test_many_texts_are_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "_TEXTS", 2)
+    assert digest(pa.array(["a", "b", "c", "d", "e"])) == digest(["a", "b", "c", "d", "e"])
 
 
 DIFFERENT: list[Any] = [

@@ -209,6 +209,7 @@ def test_the_samples_below_are_read_where_they_are_sound(tmp_path: Path) -> None
         "score": call("numpy.core.multiarray.scalar", FLOATS, struct.pack("<d", 0.5)),
         "csr": csr((0, 2), (0, 1, 2), (2, 3)),
         "lil": lil([[0, 2], []], [[1.0, 2.0], []], (2, 3)),
+        "device": call("torch.device", "cuda", 1),
     }
     found = load_checkpoint(archive(tmp_path, state))
     assert found["tensor"].tolist() == [[1, 3], [2, 4]]
@@ -218,6 +219,7 @@ def test_the_samples_below_are_read_where_they_are_sound(tmp_path: Path) -> None
     assert found["score"] == 0.5
     assert found["csr"].toarray().tolist() == [[1, 0, 0], [0, 0, 2]]
     assert found["lil"].toarray().tolist() == [[1, 0, 2], [0, 0, 0]]
+    assert found["device"] == "cuda:1"
 
 
 #: What declares more than there is, or refers to what is not there.
@@ -373,6 +375,13 @@ def test_archives_that_grow(canary: Path, tmp_path: Path) -> None:
             again.filename = f"archive/data/{number}"
             file.filelist.append(again)
     assert_refused(path, "its members are larger than itself", canary)
+
+    # A tensor whose second half would be whatever lay in the memory.
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickled({"format": FORMAT, "x": tensor(storage(length=8), (8,))}))
+        file.writestr("archive/data/0", bytes(16))
+        file.getinfo("archive/data/0").file_size = 32
+    assert_refused(path, "its member archive/data/0 is compressed", canary)
 
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/version", b"3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -46,3 +47,10 @@ def test_json_comes_back_and_is_held_against_its_schema(tmp_path: Path) -> None:
     assert read_json(tmp_path / "x.json") == {"a": [1, 0.5, None, "ü"]}
     with pytest.raises(UserError, match=r"field a\[1\] is 0.5; expected a whole number"):
         read_json(tmp_path / "x.json", dict[str, list[int]])
+
+
+def test_a_digest_and_a_size_are_of_the_whole_file(tmp_path: Path) -> None:
+    """It is read in blocks of a mebibyte; the size decides how far a zip may expand."""
+    content = bytes(2**20) + b"the second block"
+    (tmp_path / "x").write_bytes(content)
+    assert file_digest(tmp_path / "x") == (hashlib.sha256(content).hexdigest(), len(content))

@@ -27,6 +27,7 @@ class Row(TypedDict):
     runs: list[Run]
     interval: tuple[float, float]
     weights: Union[Tensor, None]
+    metrics: Optional[dict[str, float]]
 
 
 ROW: dict[str, Any] = {
@@ -35,6 +36,7 @@ ROW: dict[str, Any] = {
     "runs": [{"epoch": 0, "losses": {"0": {"rec": 0.5}}}, {}],
     "interval": [0, 1.5],
     "weights": torch.zeros(2),
+    "metrics": {"ndcg@10": 0.5},
 }
 
 
@@ -54,10 +56,14 @@ def test_what_fits_is_accepted() -> None:
         ("value", "1", "field value is the text '1'; expected a number or nothing"),
         ("runs", {}, "field runs is values by name; expected a list"),
         ("runs", [{"epoch": 0.5}], "field runs[0].epoch is 0.5; expected a whole number"),
+        ("runs", [{"epoch": True}], "field runs[0].epoch is True; expected a whole number"),
+        ("runs", [{"epoch": 10**30}], "field runs[0].epoch is 1000"),
         ("runs", [{"losses": {"x": {}}}], "field runs[0].losses is the text 'x'; expected a whole number"),
         ("runs", [{"losses": {"1": {"rec": []}}}], "field runs[0].losses.1.rec is a list; expected a number"),
         ("interval", [0], "field interval is a list; expected a list of that length"),
         ("weights", 0, "field weights is 0; expected a tensor or nothing"),
+        ("metrics", 0, "field metrics is 0; expected values by name or nothing"),
+        ("metrics", {"ndcg@10": "x"}, "field metrics.ndcg@10 is the text 'x'; expected a number"),
     ],
 )
 def test_what_does_not_fit_is_named(field: str, value: Any, message: str) -> None:

@@ -40,6 +40,13 @@ def test_quotes_between_tabs_are_letters(tmp_path: Path) -> None:
     assert batch["user"].to_pylist() == ["u1", '"u2"', "u3"]
 
 
+def test_a_columns_name_has_neither_blanks_around_it_nor_a_byte_order_mark(tmp_path: Path) -> None:
+    """Spreadsheets write the mark, and people the blanks."""
+    (tmp_path / "x").write_text('user , "score"\nu1,0.5\n', encoding="utf-8-sig")
+    batch = list(read_batches(tmp_path / "x", chosen, ("score",)))[-1]
+    assert {name: column.to_pylist() for name, column in batch.items()} == {"user": ["u1"], "score": [0.5]}
+
+
 def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x", {"user": pyarrow.array([], pyarrow.string())})
     assert [

@@ -35,3 +35,12 @@ def test_rows_labelled_0_are_negatives_of_their_own_users() -> None:
 
 def test_a_batch_may_have_no_negatives() -> None:
     assert pairs_of(user=[1, 1], item=[11, 11]) == [(1, 11)]
+
+
+def test_a_sequences_next_item_has_its_negative() -> None:
+    columns = {"user": [1, 2], "item": [11, 12], "neg_item": [21, 22], "item_list": [[3, 4], [5, 0]], "length": [2, 1]}
+    found = batch_of(Interaction({name: torch.tensor(values) for name, values in columns.items()}), NAMES, None)
+    assert found.negatives is not None
+    assert found.negatives.tolist() == [21, 22]
+    assert found.sequences is not None
+    assert [part.tolist() for part in (found.sequences.items, found.sequences.lengths)] == [[[3, 4], [5, 0]], [2, 1]]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint
+from recbole_kd.sevo.graphs import SEvoOptions
 from recbole_kd.testing import known_answer_settings
+from recbole_kd.trainer.learner import smoothed_tables
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -76,6 +80,17 @@ def test_the_graph_of_the_teachers_items(known_answer: Path) -> None:
         run(known_answer, **settings, teacher="NeuMF")
 
 
+def test_a_graph_of_items_smooths_a_table_of_items_and_perhaps_a_mask() -> None:
+    options = SEvoOptions(graph="consecutive", tables=("table.weight",))
+    splits: Any = SimpleNamespace(train=SimpleNamespace(user_num=5, item_num=7))
+    for rows in (7, 8):
+        model = nn.ModuleDict({"table": nn.Embedding(rows, 2)})
+        assert smoothed_tables(options, splits, model) == [[model["table"].weight]]
+    for rows in (6, 9):
+        with pytest.raises(UserError, match=f"each of the 7 items .*, and the tables to smooth have {rows} rows"):
+            smoothed_tables(options, splits, nn.ModuleDict({"table": nn.Embedding(rows, 2)}))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -85,6 +100,10 @@ def test_the_graph_of_the_teachers_items(known_answer: Path) -> None:
         ({"learner": "adam"}, "Section 'sevo' is set but not used: --learner is adam"),
         ({"learner": "sevo_adamx"}, "--learner='sevo_adamx' is not one of"),
         ({"sevo.tables": ["nothing"]}, "sevo.tables names 'nothing', but BPR has no such parameter"),
+        (
+            {"sevo.tables": ["item_embedding.weight", "user_embedding.weight"]},
+            "users and items, 49 and 41 (padding included), and the tables to smooth have 41 and 49 rows",
+        ),
         ({"sevo.graph": "category"}, "category"),
         ({"model": "NeuMF"}, "SEvo smooths embedding tables, but none of NeuMF are known"),
     ],

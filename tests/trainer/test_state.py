@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from torch import nn
 
 from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
-from recbole_kd.trainer.state import load_optimizer, random_state, restore_random_state, restored, storable
+from recbole_kd.trainer.state import (
+    Attributes,
+    load_optimizer,
+    random_state,
+    restore_random_state,
+    restored,
+    storable,
+)
 
 
 def draw() -> list[float]:
@@ -90,12 +98,87 @@ def test_a_matrix_comes_back_and_one_that_reaches_outside_is_refused() -> None:
         restored(broken)
 
 
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "lil"])
+def test_a_matrix_keeps_its_layout(layout: str) -> None:
+    found = restored(storable({"w": scipy.sparse.csr_matrix([[0, -1.5], [2, 0]]).asformat(layout)}))["w"]
+    assert found.format == layout
+    assert found.toarray().tolist() == [[0, -1.5], [2, 0]]
+
+
+def test_a_sparse_tensor_comes_back() -> None:
+    kept = torch.tensor([[0, -1.5], [2, 0]]).to_sparse()
+    found = restored(storable({"w": kept}))["w"]
+    assert found.layout == torch.sparse_coo
+    assert torch.equal(found.to_dense(), kept.to_dense())
+
+
+def test_a_number_that_no_file_of_ours_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="is above 64 bits"):
+        restored({"count": 2**63})
+
+
+class Counting(nn.Module):
+    """A model with values in attributes, as some of RecBole's have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.layer.uses = 0
+        self.history: list[float] = []
+        self.table = torch.zeros(2)
+        self.unchanged = {"a": 1}
+        self.latest: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.layer.uses += 1
+        self.history.append(0.5)
+        self.table = self.table + 1
+        self.latest = self.layer(x)
+        self.hook = lambda: None
+        return self.latest
+
+
+def test_attributes_that_training_changed_come_back() -> None:
+    """Each with its place; what belongs to one step is left out, and what no file can hold is named."""
+    model = Counting()
+    attributes = Attributes(model)
+    model(torch.ones(1, 2))
+    kept, lost = attributes.changed()
+    assert kept.keys() == {"layer.uses", "history", "table"}
+    assert lost == ["hook"]
+    other = Counting()
+    Attributes(other).restore(kept)
+    assert (other.layer.uses, other.history, other.table.tolist()) == (1, [0.5], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("forward", 1),
+        ("__class__", 1),
+        ("_parameters", {}),
+        ("layer.training", 3),
+        ("not a name", 1),
+        ("nowhere.count", 1),
+        ("table", 1),
+        ("table", torch.zeros(3)),
+        ("history", {"a": 1}),
+        ("unchanged", [1]),
+    ],
+)
+def test_no_other_attribute_is_set_from_a_file(path: str, value: Any) -> None:
+    """A file may come from anybody: it replaces no method, no part of torch, and no value by one of another kind."""
+    with pytest.raises((ValueError, LookupError)):
+        Attributes(Counting()).restore({path: value})
+
+
 @pytest.mark.parametrize(
     "broken",
     [
         lambda state: state["state"][0].pop("exp_avg"),
         lambda state: state["state"][0].update(exp_avg=None),
         lambda state: state["state"][0].update(exp_avg=torch.zeros(7, 7)),
+        lambda state: state["state"][0].update(exp_avg=torch.zeros(3, 2)),
         lambda state: state["state"].update({0: 5}),
         lambda state: state["param_groups"][0].update(betas=("x", 0.9)),
         lambda state: state["param_groups"][0].update(lr=None),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from recbole_kd import compat
 from recbole_kd.errors import TrainingError, UserError
@@ -20,7 +21,7 @@ from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.trainer import trackers
-from recbole_kd.trainer.trackers import GROUP, check_trackers
+from recbole_kd.trainer.trackers import GROUP, Trackers, check_trackers
 from recbole_kd.verbs.train import run_recbole_kd
 
 
@@ -99,6 +100,33 @@ def test_a_training_that_fails_ends_its_run(known_answer: Path, memories: list[M
     with pytest.raises(TrainingError):
         distil(known_answer, learning_rate=1e30, **{"teacher.learning_rate": 0.001})
     assert [one.finished[-1][1] for one in memories] == [False, True]
+
+
+def test_the_group_can_be_given(memories: list[Memory], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By wandb's own variable, for every tracker."""
+    monkeypatch.delenv(GROUP, raising=False)
+    Trackers.begin({"seed": 1}, "a-run", "student")
+    monkeypatch.setenv(GROUP, "thesis")
+    Trackers.begin({"seed": 1}, "a-run", "student")
+    assert [one.group for one in memories] == ["a-run", "thesis"]
+
+
+def test_a_run_ends_once_and_without_a_score_that_nobody_measured() -> None:
+    memory = Memory("a-run", "student")
+    state = {"valid_history": [], "best_valid_score": float("-inf"), "best_epoch": 1, "epoch_seconds": [1.0, 2.5]}
+    running = Trackers(memory)
+    running.finish(nn.Linear(3, 2), state, {"ndcg@10": 0.5}, evaluate_seconds=4.0)
+    running.finish(nn.Linear(3, 2), state, {}, failed=True)
+    expected = {"eval/ndcg@10": 0.5, "best_epoch": 1, "parameters": 8, "train_seconds": 3.5, "evaluate_seconds": 4.0}
+    assert memory.finished == [(expected, False)]
+
+
+def test_what_mlflow_gets_has_a_form_that_it_accepts_and_no_password() -> None:
+    assert [trackers._name(name) for name in ("valid/recall@10", "a:b")] == ["valid/recall_at_10", "a_b"]
+    settings = {"fitnet": {"weight": 1, "more": {"epochs": 2}}, "sevo": {}, "topk": [10]}
+    flat = {"fitnet.weight": 1, "fitnet.more.epochs": 2, "sevo": {}, "topk": [10]}
+    assert dict(trackers._flat(settings)) == flat
+    assert trackers._without_password("http://bob:s3cret@host/api failed") == "http://host/api failed"
 
 
 # What is refused before anything is trained
