@@ -143,7 +143,9 @@ def together(
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            return elastic_launch(config, _member)(folder, function, arguments)[0]
+            results = elastic_launch(config, _member)(folder, function, arguments)
+            raise_told([json.loads(path.read_text()) for path in _told(folder)])
+            return results[0]
         except SignalException as stop:
             raise KeyboardInterrupt from stop
         except ChildFailedError as error:
@@ -162,7 +164,7 @@ def _member(folder: str, function: Callable[..., Any], arguments: tuple[Any, ...
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _told(folder):
-        sys.exit(1)  # restarted after another process's error
+        return None  # restarted after an error that is told: all of them end
     with joined() as group:
         kind, value = attempted(function, arguments, group)
         if kind == "result":
@@ -252,18 +254,20 @@ def _meet_in_a_file() -> None:
 
 @contextmanager
 def _undone() -> Iterator[None]:
-    """Restores the environment, signal handlers and logger level that the launcher changes."""
+    """Restores the environment, signal handlers and loggers' levels that the launcher changes."""
     environment = dict(os.environ)
     mine = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in numbers}
-    logger = logging.getLogger("torch.distributed.elastic")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
         os.environ.clear()
         os.environ.update(environment)
         if mine:

@@ -46,6 +46,11 @@ class VectorTable:
     rows: Tensor
     known: Optional[Tensor]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every user or item has a vector."""
+        return self.known is None or int(self.known.sum()) == len(self.rows) - 1
+
     def told(self, kind: str) -> str:
         """The number of vectors, in words."""
         everything = len(self.rows) - 1
@@ -206,7 +211,8 @@ def _read_tensors(reader: _Reader, path: str) -> None:
             continue
         array, file = arrays[kind], Path(path).parent / f"{kind}.jsonl"
         if array.dim() != 2 or not array.is_floating_point() or not array.shape[1]:
-            raise ValueError(f"'{kind}' is {array.dtype} of shape {tuple(array.shape)}; expected rows of numbers")
+            found = f"'{kind}' is {array.dtype} of shape {tuple(array.shape)}"
+            raise ValueError(f"{found}; expected rows of floating-point numbers")
         ids = [str(json.loads(line)) for line in read_text(file).rstrip("\n").split("\n")]
         if len(ids) != len(array):
             raise ValueError(f"'{file.name}' beside it has {len(ids):,} ids for {len(array):,} vectors of {kind}")

@@ -129,8 +129,8 @@ class SimRecOptions(DistillerOptions):
         if self.embedding_weight and None not in (student, teacher) and student != teacher:
             raise UserError(
                 f"SimRec's embedding term compares the teacher's embeddings ({teacher} dimensions) with the student's "
-                f"({student}); set --teacher.embedding_size={student} or --simrec.embedding_weight=0. With several "
-                "teachers the dimensions of all are added."
+                f"({student}); set --teacher.embedding_size={student} or --simrec.embedding_weight=0. Sizes of several "
+                f"teachers are added, so choose ones whose sum is {student}."
             )
 
 

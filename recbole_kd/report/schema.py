@@ -146,7 +146,10 @@ def check_results(results: Any) -> None:
         if any(abs(value) > _MOST for value in (*values, *costs)) or any(cost < 0 for cost in costs):
             refuse(f"row {row['name']!r} has a cost below 0, or a number above {_MOST:g}")
     for metric, table in (results.get("significance") or {}).items():
-        size = len((table or {}).get("names") or [])
+        compared = (table or {}).get("names") or []
+        size = len(compared)
+        if unknown := set(compared) - set(names):
+            refuse(f"field significance.{metric}.names has {min(unknown)!r}, which is no row; rename it there too")
         for key in ("p_users_holm", "p_seeds_holm", "difference"):
             matrix = (table or {}).get(key) or []
             if matrix and [len(line) for line in matrix] != [size] * size:

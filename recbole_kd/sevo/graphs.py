@@ -250,7 +250,8 @@ def check_columns(graph: str, category: str, dataset: Any) -> None:
     if category not in choices:
         raise UserError(
             f"--sevo.category={category} is not a token column of the items of {dataset.dataset_name}; "
-            f"expected one of: {', '.join(choices) or 'none is loaded'}. Check --sevo.category and --load_col."
+            f"expected one of: {', '.join(choices) or 'none is loaded'}. Name a column of its items in "
+            f'--load_col="{{inter: [{dataset.uid_field},{dataset.iid_field}], item: [{dataset.iid_field},COLUMN]}}".'
         )
 
 

@@ -19,12 +19,13 @@ from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.student.matryoshka import check_prefix_sizes
 from recbole_kd.student.readers import ModelStudent, capabilities, dimension_from_settings, is_sequential
 from recbole_kd.student.warm import check_backbone
+from recbole_kd.teacher.cache import facts
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
 from recbole_kd.trainer.learner import require_item_vectors
-from recbole_kd.trainer.state import check_model
+from recbole_kd.trainer.state import check_learning, check_model, check_split
 
-__all__ = ["check_data", "check_files", "check_gpus", "check_models", "check_needs", "data_view"]
+__all__ = ["check_data", "check_files", "check_gpus", "check_models", "check_needs", "check_resumed", "data_view"]
 
 
 def data_view(experiment: Experiment, splits: Splits, share: Share | None = None) -> DataView:
@@ -137,6 +138,19 @@ def check_files(experiment: Experiment) -> None:
     for source in experiment.teachers:
         if source.checkpoint:
             load_any(source.checkpoint)
+
+
+def check_resumed(experiment: Experiment, splits: Splits) -> None:
+    """Compares a run that is to go on with this one, before a teacher is trained.
+
+    Raises:
+        UserError: other data, or other settings of training, than the file's.
+    """
+    config = experiment.settings
+    if config["resume"] and any(source.settings is not None for source in experiment.teachers):
+        state, now = load_checkpoint(config["resume"], schema=ResumableState), facts(config, splits)
+        check_split(config["resume"], state, now)
+        check_learning(config["resume"], state, config, now["config"])
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:

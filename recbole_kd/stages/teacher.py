@@ -106,9 +106,10 @@ def _obtain(
     if source.vectors:
         vectors = read_vectors(source.vectors, *tokens, fields, f"{source.prefix}vectors")
         told = [table.told(kind) for kind, table in (("items", vectors.items), ("users", vectors.users)) if table]
+        some = any(table is not None and not table.is_whole for table in (vectors.items, vectors.users))
         logging.getLogger().info(
             f"The teacher is the file {source.vectors}: vectors of {vectors.items.rows.shape[1]:,} numbers for "
-            f"{' and '.join(told)}; the others are in no mean"
+            f"{' and '.join(told)}{'; the others are in no mean' if some else ''}"
         )
         return VectorFileTeacher(source.vectors, vectors, settings["device"])
     if source.settings is None:

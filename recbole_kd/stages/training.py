@@ -20,8 +20,9 @@ __all__ = ["resumable", "train_baseline", "train_student"]
 def train_student(trainer: Any, loaders: Any, saved: bool = True) -> None:
     """Trains the student and keeps its best epoch by the validation split."""
     config = trainer.config
-    bound = "at most" if loaders[1] is not None else "(without a validation split) exactly"
-    logging.getLogger().info(f"Training the student {config['model']} for {bound} {counted(trainer.epochs, 'epoch')}")
+    bound = f"{'at most ' if loaders[1] is not None else ''}{counted(trainer.epochs, 'epoch')}"
+    alone = "" if loaders[1] is not None else ", without a validation split"
+    logging.getLogger().info(f"Training the student {config['model']} for {bound}{alone}")
     trainer.fit(*loaders[:2], saved=saved, show_progress=config["show_progress"])
 
 

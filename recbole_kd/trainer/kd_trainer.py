@@ -423,8 +423,18 @@ class KDMixin:
                 "beside it; copy that file to the same folder."
             )
         self.saved_model_file = str(best)
+        self._take_best_of(best)
         self._resumed = state
         self.logger.info(f"Resuming after epoch {state['epoch']} of {resume_file}")
+
+    def _take_best_of(self, file: Path) -> None:
+        """Takes the best epoch from its file, which may be later than the state: this run may end before it."""
+        if self.best_epoch < 0 or not file.is_file():
+            return
+        kept = load_checkpoint(str(file), "cpu", ResumableState)
+        if kept["best_epoch"] > self.best_epoch:
+            self.best_epoch, self.best_valid_score = kept["best_epoch"], kept["best_valid_score"]
+            self.best_valid_result = kept["best_valid_result"] or None
 
     def _restore_streams(self, state: Mapping[str, Any]) -> None:
         restore_random_state(state["random"])

@@ -64,7 +64,7 @@ class VerbOptions(Options):
         own = {field.name: given[field.name] for field in fields(cls) if field.name in given}
         settings = {name: value for name, value in given.items() if name not in own}
         for name in () if cls.in_files else settings:
-            if name.partition(".")[0] in cls.__dataclass_fields__:
+            if name.partition(".")[0] in {field.name for field in fields(cls)}:
                 raise UserError(f"--{name} is part of --{name.partition('.')[0]}, which is one value; set that.")
         if settings and cls.settings is None:
             name = next(iter(settings))
@@ -246,7 +246,7 @@ class RecommendOptions(VerbOptions):
     )
     config_files: str = _READ_FILES
     dimensions: int | None = _DIMENSIONS
-    k: int = option(20, "items per user; fewer if fewer are left", minimum=1)
+    k: int = option(20, "items per user, up to all items of the data; fewer if fewer are left", minimum=1)
     format: str = option("csv", "csv: one line for each item; jsonl: one line for each user", choices=("csv", "jsonl"))
     output: str | None = option(None, "a file instead of the standard output", metavar="FILE")
     exclude_seen: bool | None = option(

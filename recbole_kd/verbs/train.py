@@ -17,7 +17,7 @@ from recbole_kd.stages.data import fetch, load_splits
 from recbole_kd.stages.estimate import estimated
 from recbole_kd.stages.final import check_final, train_final
 from recbole_kd.stages.log import log_to_file, start_logging
-from recbole_kd.stages.needs import check_data, check_files, check_gpus, check_models
+from recbole_kd.stages.needs import check_data, check_files, check_gpus, check_models, check_resumed
 from recbole_kd.stages.result import Framed, rows, summarise, table, write_result
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
@@ -41,8 +41,8 @@ def run(options: TrainOptions, settings: dict[str, Any]) -> None:
     if not result:
         return  # only the first of several machines prints
     shown = "test split" if result["test_result"] else "no test split"
-    chosen = "chosen on validation" if result["valid_history"] else "the last"
-    print(f"\n{result['dataset']}, {shown}, epoch {result['best_epoch']} {chosen}")
+    chosen = f"epoch {result['best_epoch']}{' chosen on validation' if result['valid_history'] else ', the last'}"
+    print(f"\n{result['dataset']}, {shown}, {chosen if result['best_epoch'] >= 0 else 'no epoch was trained'}")
     print(table(result, asked="metrics" in settings))
     print(f"\nresult and checkpoint: {os.path.splitext(result['checkpoint'] or '')[0]}.{{json,pth}}")
     if final := result["final"]:
@@ -172,6 +172,7 @@ def _run(experiment: Experiment, saved: bool, group: Group) -> dict[str, Any]:
         fetch(config)
     splits = load_splits(config)
     check_data(experiment, splits)
+    check_resumed(experiment, splits)
     teacher = shared_teacher(experiment, splits, group) if experiment.teachers else None
     if teacher is not None and config["ray_address"]:
         from recbole_kd.stages.shards import rank_in_shards  # brings Ray

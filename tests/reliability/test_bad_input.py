@@ -449,6 +449,7 @@ BAD: dict[str, Case] = {
     "recommend key": (with_checkpoint("recommend", users="u1", fromat="csv"), "Did you mean 'format'"),
     "export key": (with_checkpoint("export", output="x", overwirte="true"), "Did you mean 'overwrite'"),
     "tune key": (["tune", *BPR, "--trails=3"], "Did you mean 'trials'"),
+    "no setting at all": (["tune", *BPR, "--note=3"], "Unknown setting 'note': nothing in this run reads it"),
     "tune part": (["tune", *BPR, "--trials.x=3"], "--trials.x is part of --trials, which is one value; set that"),
     "compare key": (
         ["compare", ML, "--models=BPR", "--paralel=2"],

@@ -361,6 +361,10 @@ def _without(key: str) -> dict[str, Any]:
         ({**fabricated(seeds=1), "rows": [{"name": "A"}]}, "field rows[0].mean is missing; expected values by name"),
         ({**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}}] * 2}, "two rows are named 'A'"),
         (
+            {**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}}], "significance": {"ndcg@10": {"names": ["B"]}}},
+            "field significance.ndcg@10.names has 'B', which is no row; rename it there too",
+        ),
+        (
             {**fabricated(seeds=1), "rows": [{"name": "A", "mean": {}, "settings": {"x": "\ud800"}}]},
             r"half of a character, '\ud800', is in one of its texts",
         ),

@@ -403,6 +403,18 @@ def test_a_checkpoint_of_another_split_is_not_resumed(known_answer: Path) -> Non
     assert run(known_answer, epochs=3, seed=1, **split, resume=str(last))["epochs_trained"] == 3
 
 
+@pytest.mark.parametrize("shorter", [{"epochs": 2}, {"epochs": 4, "stop_after": 3}], ids=str)
+def test_a_run_that_is_resumed_to_end_earlier_tells_of_the_epoch_that_it_evaluates(
+    shorter: dict[str, Any], known_answer: Path
+) -> None:
+    """Its best epoch is in a file that the longer run wrote; it is later than the state that is resumed."""
+    longer = run(known_answer, epochs=4, learning_rate=0.05)
+    assert longer["best_epoch"] == 3, "the test needs a last epoch that is the best"
+    again = run(known_answer, learning_rate=0.05, resume=longer["checkpoint"].replace(".pth", "-last.pth"), **shorter)
+    for fact in ("best_epoch", "best_valid_score", "best_valid_result", "test_result"):
+        assert again[fact] == longer[fact], fact
+
+
 def test_training_that_stops_before_its_first_validation_validates_then(known_answer: Path) -> None:
     result = run(known_answer, epochs=20, eval_step=5, stop_after=2)
     assert result["best_epoch"] == 1

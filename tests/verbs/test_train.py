@@ -161,7 +161,7 @@ def test_embeddings_of_another_size_are_refused_before_a_teacher_is_trained(know
     with pytest.raises(UserError, match=r"embeddings \(64 dimensions\) with the student's \(32\)"):
         run(known_answer, **given, **{"teacher.model": "BPR"})
     with pytest.raises(
-        UserError, match=r"\(64 dimensions\).*\(32\).* With several teachers the dimensions of all are added"
+        UserError, match=r"\(64 dimensions\).*\(32\).* choose ones whose sum is 32"
     ):
         run(
             known_answer,
@@ -223,3 +223,22 @@ def test_a_file_that_is_read_late_is_looked_at_before_a_teacher_is_trained(
             "BPR", "known-answer", config_dict=known_answer_settings(known_answer, **given, **{setting: "nowhere.pth"})
         )
     assert not (tmp_path / "teachers").exists()
+
+
+@pytest.mark.parametrize("changed", ["settings", "data"])
+def test_a_run_that_cannot_go_on_is_refused_before_its_teacher_is_trained(
+    changed: str, known_answer: Path, tmp_path: Path
+) -> None:
+    given = {"teacher.model": "BPR", "teacher.epochs": 1, "distill": "kd", "kd.items": 8, "baseline": "none"}
+    first = run_recbole_kd("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **given))
+    given |= {"resume": first["checkpoint"].replace(".pth", "-last.pth"), "checkpoint_dir": str(tmp_path / "second")}
+    message = "was trained with --learning_rate="
+    if changed == "settings":
+        given["learning_rate"] = 0.5
+    else:
+        file = known_answer / "known-answer" / "known-answer.train.inter"
+        file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+        message = "was trained on another split of the data"
+    with pytest.raises(UserError, match=message):
+        run_recbole_kd("BPR", "known-answer", config_dict=known_answer_settings(known_answer, **given))
+    assert not (tmp_path / "second" / "teachers").exists()

@@ -82,7 +82,7 @@ class Row:
             return KDConfig(self.model, self.dataset, config_dict={**self.settings, "seed": seed})
         except UserError as error:
             if isinstance(error, UnknownSetting):
-                error.known += CompareOptions.__dataclass_fields__
+                error.known += [field.name for field in fields(CompareOptions)]
             raise UserError(f"{self.name}: {error}") from None
 
     def experiment(self, seed: int) -> Experiment:

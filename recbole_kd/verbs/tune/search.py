@@ -157,7 +157,7 @@ def evaluate_winner(
     config = KDConfig(result["model"], result["dataset"], config_file_list, config_dict)
     shared = {*general_arguments, *evaluation_arguments, *dataset_arguments} & set(config.final_config_dict)
     settings = {key: config[key] for key in shared if config[key] is not None}
-    settings.update(data_path=config.data_root, show_progress=False)
+    settings.update(data_path=config.data_root, show_progress=False, quiet=True)  # the trials told the data
     if not config["eval_batch_size_given"]:
         del settings["eval_batch_size"]
     if config["use_gpu"]:
