@@ -659,6 +659,20 @@ def test_the_time_left_is_a_rows_own_where_it_is_known() -> None:
     assert progress.seconds_left() == pytest.approx(102, abs=5)
 
 
+def test_the_time_left_includes_what_a_run_takes_around_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run counts 5 s; its process takes 12, as it imports torch and reads the data first."""
+    now = 0.0
+    monkeypatch.setattr("recbole_kd.verbs.compare.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr(Job, "result", lambda self: {"seconds": 5.0, "best_valid_result": {}})
+    planned = plan({"dataset": "ml-100k", "models": "BPR", "seeds": 3})
+    progress = Progress(planned)
+    job = Job(planned.rows[0], 2020, "", "")
+    progress.begin([job])
+    now = 12.0
+    progress.finished(job)
+    assert progress.seconds_left() == pytest.approx(24)
+
+
 # Processes of their own
 
 

@@ -160,9 +160,7 @@ def test_embeddings_of_another_size_are_refused_before_a_teacher_is_trained(know
     given = {"teacher.epochs": 1, "simrec.space": space}
     with pytest.raises(UserError, match=r"embeddings \(64 dimensions\) with the student's \(32\)"):
         run(known_answer, **given, **{"teacher.model": "BPR"})
-    with pytest.raises(
-        UserError, match=r"\(64 dimensions\).*\(32\).* choose ones whose sum is 32"
-    ):
+    with pytest.raises(UserError, match=r"\(64 dimensions\).*\(32\).* choose ones whose sum is 32"):
         run(
             known_answer,
             **given,

@@ -29,6 +29,8 @@ class Progress:
         self.done = 0
         self._seconds: dict[str, list[float]] = {}
         self._running = ""
+        self._alone = False
+        self._start_up = 0.0  # seconds of a run before and after those that it counts: its process, reading the data
         self._began = time.monotonic()
 
     def kept(self, job: Job, record: Mapping[str, Any]) -> None:
@@ -38,7 +40,8 @@ class Progress:
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """These runs start now."""
-        self._running = jobs[0].name if len(jobs) == 1 else f"{len(jobs)} runs, {self.workers} at a time"
+        self._alone = len(jobs) == 1
+        self._running = jobs[0].name if self._alone else f"{len(jobs)} runs, {self.workers} at a time"
         self._began = time.monotonic()
         self._status(f"[{self.done + 1}/{self.total}] {self._running}{self._rest()}")
 
@@ -52,6 +55,8 @@ class Progress:
         record = job.result()
         if record is None:
             raise TrainingError(f"{job.name}: its files in {job.folder} were removed; repeat the command.")
+        if self._alone:
+            self._start_up = max(0.0, time.monotonic() - self._began - record["seconds"])
         self._count(job, record)
         score = record["best_valid_result"].get(self.metric)
         found = "" if score is None else f" validation {self.metric} {score:.4f},"
@@ -69,7 +74,7 @@ class Progress:
             return 0.0
         mean = sum(everything) / len(everything)
         own = {name: sum(seconds) / len(seconds) for name, seconds in self._seconds.items()}
-        whole = sum(count * own.get(name, mean) for name, count in self.left.items())
+        whole = sum(count * (own.get(name, mean) + self._start_up) for name, count in self.left.items())
         return max(0.0, whole / self.workers - (time.monotonic() - self._began))
 
     def _count(self, job: Job, record: Mapping[str, Any]) -> None:
