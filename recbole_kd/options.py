@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from datetime import date
 from functools import cache
 from typing import Any, TypeVar, Union
 
@@ -260,8 +261,15 @@ def checked(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> An
             if number == len(others):
                 raise
     if (metadata.get("filled") and not found) or (metadata.get("test") and not metadata["test"](found)):
-        raise UserError(f"{name}={value!r}; expected {expected(hint, metadata)}.")
+        raise UserError(f"{name}={_written(value)}; expected {expected(hint, metadata)}.")
     return found
+
+
+def _written(value: Any) -> str:
+    """A value as a user writes it: a list with dates as YAML has them, anything else as Python does."""
+    if isinstance(value, (list, tuple)) and any(isinstance(one, date) for one in value):
+        return f"[{','.join(map(str, value))}]"
+    return repr(value)
 
 
 def _of_kind(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:

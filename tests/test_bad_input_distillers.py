@@ -64,7 +64,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a misspelt source": ([*RRD, "--teacher.checkpont=x"], r"needs a teacher; .* --teacher\.checkpont is none of these\. Did you mean 'checkpoint'"),
     "no such file": ([*RRD, "--teacher.ranks=none.csv"], r"--teacher\.ranks=none\.csv: there is no such file"),
     "unknown users": ([*RRD, "--teacher.ranks={unknown}"], r"--teacher\.ranks=.*: 1 of 961 rows name users that the dataset does not have .* such as 'stranger'; drop those rows"),
-    "an item twice": ([*RRD, "--teacher.ranks={twice}"], r"--teacher\.ranks=.*: 1 rows repeat a user and an item, such as 'u0' and 'i0'"),
+    "an item twice": ([*RRD, "--teacher.ranks={twice}"], r"--teacher\.ranks=.*: 1 row too many for a user and an item, such as 'u0' and 'i0'"),
     "nobody's list": ([*RRD, "--teacher.ranks={nobody}"], r"--teacher\.ranks=.* lists no unobserved item for any of 48 users of the training split"),
     "K above the file's lists": (["--distill=rrd", "--rrd.pool=25", "--rrd.interesting=5", "--rrd.uninteresting=5", "--teacher.ranks={ranks}"], r"rrd\.pool=25: the file ranks\.csv ranks fewer items for 48 of 48 users, .* lower rrd\.pool or give longer lists"),
 }  # fmt: skip

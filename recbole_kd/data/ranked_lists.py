@@ -27,6 +27,7 @@ from recbole_kd.data.sequence_states import SequenceStates
 from recbole_kd.errors import UserError
 from recbole_kd.files.reading import file_digest
 from recbole_kd.files.tables import read_batches, readable
+from recbole_kd.text import counted
 
 _HELP = "expected columns {user} and {item}, and score or rank if the order of the rows is not the ranking"
 
@@ -218,6 +219,6 @@ class _Reader:
             user, item = divmod(int(keys[twice[0]]), catalogue)
             user = user if states is None else int(states.users[user])
             raise UserError(
-                f"{self.source}: {len(twice):,} rows repeat a user and an item, such as "
+                f"{self.source}: {counted(len(twice), 'row')} too many for a user and an item, such as "
                 f"'{self.tokens['users'][user]}' and '{self.tokens['items'][item]}'; keep one row of each."
             )

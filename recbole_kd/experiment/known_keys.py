@@ -366,7 +366,7 @@ class Evaluation(Options):
     split_time: Any = option(
         None,
         "training before this time, test from it on; with two times, validation between them",
-        noun="a date, a number in the unit of the data, or two of them, such as [2025-01-01,2025-02-01]",
+        noun="a date, a number in the unit of the data, or two, the earlier first, such as [2025-01-01,2025-02-01]",
         test=_are_times,
         metavar="[2025-01-01,2025-02-01]",
     )

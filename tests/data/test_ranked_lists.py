@@ -178,7 +178,7 @@ def test_many_small_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         (
             "user_id,item_id",
             [("ann", "z"), ("bob", "z"), ("ann", "z")],
-            "1 rows repeat a user and an item, such as 'ann' and 'z'",
+            "1 row too many for a user and an item, such as 'ann' and 'z'",
         ),
         ("user_id,item_id", [("7", "z")], "lists no unobserved item for any of 2 users of the training split"),
         ("user_id,item_id", [("ann", "x"), ("bob", "y")], "lists no unobserved item for any of 2 users"),

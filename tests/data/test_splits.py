@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,10 @@ def test_a_sequence_goes_on_from_one_split_into_the_next(tmp_path: Path) -> None
         ({"split_time": "soon"}, "--split_time='soon'; expected a date, a number in the unit of the data, or two"),
         ({"split_time": ["2025-01-03", "2025-01-02"]}, "expected a date"),
         ({"split_time": ["2025-01-03", 5]}, "expected a date"),
+        (
+            {"split_time": [date(2025, 1, 3), date(2025, 1, 2)]},  # as YAML reads dates
+            r"--split_time=\[2025-01-03,2025-01-02\]; expected .* or two, the earlier first",
+        ),
         ({"split_time": 5, "benchmark_filename": list(PARTS)}, "both say how the data is split; keep one"),
         ({"split_time": 5, "TIME_FIELD": "when"}, "has no column 'when'; it has user_id, item_id, timestamp"),
         ({"eval_args.split": {"TS": [0.8, 0.1, 0.1]}}, "says order RO, in which RecBole mixes up rows; set"),

@@ -237,5 +237,5 @@ def test_a_file_without_scores_or_with_short_lists_is_refused(name: str, tmp_pat
 def test_no_sequence_and_an_item_twice_are_refused(bench: SequentialBench, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lists no unobserved item for any of .* sequences of the training split"):
         teacher_of(bench, written(tmp_path / "none.csv", [("u5", "i1", 99)], "user_id,item_id,position"))
-    with pytest.raises(UserError, match="1 rows repeat a user and an item, such as 'u5' and 'i1'"):
+    with pytest.raises(UserError, match="1 row too many for a user and an item, such as 'u5' and 'i1'"):
         teacher_of(bench, written(tmp_path / "twice.csv", [("u5", "i1"), ("u5", "i1")]))
