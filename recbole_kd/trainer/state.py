@@ -259,17 +259,19 @@ def check_teacher(path: Any, state: Mapping[str, Any], facts: Mapping[str, Any])
     Raises:
         UserError: the checkpoint in `path` is of a run with another teacher than `facts` says.
     """
-    for key in ("teacher", "teacher_digest"):
-        if key in state and key in facts and state[key] != facts[key]:
-            if key == "teacher":
-                raise UserError(
-                    f"'{path}' is of a run whose teacher is {state[key]}, and now it is {facts[key]}; resume it with "
-                    "its own teacher."
-                )
-            logging.getLogger().warning(
-                f"The teacher {facts['teacher']} is not the one of '{path}': its weights or its content differ. The "
-                "run goes on, but does not end as it would have."
-            )
+    same = state.get("teacher_digest") == facts.get("teacher_digest")
+    if same or "teacher" not in state or "teacher" not in facts:
+        return
+    if state["teacher"] != facts["teacher"]:
+        raise UserError(
+            f"'{path}' is of a run whose teacher is {state['teacher']}, and now it is {facts['teacher']}; resume it "
+            "with its own teacher."
+        )
+    if "teacher_digest" in state:  # a file of an older version has only the name
+        logging.getLogger().warning(
+            f"The teacher {facts['teacher']} is not the one of '{path}': its weights or its content differ. The run "
+            "goes on, but does not end as it would have."
+        )
 
 
 #: Settings that a resumed run may change: how long it goes on, how often it is evaluated, where its teacher comes from

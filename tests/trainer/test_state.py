@@ -19,6 +19,7 @@ from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
 from recbole_kd.trainer.state import (
     Attributes,
+    check_teacher,
     load_optimizer,
     random_state,
     restore_random_state,
@@ -199,3 +200,27 @@ def test_an_optimisers_state_is_that_of_such_an_optimiser(broken: Callable[[dict
     broken(state)
     with pytest.raises((ValueError, TypeError, AttributeError, LookupError)):
         load_optimizer(other, state)
+
+
+TAUGHT_BY = {"teacher": "the file b.csv", "teacher_digest": "1"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "warned"),
+    [
+        ({"teacher": "the file a.csv", "teacher_digest": "1"}, False),  # the same file under another name
+        ({"teacher": "the file b.csv", "teacher_digest": "2"}, True),
+        ({"teacher": "the file b.csv"}, False),  # of an older version
+        ({}, False),  # of a plain run
+    ],
+)
+def test_a_teacher_is_told_apart_by_its_content(
+    kept: dict[str, str], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_teacher("run.pth", kept, TAUGHT_BY)
+    assert ("The teacher the file b.csv is not the one of 'run.pth'" in caplog.text) == warned
+
+
+def test_a_teacher_of_another_name_and_content_is_refused() -> None:
+    with pytest.raises(UserError, match=r"whose teacher is BPR, and now it is the file b\.csv; resume it"):
+        check_teacher("run.pth", {"teacher": "BPR", "teacher_digest": "2"}, TAUGHT_BY)
