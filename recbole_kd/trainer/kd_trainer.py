@@ -411,9 +411,8 @@ class KDMixin:
                 "resume it with the settings that it was written with."
             ) from None
         self.start_epoch = state["epoch"] + 1
-        for name in ("cur_step", "best_valid_score", "best_epoch", "loss_history", "valid_history", "epoch_seconds"):
+        for name in ("cur_step", "loss_history", "valid_history", "epoch_seconds"):
             setattr(self, name, state[name])
-        self.best_valid_result = state["best_valid_result"] or None
         best = Path(resume_file).parent / Path(state["saved_model_file"]).name
         if state["epoch"] == state["best_epoch"] and not best.is_file():
             best = Path(resume_file)  # the best checkpoint itself, under another name
@@ -423,24 +422,16 @@ class KDMixin:
                 "beside it; copy that file to the same folder."
             )
         self.saved_model_file = str(best)
-        self._take_best_of(best)
+        # The best epoch is the file's: it may be later than the state, and this run may end before it.
+        chosen = load_checkpoint(str(best), "cpu", ResumableState) if state["best_epoch"] >= 0 else state
+        self.best_epoch, self.best_valid_score = chosen["best_epoch"], chosen["best_valid_score"]
+        self.best_valid_result = chosen["best_valid_result"] or None
         self._resumed = state
         self.logger.info(f"Resuming after epoch {state['epoch']} of {resume_file}")
 
-    def _take_best_of(self, file: Path) -> None:
-        """Takes the best epoch from its file, which may be later than the state: this run may end before it."""
-        if self.best_epoch < 0 or not file.is_file():
-            return
-        kept = load_checkpoint(str(file), "cpu", ResumableState)
-        if kept["best_epoch"] > self.best_epoch:
-            self.best_epoch, self.best_valid_score = kept["best_epoch"], kept["best_valid_score"]
-            self.best_valid_result = kept["best_valid_result"] or None
-
     def _restore_streams(self, state: Mapping[str, Any]) -> None:
-        restore_random_state(state["random"])
         go_on_drawing(self._train_data, bool(state.get("fast_sampling")))
-        if state["loader"] is not None:
-            self._train_data.generator.set_state(state["loader"].cpu())
+        restore_random_state(state["random"], getattr(self._train_data, "generator", None), state["loader"])
         self._resumed = None
 
     def load_best(self) -> None:

@@ -54,11 +54,17 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: Mapping[str, Any]) -> None:
+def restore_random_state(
+    state: Mapping[str, Any], loader: torch.Generator | None = None, of_loader: Tensor | None = None
+) -> None:
     """Sets the global random generators to the result of :func:`random_state`; CUDA's only for existing devices.
 
+    Args:
+        state: that result.
+        loader, of_loader: a loader's own generator, and its state if it has one.
+
     Raises:
-        UserError: `state` does not have that form.
+        UserError: a state does not have that form.
     """
     try:
         python, numpy = state["python"], state["numpy"]
@@ -68,6 +74,8 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         torch.set_rng_state(state["torch"].cpu())
         for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(generator.cpu(), index)
+        if loader is not None and of_loader is not None:
+            loader.set_state(of_loader.cpu())
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(
             f"The checkpoint's random states cannot be restored ({error}); resume from another checkpoint."

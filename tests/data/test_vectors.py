@@ -152,7 +152,11 @@ def test_what_is_wrong_is_one_line(header: str, rows: Any, message: str, tmp_pat
     [
         ({"items": torch.ones(2, 3)}, ["x"], "'items.jsonl' beside it has 1 ids for 2 vectors of items"),
         ({"items": torch.ones(2, 3)}, None, "cannot be read: .*items.jsonl"),
-        ({"items": torch.ones(2)}, ["x", "y"], r"'items' is torch.float32 of shape \(2,\); expected rows of numbers"),
+        (
+            {"items": torch.ones(2)},
+            ["x", "y"],
+            r"'items' is torch.float32 of shape \(2,\); expected rows of floating-point numbers",
+        ),
         ({"items": torch.ones(1, 3).int()}, ["x"], "'items' is torch.int32"),
         ({"items": torch.tensor([[torch.inf]])}, ["x"], "the vector in row 1 holds inf"),
         ({"items": torch.ones(1, 3), "users": torch.ones(1, 2)}, ["x"], "those of users 2"),

@@ -60,6 +60,8 @@ def test_a_larger_undistilled_row_is_no_best_student() -> None:
     rows = {row["name"]: row for row in results["rows"]}
     rows["LightGCN"].update(name="BPR 64", dimensions=64)
     rows["LightGCN"]["costs"]["parameters"] = 2627 * 64
+    for table in results["significance"].values():
+        table["names"] = ["BPR 64" if name == "LightGCN" else name for name in table["names"]]
     results = changed(results, **{"BPR 64": 0.3})
     comparison = Comparison(results)
     assert findings(comparison)[0][1] == "SimRecStudent"

@@ -82,6 +82,12 @@ def test_random_states_that_are_none_are_refused(broken: Callable[[dict[str, Any
         restore_random_state(state)
 
 
+@pytest.mark.parametrize("broken", [torch.zeros(5056), torch.zeros(3, dtype=torch.uint8)])
+def test_a_state_that_is_none_of_a_loaders_generator_is_refused(broken: torch.Tensor) -> None:
+    with pytest.raises(UserError, match="random states cannot be restored"):
+        restore_random_state(random_state(), torch.Generator(), broken)
+
+
 def test_a_matrix_comes_back_and_one_that_reaches_outside_is_refused() -> None:
     kept = {
         "w": scipy.sparse.csr_matrix([[0, 1.5], [2, 0]]),
