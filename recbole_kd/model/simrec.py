@@ -29,7 +29,7 @@ class TwoTables(GeneralRecommender):
         size = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, size)
         self.item_embedding = nn.Embedding(self.n_items, size)
-        self._final: Optional[tuple[Tensor, Tensor]] = None
+        self.restore_final: Optional[tuple[Tensor, Tensor]] = None
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Final embeddings of all users (U, d) and all items (I, d)."""
@@ -37,7 +37,7 @@ class TwoTables(GeneralRecommender):
 
     def train(self, mode: bool = True) -> TwoTables:
         # Weights may have changed before a change of mode, so embeddings computed for evaluation are dropped.
-        self._final = None
+        self.restore_final = None
         return super().train(mode)
 
     def _evaluated(self) -> tuple[Tensor, Tensor]:
@@ -47,10 +47,10 @@ class TwoTables(GeneralRecommender):
         """
         if self.training:
             return self.forward()
-        if self._final is None:
+        if self.restore_final is None:
             with torch.no_grad():
-                self._final = self.forward()
-        return self._final
+                self.restore_final = self.forward()
+        return self.restore_final
 
     def predict(self, interaction: Any) -> Tensor:
         """Scores (B,) of the batch's users with its items."""

@@ -182,14 +182,15 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every attribute that is not in `state_dict` or `other_parameter`, with its path."""
+    """Every attribute that is not in `state_dict` or `other_parameter`, with its path; no cache of the weights."""
     elsewhere = set(getattr(model, "other_parameter_name", ()))
     for place, module in model.named_modules():
         hidden = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
         for name, value in {**vars(module), **hidden}.items():
             # A tensor with an autograd history belongs to a step; the next step computes it again.
             of_a_step = isinstance(value, Tensor) and value.grad_fn is not None
-            if not (name in _OF_MODULES or of_a_step or (not place and name in elsewhere)):
+            again = of_a_step or name.startswith("restore_")  # as in `storable`
+            if not (name in _OF_MODULES or again or (not place and name in elsewhere)):
                 yield f"{place}.{name}".lstrip("."), value
 
 

@@ -37,8 +37,8 @@ MOMENTS = {"first": (1, 0), "middle": (2, 1), "last": (EPOCHS - 1, 0)}
 #: They compute, and train nothing.
 CLOSED = {"ADMMSLIM", "AsymKNN", "EASE", "ItemKNN", "NCEPLRec", "Pop", "Random", "SLIMElastic"}
 TRAINABLE = [name for name in MODELS if name not in CLOSED]
-#: A counter; a history of losses; two optimisers that are swapped; a shuffled list; pretraining.
-REPRESENTATIVES = ["MultiVAE", "DiffRec", "RecVAE", "LINE", "RaCT"]
+#: A counter; a history of losses; two optimisers that are swapped; a shuffled list; pretraining; a cache of its weights.
+REPRESENTATIVES = ["MultiVAE", "DiffRec", "RecVAE", "LINE", "RaCT", "WMF"]
 WAYS = ["plain", "distilled", "teacher"]
 #: What keeps its state where nothing shows in a run of four epochs.
 OWN: dict[str, dict[str, Any]] = {
