@@ -45,7 +45,7 @@ _SIZES = {
     "SASRec": "hidden_size",
 }
 #: Attributes in which models cache an evaluation, which is valid for one prefix.
-_KEPT = ("restore_user_e", "restore_item_e", "_final")
+_KEPT = ("restore_user_e", "restore_item_e", "restore_final")
 
 Method = Callable[..., Any]
 
