@@ -47,15 +47,18 @@ class VectorTable:
     known: Optional[Tensor]
 
     @property
+    def count(self) -> int:
+        """The number of vectors, without padding."""
+        return len(self.rows) - 1 if self.known is None else int(self.known.sum())
+
+    @property
     def is_whole(self) -> bool:
         """Whether every user or item has a vector."""
-        return self.known is None or int(self.known.sum()) == len(self.rows) - 1
+        return self.count == len(self.rows) - 1
 
     def told(self, kind: str) -> str:
         """The number of vectors, in words."""
-        everything = len(self.rows) - 1
-        count = everything if self.known is None else int(self.known.sum())
-        return f"{count:,} of {everything:,} {kind}"
+        return f"{self.count:,} of {len(self.rows) - 1:,} {kind}"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from recbole_kd.teacher.cache import facts
 from recbole_kd.teacher.ensemble import joint_capabilities
 from recbole_kd.teacher.ranked_file import RankFileTeacher, SequenceRankFileTeacher
 from recbole_kd.trainer.learner import require_item_vectors
-from recbole_kd.trainer.state import check_learning, check_model, check_split
+from recbole_kd.trainer.state import check_model, check_run
 
 __all__ = ["check_data", "check_files", "check_gpus", "check_models", "check_needs", "check_resumed", "data_view"]
 
@@ -148,9 +148,8 @@ def check_resumed(experiment: Experiment, splits: Splits) -> None:
     """
     config = experiment.settings
     if config["resume"] and any(source.settings is not None for source in experiment.teachers):
-        state, now = load_checkpoint(config["resume"], schema=ResumableState), facts(config, splits)
-        check_split(config["resume"], state, now)
-        check_learning(config["resume"], state, config, now["config"])
+        state = load_checkpoint(config["resume"], schema=ResumableState)
+        check_run(config["resume"], state, config, facts(config, splits))
 
 
 def _named_teacher(experiment: Experiment) -> _Named | None:

@@ -44,8 +44,6 @@ _SIZES = {
     **dict.fromkeys(("BPR", "LightGCN", "SimpleX", "SimRecStudent"), "embedding_size"),
     "SASRec": "hidden_size",
 }
-#: Attributes in which models cache an evaluation, which is valid for one prefix.
-_KEPT = ("restore_user_e", "restore_item_e", "restore_final")
 
 Method = Callable[..., Any]
 
@@ -160,9 +158,9 @@ def _methods(model: nn.Module) -> dict[str, Callable[[Method, Any, int], Method]
 
 
 def _forget(model: nn.Module) -> None:
-    for name in _KEPT:
-        if hasattr(model, name):
-            setattr(model, name, None)
+    """Drops what a model has computed from its weights for an evaluation; it is valid for one prefix."""
+    for name in [name for name in vars(model) if name.startswith("restore_")]:
+        setattr(model, name, None)
 
 
 @contextmanager

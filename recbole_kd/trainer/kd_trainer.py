@@ -40,10 +40,8 @@ from recbole_kd.trainer.progress import Bar
 from recbole_kd.trainer.shared import SharedMixin
 from recbole_kd.trainer.state import (
     Attributes,
-    check_learning,
     check_model,
-    check_split,
-    check_teacher,
+    check_run,
     load_optimizer,
     random_state,
     restore_random_state,
@@ -384,9 +382,7 @@ class KDMixin:
             Unresumable: the model has a value that the checkpoint could not hold.
         """
         check_model(resume_file, state, self.config["model"])
-        check_split(resume_file, state, self.facts)
-        check_teacher(resume_file, state, self.facts)
-        check_learning(resume_file, state, self.config, self.facts.get("config", self.config.plain_values()))
+        check_run(resume_file, state, self.config, self.facts)
         if state.get("unsaved"):
             raise Unresumable(
                 f"'{resume_file}': {state['model']} has {', '.join(map(shown, state['unsaved'][:3]))}, which a "

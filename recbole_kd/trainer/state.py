@@ -23,7 +23,7 @@ from recbole_kd.text import one_line
 
 __all__ = [
     "Attributes",
-    "check_learning",
+    "check_run",
     "load_optimizer",
     "load_weights",
     "random_state",
@@ -249,7 +249,23 @@ def check_model(path: Any, state: Mapping[str, Any], model: str) -> None:
         )
 
 
-def check_split(path: Any, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def check_run(path: Any, state: Mapping[str, Any], config: KDConfig, facts: Mapping[str, Any]) -> None:
+    """Compares the run in a checkpoint with this one, which is to continue it.
+
+    Args:
+        path, state: the file and its content.
+        config: this run's settings.
+        facts: what this run's checkpoints say of it, as far as it is known.
+
+    Raises:
+        UserError: another split, teacher or way of learning.
+    """
+    _check_split(path, state, facts)
+    check_teacher(path, state, facts)
+    _check_learning(path, state, config, facts.get("config", config.plain_values()))
+
+
+def _check_split(path: Any, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """
     Raises:
         UserError: the checkpoint in `path` was trained on other data, or on another split, than `facts` says.
@@ -292,16 +308,11 @@ _OF_STEPS = {"learning_rate_schedule", "sevo", "distill", "matryoshka", "precisi
 _OF_SCORES = {"valid_metric", "metric_decimal_place", "eval_args", "repeatable"}
 
 
-def check_learning(path: Any, state: Mapping[str, Any], config: KDConfig, now: Mapping[str, Any]) -> None:
+def _check_learning(path: Any, state: Mapping[str, Any], config: KDConfig, now: Mapping[str, Any]) -> None:
     """
-    Args:
-        path, state: a file and its content.
-        config: this run's settings.
-        now: the same as a checkpoint of this run would hold them, with values that were decided by the data.
-
     Raises:
-        UserError: the run in `path` learned, or chose its epoch, with other settings, so it would not go on as it
-            began.
+        UserError: the run in `path` learned, or chose its epoch, with other settings than `now` says, so it would not
+            go on as it began.
     """
     keys = {*training_arguments, *config.model_keys(), *config.distillers, *_OF_STEPS, *_OF_SCORES}
     both = state.get("config", {}), now
