@@ -187,7 +187,8 @@ def joined() -> Iterator[Group]:
                     "store": PrefixStore(f"recbole-kd-meets-{restarts}", TCPStore(*place, count, timeout=MEETING))
                 }
             dist.init_process_group(backend, rank=rank, world_size=count, timeout=MEETING, **meeting)
-            dist.distributed_c10d._set_pg_timeout(PATIENCE)
+            older = dist.distributed_c10d._set_pg_timeout  # in older versions of torch
+            getattr(dist, "set_timeout", older)(PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"Process {rank} of {count} cannot connect to the others ({one_line(error, 120)}); start "
