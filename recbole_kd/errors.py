@@ -42,7 +42,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
-    """`" Did you mean 'X'?"` for the choice nearest to `name`, or an empty string if none is similar."""
+    """`" Did you mean 'X'?"` for the choice nearest to `name` or that begins with it; "" if there is none."""
     by_lower = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    given = name.lower()
+    found = difflib.get_close_matches(given, by_lower, n=1, cutoff=0.7)
+    found = found or [choice for choice in by_lower if sorted(choice) == sorted(given)]  # BRP for BPR
+    if not found and len(given) > 2:
+        found = sorted((choice for choice in by_lower if choice.startswith(given)), key=len)
     return f" Did you mean '{by_lower[found[0]]}'?" if found else ""

@@ -272,6 +272,11 @@ def resolve_model(name: str, student: Optional[str] = None, setting: str = "mode
     """
     known_recipes = recipes()
     architectures = models()
+    if name not in architectures and name not in known_recipes and _is_recboles(name):
+        raise UserError(
+            f"--{setting}={name}: RecBole has this model, but it cannot be run here (docs/sequential.md says why for "
+            "sequential models); 'recbole-kd list --kind=students' shows those that can."
+        )
     lookup("model", name, [*architectures, *known_recipes], setting)
     if name in known_recipes:
         recipe = known_recipes[name]
@@ -286,6 +291,15 @@ def resolve_model(name: str, student: Optional[str] = None, setting: str = "mode
         )
     _require_package(name, architectures[name].requires)
     return Resolved(name, name, _model_class(name), {})
+
+
+def _is_recboles(name: str) -> bool:
+    """Whether RecBole has a model of this name, of any kind."""
+    return any(
+        importlib.util.find_spec(f"recbole.model.{kind}.{str(name).lower()}") is not None
+        for kind in ("sequential_recommender", "context_aware_recommender", "knowledge_aware_recommender")
+        if str(name).isidentifier()
+    )
 
 
 def _model_class(name: str) -> type[Any]:

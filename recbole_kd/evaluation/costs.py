@@ -56,11 +56,6 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def trained_numbers(model: torch.nn.Module) -> int:
-    """Number of trainable numbers in a model."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def stored_numbers(model: Any) -> int:
     """Number of numbers that a trained model stores: its parameters, and a closed-form model's other values.
 

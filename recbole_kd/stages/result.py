@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_kd.data.splits import Splits
-from recbole_kd.evaluation.costs import peak_memory, trained_numbers
+from recbole_kd.evaluation.costs import peak_memory, stored_numbers
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.digest import digest
 from recbole_kd.files.plain import save_json
@@ -68,7 +68,7 @@ def summarise(
         "loss_history": trainer.loss_history,
         "valid_history": trainer.valid_history,
         "parameters": {
-            "student": trained_numbers(trainer.model),
+            "student": stored_numbers(trainer.model),
             "teacher": None if teacher is None else teacher.parameters,
         },
         "peak_memory_bytes": peak_memory(),
@@ -84,7 +84,7 @@ def _baseline_summary(baseline: Trained) -> dict[str, Any]:
         "checkpoint": baseline.checkpoint,
         "from_cache": baseline.from_cache,
         "test_result": baseline.test_result,
-        "parameters": trained_numbers(baseline.model),
+        "parameters": stored_numbers(baseline.model),
         "train_seconds": baseline.train_seconds,
     }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from recbole_kd.contracts import Sequences
 from recbole_kd.data.ranks import RankBankCache, build_rank_bank, build_user_bank
 from recbole_kd.data.splits import Splits
+from recbole_kd.evaluation.costs import stored_numbers
 from recbole_kd.files.digest import digest
 from recbole_kd.student.readers import (
     capabilities,
@@ -215,8 +216,8 @@ class FrozenTeacher(BareTeacher):
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        """Number of numbers that its model stores."""
+        return stored_numbers(self.model)
 
     @property
     def files(self) -> list[str]:

@@ -480,11 +480,7 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
     written = {Trainer: KDTrainer, RecVAETrainer: KDRecVAETrainer}
     trainer_class = written.get(base) or type(f"KD{base.__name__}", (KDMixin, base), {})
     if group.count > 1:
-        if base is not Trainer:
-            raise UserError(
-                f"--nproc={group.count}: {config['student']} has its own training loop, which needs one process; "
-                "set --nproc=1."
-            )
+        check_loop(config, group.count)
         trainer_class, settings = SharedTrainer, {**settings, "group": group, "stamp": group.stamp}
     try:
         return trainer_class(config, model, **settings)
@@ -494,6 +490,18 @@ def make_trainer(config: Any, model: nn.Module, group: Group = ALONE, **settings
         ) from None
     except ValueError as error:
         raise UserError(f"The optimiser refuses its settings: {error}. See --learner and --learning_rate.") from None
+
+
+def check_loop(config: Any, processes: int) -> None:
+    """
+    Raises:
+        UserError: a model with a training loop of its own, which several processes cannot share.
+    """
+    if get_trainer(config["MODEL_TYPE"], config["student"]) is not Trainer:
+        raise UserError(
+            f"--nproc={processes}: {config['student']} has its own training loop, which needs one process; "
+            "set --nproc=1."
+        )
 
 
 def make_evaluator(config: Any, model: nn.Module, splits: Splits) -> tuple[Any, tuple[Any, Any, Any]]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from recbole_kd.compat import require
 from recbole_kd.errors import UserError
-from recbole_kd.evaluation.costs import trained_numbers
+from recbole_kd.evaluation.costs import stored_numbers
 from recbole_kd.text import one_line
 
 __all__ = ["GROUP", "KINDS", "Tracker", "Trackers", "check_trackers"]
@@ -114,7 +114,7 @@ class Trackers:
         for tracker in self._trackers:
             score = {"best_valid_score": float(state["best_valid_score"])} if state["valid_history"] else {}
             told = {f"eval/{name}": float(value) for name, value in test_result.items()}
-            told.update(score, best_epoch=state["best_epoch"], parameters=trained_numbers(model))
+            told.update(score, best_epoch=state["best_epoch"], parameters=stored_numbers(model))
             told.update(train_seconds=float(sum(state["epoch_seconds"])), **costs)
             tracker.finish(told, failed)
         self._trackers = ()

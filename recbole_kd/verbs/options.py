@@ -295,6 +295,13 @@ class TuneOptions(VerbOptions):
     )
     result_file: str | None = option(None, "also write the result (JSON) there", metavar="FILE")
 
+    def check(self, section: str) -> None:
+        if self.grace_epochs is not None and not self.prune:
+            raise UserError(
+                f"--grace_epochs={self.grace_epochs} is when ASHA may first stop a trial, and with --prune=false it "
+                "stops none; leave one of them out."
+            )
+
 
 @dataclass(frozen=True)
 class CompareOptions(VerbOptions):

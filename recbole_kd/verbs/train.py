@@ -25,6 +25,7 @@ from recbole_kd.stages.testing import evaluate, evaluate_prefixes
 from recbole_kd.stages.training import resumable, train_baseline, train_student
 from recbole_kd.text import counted
 from recbole_kd.trainer.board import new_stamp
+from recbole_kd.trainer.kd_trainer import check_loop
 from recbole_kd.trainer.trackers import check_trackers
 from recbole_kd.verbs.options import TrainOptions
 
@@ -83,6 +84,7 @@ def run_recbole_kd(
     if config["nproc"] == 1:
         return Framed(_run(experiment, saved, ALONE), rows)
     check_gpus(config)
+    check_loop(config, config["nproc"])
     stamp = new_stamp()
     try:
         if config["ray_address"] not in (None, "local"):

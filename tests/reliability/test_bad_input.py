@@ -137,7 +137,10 @@ BAD: dict[str, Case] = {
     "no model": (["--dataset=ml-100k"], "No model is given"),
     "no dataset": (["--model=BPR"], "No dataset is given"),
     "model": (["--model=BRP", ML], "Did you mean 'BPR'"),
-    "a model of another kind": (["--model=DeepFM", ML], "Unknown model 'DeepFM'"),
+    "a model of another kind": (["--model=DeepFM", ML], "RecBole has this model, but it cannot be run here"),
+    "a next-item model that is not offered": (["--model=Caser", ML], "docs/sequential.md says why"),
+    "the beginning of a name": (["--model=SimRec", ML], "Did you mean 'SimRecStudent'"),
+    "a name like no other": (["--model=Quark", ML], "Unknown model 'Quark'. Set --model"),
     "dataset": (["--model=BPR", "--dataset=gowala", "--data_path=none"], "Did you mean 'gowalla'"),
     "dataset with a folder": (["--model=BPR", "--dataset=data/ml-100k"], "is not a name"),
     "teacher": (["--model=BPR", ML, "--teacher=LightGNC", "--distill=simrec"], "'LightGCN'"),
@@ -319,6 +322,8 @@ BAD: dict[str, Case] = {
     "code": (["--model=BPR", ML, "--epochs=__import__('os').getcwd()"], "--epochs="),
     # Processes
     "no process": ([*BPR, "--nproc=0"], "--nproc=0"),
+    "processes for a loop of its own": (["--model=EASE", ML, "--nproc=2"], "EASE has its own training loop"),
+    "grace without a pruner": (["tune", *BPR, "--grace_epochs=2", "--prune=false"], "--prune=false it stops none"),
     "a process beyond the world": (
         [*BPR, "--nproc=2", "--world_size=3", "--group_offset=2"],
         "--world_size is set by the launcher only",

@@ -291,7 +291,7 @@ def _(data: Path, canary: Path) -> tuple[Words, str]:
 
 @sample("a model whose teacher RecBole evaluates")
 def _(data: Path, canary: Path) -> tuple[Words, str]:
-    return quick(data, model="KD_DAGFM", teacher=_PYTHON[0].replace("CANARY", str(canary))), "Unknown model 'KD_DAGFM'"
+    return quick(data, model="KD_DAGFM", teacher=_PYTHON[0].replace("CANARY", str(canary))), "--model=KD_DAGFM"
 
 
 @sample("a model by a path through packages")

@@ -114,9 +114,10 @@ def test_the_group_can_be_given(memories: list[Memory], monkeypatch: pytest.Monk
 def test_a_run_ends_once_and_without_a_score_that_nobody_measured() -> None:
     memory = Memory("a-run", "student")
     state = {"valid_history": [], "best_valid_score": float("-inf"), "best_epoch": 1, "epoch_seconds": [1.0, 2.5]}
-    running = Trackers(memory)
-    running.finish(nn.Linear(3, 2), state, {"ndcg@10": 0.5}, evaluate_seconds=4.0)
-    running.finish(nn.Linear(3, 2), state, {}, failed=True)
+    running, model = Trackers(memory), nn.Linear(3, 2)
+    model.other_parameter = dict  # as a model of RecBole, which has no numbers beside its parameters
+    running.finish(model, state, {"ndcg@10": 0.5}, evaluate_seconds=4.0)
+    running.finish(model, state, {}, failed=True)
     expected = {"eval/ndcg@10": 0.5, "best_epoch": 1, "parameters": 8, "train_seconds": 3.5, "evaluate_seconds": 4.0}
     assert memory.finished == [(expected, False)]
 
