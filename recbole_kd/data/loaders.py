@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader, UserDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader, TrainDataLoader, UserDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.sampler import RepeatableSampler
@@ -29,6 +29,7 @@ from recbole_kd.errors import UserError
 
 __all__ = [
     "FastFullSortEvalDataLoader",
+    "FixedCandidatesDataLoader",
     "TrainedUserDataLoader",
     "WholeSequenceDataLoader",
     "eval_batch_size",
@@ -99,6 +100,8 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
         loader = get_dataloader(chosen_by, phase)
         if loader is FullSortEvalDataLoader:
             loader = FastFullSortEvalDataLoader
+        elif loader is NegSampleEvalDataLoader:
+            loader = FixedCandidatesDataLoader
         elif loader is UserDataLoader and splits.history is not splits.train:
             loader = TrainedUserDataLoader
         elif phase == "train" and config.every_position:
@@ -264,6 +267,28 @@ def _used(by_user: NDArray[Any], own: Observed) -> UsedPairs:
     items = torch.from_numpy(np.fromiter(each, dtype=np.int64, count=counts.sum()))
     users = torch.repeat_interleave(torch.from_numpy(counts))
     return UsedPairs(own, (Observed(users, items, own.users, own.items),))
+
+
+class FixedCandidatesDataLoader(NegSampleEvalDataLoader):
+    """RecBole's loader of sampled candidates (``mode: uni100``), which are the same in every evaluation of a split.
+
+    RecBole draws them again each time. Then epochs are chosen partly by their draw, and paired tests compare users with
+    different candidates. Here a user's candidates depend on ``--split_seed``, the split and the user alone, whatever
+    the model and the batch. Numpy's global generator, from which training draws, stays as it was.
+    """
+
+    def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
+        seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
+        self._seed = int(seed), int(sampler is not None and sampler.phase == "test")
+        super().__init__(config, dataset, sampler, shuffle=shuffle)
+
+    def _neg_sampling(self, inter_feat: Any) -> Any:
+        state = np.random.get_state()
+        np.random.seed([*self._seed, int(inter_feat[self._dataset.uid_field][0])])
+        try:
+            return super()._neg_sampling(inter_feat)
+        finally:
+            np.random.set_state(state)
 
 
 class WholeSequenceDataLoader(TrainDataLoader):

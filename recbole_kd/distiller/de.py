@@ -16,7 +16,8 @@ expert. Deviations:
 - The code adds 1e-10 to alpha before the logarithm; here log-softmax is used, which needs no such constant.
 - The code treats positives and negatives as two sets, each with half the weight; here I_B is one set.
 
-Ablations of table 4: ``selection: softmax`` is attention, ``experts: 1`` is one expert.
+Ablations of table 4: ``selection: softmax`` is attention, ``selection: large`` one large expert for each side, whose
+hidden layer is as wide as those of all M experts together, ``experts: 1`` one small expert.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class DEOptions(AnnealedOptions, NodeOrPairOptions):
     squared: bool = option(True, "whether the norm is squared, as in the authors' code; the paper's is not")
     selection: str = option(
         "gumbel",
-        "gumbel: annealed to one expert for each node; softmax: attention over all",
-        choices=("gumbel", "softmax"),
+        "gumbel: annealed to one expert for each node; softmax: attention over all; large: one expert with the size of "
+        "all",
+        choices=("gumbel", "softmax", "large"),
     )
 
 

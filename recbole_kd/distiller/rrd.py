@@ -17,7 +17,9 @@ the likelihoods of two items could differ at most by a factor of exp(2).
 
 ``decay``, ``consistency`` and a file's confidence are factors w_k in the sum over k (DLLM2Rec, RecSys'24).
 
-Ablation of table 4: ``uninteresting: 0`` keeps the order of the interesting items alone.
+Ablations of table 4: ``order: interesting`` keeps the order of the interesting items alone, without items below them.
+``order: full`` does not relax: the L items have the teacher's order too, so the loss is the likelihood of one ranking
+of K + L items. The paper does not say which items its full ranking holds; these are the same items as in eq. 9.
 
 Published code differs. It clamps scores at 80 before exp, which log-sum-exp makes unnecessary. It sums both this loss
 and the base loss over a batch, with a weight of 1e-3; here both are means, so the weight is about the same. The authors
@@ -43,14 +45,39 @@ from recbole_kd.distiller.base.lists import (
     RelaxedOptions,
     SequenceListDistiller,
     SequenceLists,
+    list_scores,
 )
+from recbole_kd.options import option
 
 
 @dataclass(frozen=True)
 class RRDOptions(RelaxedOptions, ImportanceOptions):
     """Options of the section ``rrd``."""
 
-    sequence_needs = Needs.of("sequences", otherwise="sequence_ranks")
+    order: str = option(
+        "relaxed",
+        "what has an order: relaxed: interesting items, which come before the others; interesting: these alone; full: "
+        "all drawn items",
+        choices=("relaxed", "interesting", "full"),
+    )
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        return Needs.of("scores", teacher=("ranks", "scores") if self.in_order else ("ranks",))
+
+    @property
+    def sequence_needs(self) -> Needs:
+        return Needs.of("sequences", otherwise="" if self.in_order else "sequence_ranks")
+
+    @property
+    def below(self) -> int:
+        """L, items that are drawn below the pool."""
+        return 0 if self.order == "interesting" else self.uninteresting
+
+    @property
+    def in_order(self) -> bool:
+        """Whether these have an order too."""
+        return self.order == "full"
 
 
 class RRDDistiller(ListDistiller[RRDOptions]):
@@ -73,7 +100,8 @@ class RRDDistiller(ListDistiller[RRDOptions]):
 
     def begin_epoch(self, epoch: int) -> None:
         """Draws every user's items anew."""
-        self._lists.draw(self.generator, self.importance(self._ranked))
+        weights = self.importance(self._ranked)
+        self._lists.draw(self.generator, weights, lambda items: list_scores(self.teacher, items, self.data))
 
     def loss(self, batch: Batch) -> Union[Part, dict[str, Tensor]]:
         """Eq. 9: the mean over this process's part of the batch's distinct users."""
@@ -107,8 +135,18 @@ class RRDSequenceDistiller(SequenceListDistiller[RRDOptions]):
         lists = self._lists_of(batch, listed)
         own = torch.arange(1, len(listed.items) + 1, device=self.data.device)
         weights = self.importance(batch, listed)
-        lists.draw(self.generator, None if weights is None else functional.pad(weights, (0, 0, 1, 0)))
+        lists.draw(
+            self.generator,
+            None if weights is None else functional.pad(weights, (0, 0, 1, 0)),
+            lambda items: self._teacher_scores(batch, items),
+        )
         return lists.loss(self.student_scores(batch, listed.rows, lists.of(own)), own)
+
+    def _teacher_scores(self, batch: Batch, items: Tensor) -> Tensor:
+        """y_t of items (n + 1, L) after the n sequences of the batch; row 0 is no sequence and has zeros."""
+        assert batch.sequences is not None, "the student is a sequential model"
+        scores = self.teacher.sequence_scores(batch.sequences).gather(1, items[1:].to(self.data.device).long())
+        return functional.pad(scores, (0, 0, 1, 0))
 
     def _lists_of(self, batch: Batch, listed: SequenceLists) -> RelaxedLists:
         """RRD's lists of the batch's sequences, from the best items after each."""

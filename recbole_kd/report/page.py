@@ -25,7 +25,7 @@ def html_page(comparison: Comparison) -> str:
         _headline(comparison, figures),
         _section(
             "Accuracy",
-            f"{_escaped(comparison.marks_say())} Test split, full ranking.",
+            f"{_escaped(comparison.marks_say())} Test split, {_escaped(_ranking(comparison))}.",
             html_accuracy(comparison),
             _chart(figures, "bars", "Bars with 95 % intervals (bootstrap over users). Dotted: the plain student."),
         ),
@@ -96,6 +96,12 @@ def _headline(comparison: Comparison, figures: Mapping[str, Any]) -> str:
     )
     head = f'<div class="head">{picture}<div class="cards">{cards}</div></div>'
     return f"<section>{lead}{head}{listed}{sentence}</section>"
+
+
+def _ranking(comparison: Comparison) -> str:
+    """What the rows rank; results of an earlier version do not say it."""
+    mode = str(comparison.results.get("mode") or "full")
+    return "full ranking" if mode == "full" else f"--eval_args.mode={mode}"
 
 
 def _subtitle(comparison: Comparison) -> str:

@@ -21,7 +21,7 @@ from recbole_kd.stages.needs import check_needs, data_view
 from recbole_kd.stages.teacher import AnyTeacher
 from recbole_kd.student.matryoshka import OverPrefixes, PrefixStudent, average_over_prefixes, check_prefix_sizes
 from recbole_kd.student.readers import ModelStudent
-from recbole_kd.student.warm import begin_from, teacher_vectors
+from recbole_kd.student.warm import begin_from, teacher_vectors, warn_of_other_splits
 from recbole_kd.teacher.cache import facts
 from recbole_kd.trainer.kd_trainer import make_trainer
 from recbole_kd.trainer.learner import optimizer_factory
@@ -61,6 +61,7 @@ def build_student(
     loaders = make_loaders(config, splits, experiment.fast_sampling)
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
+    warn_of_other_splits(config, splits.training_digest)
     if config["warm_start"]:
         _warm_start(config, splits, model, teacher)
     view = ModelStudent(model)

@@ -6,6 +6,7 @@ rows, or at the mean row of its nearest known neighbours by the teacher's vector
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from recbole_kd.errors import UserError
-from recbole_kd.files.checkpoint import ModelState, load_checkpoint
+from recbole_kd.files.checkpoint import ModelState, load_any, load_checkpoint
 from recbole_kd.student.readers import item_tables
 
-__all__ = ["NEIGHBOURS", "Side", "begin_from", "check_backbone", "teacher_vectors"]
+__all__ = ["NEIGHBOURS", "Side", "begin_from", "check_backbone", "teacher_vectors", "warn_of_other_splits"]
 
 #: Number of known neighbours whose rows are averaged for a new user or item.
 NEIGHBOURS = 10
@@ -81,6 +82,26 @@ class Side(NamedTuple):
 def _known_in(there: Tensor) -> int:
     """The number of ids that are in the file."""
     return int((there[1:] >= 0).sum())
+
+
+def warn_of_other_splits(config: Any, training_digest: str) -> None:
+    """Warns of weights to start from that were trained on another split: they may know what this run tests.
+
+    Args:
+        config: a model's settings.
+        training_digest: the digest of this run's training split.
+    """
+    keys = ["warm_start"] if config["warm_start"] else []
+    keys += [key for key in ("mf_pretrain_path", "mlp_pretrain_path") if config["use_pretrain"] and config[key]]
+    for key in keys:
+        kind, state = load_any(str(config[key]))
+        if kind == "recbole-kd" and state["split"] == training_digest:
+            continue
+        found = "was trained on another split or on other data" if kind == "recbole-kd" else "does not say its split"
+        logging.getLogger().warning(
+            f"--{config.prefix}{key}: '{config[key]}' {found}, so it may know this run's test interactions, and its "
+            "figures can be too high. They are right if all that it was trained on is older."
+        )
 
 
 def begin_from(

@@ -20,6 +20,7 @@ from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.files.checkpoint import FORMAT, KeptState, ResumableState, load_checkpoint, save_checkpoint
 from recbole_kd.files.digest import digest
 from recbole_kd.model.build import build_model
+from recbole_kd.student.warm import warn_of_other_splits
 from recbole_kd.trainer.board import group_name
 from recbole_kd.trainer.kd_trainer import Unresumable, make_evaluator, make_trainer
 from recbole_kd.trainer.learner import compute_faster, optimizer_factory
@@ -128,6 +129,7 @@ def train_or_fetch(config: KDConfig, splits: Splits, role: str, before: Callable
     train, valid, test = make_loaders(config, splits)
     init_seed(config["seed"], config["reproducibility"])
     model = build_model(config, splits.train)
+    warn_of_other_splits(config, splits.training_digest)
     trainer = make_trainer(
         config,
         model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
@@ -99,6 +100,31 @@ def test_candidates_are_drawn_among_what_is_ranked(repeatable: bool, data_path: 
                 last = -1 if part._sampler.phase == "test" else -2
                 drawn_again += name in known[splits.user_tokens[user]][:last]
     assert (drawn_again > 0) == repeatable
+
+
+def test_sampled_candidates_are_the_same_in_every_evaluation(data_path: Path) -> None:
+    """Whatever the batch and the state of training are; another split seed and the other split have others."""
+
+    def candidates(split_seed: int, split: int, eval_batch_size: int, drawn: int = 0) -> dict[int, list[int]]:
+        given: dict[str, Any] = {"eval_args": {"mode": "uni50"}, "split_seed": split_seed, "repeatable": True}
+        splits = splits_of(data_path, **given, eval_batch_size=eval_batch_size)
+        loader = make_loaders(splits.dataset.config, splits)[split]
+        np.random.seed(drawn)
+        found: dict[int, list[int]] = {}
+        for batch, _, _, _ in loader:
+            for user, item in zip(batch["user_id"].tolist(), batch["item_id"].tolist()):
+                found.setdefault(user, []).append(item)
+        after = np.random.randint(1000)
+        np.random.seed(drawn)
+        assert after == np.random.randint(1000), "training draws what it would have drawn"
+        return found
+
+    once = candidates(1, 2, 200)
+    assert once == candidates(1, 2, 900, drawn=5)
+    assert all(len(items) == 51 for items in once.values())
+    for other in (candidates(2, 2, 200), candidates(1, 1, 200)):
+        assert other.keys() == once.keys()
+        assert all(other[user][1:] != once[user][1:] for user in once)
 
 
 def test_training_batches_are_recboles_either_way(data_path: Path) -> None:

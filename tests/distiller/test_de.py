@@ -192,6 +192,26 @@ def test_one_expert_is_a_plain_two_layer_projector() -> None:
     torch.testing.assert_close(distiller(batch)["de"], expected)
 
 
+def test_one_large_expert_is_a_projector_with_the_hidden_layers_of_all() -> None:
+    """Table 4: without a selection, and with as many numbers as M experts (but for the last biases)."""
+    distiller, student, teacher = build(selection="large", experts=3, weight=1.0)
+    assert [tuple(weights.shape) for weights in distiller.users.experts.parameters()] == [
+        *((1, 3, 3 * 4), (1, 3 * 4), (1, 3 * 4, 5), (1, 5))
+    ]
+    batch = batch_of(DATA, 6)
+    sides = [
+        (distiller.users.experts, student.user_table, teacher.user_embeddings(), batch.distinct_users),
+        (distiller.items.experts, student.item_table, teacher.item_embeddings(), batch.distinct_items),
+    ]
+    one = torch.ones(1, dtype=torch.float64)
+    errors = [
+        ((reconstruction(experts, one, table[node]) - targets[node]) ** 2).sum()
+        for experts, table, targets, nodes in sides
+        for node in nodes.tolist()
+    ]
+    torch.testing.assert_close(distiller(batch)["de"], torch.stack(errors).mean())
+
+
 def test_a_batch_twice_over_has_the_same_loss() -> None:
     distiller, _, _ = build()
     batch = batch_of(DATA, 6)

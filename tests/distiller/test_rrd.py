@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recbole_kd.distiller.ir_rrd import IRRRDDistiller
-from recbole_kd.distiller.rrd import RRDDistiller
+from recbole_kd.distiller.rrd import RRDDistiller, RRDOptions
 from recbole_kd.errors import UserError
 from tests.distiller.response import ITEMS, Bench, assert_learns, bench
 
@@ -47,6 +47,37 @@ def test_the_loss_is_the_weighted_mean_of_equation_9_over_distinct_users(made: B
         r = made.student.item_table[row] @ made.student.user_table[user]
         total += sum(float(torch.logsumexp(r[k:], 0) - r[k]) for k in range(4))
     assert distiller(made.batch)["rrd"].item() == pytest.approx(0.3 * total / len(users))
+
+
+def test_the_order_of_interesting_items_alone(made: Bench) -> None:
+    """The ablation "interesting only" of table 4: as without uninteresting items, whatever their number is."""
+    named, without = ({"order": "interesting", **SIZES}, {**SIZES, "uninteresting": 0})
+    losses = []
+    for options in (named, without):
+        distiller = made.build(RRDDistiller, weight=1.0, **options)
+        distiller.begin_epoch(0)
+        losses.append(distiller(made.batch)["rrd"].item())
+    assert losses[0] == losses[1] > 0
+
+
+def test_the_full_order_is_that_of_the_teacher(made: Bench) -> None:
+    """The ablation "full ranking" of table 4: the same items as in eq. 9, and the others are in order too."""
+    distiller = made.build(RRDDistiller, weight=1.0, order="full", **SIZES)
+    relaxed = made.asked(made.build(RRDDistiller, **SIZES))[1]
+    users, items = made.asked(distiller)
+    assert torch.equal(items.sort(dim=1).values, relaxed.sort(dim=1).values)
+    scores = made.teacher.scores(users, items)
+    assert torch.equal(scores, scores.sort(dim=1, descending=True).values)
+    total = 0.0
+    for user, row in zip(users, items):
+        r = (made.student.item_table[row] @ made.student.user_table[user]).detach()
+        total += sum(float(torch.logsumexp(r[k:], 0) - r[k]) for k in range(4 + 5))
+    assert distiller(made.batch)["rrd"].item() == pytest.approx(total / len(users))
+
+
+def test_a_full_order_needs_the_teachers_scores_and_not_only_its_lists() -> None:
+    assert RRDOptions(order="full").needs.lacking("teacher", frozenset({"ranks"})) == frozenset({"scores"})
+    assert not RRDOptions().needs.lacking("teacher", frozenset({"ranks"}))
 
 
 def test_the_temperature_divides_the_students_scores(made: Bench) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from recbole_kd import run_recbole_kd
 from recbole_kd.errors import UserError
+from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
-from recbole_kd.student.warm import Side
+from recbole_kd.student.warm import Side, warn_of_other_splits
+from recbole_kd.testing import known_answer_settings
 from tests.data.test_dataset import pairs_of_shop, write
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -164,6 +166,25 @@ def test_a_file_of_vectors_that_lacks_some_says_beside_whom_no_one_begins(model:
     run(tmp_path, model, **given)
     file.write_text("\n".join(["item_id,vector", *vectors, "fresh,0.5 2.0"]) + "\n")
     run(tmp_path, model, warm_start_new="teacher", **given)
+
+
+@pytest.mark.parametrize("setting", ["warm_start", "mf_pretrain_path"])
+def test_weights_of_another_split_are_told(
+    setting: str, known_answer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may know what this run tests; weights of the same split do not."""
+    given = known_answer_settings(known_answer, distill=[], epochs=1, checkpoint_dir=str(tmp_path), embedding_size=4)
+    file = run_recbole_kd("BPR", "known-answer", config_dict=given)["checkpoint"]
+    config = KDConfig(
+        "BPR" if setting == "warm_start" else "NeuMF",
+        "known-answer",
+        config_dict={**given, setting: file} | ({} if setting == "warm_start" else {"use_pretrain": True}),
+    )
+    same = load_checkpoint(file, schema=ModelState)["split"]
+    for split, told in ((same, False), ("another", True)):
+        caplog.clear()
+        warn_of_other_splits(config, split)
+        assert (f"--{setting}: '{file}' was trained on another split" in caplog.text) == told
 
 
 def test_items_that_nobody_knows_are_refused(tmp_path: Path) -> None:

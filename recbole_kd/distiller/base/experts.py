@@ -266,8 +266,14 @@ class SelectedExperts(nn.Module):
         generator: torch.Generator,
         dtype: torch.dtype,
     ) -> None:
+        """
+        Args:
+            selection: as of :class:`SelectionNetwork`; or ``large``, one expert with the hidden layers of all M.
+        """
         super().__init__()
         hidden = (student_dimension + teacher_dimension) // 2
+        if selection == "large":
+            experts, hidden, selection = 1, experts * hidden, "softmax"
         self.experts = Experts(experts, student_dimension, hidden, teacher_dimension, generator, dtype)
         self.selection = SelectionNetwork(teacher_dimension, experts, selection, generator, dtype)
 

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple, Optional, TypeVar, Union
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recbole_kd.contracts import (
     Batch,
@@ -359,6 +360,16 @@ class RelaxedOptions(ListOptions):
         1.0, "tau, divides the student's scores; for cosines, as in SimpleX, about 0.1", above=0
     )
 
+    @property
+    def below(self) -> int:
+        """L, entries that are drawn below the pool."""
+        return self.uninteresting
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the entries below the pool have an order too."""
+        return False
+
     def check(self, section: str) -> None:
         require_drawable(section, self, "interesting")
 
@@ -373,7 +384,7 @@ class RelaxedOptions(ListOptions):
         """
         pool, roles = f"{section}.pool", (rows, entries)
         require_unobserved(observed, pool, self.pool, roles=roles)
-        require_unobserved(observed, f"{section}.uninteresting", self.uninteresting, self.pool, pool, roles)
+        require_unobserved(observed, f"{section}.uninteresting", self.below, self.pool, pool, roles)
 
 
 class RelaxedLists:
@@ -392,11 +403,23 @@ class RelaxedLists:
         self._drawn = torch.empty(0)
         self._drawn_weights: Optional[Tensor] = None
 
-    def draw(self, generator: torch.Generator, weights: Optional[Tensor] = None) -> None:
-        """Draws the entries of every row anew; `weights` (rows, K') are those of the ranked entries."""
+    def draw(
+        self,
+        generator: torch.Generator,
+        weights: Optional[Tensor] = None,
+        teacher_scores: Optional[Callable[[Tensor], Tensor]] = None,
+    ) -> None:
+        """Draws the entries of every row anew.
+
+        Args:
+            generator: draws them.
+            weights: (rows, K') those of the ranked entries.
+            teacher_scores: entries (rows, L) -> the teacher's scores of them, by which they are put in order; needed if
+                the options ask for an order below the pool.
+        """
         options, k = self._options, self._options.interesting
         self._drawn = torch.empty(0)  # the last epoch's are not held beside the new ones
-        drawn = torch.empty(len(self._ranked), k + options.uninteresting, dtype=self._ranked.dtype)
+        drawn = torch.empty(len(self._ranked), k + options.below, dtype=self._ranked.dtype)
         if options.sampling == "exponential":
             chances = exponential_log_weights(options.pool, options.emphasis)
             chosen = draw_without_replacement(chances, len(self._ranked), k, generator)
@@ -404,8 +427,12 @@ class RelaxedLists:
         else:
             chosen = torch.arange(k).expand(len(self._ranked), -1)
             drawn[:, :k] = self._ranked[:, :k]
-        if options.uninteresting:
-            drawn[:, k:] = self._complement.draw(options.uninteresting, generator)
+        if options.below:
+            drawn[:, k:] = self._complement.draw(options.below, generator)
+            if options.in_order:
+                assert teacher_scores is not None, "an order needs the teacher's scores"
+                order = teacher_scores(drawn[:, k:]).argsort(dim=1, descending=True, stable=True)
+                drawn[:, k:] = drawn[:, k:].gather(1, order.to(drawn.device))
         self._drawn = drawn.to(self._device)
         self._drawn_weights = None if weights is None else items_at(weights, chosen).to(self._device)
 
@@ -425,4 +452,7 @@ class RelaxedLists:
         weights = None
         if self._drawn_weights is not None and rows is not None:
             weights = self._drawn_weights.index_select(0, rows).to(scores)
+        if self._options.in_order:
+            weights = None if weights is None else functional.pad(weights, (0, self._options.below), value=1.0)
+            k = scores.shape[1]
         return listwise_loss(scores[:, :k], scores[:, k:], weights=weights)

@@ -83,6 +83,7 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, r
         "format": FORMAT,
         "dataset": plan.dataset,
         "split": split,
+        "mode": plan.students[0].first_config["eval_args"]["mode"]["test"],
         "metrics": metrics,
         "valid_metric": str(plan.students[0].first_config["valid_metric"]).lower(),
         "seeds": list(plan.seeds),
@@ -114,20 +115,24 @@ _RUN_FIELDS = (
 
 
 def ranked(loaded: Sequence[Splits]) -> str:
-    """One or two sentences on the targets and ranked items of a table with sequential models.
+    """The sentences on targets and ranked items; empty if all models are general and rank all unseen items.
 
     Args:
         loaded: the data for sequential models and, if there are any, for other models.
     """
+    mode = loaded[0].dataset.config["eval_args"]["mode"]["test"]
+    among = ""
+    if mode not in ("full", "labeled"):
+        among = f"Only drawn candidates are ranked (--eval_args.mode={mode}), the same for all rows and seeds."
     if not loaded[0].sequential:
-        return ""
+        return among
     alike = (
         "All models, sequential or not, learn from the same interactions and have the same target for each user, the "
         "last item. "
     )
     repeatable = loaded[0].repeatable
     what = "all items, also those that the user has seen" if repeatable else "the items that the user has not seen"
-    return f"{alike if len(loaded) > 1 else ''}Every row ranks {what}."
+    return f"{alike if len(loaded) > 1 else ''}{among or f'Every row ranks {what}.'}"
 
 
 def budget_sentence(plan: Plan) -> str:
