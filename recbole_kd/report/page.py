@@ -107,7 +107,9 @@ def _ranking(comparison: Comparison) -> str:
 def _subtitle(comparison: Comparison) -> str:
     seeds = comparison.results.get("seeds") or []
     parts = [f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"] if seeds else []
-    if comparison.results.get("split"):
+    if comparison.results.get("splits"):
+        parts.append(f"{len(comparison.results['splits'])} random splits")
+    elif comparison.results.get("split"):
         parts.append(f"one split for all ({str(comparison.results['split'])[:12]})")
     if comparison.results.get("valid_metric"):
         parts.append(f"epochs chosen by {metric_label(str(comparison.results['valid_metric']).lower())} on validation")

@@ -358,14 +358,15 @@ class Comparison:
     def marks_say(self) -> str:
         """The legend of the tables' marks."""
         base = "its plain student (column over)" if self.reference else "the second best"
-        seeds = len(self.results.get("seeds") or [])
+        seeds, splits = (len(self.results.get(name) or [""]) for name in ("seeds", "splits"))
+        over = f"{seeds} seeds" if splits == 1 else f"{seeds * splits} runs on {splits} splits"
         sizes = {model.size for model in self.contenders}
         distilled = any(model.is_distilled for model in self.contenders)
         among = f"distilled row of {sizes.pop()}" if distilled and len(sizes) == 1 else "student"
         return (
             f"Best {among} in bold, second underlined. ▲ better, ▼ worse than {base}, where p < {LEVEL} (paired, "
             "Holm's correction): * for other users with these trained models, ** also for models trained anew. "
-            f"{f'Mean ± deviation over {seeds} seeds' if seeds > 1 else 'One seed'}."
+            f"{f'Mean ± deviation over {over}' if seeds * splits > 1 else 'One seed'}."
         )
 
     def differing_settings(self) -> dict[str, dict[str, Any]]:

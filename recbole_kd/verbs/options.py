@@ -321,6 +321,12 @@ class CompareOptions(VerbOptions):
     seeds: int | tuple[int, ...] = option(
         1, "number of seeds, from --seed on, or a list of them; --split_seed decides the split", metavar="5"
     )
+    splits: int = option(
+        1,
+        "number of random splits, from --split_seed on; each model has all its seeds on each",
+        minimum=1,
+        maximum=1000,
+    )
     sweep: Any = option(
         None,
         "one or two settings: train each model that reads them with every value, and plot the metric",

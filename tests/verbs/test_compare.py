@@ -14,6 +14,7 @@ from typing import Any, Optional
 import numpy as np
 import pyarrow.parquet
 import pytest
+import scipy.stats
 import yaml
 
 from recbole_kd.cli import main
@@ -570,7 +571,7 @@ def test_each_recipe_is_compared_with_its_own_plain_student(tmp_path: Path) -> N
                 },
             }
         ]
-    found = {row["name"]: row for row in summarise(planned, records, "split")["rows"]}
+    found = {row["name"]: row for row in summarise(planned, records, ["split"])["rows"]}
     seconds = {name: one[0]["epoch_seconds"][0] for name, one in records.items()}
     assert len([row for row in planned.rows if row.role == "plain"]) == 2
     own = {row.name: row.reference for row in planned.rows if row.role == "recipe"}
@@ -578,6 +579,68 @@ def test_each_recipe_is_compared_with_its_own_plain_student(tmp_path: Path) -> N
     for name, reference in own.items():
         assert found[name]["relative_gain"]["recall@20"] == pytest.approx(seconds[name] / seconds[str(reference)] - 1)
         assert found[name]["costs"]["ratio_to_plain"] == pytest.approx(seconds[name] / seconds[str(reference)])
+
+
+def test_users_of_several_splits_by_hand(tmp_path: Path) -> None:
+    """A user's metric is the mean over the splits that test the user; the tests over seeds are over all runs."""
+    planned = plan(
+        {"dataset": "ml-100k", "models": "BPR,ItemKNN", "splits": 2, "metrics": ["Recall"], "topk": [20]}
+        | {"valid_metric": "Recall@20", "split_seed": 7}
+    )
+    assert planned.split_seeds == (7, 8)
+    assert [row.first_config.split_seed for row in planned.on_split(8).rows] == [8, 8]
+    users = [["a", "b"], ["c", "a"]]
+    values = {"BPR": [[0.2, 0.4], [0.6, 0.4]], "ItemKNN": [[0.4, 0.6], [0.7, 0.4]]}
+    records: dict[str, list[Any]] = {}
+    for name, runs in values.items():
+        for split, found in enumerate(runs):
+            path = tmp_path / name / f"{split}.parquet"
+            save_per_user(path, users[split], {"recall@20": np.array(found)})
+            record = record_of(path, float(np.mean(found)))
+            records.setdefault(name, []).append(record)
+    results = summarise(planned, records, ["one", "two"])
+    assert results["splits"] == ["one", "two"]
+    assert "on each of 2 random splits" in results["budget"]["sentence"]
+    bpr, knn = results["rows"]
+    assert bpr["mean"]["recall@20"] == pytest.approx((0.3 + 0.5) / 2)
+    assert bpr["deviation"]["recall@20"] == pytest.approx(np.std([0.3, 0.5], ddof=1))
+    # a is tested on both splits, 0.3 and 0.4 on average; b and c once.
+    differences = np.array([0.4 - 0.3, 0.6 - 0.4, 0.7 - 0.6])
+    t = differences.mean() / (differences.std(ddof=1) / 3**0.5)
+    expected = 2 * scipy.stats.t.sf(t, 2)
+    assert results["significance"]["recall@20"]["p_users"][0][1] == pytest.approx(expected)
+    assert knn["mean"]["recall@20"] == pytest.approx((0.5 + 0.55) / 2)
+
+
+def record_of(path: Path, recall: float) -> dict[str, Any]:
+    """What a run leaves, with one metric."""
+    return {
+        **dict.fromkeys(("best_valid_result", "best_epoch", "loss_history", "valid_history", "checkpoint")),
+        "seed": 2020,
+        "test_result": {"recall@20": recall},
+        "epoch_seconds": [1.0],
+        "peak_memory_bytes": None,
+        "per_user": str(path),
+        "parameters": 7,
+        "threads": 1,
+        "inference": {
+            "latency_ms": {"batch_1": {"p50": 1.0, "p95": 3.0}},
+            "latency_range_ms": {"batch_1": [0.5, 4.0]},
+            "users_per_second": {"batch_1": 10.0},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"eval_args.order": "TO"}, "it is made in time"),
+        ({"benchmark_filename": ["a", "b", "c"]}, "--benchmark_filename gives it"),
+    ],
+)
+def test_splits_that_would_all_be_the_same_are_refused(given: dict[str, Any], found: str) -> None:
+    with pytest.raises(UserError, match=f"--splits=3 needs a random split, but {found}"):
+        plan({"dataset": "ml-100k", "models": "BPR", "splits": 3, **given})
 
 
 def test_means_gains_and_gaps_by_hand(tmp_path: Path) -> None:
@@ -615,7 +678,7 @@ def test_means_gains_and_gaps_by_hand(tmp_path: Path) -> None:
                     },
                 }
             )
-    results = summarise(planned, records, "split")
+    results = summarise(planned, records, ["split"])
     teacher, plain, recipe = results["rows"]
     assert plain["mean"]["recall@20"] == pytest.approx(0.45), "of unrounded means"
     assert plain["deviation"]["recall@20"] == pytest.approx(0.05 * 2**0.5)

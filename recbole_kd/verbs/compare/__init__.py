@@ -1,4 +1,4 @@
-"""Several models and recipes on one split, over several seeds: means, tests, gains and costs in one table.
+"""Several models and recipes on one or several splits, over several seeds: means, tests, gains and costs in one table.
 
 ``plan`` turns settings into rows, ``perform`` makes one run (a row with a seed), ``summary`` joins their records, and
 :func:`compare` calls them. A run's folder is named by a digest of everything that affects its result. So the same
@@ -53,33 +53,61 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
     planned = plan(settings)
     check_place(planned.output / "results.json", "output")
     check_trackers(planned.students[0].first_config)
-    loaded = _splits(planned)
-    splits = next(iter(loaded.values()))
-    data = digest(
-        *(part for one in loaded.values() for part in (one.content() + one.columns(), list(one.pairs(one.test))))
-    )
-    planned.output.mkdir(parents=True, exist_ok=True)
-    progress = Progress(planned)
-    try:
-        teachers = [row for row in planned.rows if row.role == "teacher"]
-        _make(_jobs(planned, teachers, data), planned.parallel, progress, run)
-        if planned.tune_trials:
-            planned = _tuned(planned, progress)
-        students = _jobs(planned, planned.students, data)
-        _make(students, planned.parallel, progress, run)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{progress.done} of {progress.total} runs are kept in {planned.output}; repeat the command to continue."
-        ) from None
     records: dict[str, list[Any]] = {row.name: [] for row in planned.rows}
-    for job in [*_jobs(planned, teachers, data), *students]:
-        records[job.row.name].append(job.result())
-    results = summarise(planned, records, splits.training_digest, ranked(list(loaded.values())))
+    splits: list[Splits] = []
+    digests: list[str] = []
+    for number, seed in enumerate(planned.split_seeds, start=1):
+        part = planned.on_split(seed)
+        loaded = _splits(part)
+        progress = Progress(part)
+        if len(planned.split_seeds) > 1:
+            progress.say(f"split {number} of {len(planned.split_seeds)}: --split_seed={seed}")
+        part, found = _made(part, loaded, progress, run, tune=number == 1)
+        planned = replace(part, split_seeds=planned.split_seeds)  # settings chosen on the first split hold for all
+        for name, of_split in found.items():
+            records[name] += of_split
+        splits = list(loaded.values())
+        digests.append(splits[0].training_digest)
+    results = summarise(planned.on_split(planned.split_seeds[0]), records, digests, ranked(splits))
     save_json(results, planned.output / "results.json", "output")
     from recbole_kd.report import write_report
 
     write_report(results, planned.output)
     return Framed(results, _means)
+
+
+def _made(
+    part: Plan, loaded: Mapping[str, Splits], progress: Progress, run: Optional[Runner], tune: bool
+) -> tuple[Plan, dict[str, list[Any]]]:
+    """Makes the missing runs of one split.
+
+    Args:
+        part: the plan of this split.
+        loaded: its data.
+        tune: whether settings are chosen first, if the plan asks for it.
+
+    Returns:
+        The plan with the chosen settings, and row name -> its runs' records, one for each seed.
+    """
+    data = digest(
+        *(piece for one in loaded.values() for piece in (one.content() + one.columns(), list(one.pairs(one.test))))
+    )
+    part.output.mkdir(parents=True, exist_ok=True)
+    teachers = [row for row in part.rows if row.role == "teacher"]
+    try:
+        _make(_jobs(part, teachers, data), part.parallel, progress, run)
+        if part.tune_trials and tune:
+            part = _tuned(part, progress)
+        students = _jobs(part, part.students, data)
+        _make(students, part.parallel, progress, run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{progress.done} of {progress.total} runs are kept in {part.output}; repeat the command to continue."
+        ) from None
+    records: dict[str, list[Any]] = {row.name: [] for row in part.rows}
+    for job in [*_jobs(part, teachers, data), *students]:
+        records[job.row.name].append(job.result())
+    return part, records
 
 
 def _splits(planned: Plan) -> dict[str, Splits]:

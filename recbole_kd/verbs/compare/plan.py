@@ -150,7 +150,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows, data and budget of a comparison."""
+    """The rows, data and budget of a comparison.
+
+    Attributes:
+        rows: with the settings of the first split.
+        split_seeds: of the splits; each row is trained with each of its seeds on each split.
+    """
 
     dataset: str
     rows: tuple[Row, ...]
@@ -161,11 +166,17 @@ class Plan:
     own_budgets: Mapping[str, str]
     output: Path
     parallel: int
+    split_seeds: tuple[int, ...] = (2020,)
 
     @property
     def students(self) -> list[Row]:
         """All rows except the teachers."""
         return [row for row in self.rows if row.role != "teacher"]
+
+    def on_split(self, split_seed: int) -> Plan:
+        """The same plan on one of the splits alone."""
+        rows = (replace(row, settings={**row.settings, "split_seed": split_seed}) for row in self.rows)
+        return replace(self, rows=tuple(rows), split_seeds=(split_seed,))
 
 
 def plan(settings: Mapping[str, Any]) -> Plan:
@@ -209,6 +220,8 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     rows = _with_companions(rows, seeds)
     if options.tune_trials:
         _check_spaces(rows)
+    if options.splits > 1:
+        _check_random_split(options.splits, rows[-1].first_config)
     return Plan(
         dataset=dataset,
         rows=tuple(rows),
@@ -219,7 +232,22 @@ def plan(settings: Mapping[str, Any]) -> Plan:
         own_budgets=exceptions,
         output=Path(options.output),
         parallel=options.parallel,
+        split_seeds=tuple(range(common["split_seed"], common["split_seed"] + options.splits)),
     )
+
+
+def _check_random_split(count: int, config: KDConfig) -> None:
+    """
+    Raises:
+        UserError: the split does not depend on ``split_seed``, so that all splits would be the same.
+    """
+    order, files = config["eval_args"]["order"], config["benchmark_filename"]
+    if files or config["split_time"] or order != "RO":
+        found = "--benchmark_filename gives it" if files else "it is made in time"
+        raise UserError(
+            f"--splits={count} needs a random split, but {found}; leave --splits out and set --seeds={count}, or set "
+            "--eval_args.order=RO."
+        )
 
 
 def _sections(models: Any, in_files: Any) -> dict[str, dict[str, Any]]:

@@ -26,18 +26,20 @@ Record = Mapping[str, Any]
 PerUser = dict[str, NDArray[Any]]
 
 
-def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, ranking: str = "") -> dict[str, Any]:
+def summarise(
+    plan: Plan, records: Mapping[str, Sequence[Record]], splits: Sequence[str], ranking: str = ""
+) -> dict[str, Any]:
     """results.json; its fields are in docs/compare.md.
 
     Args:
-        records: row name -> the records of :func:`perform`, one per seed.
-        split: digest of the splits.
+        records: row name -> the records of :func:`perform`, one for each seed on the first split, and so on.
+        splits: digests of the training splits.
         ranking: the text of :func:`ranked`.
 
     Raises:
         UserError: per-user files of different users.
     """
-    per_user, means = _measured(plan, records)
+    per_user, means = _measured(plan, records, len(splits))
     metrics = list(records[plan.rows[0].name][0]["test_result"])
     average = {name: {metric: float(np.mean(values[metric])) for metric in metrics} for name, values in means.items()}
     reference = next((row.reference for row in plan.rows if row.reference), None)
@@ -82,7 +84,8 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, r
     return {
         "format": FORMAT,
         "dataset": plan.dataset,
-        "split": split,
+        "split": splits[0],
+        **({"splits": list(splits)} if len(splits) > 1 else {}),
         "mode": plan.students[0].first_config["eval_args"]["mode"]["test"],
         "metrics": metrics,
         "valid_metric": str(plan.students[0].first_config["valid_metric"]).lower(),
@@ -91,7 +94,7 @@ def summarise(plan: Plan, records: Mapping[str, Sequence[Record]], split: str, r
             "tune_trials": plan.tune_trials,
             "epochs": plan.epochs,
             "stopping_step": plan.stopping_step,
-            "sentence": " ".join(filter(None, [budget_sentence(plan), ranking])),
+            "sentence": " ".join(filter(None, [budget_sentence(plan, len(splits)), ranking])),
         },
         "reference": reference,
         "teacher": teacher,
@@ -135,8 +138,8 @@ def ranked(loaded: Sequence[Splits]) -> str:
     return f"{alike if len(loaded) > 1 else ''}{among or f'Every row ranks {what}.'}"
 
 
-def budget_sentence(plan: Plan) -> str:
-    """One sentence on the budget of every method."""
+def budget_sentence(plan: Plan, splits: int = 1) -> str:
+    """One sentence on the budget of every method; with several splits two."""
     valid = plan.students[0].first_config["valid_metric"]
     searched = [row for row in plan.students if row.space != "none"]
     left = [row.name for row in plan.students if row.space == "none"]
@@ -146,47 +149,64 @@ def budget_sentence(plan: Plan) -> str:
         tuned += f" (except {', '.join(left)}, as it is)" if left and searched else ""
     but = "; ".join(f"{name}: {budget}" for name, budget in plan.own_budgets.items())
     teachers = [row for row in plan.rows if row.role == "teacher"]
-    teacher = f"; each teacher was trained once, with seed {teachers[0].seeds[0]}" if teachers else ""
+    once = "once" if splits == 1 else "once for each split"
+    teacher = f"; each teacher was trained {once}, with seed {teachers[0].seeds[0]}" if teachers else ""
+    on = "one split" if splits == 1 else f"each of {splits} random splits"
+    also = "" if splits == 1 else " What holds over seeds holds over these runs, which differ in their splits too."
     counts = {"seed": len(plan.seeds), "epoch": plan.epochs, "evaluation": plan.stopping_step}
     seeds, epochs, evaluations = (counted(count, name) for name, count in counts.items())
     return (
-        f"Every student was trained with {seeds} on one split, {tuned}, for at most {epochs}, stopped after "
+        f"Every student was trained with {seeds} on {on}, {tuned}, for at most {epochs}, stopped after "
         f"{evaluations} without improvement of {valid} on validation"
-        f"{f' (except {but})' if but else ''}{teacher}."
+        f"{f' (except {but})' if but else ''}{teacher}.{also}"
     )
 
 
 def _measured(
-    plan: Plan, records: Mapping[str, Sequence[Record]]
+    plan: Plan, records: Mapping[str, Sequence[Record]], splits: int
 ) -> tuple[dict[str, PerUser], dict[str, dict[str, list[float]]]]:
     """The metrics of each row, from the runs' files.
 
     Returns:
-        Row name -> metric -> (n,) each user's mean over seeds, the users in the same order for all rows; and
-        row name -> metric -> the mean of each seed's run, unrounded if the metric is a mean over users.
+        Row name -> metric -> (n,) each user's mean over the runs that tested the user, the users in the same order for
+        all rows; and row name -> metric -> the mean of each run, unrounded if the metric is a mean over users.
+
+    Raises:
+        UserError: runs on one split were evaluated on different users.
     """
-    everyone: Optional[list[str]] = None
-    per_user: dict[str, PerUser] = {}
+    tested: dict[int, NDArray[Any]] = {}  # users of each split, which are the same for all rows
+    columns_of: dict[str, list[tuple[int, PerUser]]] = {}
     means: dict[str, dict[str, list[float]]] = {}
     for row in plan.rows:
-        total: PerUser = {}
         means[row.name] = {metric: [] for metric in records[row.name][0]["test_result"]}
-        for record in records[row.name]:
+        columns_of[row.name] = []
+        each = len(records[row.name]) // splits
+        for number, record in enumerate(records[row.name]):
             users, values = load_per_user(Path(record["per_user"]))
             order = np.argsort(np.array(users), kind="stable")
-            known = [users[index] for index in order]
-            everyone = known if everyone is None else everyone
-            if known != everyone:
+            known, split = np.array(users)[order], number // each
+            if not np.array_equal(known, tested.setdefault(split, known)):
                 raise UserError(
                     f"The runs of {row.name} were evaluated on other users than {plan.rows[0].name}; remove "
                     f"{Path(record['per_user']).parent} and repeat the command."
                 )
-            for metric, column in values.items():
-                total[metric] = total.get(metric, 0) + column[order]
+            columns_of[row.name].append((split, {metric: column[order] for metric, column in values.items()}))
             for metric, kept in means[row.name].items():
                 kept.append(float(values[metric].mean()) if metric in values else record["test_result"][metric])
-        per_user[row.name] = {metric: column / len(records[row.name]) for metric, column in total.items()}
-    return per_user, means
+    everyone = np.unique(np.concatenate(list(tested.values())))
+    places = {split: np.searchsorted(everyone, users) for split, users in tested.items()}
+    return {name: _over_runs(runs, places, len(everyone)) for name, runs in columns_of.items()}, means
+
+
+def _over_runs(runs: Sequence[tuple[int, PerUser]], places: Mapping[int, NDArray[Any]], users: int) -> PerUser:
+    """Each user's means over the runs of the splits that tested the user."""
+    count = np.zeros(users)
+    total: PerUser = {}
+    for split, values in runs:
+        count[places[split]] += 1
+        for metric, column in values.items():
+            np.add.at(total.setdefault(metric, np.zeros(users)), places[split], column)
+    return {metric: column / count for metric, column in total.items()}
 
 
 def _prefixes(records: Sequence[Record]) -> dict[str, Any]:
@@ -299,7 +319,7 @@ def table(results: Mapping[str, Any]) -> str:
     cutoff = valid.partition("@")[2]
     shown = [valid] + [metric for metric in (f"recall@{cutoff}", f"ndcg@{cutoff}") if metric in results["metrics"]]
     shown = list(dict.fromkeys(metric for metric in shown if metric in results["metrics"]))[:2]
-    several = len(results["seeds"]) > 1
+    several = max(len(row["runs"]) for row in results["rows"]) > 1
     head = ["", "dimensions"]
     for metric in shown:
         head += [metric + (" ± deviation" if several else ""), "gain", "gap closed"]
