@@ -547,7 +547,7 @@ def test_the_same_seeds_give_the_same_copy(known_answer: Path) -> None:
 
 
 def test_each_recipe_is_compared_with_its_own_plain_student(tmp_path: Path) -> None:
-    models = {"RRDStudent": {}, "other": {"model": "RRDStudent", "student": "LightGCN"}}
+    models = {"RRDStudent": {}, "other": {"model": "RRDStudent", "student": "LightGCN", "teacher": {"model": "LightGCN"}}}
     (tmp_path / "two.yaml").write_text(json.dumps({"models": models}))
     measured = {"seeds": 1, "metrics": ["Recall"], "topk": [20], "valid_metric": "Recall@20"}
     planned = plan({"dataset": "ml-100k", "config_files": str(tmp_path / "two.yaml"), **measured})
@@ -579,6 +579,9 @@ def test_each_recipe_is_compared_with_its_own_plain_student(tmp_path: Path) -> N
     for name, reference in own.items():
         assert found[name]["relative_gain"]["recall@20"] == pytest.approx(seconds[name] / seconds[str(reference)] - 1)
         assert found[name]["costs"]["ratio_to_plain"] == pytest.approx(seconds[name] / seconds[str(reference)])
+        # The plain student is measured by its recipe's teacher, and the teacher by its recipe's plain student.
+        assert found[str(reference)]["teacher"] == found[name]["teacher"]
+        assert found[found[name]["teacher"]]["reference"] == reference
 
 
 def test_users_of_several_splits_by_hand(tmp_path: Path) -> None:

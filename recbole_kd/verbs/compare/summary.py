@@ -44,16 +44,20 @@ def summarise(
     average = {name: {metric: float(np.mean(values[metric])) for metric in metrics} for name, values in means.items()}
     reference = next((row.reference for row in plan.rows if row.reference), None)
     teacher = next((row.name for row in plan.rows if row.role == "teacher"), None)
+    # A plain student and a teacher belong to the recipes that name them; of several the first counts.
+    recipes = [row for row in reversed(plan.rows) if row.role == "recipe"]
+    taught = {row.reference: row.teacher for row in recipes}
+    surpassed = {row.teacher: row.reference for row in recipes}
     rows = []
     for row in plan.rows:
-        own_reference = row.name if row.role == "plain" else row.reference or reference
-        own_teacher = {"teacher": row.name, "recipe": row.teacher}.get(row.role, teacher)
+        own_reference = row.name if row.role == "plain" else row.reference or surpassed.get(row.name, reference)
+        own_teacher = {"teacher": row.name, "recipe": row.teacher}.get(row.role, taught.get(row.name, teacher))
         rows.append(
             {
                 "name": row.name,
                 "role": row.role,
                 "backbone": row.backbone,
-                "teacher": row.teacher,
+                "teacher": taught.get(row.name, row.teacher),
                 "reference": own_reference,
                 # Runs of older versions lack it.
                 **{key: records[row.name][0][key] for key in ("dimensions",) if key in records[row.name][0]},
