@@ -56,6 +56,8 @@ def final_experiment(experiment: Experiment, trainer: Any, teacher: AnyTeacher |
         "save_last": False,
         "baseline": "none",
     }
+    if experiment.settings["stop_annealing"] and getattr(trainer.model, "best_score", None) is not None:
+        given["anneal_cap"] = trainer.model.best_beta  # without validation nothing stops the annealing
     for source, member in zip(experiment.teachers, getattr(teacher, "members", [teacher])):
         if source.settings is not None and source.settings["epochs"]:
             given[f"{source.prefix}stop_after"] = member.trained.state["best_epoch"] + 1

@@ -126,6 +126,18 @@ def test_each_of_several_teachers_is_trained_again_for_as_long_as_was_chosen(kno
     assert [source.settings["stop_after"] for source in final.teachers if source.settings is not None] == [2, 1]
 
 
+def test_annealing_that_validation_stopped_ends_at_the_same_value(known_answer: Path) -> None:
+    """The last training has no validation, which would stop it."""
+    settings = known_answer_settings(known_answer, stop_annealing=True, anneal_cap=1.0)
+    model = SimpleNamespace(best_score=0.3, best_beta=0.05)
+    final = final_experiment(
+        Experiment.of("MultiVAEVariant", "known-answer", given=settings),
+        SimpleNamespace(best_epoch=2, model=model),
+        None,
+    )
+    assert final.settings["anneal_cap"] == 0.05
+
+
 def test_it_is_refused_where_nothing_is_held_out(known_answer: Path) -> None:
     with pytest.raises(
         UserError, match="--final=true trains again with the held-out interactions, but the split holds out none"

@@ -547,7 +547,10 @@ def test_the_same_seeds_give_the_same_copy(known_answer: Path) -> None:
 
 
 def test_each_recipe_is_compared_with_its_own_plain_student(tmp_path: Path) -> None:
-    models = {"RRDStudent": {}, "other": {"model": "RRDStudent", "student": "LightGCN", "teacher": {"model": "LightGCN"}}}
+    models = {
+        "RRDStudent": {},
+        "other": {"model": "RRDStudent", "student": "LightGCN", "teacher": {"model": "LightGCN"}},
+    }
     (tmp_path / "two.yaml").write_text(json.dumps({"models": models}))
     measured = {"seeds": 1, "metrics": ["Recall"], "topk": [20], "valid_metric": "Recall@20"}
     planned = plan({"dataset": "ml-100k", "config_files": str(tmp_path / "two.yaml"), **measured})
