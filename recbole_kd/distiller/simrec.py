@@ -14,6 +14,7 @@ student's own L_rec = -mean over T2 of y_s(u, i) (eq. 12):
 - w (eq. 10): w = 1 - epsilon if (g1 + g2)·g_rec > g1·g2 else 1 + epsilon, without gradient. g1, g2, g_rec are the
   gradients of lambda1 L1, lambda2 L2, L_rec with respect to the node's student embedding. By default the weights are
   included, as in the loss. The equation uses the gradients of L1 and L2 alone: ``gradient_weighting: unweighted``.
+  Either way the three terms are means over their entries, as in the loss; the equation has sums.
 - ``decay``, lambda4 L4: squared Frobenius norm of the embedding tables.
 
 For a catalogue too large to sum over, ``catalogue: n`` estimates the sums from n users and n items. They are drawn for
