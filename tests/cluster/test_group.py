@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+from torch import nn
 
 from recbole_kd.cluster.group import ALONE, Group, joined, lost, processes_around, take_own_gpu
 from recbole_kd.cluster.launch import together
@@ -26,6 +31,7 @@ from recbole_kd.stages.data import load_splits
 from recbole_kd.stages.student import build_student
 from recbole_kd.stages.teacher import shared_teacher
 from recbole_kd.testing import known_answer_settings
+from recbole_kd.trainer.shared import SharedMixin, _SharedBatches, divides_steps, share_of_steps
 
 #: What is trained: methods whose distillers share, and ones that a process computes whole.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,15 +50,19 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "a base loss with dropout, in one process": (
         "NeuMF",
         {
-            "distill": "cd,rd",
+            "distill": "cd,rd,rrd",
             "teacher": "BPR",
             "cd.pool": 20,
+            "rrd.interesting": 5,
+            "rrd.uninteresting": 5,
+            "rrd.pool": 8,
             "rd.start_epoch": 0,
             "rd.dynamic_samples": 9,
             "dropout_prob": 0.2,
             "embedding_size": None,
         },
     ),
+    "a last batch of one row": ("BPR", {"distill": [], "train_batch_size": 383, "epochs": 3}),
     "clipped": ("FreqDStudent", {"clip_grad_norm": {"max_norm": 0.01}}),
 }
 SMALL = {"epochs": 2, "eval_batch_size": 41 * 7, "embedding_size": 8, "train_batch_size": 100, "learning_rate": 0.01}
@@ -71,7 +81,7 @@ def trained(data_path: Path, folder: str, group: Group) -> dict[str, Any]:
         for method, (model, settings) in METHODS.items():
             own = group if group is ALONE else dataclasses.replace(group, store=dist.PrefixStore(method, group.store))
             given = {**SMALL, "baseline": "none", "teacher.epochs": 1, "teacher.embedding_size": 8, **settings}
-            if model == "BPR":
+            if model == "BPR" or given.get("distill") == []:
                 given = {key: value for key, value in given.items() if not key.startswith("teacher.")}
             given = {key: value for key, value in given.items() if value is not None}
             given["checkpoint_dir"] = str(data_path / folder)
@@ -89,6 +99,7 @@ def trained(data_path: Path, folder: str, group: Group) -> dict[str, Any]:
                 "valid": trainer.valid_history,
                 "best": (trainer.best_epoch, dict(trainer.best_valid_result)),
                 "test": dict(trainer.evaluate(test, load_best_model=False)),
+                "users": trainer.eval_collector.per_user()[0].tolist(),
                 "batches scored here": len(scored),
                 "file": trainer.saved_model_file,
             }
@@ -141,6 +152,7 @@ def test_metrics_are_equal_to_the_last_digit(method: str, both: Any) -> None:
     assert two["test"] == one["test"]
     assert two["valid"] == one["valid"]
     assert two["best"] == one["best"]
+    assert two["users"] == one["users"], "each user's metrics come in the order of one process"
     assert 0 < two["batches scored here"] < one["batches scored here"], "each process scores its batches alone"
 
 
@@ -190,6 +202,181 @@ def _assert_close(one: Any, two: Any) -> None:
         torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-10)
     else:
         assert one == two
+
+
+# One of several processes, whose group is a list of what it asks for
+
+
+class Asked:
+    """A group that notes what it is asked for; process 0 sends `sent`."""
+
+    def __init__(self, rank: int, sent: Any = None) -> None:
+        self.rank, self.count, self.is_first, self.sent = rank, 2, rank == 0, sent
+        self.aligned: list[torch.Tensor] = []
+
+    def plain(self, value: Any, source: int = 0) -> Any:
+        return value if self.rank == source else self.sent
+
+    def tensors(self, values: Any, source: int = 0) -> Any:
+        return values if self.rank == source else self.sent
+
+    def align(self, tensors: Any, source: int = 0) -> None:
+        self.aligned += tensors
+
+
+class Alone:
+    """What :class:`SharedMixin` adds to: a trainer of one process, which notes how it is called."""
+
+    def __init__(self, config: Any, model: nn.Module, distillers: dict[str, nn.Module]) -> None:
+        self.config, self.model, self.distillers = config, model, nn.ModuleDict(distillers)
+        self.logger, self.saved_model_file, self.called = logging.getLogger(), "own.pth", []
+
+    def _joint_loss(self, base_loss: Any) -> Any:
+        return "summed over processes", base_loss
+
+    def _train_epoch(self, batches: Any, epoch: int, loss: Any, show_progress: bool) -> None:
+        self.called.append((loss, show_progress))
+
+    def evaluate(self, data: Any, *arguments: Any) -> Any:
+        self.called.append((self.eval_collector.shared, data))
+        if self.model.broken:
+            raise RuntimeError("interrupted")
+        return "own result"
+
+
+class Together(SharedMixin, Alone):
+    """One of several."""
+
+
+def a_model(name: str, broken: bool = False, **attributes: Any) -> nn.Module:
+    """An architecture, as far as its name decides how a step is divided."""
+    model: nn.Module = type(name, (nn.Module,), {"broken": broken, **attributes})()
+    model.weight = nn.Parameter(torch.ones(1))
+    model.register_buffer("mean", torch.ones(2))
+    return model
+
+
+def one_of_two(rank: int, model: nn.Module, sent: Any = None, **distillers: nn.Module) -> Together:
+    known = known_answer_settings(Path())
+    config = KDConfig("BPR", "known-answer", config_dict=known)
+    return Together(config, model, distillers, group=Asked(rank, sent))
+
+
+@pytest.mark.parametrize(
+    ("name", "divides"),
+    [("BPR", True), ("LightGCN", True), ("SimRecStudent", True), ("NeuMF", False), ("SGL", False), ("MultiVAE", False)],
+)
+def test_steps_of_models_without_dropout_are_divided(name: str, divides: bool) -> None:
+    group = Group(1, 2)
+    assert divides_steps(a_model(name)) == divides
+    assert share_of_steps(a_model(name), group) == (group if divides else Share())
+
+
+def test_distillers_that_do_not_share_are_computed_in_turns() -> None:
+    """Process 0 begins, or has the base loss if that is not divided."""
+    whole = {name: nn.Linear(1, 1) for name in ("ftd", "rkd", "htd")}
+    divided = nn.Linear(1, 1)
+    divided.shares = True
+    for model, owners in (("BPR", [0, 1, 0]), ("LightGCN", [1, 0, 1]), ("NeuMF", [0, 0, 0, 0])):
+        trainer = one_of_two(1, a_model(model), "sent.pth", rrd=divided, **whole)
+        assert list(trainer._owners.values()) == owners
+        assert sorted(trainer._computed()) == sorted(
+            name for name in trainer.distillers if trainer._owners.get(name, 1) == 1
+        )
+
+
+def test_who_evaluates_is_said_where_process_0_computes_the_steps(caplog: pytest.LogCaptureFixture) -> None:
+    one_of_two(0, a_model("NeuMF"))
+    one_of_two(0, a_model("GRU4Rec", type=ModelType.SEQUENTIAL))
+    general, sequential = (one.message for one in caplog.records)
+    assert general.endswith("process 0 computes the steps. Evaluation is divided among all processes.")
+    assert sequential.endswith("process 0 computes the steps. It also evaluates.")
+
+
+def test_losses_come_in_the_order_of_one_process() -> None:
+    trainer = one_of_two(0, a_model("BPR"), rrd=nn.Linear(1, 1), de=nn.Linear(1, 1))
+    assert sorted(["de.user", "rrd", "rec2", "de.item", "rec"], key=trainer._place) == [
+        *("rec2", "rec"),
+        "rrd",
+        *("de.user", "de.item"),
+    ]
+
+
+def test_process_0_names_the_file() -> None:
+    assert one_of_two(0, a_model("BPR")).saved_model_file == "own.pth"
+    assert one_of_two(1, a_model("BPR"), "sent.pth").saved_model_file == "sent.pth"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_epoch_begins_with_equal_replicas_and_process_0_shows_it(rank: int) -> None:
+    trainer = one_of_two(rank, a_model("BPR"), "sent.pth", ftd=nn.Linear(1, 1, bias=False))
+    trainer._train_epoch([], 0, show_progress=True)
+    (weight, mean, own) = trainer.group.aligned
+    assert (weight is trainer.model.weight, mean is trainer.model.mean) == (True, True)
+    assert own is trainer.distillers["ftd"].weight
+    assert trainer.called == [(None, rank == 0)]
+
+
+def test_the_loss_is_a_sum_over_processes_without_distillers_too() -> None:
+    """With distillers, a trainer of one process joins the losses by itself."""
+    for distillers, loss in (({}, ("summed over processes", "base")), ({"ftd": nn.Linear(1, 1)}, "base")):
+        trainer = one_of_two(0, a_model("BPR"), **distillers)
+        trainer._train_epoch([], 0, "base")
+        assert trainer.called == [(loss, False)]
+
+
+class Batches:
+    """A loader that draws a random number after its last batch."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches, self.ended = batches, False
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Interaction]:
+        for number in range(self.batches):
+            yield Interaction({"user_id": torch.tensor([number])})
+        self.ended = True
+
+
+def test_process_0_draws_every_batch_to_the_loaders_end() -> None:
+    loader = Batches(2)
+    first = [batch["user_id"].tolist() for batch in _SharedBatches(loader, Asked(0))]
+    assert (first, loader.ended) == ([[0], [1]], True)
+    other = _SharedBatches(Batches(2), Asked(1, {"user_id": torch.tensor([7])}))
+    assert [batch["user_id"].tolist() for batch in other] == [[7], [7]]
+    with pytest.raises(AssertionError, match="more batches than its length"):
+        list(_SharedBatches(Batches(3), Asked(0)))
+
+
+class Ranked(FastFullSortEvalDataLoader):
+    """A loader of seven users, three at a time."""
+
+    def __init__(self, is_sequential: bool) -> None:
+        self.is_sequential, self.sample_size, self.step = is_sequential, 7, 3
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_general_models_rankings_are_divided(broken: bool) -> None:
+    group = Share(1, 2)
+    trainer = one_of_two(1, a_model("BPR", broken), "sent.pth")
+    trainer.group.part = group.part
+    with pytest.raises(RuntimeError, match="interrupted") if broken else contextlib.nullcontext():
+        assert trainer.evaluate(Ranked(is_sequential=False)) == "own result"
+    ((shared, data),) = trainer.called
+    assert shared
+    assert len(data) == 2, "of three batches"
+    assert not trainer.eval_collector.shared, "the next evaluation may be of another kind"
+
+
+@pytest.mark.parametrize("data", [Ranked(is_sequential=True), "sampled candidates"])
+def test_every_other_evaluation_is_process_0s_and_told_to_all(data: Any) -> None:
+    first, second = one_of_two(0, a_model("BPR")), one_of_two(1, a_model("BPR"), "result of process 0")
+    assert first.evaluate(data) == "own result"
+    assert first.called == [(False, data)]
+    assert second.evaluate(data) == "result of process 0"
+    assert second.called == []
 
 
 def test_parts_are_all_and_disjoint() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from recbole_kd.data import bands
 from recbole_kd.data.bands import (
     BandFilter,
     ChebyshevFilter,
+    band_coefficients,
     band_filter,
+    chebyshev_moments,
     equal_edges,
     equal_shares,
     multiplicity_of_one,
@@ -90,6 +93,68 @@ def test_how_often_frequency_1_occurs_is_said(caplog: pytest.LogCaptureFixture) 
     assert f"2 groups of {len(nodes)} frequencies; {multiplicity_of_one(frequencies)} of them are 1" in caplog.text
 
 
+def test_only_frequencies_that_rounding_parts_from_1_are_1() -> None:
+    assert multiplicity_of_one(np.array([0.0, 0.999, 1 - 1e-12, 1.0, 1 + 1e-12, 1.001, 2.0])) == 3
+
+
+def test_a_node_without_an_edge_gets_the_weight_of_frequency_1() -> None:
+    """One user with two items: frequencies 0, 1 and 2, in a group each. Padding and the last item have no edge."""
+    adjacency = bipartite_adjacency(Observed(torch.tensor([1, 1]), torch.tensor([1, 2]), 2, 4))
+    smooth = band_filter(adjacency, [0.9, 0.25, 0.4])
+    signal, lonely = torch.randn(6, 2, requires_grad=True), torch.tensor([0, 2, 5])
+    torch.testing.assert_close(smooth(signal)[lonely], 0.5 * signal[lonely])
+    assert not smooth.constant(signal).requires_grad
+    read, product = smooth.part(torch.tensor([5, 1]))
+    assert read.tolist() == [1, 3, 4, 5], "a node without an edge is read for its own row alone"
+    torch.testing.assert_close(product(signal[read]), smooth(signal)[[5, 1]])
+
+
+def test_a_graph_without_an_edge_has_a_filter_too() -> None:
+    """Its groups are empty: each node gets the mean of their weights."""
+    nothing = torch.empty(0, dtype=torch.long)
+    smooth = band_filter(bipartite_adjacency(Observed(nothing, nothing, 2, 3)), [0.5, 0.0])
+    torch.testing.assert_close(smooth(torch.ones(5, 1)), torch.full((5, 1), 0.5))
+
+
+def test_only_nodes_with_an_edge_count_towards_what_is_decomposed_exactly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    adjacency = bipartite_adjacency(observed())
+    nodes = len(spectrum_of(adjacency)[0])
+    assert nodes < len(adjacency)
+    monkeypatch.setattr(bands, "EXACT_NODES", nodes)
+    assert isinstance(band_filter(adjacency, [1.0, 0.0]), BandFilter)
+    monkeypatch.setattr(bands, "EXACT_NODES", nodes - 1)
+    with caplog.at_level(logging.INFO):
+        assert isinstance(band_filter(adjacency, [1.0, 0.0]), ChebyshevFilter)
+    # Of a bipartite graph, frequencies lie symmetrically around 1.
+    assert re.search(rf"2 groups of {nodes} frequencies, divided at about (1|1\.0\d*|0\.9\d*)$", caplog.text.strip())
+
+
+@pytest.mark.parametrize("degree", [7, 8])
+def test_moments_are_sums_over_eigenvalues(degree: int) -> None:
+    """With D = I, trace(T_k(A)) is the sum of cos(k a) over the eigenvalues cos(a)."""
+    matrix = bipartite_adjacency(observed()).to_dense().double().numpy()
+    angles = np.arccos(np.clip(np.linalg.eigvalsh(matrix), -1, 1))
+    expected = [np.cos(k * angles).sum() for k in range(degree + 1)]
+    np.testing.assert_allclose(chebyshev_moments(matrix, np.eye(len(matrix)), degree), expected, atol=1e-6)
+
+
+def test_coefficients_are_integrals_with_jacksons_damping() -> None:
+    """g_n of N = degree + 1 terms (Weiße et al., eq. 71), times the integral of cos(n a) over each band of angles."""
+    degree, edges = 6, np.array([0.0, 0.4, 1.3, 2.0])
+    terms, middles = degree + 1, (np.arange(200_000) + 0.5) / 200_000 * np.pi
+    found = band_coefficients(edges, degree)
+    assert found.shape == (3, degree + 1)
+    for band in range(3):
+        inside = (edges[band] <= 1 - np.cos(middles)) & (1 - np.cos(middles) < edges[band + 1])
+        for n in range(degree + 1):
+            turn = np.pi / (terms + 1)
+            damping = ((terms - n + 1) * np.cos(n * turn) + np.sin(n * turn) / np.tan(turn)) / (terms + 1)
+            mean = (inside * np.cos(n * middles)).mean()
+            assert found[band, n] == pytest.approx(damping * (1 if n == 0 else 2) * mean, abs=1e-4)
+
+
 def large() -> torch.Tensor:
     return bipartite_adjacency(observed(users=150, items=120, pairs=900, seed=3))
 
@@ -106,12 +171,15 @@ def test_estimated_bounds_part_the_frequencies_into_equal_counts() -> None:
         assert below - 0.01 <= share <= up_to + 0.01
 
 
-def test_a_large_graph_is_filtered_by_chebyshev_polynomials(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.04, 0.04]])
+def test_a_large_graph_is_filtered_by_chebyshev_polynomials(
+    weights: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     adjacency = large()
-    exact = band_filter(adjacency, [1.0, 1.0, 0.0, 0.0])
+    exact = band_filter(adjacency, weights)
     monkeypatch.setattr(bands, "EXACT_NODES", 10)
     monkeypatch.setattr(bands, "DEGREE", 400)
-    estimated = band_filter(adjacency, [1.0, 1.0, 0.0, 0.0])
+    estimated = band_filter(adjacency, weights)
     assert isinstance(estimated, ChebyshevFilter)
     signal = torch.randn(len(adjacency), 6, generator=torch.Generator().manual_seed(4))
     signal = signal + torch.sparse.mm(adjacency, signal)  # not white

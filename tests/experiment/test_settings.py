@@ -34,19 +34,25 @@ def config(model: str = "SimRecStudent", **settings: Any) -> KDConfig:
         ("{'split':{'RS':[8,1,1]}}", {"split": {"RS": [8, 1, 1]}}),
         ("None", None),
         ("~", None),
+        ("null", None),
+        (" [1,2]", [1, 2]),
         ("true", True),
+        ("TRUE", True),
         ("False", False),
         ("BPR", "BPR"),
         ("__import__('os').system('true')", "__import__('os').system('true')"),
         ("!!python/object/apply:os.system ['true']", "!!python/object/apply:os.system ['true']"),
+        ("[!!python/name:os.system ]", "[!!python/name:os.system ]"),
+        ("{[1]: 2}", "{[1]: 2}"),
         ("(" * 300, "(" * 300),
+        ("-" * 100_000 + "1", "-" * 100_000 + "1"),
     ],
 )
 def test_values_are_literals_and_nothing_is_evaluated(text: str, value: object) -> None:
     assert parse_value(text) == value
 
 
-@pytest.mark.parametrize("text", ["{a: 1, a: 2}", "{'a': 1, 'a': 2}", "[{a: {b: 1, b: 1}}]"])
+@pytest.mark.parametrize("text", ["{a: 1, a: 2}", "{'a': 1, 'a': 2}", "[{a: {b: 1, b: 1}}]", "{'a': {'b': 1, 'b': 1}}"])
 def test_a_value_names_nothing_twice(text: str) -> None:
     with pytest.raises(UserError, match="twice; keep one"):
         parse_value(text)

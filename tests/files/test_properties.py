@@ -7,14 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import runpy
+import shutil
 import textwrap
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from recbole_kd.files.properties import PROPERTIES, model_names, read_properties
+from recbole_kd.errors import UserError
+from recbole_kd.files import properties
+from recbole_kd.files.properties import (
+    PROPERTIES,
+    dataset_names,
+    load_yaml,
+    model_names,
+    overall_properties,
+    read_properties,
+    read_yaml,
+)
 from recbole_kd.registry import DISTILLERS, MODELS, distiller_class, recipes
 from recbole_kd.sevo.graphs import SEvoOptions
 
@@ -93,6 +107,68 @@ def test_sevos_file_holds_exactly_its_options() -> None:
     defaults = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     written = read_properties("optimizer", "sevo")
     assert {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()} == written
+
+
+# What is read
+
+
+def test_numbers_with_an_exponent_need_no_point() -> None:
+    """YAML's own rule takes them for text."""
+    assert load_yaml("[1e-3, -1e-3, +2E4]") == [0.001, -0.001, 20000.0]
+
+
+def test_an_empty_file_has_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert read_yaml(tmp_path / "empty.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epochs: \xff", "is not plain YAML: 'utf-8' codec can't decode byte 0xff"),
+        (b"epochs: \x00", r"is not plain YAML: unacceptable character #x0000: [^\n]*\.$"),
+        (b"- epochs", "holds no settings by name; expected lines such as 'epochs: 50'"),
+        (b"50: epochs", "holds no settings by name; expected lines such as 'epochs: 50'"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_refused_in_a_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^The configuration file {re.escape(str(tmp_path))}/x\.yaml {message}"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_who_changes_what_was_read_changes_no_later_reading() -> None:
+    """A file is read once."""
+    for read in (overall_properties, lambda: read_properties("distiller", "rrd")):
+        before = dict(read())
+        read().clear()
+        assert read() == before != {}
+
+
+# What can be named
+
+
+def test_models_are_listed_by_name() -> None:
+    assert model_names() == sorted(model_names())
+
+
+def test_datasets_are_folders_files_of_ours_and_recboles_downloads(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "notes.txt").touch()
+    names = dataset_names(str(tmp_path))
+    assert {"mine", "citeulike", "ml-100k", "book-crossing"} <= set(names)
+    assert "notes.txt" not in names
+    assert set(names) - {"mine"} == set(dataset_names(str(tmp_path / "nowhere")))
+
+
+def test_an_installed_package_reads_its_own_folder(tmp_path: Path) -> None:
+    """Another package may have left a folder of this name beside it."""
+    module = tmp_path / "site-packages" / "recbole_kd" / "files" / "properties.py"
+    module.parent.mkdir(parents=True)
+    shutil.copy(properties.__file__, module)
+    for folder in (module.parents[1], module.parents[2]):
+        (folder / "properties").mkdir()
+    assert runpy.run_path(str(module))["PROPERTIES"] == module.parents[1] / "properties"
 
 
 if __name__ == "__main__":

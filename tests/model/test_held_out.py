@@ -183,6 +183,29 @@ def test_an_item_that_was_had_twice_counts_once(model: str, known_answer: Path) 
     assert torch.equal(torch.as_tensor(once), torch.as_tensor(twice))
 
 
+@pytest.mark.parametrize(
+    "model",
+    ["MultiVAE", "MultiDAE", "MultiVAEVariant", "MultiDAEVariant", "RecVAE", "MacridVAE", "RaCT", "DiffRec", "LDiffRec"]
+    + LINEAR,
+)
+def test_a_held_out_user_and_a_new_one_with_the_same_items_get_the_same_scores(model: str, tmp_path: Path) -> None:
+    """For each model that reads a user's items: both are ranked by them, and another history has other scores."""
+    config = config_of(model, tastes(tmp_path))
+    splits = load_splits(config)
+    known = build_model(config, splits.train).eval()
+    user = int(splits.test.inter_feat["user_id"][0])
+    had = splits.history.inter_feat["item_id"][splits.history.inter_feat["user_id"] == user]
+    assert len(had)
+    histories = ((known, user), (having_had(known, had), 0), (having_had(known, 1 + had % ITEMS), 0))
+    scores = []
+    for one, number in histories:
+        init_seed(0, True)  # some draw noise
+        with torch.no_grad():
+            scores.append(one.full_sort_predict(Interaction({"user_id": torch.tensor([number])})).flatten().float())
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(scores[2], scores[0], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("model", ["MultiDAEVariant", "EASE", "ItemKNN"])
 def test_metrics_by_loops_and_of_the_file(tmp_path: Path, model: str) -> None:
     """Few epochs, so that figures are not all 1; and held-out users of no single taste."""

@@ -13,8 +13,9 @@ import torch
 from recbole_kd import run_recbole_kd
 from recbole_kd.errors import UserError
 from recbole_kd.experiment.experiment import Experiment
+from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import ModelState, load_checkpoint
-from recbole_kd.stages.final import final_experiment
+from recbole_kd.stages.final import check_final, final_experiment
 from recbole_kd.testing import known_answer_settings
 from recbole_kd.verbs import train
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
@@ -42,6 +43,7 @@ def test_the_run_has_its_figures_and_a_second_file_that_has_none(finished: dict[
     assert finished["test_result"]
     assert final["checkpoint"] == finished["checkpoint"].replace(".pth", "-final.pth")
     assert final["epochs"] == finished["best_epoch"] + 1
+    assert final["train_seconds"] == sum(state["epoch_seconds"])
     assert state["final"]
     assert "test_result" not in state
     assert not state["best_valid_result"]
@@ -99,6 +101,9 @@ def test_it_is_what_a_run_on_everything_gives(known_answer: Path) -> None:
     theirs = state_of(alone["checkpoint"])["state_dict"]
     for name, weights in state_of(result["final"]["checkpoint"])["state_dict"].items():
         assert torch.equal(weights, theirs[name])
+    assert result["final"]["epochs"] > 1
+    last = Path(result["final"]["checkpoint"].replace(".pth", "-last.pth"))
+    assert not last.exists(), "nothing resumes a final training, so it keeps no state for that"
 
 
 def test_a_training_that_ends_early_is_the_beginning_of_the_longer_one(known_answer: Path) -> None:
@@ -123,6 +128,8 @@ def test_each_of_several_teachers_is_trained_again_for_as_long_as_was_chosen(kno
     members = [SimpleNamespace(trained=SimpleNamespace(state={"best_epoch": epoch})) for epoch in (1, 0)]
     final = final_experiment(experiment, SimpleNamespace(best_epoch=0), SimpleNamespace(members=members))
     assert final.settings["stop_after"] == 1
+    assert experiment.baseline is not None
+    assert final.baseline is None, "nothing is compared any more"
     assert [source.settings["stop_after"] for source in final.teachers if source.settings is not None] == [2, 1]
 
 
@@ -143,6 +150,23 @@ def test_it_is_refused_where_nothing_is_held_out(known_answer: Path) -> None:
         UserError, match="--final=true trains again with the held-out interactions, but the split holds out none"
     ):
         run(known_answer, "BPR", final=True, **{"eval_args.split": {"RS": [1, 0, 0]}})
+
+
+@pytest.mark.parametrize("shares", [[9, 1, 0], [9, 0, 1]])
+def test_one_split_that_is_held_out_is_enough(shares: list[int]) -> None:
+    check_final(KDConfig("BPR", "ml-100k", config_dict={"eval_args.split": {"RS": shares}}))
+
+
+def test_lists_that_all_interactions_leave_no_room_for_are_refused_before_the_teacher(
+    known_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 40 items, a user has had 8 in training and 10 in all: 31 others are there in the run, but not after it."""
+    given = {**QUICK, "rrd.pool": 20, "rrd.uninteresting": 11, "teacher.epochs": 1}
+    monkeypatch.setattr(
+        "recbole_kd.stages.final.shared_teacher", lambda *_: pytest.fail("the teacher is trained again first")
+    )
+    with pytest.raises(UserError, match="rrd.uninteresting=11 below the 20 of rrd.pool"):
+        run(known_answer, "RRDStudent", final=True, epochs=1, **given)
 
 
 def test_no_epoch_is_no_training_that_could_be_done_again(known_answer: Path) -> None:

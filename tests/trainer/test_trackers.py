@@ -96,6 +96,17 @@ def test_a_teacher_from_the_cache_is_in_the_group_too(known_answer: Path, memori
     assert summary.items() <= trained.finished[0][0].items()
 
 
+def test_the_trainings_on_all_interactions_are_runs_that_end_without_metrics(
+    known_answer: Path, memories: list[Memory]
+) -> None:
+    distil(known_answer, final=True)
+    assert [one.role for one in memories[3:]] == ["teacher", "student"]
+    for one in memories[3:]:
+        ((summary, failed),) = one.finished
+        assert not failed
+        assert not [name for name in summary if name.startswith("eval/")]
+
+
 def test_a_training_that_fails_ends_its_run(known_answer: Path, memories: list[Memory]) -> None:
     with pytest.raises(TrainingError):
         distil(known_answer, learning_rate=1e30, **{"teacher.learning_rate": 0.001})

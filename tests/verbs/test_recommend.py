@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -70,6 +72,8 @@ def test_an_older_checkpoint_that_ranked_seen_items_does_not_recommend_them(tmp_
     kept = [name for name in state["data_settings"] if name != "repeatable"]
     save_checkpoint({**state, "data_settings": kept}, tmp_path / "older.pth")
     assert Recommender(str(tmp_path / "older.pth"), config_dict={"data_path": str(data)}).exclude_seen
+    asked = {"data_path": str(data), "repeatable": True}
+    assert not Recommender(str(tmp_path / "older.pth"), config_dict=asked).exclude_seen, "who asks for them gets them"
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +176,10 @@ def test_a_sequential_model_reads_the_history_as_a_users_sequence(tmp_path: Path
     data = write_known_sequences(tmp_path)
     settings = known_sequences_settings(data, epochs=2)
     result = run_recbole_kd("GRU4Rec", "known-sequences", config_dict=settings)
-    recommender = Recommender(str(result["checkpoint"]), "all", {"data_path": str(data)})
+    recommender = Recommender(str(result["checkpoint"]), "train", {"data_path": str(data)})
     user = next(iter(recommender.users))
     items, lengths = (part[recommender.users[user]] for part in recommender.sequences)
+    assert lengths < len(items), "shorter than what the model reads"
     history = [recommender.items[item] for item in items[:lengths]]
     (theirs,) = recommender.recommend([user], k=5, exclude_seen=False)
     found = recommender.recommend_after(history, k=5, exclude_seen=False)
@@ -196,6 +201,21 @@ def test_a_model_that_ranks_by_a_users_items_reads_the_history_as_a_users_row(mo
     assert list(recommender.recommend([user], k=5)) == [theirs]
     other = recommender.recommend_after([recommender.items[item] for item in had[:2]], k=5)
     assert (other.scores == found.scores) == (model == "Pop")
+
+
+@pytest.mark.parametrize(
+    ("history", "k", "message"),
+    [
+        ([], 1, "The history is empty; give at least one item"),
+        (["i1", "other"], 1, "Item 'other' is not in known-answer; leave it out"),
+        (["[PAD]"], 1, r"Item '\[PAD\]' is not in known-answer"),
+        (["i1"], 41, "--k=41 exceeds the catalogue of 40 items"),
+        (["i1"], 0, "--k=0; expected a whole number of at least 1"),
+    ],
+)
+def test_a_history_that_cannot_be_answered(history: list[str], k: int, message: str, ease: str, data: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        Recommender(ease, config_dict={"data_path": str(data)}).recommend_after(history, k)
 
 
 def test_a_model_that_needs_the_user_reads_no_history(data: Path) -> None:
@@ -223,6 +243,11 @@ def test_users_come_in_the_order_asked_for(ease: str, data: Path) -> None:
         recommender.recommend(["u3", "u99"])
 
 
+def test_what_counts_as_seen_is_one_of_three(ease: str, data: Path) -> None:
+    with pytest.raises(UserError, match="--seen='valid' is not one of train, train"):
+        Recommender(ease, "valid", {"data_path": str(data)})
+
+
 def test_ids_are_a_list_and_may_be_numbers(tmp_path: Path) -> None:
     """A text would be read letter by letter: user 196 as users 1, 9 and 6."""
     config = {"data_path": str(tmp_path), "checkpoint_dir": str(tmp_path), "use_gpu": False, "baseline": "none"}
@@ -234,6 +259,8 @@ def test_ids_are_a_list_and_may_be_numbers(tmp_path: Path) -> None:
     numbers = Recommender(checkpoint, config_dict={"data_path": str(tmp_path), "use_gpu": False})
     assert list(numbers.recommend([12], k=1)) == list(numbers.recommend(["12"], k=1))
     assert numbers.recommend_after([3, 4], k=1) == numbers.recommend_after(["3", "4"], k=1)  # type: ignore[list-item]
+    pairs = pd.DataFrame({"user_id": [12, 3], "item_id": [5, 4]})
+    assert numbers.score(pairs).tolist() == numbers.score(pairs.astype(str)).tolist()
     with pytest.raises(UserError, match=r"users is the text '12'; expected a list of ids, such as \['12'\]"):
         numbers.recommend("12", k=1)
 
@@ -260,11 +287,65 @@ def test_blocks_of_users_give_what_one_sort_of_a_row_gives(rows: int, monkeypatc
         assert best[row][kept].tolist() == [float(table[user, item]) for item in expected]
 
 
-def test_scores_that_are_not_finite_are_refused(ease: str, data: Path) -> None:
+def test_the_bar_counts_users(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = torch.empty(0, dtype=torch.long)
+    users = torch.tensor([1, 2, 3])
+    list(rank_items(lambda block: torch.rand(len(block), 5), Observed(nothing, nothing, 4, 5), users, 2, True))
+    assert "3/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_scores_that_are_not_finite_are_refused(value: float, ease: str, data: Path) -> None:
     recommender = Recommender(ease, config_dict={"data_path": str(data)})
-    recommender.score_block = lambda users: torch.full((len(users), 41), torch.nan)
+    recommender.score_block = lambda users: torch.full((len(users), 41), value)
     with pytest.raises(UserError, match="scores that are not finite"):
         list(recommender.recommend())
+
+
+def test_scores_are_the_shortest_numbers_that_say_them(ease: str, data: Path) -> None:
+    """Of float32; 0.10000000149 would say no more than 0.1."""
+    recommender = Recommender(ease, config_dict={"data_path": str(data)})
+    recommender.score_block = lambda users: torch.full((len(users), 41), 0.1)
+    (one,) = recommender.recommend(["u1"], k=2)
+    assert one.scores == [0.1, 0.1]
+
+
+# Vectors, and scores of pairs
+
+
+def test_pairs_are_scored_as_in_the_ranking(ease: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the table, and in blocks of two users."""
+    monkeypatch.setattr("recbole_kd.verbs.recommender.sized_eval_batch", lambda items: 2 * items)
+    known = Recommender(ease, config_dict={"data_path": str(data)})
+    users, items = ["u9", "u3", "u40", "u3", "u7", "u1"], ["i1", "i3", "i0", "i7", "i2", "i39"]
+    ranked = known.recommend(list(dict.fromkeys(users)), k=40, exclude_seen=False)
+    scores = {(one.user, item): score for one in ranked for item, score in zip(one.items, one.scores)}
+    found = known.score(pd.DataFrame({"item_id": items, "user_id": users, "note": "other columns do not matter"}))
+    assert found.dtype == np.float32
+    assert found.tolist() == pytest.approx([scores[pair] for pair in zip(users, items)])
+    assert len(set(found.tolist())) > 3
+
+
+def test_pairs_that_cannot_be_scored_are_named(ease: str, data: Path) -> None:
+    known = Recommender(ease, config_dict={"data_path": str(data)})
+    with pytest.raises(UserError, match="The table has no column 'item_id'; expected user_id and item_id"):
+        known.score(pd.DataFrame({"user_id": ["u1"], "item": ["i1"]}))
+    for users, items, message in (
+        (["u1", "i2"], ["i1", "i1"], "Row 1 has user_id 'i2', which is not in known-answer"),
+        (["u1", "u2"], ["i1", "[PAD]"], r"Row 1 has item_id '\[PAD\]', which is not in known-answer"),
+    ):
+        with pytest.raises(UserError, match=message):
+            known.score(pd.DataFrame({"user_id": users, "item_id": items}, index=["a", "b"]))
+
+
+def test_the_products_of_vectors_are_the_scores(data: Path, ease: str) -> None:
+    known = Recommender(_trained("BPR", data, epochs=1), config_dict={"data_path": str(data)})
+    users, items = known.vectors()
+    pairs = pd.DataFrame({"user_id": ["u5", "u30"], "item_id": ["i11", "i2"]})
+    products = [users[known.users[user]] @ items[known.items.index(item)] for user, item in zip(*map(pairs.get, pairs))]
+    assert known.score(pairs).tolist() == pytest.approx(products, abs=1e-6)
+    with pytest.raises(UserError, match="EASE has no vector for each user and item; ask for its scores"):
+        Recommender(ease, config_dict={"data_path": str(data)}).vectors()
 
 
 # How it is written
@@ -386,7 +467,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "k of another kind": ({"k": "many"}, "--k='many'; expected a whole number"),
     "k above the catalogue": ({"k": 41}, "--k=41 exceeds the catalogue of 40 items of known-answer"),
     "format": ({"format": "json"}, "--format='json' is not one of csv, jsonl. Did you mean 'jsonl'?"),
-    "seen": ({"seen": "valid"}, "--seen='valid' is not one of train, train+valid, all. Did you mean 'train+valid'?"),
+    "seen": ({"seen": "valid"}, "--seen='valid' is not one of train, train+valid, all."),
     "exclude_seen": ({"exclude_seen": "test"}, "--exclude_seen='test' is not true or false"),
     "another dataset": ({"dataset": "ml-100k"}, "was trained on known-answer, not on --dataset=ml-100k"),
     "key": ({"formt": "csv"}, "Unknown setting 'formt'"),
