@@ -257,6 +257,34 @@ def test_an_item_that_must_not_be_recommended_is_in_no_list(bench: Bench) -> Non
     assert struct["rec.topk"][0].tolist() == [0, 1, *[0] * 18, 1]
 
 
+def test_a_user_without_a_positive_has_a_row_too(bench: Bench) -> None:
+    collector = FullSortCollector(bench.config)
+    users = {"user_id": torch.tensor([1, 2])}
+    collector.eval_batch_collect(torch.randn(2, 20), users, torch.tensor([0]), torch.tensor([4]))
+    assert collector.get_data_struct()["rec.topk"][:, -1].tolist() == [1, 0]
+
+
+def test_a_user_of_several_rows_is_named_for_each(bench: Bench) -> None:
+    """A sequential model ranks after each of a user's sequences."""
+    collector = FullSortCollector(bench.config)
+    users = {"user_id": torch.tensor([4, 4, 7])}
+    collector.eval_batch_collect(torch.randn(3, 20), users, torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]))
+    assert collector.get_data_struct()["rec.users"].tolist() == [4, 4, 7]
+
+
+def test_what_others_collected_is_joined_in_their_order(bench: Bench) -> None:
+    collector = FullSortCollector(bench.config)
+    parts = [{"rec.users": torch.tensor(users)} for users in ([3, 1], [2])]
+    collector.data_struct.join(parts)
+    parts[0]["rec.users"].zero_()  # a batch's memory may be used again
+    assert collector.get_data_struct()["rec.users"].tolist() == [3, 1, 2]
+
+
+def test_without_a_metric_of_each_user_there_are_no_users(folder: Path) -> None:
+    users, values = FullSortCollector(Bench(folder, metrics=["GAUC"]).config).per_user()
+    assert (users.tolist(), values) == ([], {})
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 

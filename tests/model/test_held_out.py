@@ -271,6 +271,12 @@ def test_a_teacher_of_another_split_is_refused(tmp_path: Path) -> None:
             run_recbole_kd("MultiDAEVariant", "tastes", config_dict={**taught, **key})
 
 
+@pytest.mark.parametrize("model", ["Pop", "Random"])
+def test_models_that_rank_everybody_alike_or_at_random_rank_held_out_users_too(tmp_path: Path, model: str) -> None:
+    result = run_recbole_kd(model, "tastes", config_dict=settings_of(tastes(tmp_path)))
+    assert 0 < result["test_result"]["recall@10"] < 0.6
+
+
 # What is refused
 
 
