@@ -278,8 +278,7 @@ class FixedCandidatesDataLoader(NegSampleEvalDataLoader):
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
-        seed = config["seed"] if config["split_seed"] is None else config["split_seed"]
-        self._seed = int(seed), int(sampler is not None and sampler.phase == "test")
+        self._seed = config.split_seed, int(sampler is not None and sampler.phase == "test")
         super().__init__(config, dataset, sampler, shuffle=shuffle)
 
     def _neg_sampling(self, inter_feat: Any) -> Any:

@@ -546,6 +546,22 @@ def test_the_same_seeds_give_the_same_copy(known_answer: Path) -> None:
 # The arithmetic
 
 
+def record_of(path: Path, recall: float, **values: Any) -> dict[str, Any]:
+    """What a run leaves, with one metric; `values` replace others."""
+    return {
+        **dict.fromkeys(("best_valid_result", "best_epoch", "loss_history", "valid_history", "checkpoint")),
+        "seed": 2020,
+        "test_result": {"recall@20": recall},
+        "epoch_seconds": [1.0],
+        "peak_memory_bytes": None,
+        "per_user": str(path),
+        "parameters": 7,
+        "threads": 1,
+        "inference": {"latency_ms": {"batch_1": {"p50": 1.0, "p95": 3.0}}, "users_per_second": {"batch_1": 10.0}},
+        **values,
+    }
+
+
 def test_each_recipe_is_compared_with_its_own_plain_student(tmp_path: Path) -> None:
     models = {
         "RRDStudent": {},
@@ -558,22 +574,7 @@ def test_each_recipe_is_compared_with_its_own_plain_student(tmp_path: Path) -> N
     for place, row in enumerate(planned.rows, 1):
         path = tmp_path / f"{place}.parquet"
         save_per_user(path, ["a", "b"], {"recall@20": np.array([place / 10, place / 10])})
-        records[row.name] = [
-            {
-                **dict.fromkeys(("best_valid_result", "best_epoch", "loss_history", "valid_history", "checkpoint")),
-                "seed": 1,
-                "test_result": {"recall@20": place / 10},
-                "epoch_seconds": [float(place)],
-                "peak_memory_bytes": None,
-                "per_user": str(path),
-                "parameters": 7,
-                "threads": 1,
-                "inference": {
-                    "latency_ms": {"batch_1": {"p50": 1.0, "p95": 3.0}},
-                    "users_per_second": {"batch_1": 10.0},
-                },
-            }
-        ]
+        records[row.name] = [record_of(path, place / 10, epoch_seconds=[float(place)])]
     found = {row["name"]: row for row in summarise(planned, records, ["split"])["rows"]}
     seconds = {name: one[0]["epoch_seconds"][0] for name, one in records.items()}
     assert len([row for row in planned.rows if row.role == "plain"]) == 2
@@ -602,8 +603,7 @@ def test_users_of_several_splits_by_hand(tmp_path: Path) -> None:
         for split, found in enumerate(runs):
             path = tmp_path / name / f"{split}.parquet"
             save_per_user(path, users[split], {"recall@20": np.array(found)})
-            record = record_of(path, float(np.mean(found)))
-            records.setdefault(name, []).append(record)
+            records.setdefault(name, []).append(record_of(path, float(np.mean(found))))
     results = summarise(planned, records, ["one", "two"])
     assert results["splits"] == ["one", "two"]
     assert "on each of 2 random splits" in results["budget"]["sentence"]
@@ -616,25 +616,6 @@ def test_users_of_several_splits_by_hand(tmp_path: Path) -> None:
     expected = 2 * scipy.stats.t.sf(t, 2)
     assert results["significance"]["recall@20"]["p_users"][0][1] == pytest.approx(expected)
     assert knn["mean"]["recall@20"] == pytest.approx((0.5 + 0.55) / 2)
-
-
-def record_of(path: Path, recall: float) -> dict[str, Any]:
-    """What a run leaves, with one metric."""
-    return {
-        **dict.fromkeys(("best_valid_result", "best_epoch", "loss_history", "valid_history", "checkpoint")),
-        "seed": 2020,
-        "test_result": {"recall@20": recall},
-        "epoch_seconds": [1.0],
-        "peak_memory_bytes": None,
-        "per_user": str(path),
-        "parameters": 7,
-        "threads": 1,
-        "inference": {
-            "latency_ms": {"batch_1": {"p50": 1.0, "p95": 3.0}},
-            "latency_range_ms": {"batch_1": [0.5, 4.0]},
-            "users_per_second": {"batch_1": 10.0},
-        },
-    }
 
 
 @pytest.mark.parametrize(
@@ -667,23 +648,20 @@ def test_means_gains_and_gaps_by_hand(tmp_path: Path) -> None:
             save_per_user(
                 path, ["b", "a"] if seed else ["a", "b"], {"recall@20": np.array(users[::-1] if seed else users)}
             )
-            records.setdefault(name, []).append(
-                {
-                    **dict.fromkeys(("best_valid_result", "best_epoch", "loss_history", "valid_history", "checkpoint")),
-                    "seed": seed,
-                    "test_result": {"recall@20": round(float(np.mean(users)), 1)},
-                    "epoch_seconds": [4.0, 2.0, 2.0] if name == "RRDStudent" else [1.0],
-                    "peak_memory_bytes": None if name == "BPR (teacher)" else 100 + seed,
-                    "per_user": str(path),
-                    "parameters": 7,
-                    "threads": 1,
-                    "inference": {
-                        "latency_ms": {"batch_1": {"p50": 1.0 + seed, "p95": 3.0}},
-                        "latency_range_ms": {"batch_1": [0.5 + seed, 4.0 - seed]},
-                        "users_per_second": {"batch_1": 10.0},
-                    },
-                }
+            inference = {
+                "latency_ms": {"batch_1": {"p50": 1.0 + seed, "p95": 3.0}},
+                "latency_range_ms": {"batch_1": [0.5 + seed, 4.0 - seed]},
+                "users_per_second": {"batch_1": 10.0},
+            }
+            record = record_of(
+                path,
+                round(float(np.mean(users)), 1),
+                seed=seed,
+                epoch_seconds=[4.0, 2.0, 2.0] if name == "RRDStudent" else [1.0],
+                peak_memory_bytes=None if name == "BPR (teacher)" else 100 + seed,
+                inference=inference,
             )
+            records.setdefault(name, []).append(record)
     results = summarise(planned, records, ["split"])
     teacher, plain, recipe = results["rows"]
     assert plain["mean"]["recall@20"] == pytest.approx(0.45), "of unrounded means"

@@ -54,8 +54,7 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
     check_place(planned.output / "results.json", "output")
     check_trackers(planned.students[0].first_config)
     records: dict[str, list[Any]] = {row.name: [] for row in planned.rows}
-    splits: list[Splits] = []
-    digests: list[str] = []
+    digests, ranking = [], ""
     for number, seed in enumerate(planned.split_seeds, start=1):
         part = planned.on_split(seed)
         loaded = _splits(part)
@@ -63,12 +62,13 @@ def compare(settings: Mapping[str, Any], run: Optional[Runner] = None) -> Framed
         if len(planned.split_seeds) > 1:
             progress.say(f"split {number} of {len(planned.split_seeds)}: --split_seed={seed}")
         part, found = _made(part, loaded, progress, run, tune=number == 1)
-        planned = replace(part, split_seeds=planned.split_seeds)  # settings chosen on the first split hold for all
+        if number == 1:
+            planned = replace(planned, rows=part.rows)  # settings that it chose hold for all splits
+            ranking = ranked(list(loaded.values()))
         for name, of_split in found.items():
             records[name] += of_split
-        splits = list(loaded.values())
-        digests.append(splits[0].training_digest)
-    results = summarise(planned.on_split(planned.split_seeds[0]), records, digests, ranked(splits))
+        digests.append(next(iter(loaded.values())).training_digest)
+    results = summarise(planned, records, digests, ranking)
     save_json(results, planned.output / "results.json", "output")
     from recbole_kd.report import write_report
 

@@ -166,7 +166,7 @@ class Plan:
     own_budgets: Mapping[str, str]
     output: Path
     parallel: int
-    split_seeds: tuple[int, ...] = (2020,)
+    split_seeds: tuple[int, ...]
 
     @property
     def students(self) -> list[Row]:

@@ -39,7 +39,7 @@ def summarise(
     Raises:
         UserError: per-user files of different users.
     """
-    per_user, means = _measured(plan, records, len(splits))
+    per_user, means = _measured(plan, records)
     metrics = list(records[plan.rows[0].name][0]["test_result"])
     average = {name: {metric: float(np.mean(values[metric])) for metric in metrics} for name, values in means.items()}
     reference = next((row.reference for row in plan.rows if row.reference), None)
@@ -98,7 +98,7 @@ def summarise(
             "tune_trials": plan.tune_trials,
             "epochs": plan.epochs,
             "stopping_step": plan.stopping_step,
-            "sentence": " ".join(filter(None, [budget_sentence(plan, len(splits)), ranking])),
+            "sentence": " ".join(filter(None, [budget_sentence(plan), ranking])),
         },
         "reference": reference,
         "teacher": teacher,
@@ -142,7 +142,7 @@ def ranked(loaded: Sequence[Splits]) -> str:
     return f"{alike if len(loaded) > 1 else ''}{among or f'Every row ranks {what}.'}"
 
 
-def budget_sentence(plan: Plan, splits: int = 1) -> str:
+def budget_sentence(plan: Plan) -> str:
     """One sentence on the budget of every method; with several splits two."""
     valid = plan.students[0].first_config["valid_metric"]
     searched = [row for row in plan.students if row.space != "none"]
@@ -153,6 +153,7 @@ def budget_sentence(plan: Plan, splits: int = 1) -> str:
         tuned += f" (except {', '.join(left)}, as it is)" if left and searched else ""
     but = "; ".join(f"{name}: {budget}" for name, budget in plan.own_budgets.items())
     teachers = [row for row in plan.rows if row.role == "teacher"]
+    splits = len(plan.split_seeds)
     once = "once" if splits == 1 else "once for each split"
     teacher = f"; each teacher was trained {once}, with seed {teachers[0].seeds[0]}" if teachers else ""
     on = "one split" if splits == 1 else f"each of {splits} random splits"
@@ -167,7 +168,7 @@ def budget_sentence(plan: Plan, splits: int = 1) -> str:
 
 
 def _measured(
-    plan: Plan, records: Mapping[str, Sequence[Record]], splits: int
+    plan: Plan, records: Mapping[str, Sequence[Record]]
 ) -> tuple[dict[str, PerUser], dict[str, dict[str, list[float]]]]:
     """The metrics of each row, from the runs' files.
 
@@ -184,7 +185,7 @@ def _measured(
     for row in plan.rows:
         means[row.name] = {metric: [] for metric in records[row.name][0]["test_result"]}
         columns_of[row.name] = []
-        each = len(records[row.name]) // splits
+        each = len(records[row.name]) // len(plan.split_seeds)
         for number, record in enumerate(records[row.name]):
             users, values = load_per_user(Path(record["per_user"]))
             order = np.argsort(np.array(users), kind="stable")
@@ -209,7 +210,7 @@ def _over_runs(runs: Sequence[tuple[int, PerUser]], places: Mapping[int, NDArray
     for split, values in runs:
         count[places[split]] += 1
         for metric, column in values.items():
-            np.add.at(total.setdefault(metric, np.zeros(users)), places[split], column)
+            total.setdefault(metric, np.zeros(users))[places[split]] += column
     return {metric: column / count for metric, column in total.items()}
 
 
