@@ -1,13 +1,7 @@
-"""Groups with equally many frequencies of a graph, and filters that weight each group: FreqD's table 1.
+"""Filters that weight groups with equally many frequencies of a graph: FreqD's table 1.
 
-The N eigenvectors of a graph's Laplacian L = I - Ã, by ascending frequency, are divided into G groups of N / G. An
-eigenvalue of high multiplicity can be in several groups, and its eigenvectors have no order. So each of them is divided
-among these groups in the same proportions as the whole eigenspace. A user-item graph has such an eigenvalue: 1, at
-least |users - items| times.
-
-Small graphs are decomposed exactly. On large ones the groups' bounds are quantiles of the estimated density of
-frequencies. A filter is then an expansion in Chebyshev polynomials with Jackson's damping (the kernel polynomial
-method: Weiße et al., Rev. Mod. Phys. 78, 2006); its steps at the bounds are blurred over about pi / degree in angle.
+The groups are those of :mod:`recbole_kd.data.spectra`: from all eigenvectors where the graph is small enough, otherwise
+by Chebyshev polynomials, with the bounds between groups blurred.
 """
 
 from __future__ import annotations
@@ -18,98 +12,21 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.polynomial import chebyshev
 from torch import Tensor, nn
 
 from recbole_kd.data.graphs import PolynomialFilter
+from recbole_kd.data.spectra import Array, Spectrum, equal_groups, equal_shares, is_small, multiplicity_of_one
 
-__all__ = [
-    "EXACT_NODES",
-    "BandFilter",
-    "ChebyshevFilter",
-    "band_coefficients",
-    "band_filter",
-    "chebyshev_moments",
-    "equal_edges",
-    "equal_shares",
-    "multiplicity_of_one",
-]
+__all__ = ["BandFilter", "ChebyshevFilter", "PairedFilter", "band_filter"]
 
-Array = NDArray[np.float64]
-
-#: Largest number of nodes of a graph that is decomposed exactly; it then takes 30 seconds and 0.25 GB.
-EXACT_NODES = 4000
-#: Degree of the polynomials for larger graphs, which is the number of products with Ã in each step.
-DEGREE = 64
-#: Eigenvalues closer than this are treated as equal.
-_EQUAL = 1e-8
+#: Degree of the polynomials for large graphs, which is the number of products with Ã in each step.
+DEGREE = 128
 
 
-def equal_shares(frequencies: Array, groups: int) -> Array:
-    """The share of each eigenvector in each of G groups of equal size: (N, G), rows sum to 1.
-
-    Args:
-        frequencies: (N,) eigenvalues of the Laplacian, ascending.
-        groups: G.
-    """
-    size = len(frequencies)
-    place = np.arange(size) * groups // max(size, 1)
-    own = np.eye(groups)[place]
-    space = np.concatenate([[0], np.cumsum(np.diff(frequencies) > _EQUAL)])[:size]
-    means: Array = np.zeros((int(space[-1]) + 1 if size else 0, groups))
-    np.add.at(means, space, own)
-    shares: Array = (means / np.bincount(space)[:, None])[space]
-    return shares
-
-
-def multiplicity_of_one(frequencies: Array) -> int:
-    """Number of eigenvectors with frequency 1."""
-    return int((np.abs(frequencies - 1) <= _EQUAL).sum())
-
-
-def equal_edges(adjacency: Any, groups: int, degree: int = 256, probes: int = 32, seed: int = 0) -> Array:
-    """(G + 1,) bounds with about equally many eigenvectors between them, from the estimated density.
-
-    Args:
-        adjacency: Ã, (N, N), symmetric, sparse; every node has neighbours.
-        groups: G.
-        degree, probes, seed: parameters of the estimate.
-    """
-    signs: Any = np.random.default_rng(seed).integers(0, 2, (adjacency.shape[0], probes)) * 2.0 - 1
-    # Counts of narrow bands, equal in angle, are summed.
-    fine = 1 - np.cos(np.linspace(0, np.pi, 4 * degree + 1))
-    counts = band_coefficients(fine, degree) @ chebyshev_moments(adjacency, signs, degree)
-    below = np.concatenate([[0.0], np.cumsum(np.maximum(counts, 0))])
-    inner = np.interp(np.arange(1, groups) / groups * below[-1], below, fine)
-    return np.concatenate([[0.0], inner, [2.0]])
-
-
-def chebyshev_moments(adjacency: Any, signal: Array, degree: int) -> Array:
-    """(degree + 1,) trace(D^T T_k(Ã) D), two for each product: T_2k = 2 T_k^2 - 1 and T_2k+1 = 2 T_k+1 T_k - T_1."""
-    before, current = signal, adjacency @ signal
-    moments = np.zeros(degree + 2)
-    moments[0], moments[1] = np.vdot(signal, signal), np.vdot(current, signal)
-    for order in range(1, degree // 2 + 1):
-        moments[2 * order] = 2 * np.vdot(current, current) - moments[0]
-        before, current = current, 2 * (adjacency @ current) - before
-        moments[2 * order + 1] = 2 * np.vdot(current, before) - moments[1]
-    return moments[: degree + 1]
-
-
-def band_coefficients(edges: Array, degree: int) -> Any:
-    """(B, degree + 1) damped Chebyshev coefficients of the bands' indicator functions of 1 - x."""
-    orders = np.arange(1, degree + 1)
-    angles = np.arccos(np.clip(1 - edges, -1, 1))  # rising with the frequency
-    constant = np.diff(angles) / np.pi
-    rest = 2 / np.pi * np.diff(np.sin(orders[:, None] * angles), axis=1).T / orders
-    # Jackson's damping keeps the expansion of a step between 0 and 1.
-    turn = np.pi / (degree + 2)
-    damping = ((degree + 2 - orders) * np.cos(orders * turn) + np.sin(orders * turn) / np.tan(turn)) / (degree + 2)
-    weights: Array = np.concatenate([constant[:, None], rest * damping], axis=1)
-    return weights
-
-
-def band_filter(adjacency: Tensor, weights: Sequence[float], unit: str = "freqd") -> BandFilter | ChebyshevFilter:
+def band_filter(
+    adjacency: Tensor, weights: Sequence[float], unit: str = "freqd"
+) -> BandFilter | PairedFilter | ChebyshevFilter:
     """The filter H that multiplies the squared difference in group g by ``weights[g]``: h = sqrt(weights[g]) there.
 
     Nodes without an edge are in no group; they get the weight of frequency 1, which is their frequency.
@@ -120,32 +37,46 @@ def band_filter(adjacency: Tensor, weights: Sequence[float], unit: str = "freqd"
         unit: the unit named in the log line.
 
     Returns:
-        :class:`BandFilter` up to :data:`EXACT_NODES` nodes with an edge, otherwise :class:`ChebyshevFilter`.
+        :class:`PairedFilter` for a user-item graph and :class:`BandFilter` for another, both exact; for a graph that is
+        too large :class:`ChebyshevFilter`.
     """
     from scipy.sparse import csr_matrix  # imported late: it takes 0.2 seconds, and the verb `list` does not need it
 
-    roots = np.sqrt(np.asarray(weights, dtype=np.float64))
+    given = np.asarray(weights, dtype=np.float64)
     parts = (adjacency.values().double().numpy(), adjacency.col_indices().numpy(), adjacency.crow_indices().numpy())
     whole = csr_matrix(parts, shape=tuple(adjacency.shape))
     nodes = np.flatnonzero(np.diff(whole.indptr))
-    graph, groups = whole[nodes][:, nodes], len(weights)
-    if len(nodes) > EXACT_NODES:
-        edges = equal_edges(graph, groups)
-        bounds = ", ".join(f"{edge:.4g}" for edge in edges[1:-1])
-        logging.getLogger().info(f"{unit}: {groups} groups of {len(nodes):,} frequencies, divided at about {bounds}")
-        return ChebyshevFilter(adjacency, roots @ band_coefficients(edges, DEGREE))
-    eigenvalues, vectors = np.linalg.eigh(graph.toarray())
-    frequencies = np.clip(1 - eigenvalues[::-1], 0, 2)
-    shares = equal_shares(frequencies, groups)
-    repeated = multiplicity_of_one(frequencies)
+    graph, groups = whole[nodes][:, nodes], len(given)
+    said = f"{unit}: {groups} groups of {len(nodes):,} frequencies"
+    if not is_small(graph):
+        bounds, shapes, repeated = equal_groups(graph, groups, DEGREE)
+        logging.getLogger().info(
+            f"{said}, divided at about {', '.join(f'{bound:.4g}' for bound in bounds[1:-1])}; at least {repeated:,} of "
+            "them are 1 and are divided among the groups that contain them"
+        )
+        return ChebyshevFilter(adjacency, _root(given @ shapes))
+    spectrum = Spectrum(graph)
+    shares = equal_shares(spectrum.frequencies, groups)
     logging.getLogger().info(
-        f"{unit}: {groups} groups of {len(nodes):,} frequencies; {repeated:,} of them are 1 and are divided evenly "
-        "among the groups that contain them"
+        f"{said}; {multiplicity_of_one(spectrum.frequencies):,} of them are 1 and are divided evenly among the groups "
+        "that contain them"
     )
-    at_one = shares[np.abs(frequencies - 1).argmin()] if len(nodes) else np.full(groups, 1 / groups)
-    scaled = vectors[:, ::-1] * np.sqrt(shares @ roots**2)
-    matrix = torch.from_numpy(scaled @ vectors[:, ::-1].T).to(adjacency.dtype)
-    return BandFilter(len(adjacency), torch.from_numpy(nodes), matrix, float(np.sqrt(at_one @ roots**2)))
+    at_one = shares[np.abs(spectrum.frequencies - 1).argmin()] if len(nodes) else np.full(groups, 1 / groups)
+    factors, alone = np.sqrt(shares @ given), float(np.sqrt(at_one @ given))
+    if spectrum.side is not None:
+        return PairedFilter(adjacency, torch.from_numpy(nodes[spectrum.side]), spectrum, factors, alone)
+    matrix = torch.from_numpy((spectrum.vectors * factors) @ spectrum.vectors.T).to(adjacency.dtype)
+    return BandFilter(len(adjacency), torch.from_numpy(nodes), matrix, alone)
+
+
+def _root(coefficients: Any) -> list[float]:
+    """Chebyshev coefficients of the same degree of about the square root of a polynomial that is hardly below 0."""
+
+    def root(x: Any) -> Any:
+        return np.sqrt(np.maximum(chebyshev.chebval(x, coefficients), 0.0))
+
+    found: list[float] = chebyshev.chebinterpolate(root, len(coefficients) - 1).tolist()
+    return found
 
 
 class BandFilter(nn.Module):
@@ -196,6 +127,49 @@ class BandFilter(nn.Module):
             return found
 
         return read, product
+
+
+class PairedFilter(PolynomialFilter):
+    """H of a user-item graph, exact, from the eigenvectors (u, v) and (u, -v) of each singular value."""
+
+    side: Tensor
+    vectors: Tensor
+    singular: Tensor
+    even: Tensor
+    odd: Tensor
+
+    def __init__(self, adjacency: Tensor, side: Tensor, spectrum: Spectrum, factors: Array, alone: float) -> None:
+        """
+        Args:
+            adjacency: Ã, (N, N) sparse CSR, symmetric.
+            side: (n,) the nodes of the smaller side that have an edge.
+            spectrum: of the nodes with an edge.
+            factors: h of each of its frequencies.
+            alone: h at frequency 1.
+        """
+        super().__init__(adjacency, [0.0, 0.0, 1.0])  # a degree for which H is not formed as a matrix
+        self._alone, pairs = alone, len(spectrum.singular)
+        low, high = factors[:pairs] - alone, factors[::-1][:pairs] - alone
+        constants = {
+            "side": side,
+            "vectors": torch.from_numpy(spectrum.vectors.copy()).to(adjacency.dtype),
+            "singular": torch.from_numpy(spectrum.singular.copy()).to(adjacency.dtype)[:, None],
+            "even": torch.from_numpy((low + high) / 2).to(adjacency.dtype)[:, None],
+            "odd": torch.from_numpy((low - high) / 2).to(adjacency.dtype)[:, None],
+        }
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, signal: Tensor, nodes: Optional[Tensor] = None) -> Tensor:
+        """H signal, (N, d), or its rows of some nodes, (n, d): h(1) times it, and what each pair adds."""
+        own = self.vectors.T @ signal.index_select(0, self.side)
+        other = self.vectors.T @ self._product(signal, self.side) / self.singular
+        of_side = self.vectors @ (self.even * own + self.odd * other)
+        to_other = self.vectors @ ((self.odd * own + self.even * other) / self.singular)
+        nothing = torch.zeros_like(signal)
+        filtered = self._alone * signal + nothing.index_copy(0, self.side, of_side)
+        filtered = filtered if nodes is None else filtered.index_select(0, nodes)
+        return filtered + self._product(nothing.index_copy(0, self.side, to_other), nodes)
 
 
 class ChebyshevFilter(PolynomialFilter):

@@ -10,11 +10,10 @@ the feature loss with its part at frequency x weighted by h(x)^2 (eq. 3; theorem
 frequencies more.
 
 A filter whose weight increases anywhere on [0, 2] is refused. ``monotone: false`` allows it, for table 1, where bands
-are removed. ``band_weights: [1,1,1,0]`` weights groups with equally many frequencies. It is exact on small graphs.
-Large graphs use Chebyshev polynomials of degree 64, which take 64 products with the graph in each step. They blur the
-groups' edges, and frequency 1, which occurs at least |U - I| times, is divided by weight and not by count. So where
-users and items differ much in number, the middle groups keep far less than their part: of white noise on CiteULike 1 %
-each in place of 25 %. Do not read such a run as table 1 of the paper.
+are removed. ``band_weights: [1,1,1,0]`` weights groups with equally many frequencies. It is exact where users or items
+are at most 6,000. Larger graphs use Chebyshev polynomials of degree 128, which take 128 products with the graph in each
+step and blur the groups' edges. Frequency 1, which occurs at least |U - I| times, is divided among the groups that
+contain it.
 
 H E_t is computed once. A linear projector commutes with the filter, H proj(E_s) = (H E_s) W + (H 1) b, so a step needs
 only the batch's rows of the filter, in the student's dimension. In a perceptron only the last layer commutes. The

@@ -27,9 +27,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_kd.data.bands import band_coefficients, chebyshev_moments, equal_edges, equal_shares, multiplicity_of_one
 from recbole_kd.data.graphs import symmetric_normalized
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.spectra import (
+    Spectrum,
+    band_coefficients,
+    chebyshev_moments,
+    equal_groups,
+    equal_shares,
+    multiplicity_of_one,
+)
 
 __all__ = [
     "band_edges",
@@ -90,7 +97,7 @@ def projection_difference(student: Tensor, teacher: Tensor) -> Array:
 
 
 def exact_band_energies(adjacency: Any, signals: Sequence[Array], edges: Array) -> tuple[Array, Array]:
-    """Number of frequencies in each band and energy of each signal there, by all eigenvectors: O(N^3).
+    """Number of frequencies in each band and energy of each signal there, by all eigenvectors.
 
     Args:
         adjacency: Ã, (N, N), symmetric, sparse.
@@ -100,12 +107,11 @@ def exact_band_energies(adjacency: Any, signals: Sequence[Array], edges: Array) 
     Returns:
         counts (B,), energies (signals, B): sums of squares, which add up to N and to each signal's ||.||^2.
     """
-    eigenvalues, vectors = np.linalg.eigh(adjacency.toarray())
-    frequencies = np.clip(1 - eigenvalues, 0, 2)
-    band = np.clip(np.searchsorted(edges, frequencies, side="right") - 1, 0, len(edges) - 2)
+    spectrum = Spectrum(adjacency)
+    band = np.clip(np.searchsorted(edges, spectrum.frequencies, side="right") - 1, 0, len(edges) - 2)
     bands = len(edges) - 1
     counts = np.bincount(band, minlength=bands).astype(np.float64)
-    energies = [np.bincount(band, ((vectors.T @ signal) ** 2).sum(1), minlength=bands) for signal in signals]
+    energies = [np.bincount(band, spectrum.energies(signal), minlength=bands) for signal in signals]
     return counts, np.array(energies)
 
 
@@ -121,18 +127,25 @@ def equal_band_energies(adjacency: Any, signals: Sequence[Array], groups: int) -
         Edges (G + 1,), the frequencies between groups; energies (signals, G), which add up to each signal's ||.||^2;
         and the multiplicity of frequency 1. If an edge is inside an eigenspace, the groups share its energy.
     """
-    eigenvalues, vectors = np.linalg.eigh(adjacency.toarray())
-    frequencies, vectors = np.clip(1 - eigenvalues[::-1], 0, 2), vectors[:, ::-1]
-    shares = equal_shares(frequencies, groups)
-    energies = np.array([((vectors.T @ signal) ** 2).sum(1) @ shares for signal in signals])
+    spectrum = Spectrum(adjacency)
+    frequencies, shares = spectrum.frequencies, equal_shares(spectrum.frequencies, groups)
+    energies = np.array([spectrum.energies(signal) @ shares for signal in signals])
     starts = -(-np.arange(1, groups) * len(frequencies) // groups)
     return np.concatenate([[0.0], frequencies[starts], [2.0]]), energies, multiplicity_of_one(frequencies)
 
 
-def estimated_equal_band_energies(adjacency: Any, signals: Sequence[Array], groups: int) -> tuple[Array, Array]:
-    """Edges (G + 1,) and energies (signals, G) of :func:`equal_band_energies`, both estimated."""
-    edges = equal_edges(adjacency, groups)
-    return edges, estimated_band_energies(adjacency, signals, edges)[1]
+def estimated_equal_band_energies(
+    adjacency: Any, signals: Sequence[Array], groups: int, degree: int = 512, probes: int = 32, seed: int = 0
+) -> tuple[Array, Array, int]:
+    """Estimates :func:`equal_band_energies`; the multiplicity is a lower bound, and mostly exact.
+
+    The bounds between groups are blurred over about 2 pi / `degree`. Wide signals are sampled as in
+    :func:`estimated_band_energies`.
+    """
+    edges, weights, repeated = equal_groups(adjacency, groups, degree, probes, seed)
+    random = np.random.default_rng(seed)
+    energies = [weights @ chebyshev_moments(adjacency, _narrow(signal, probes, random), degree) for signal in signals]
+    return edges, np.array(energies), repeated
 
 
 def estimated_band_energies(

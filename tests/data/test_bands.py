@@ -1,4 +1,4 @@
-"""Groups of equally many frequencies, against eigenvectors one by one."""
+"""Filters of groups of equally many frequencies, against eigenvectors one by one."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ import re
 
 import numpy as np
 import pytest
-import scipy.sparse
 import torch
 
-from recbole_kd.data import bands
-from recbole_kd.data.bands import (
-    BandFilter,
-    ChebyshevFilter,
-    band_coefficients,
-    band_filter,
-    chebyshev_moments,
-    equal_edges,
-    equal_shares,
-    multiplicity_of_one,
-)
-from recbole_kd.data.graphs import bipartite_adjacency
+from recbole_kd.data import spectra
+from recbole_kd.data.bands import BandFilter, ChebyshevFilter, PairedFilter, band_filter
+from recbole_kd.data.graphs import bipartite_adjacency, neighbour_adjacency
 from recbole_kd.data.observed import Observed
+from recbole_kd.data.spectra import multiplicity_of_one
 
 USERS, ITEMS = 14, 9
 
@@ -42,37 +33,47 @@ def spectrum_of(adjacency: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.nda
     return nodes, values, vectors
 
 
-def test_distinct_frequencies_are_cut_into_groups_of_equal_count() -> None:
-    shares = equal_shares(np.array([0.0, 0.3, 0.9, 1.4, 1.7, 2.0]), 3)
-    assert shares.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
-
-
-def test_an_eigenspace_in_two_groups_belongs_to_both_in_equal_shares() -> None:
-    """Places 2 to 4 of eight hold frequency 1: two of them lie in the first half, one in the second."""
-    shares = equal_shares(np.array([0.0, 0.5, 1.0, 1.0, 1.0, 1.5, 1.8, 2.0]), 2)
-    assert shares[:2].tolist() == [[1, 0], [1, 0]]
-    np.testing.assert_allclose(shares[2:5], [[2 / 3, 1 / 3]] * 3)
-    assert shares.sum(axis=0) == pytest.approx([4, 4])
-
-
-def test_the_filter_weighs_the_square_in_each_group() -> None:
-    """||H x||^2 is the sum over eigenvectors of their weight times the squared part of x: FreqD's eq. 3."""
-    adjacency, weights = bipartite_adjacency(observed()), np.array([1.0, 0.7, 0.2, 0.0])
-    smooth = band_filter(adjacency, weights.tolist()).double()
-    assert isinstance(smooth, BandFilter)
+def filter_energy(adjacency: torch.Tensor, weights: list[float], signal: torch.Tensor) -> float:
+    """The sum over eigenvectors of their weight times the squared part of the signal: FreqD's eq. 3."""
     nodes, frequencies, vectors = spectrum_of(adjacency)
-    signal = torch.zeros(len(adjacency), 3, dtype=torch.float64)
-    signal[nodes] = torch.randn(len(nodes), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected, size = 0.0, len(nodes)
+    total, size = 0.0, len(nodes)
     for k in range(size):
-        space = [j for j in range(size) if abs(frequencies[j] - frequencies[k]) < 1e-8]
-        weight = np.mean([weights[j * 4 // size] for j in space])
-        expected += weight * float(((vectors[:, k] @ signal[nodes].numpy()) ** 2).sum())
-    assert float(smooth(signal).square().sum()) == pytest.approx(expected, rel=1e-6)
+        space = [j for j in range(size) if abs(frequencies[j] - frequencies[k]) < 1e-7]
+        weight = np.mean([weights[j * len(weights) // size] for j in space])
+        total += weight * float(((vectors[:, k] @ signal[nodes].double().numpy()) ** 2).sum())
+    return total
 
 
-def test_equal_weights_filter_nothing() -> None:
-    adjacency = bipartite_adjacency(observed())
+def on_connected_nodes(adjacency: torch.Tensor, columns: int = 3) -> torch.Tensor:
+    """A random signal that is 0 on nodes without an edge."""
+    signal = torch.randn(len(adjacency), columns, generator=torch.Generator().manual_seed(1))
+    return signal * (adjacency.to_dense().sum(1, keepdim=True) > 0)
+
+
+def users_only(users: int = USERS) -> torch.Tensor:
+    """A graph that is not bipartite."""
+    return neighbour_adjacency(observed(users=users), 3)
+
+
+@pytest.mark.parametrize(
+    ("adjacency", "kind"),
+    [
+        (bipartite_adjacency(observed()), PairedFilter),
+        (bipartite_adjacency(observed(9, 14)), PairedFilter),
+        (users_only(), BandFilter),
+    ],
+)
+def test_the_filter_weighs_the_square_in_each_group(adjacency: torch.Tensor, kind: type) -> None:
+    weights = [1.0, 0.7, 0.2, 0.0]
+    smooth = band_filter(adjacency, weights)
+    assert isinstance(smooth, kind)
+    signal = on_connected_nodes(adjacency)
+    expected = filter_energy(adjacency, weights, signal)
+    assert float(smooth(signal).square().sum()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("adjacency", [bipartite_adjacency(observed()), users_only(25)])
+def test_equal_weights_filter_nothing(adjacency: torch.Tensor) -> None:
     signal = torch.randn(len(adjacency), 4, generator=torch.Generator().manual_seed(2))
     smooth = band_filter(adjacency, [1.0, 1.0, 1.0])
     torch.testing.assert_close(smooth(signal), signal, atol=1e-5, rtol=1e-5)
@@ -93,10 +94,6 @@ def test_how_often_frequency_1_occurs_is_said(caplog: pytest.LogCaptureFixture) 
     assert f"2 groups of {len(nodes)} frequencies; {multiplicity_of_one(frequencies)} of them are 1" in caplog.text
 
 
-def test_only_frequencies_that_rounding_parts_from_1_are_1() -> None:
-    assert multiplicity_of_one(np.array([0.0, 0.999, 1 - 1e-12, 1.0, 1 + 1e-12, 1.001, 2.0])) == 3
-
-
 def test_a_node_without_an_edge_gets_the_weight_of_frequency_1() -> None:
     """One user with two items: frequencies 0, 1 and 2, in a group each. Padding and the last item have no edge."""
     adjacency = bipartite_adjacency(Observed(torch.tensor([1, 1]), torch.tensor([1, 2]), 2, 4))
@@ -105,8 +102,24 @@ def test_a_node_without_an_edge_gets_the_weight_of_frequency_1() -> None:
     torch.testing.assert_close(smooth(signal)[lonely], 0.5 * signal[lonely])
     assert not smooth.constant(signal).requires_grad
     read, product = smooth.part(torch.tensor([5, 1]))
-    assert read.tolist() == [1, 3, 4, 5], "a node without an edge is read for its own row alone"
     torch.testing.assert_close(product(signal[read]), smooth(signal)[[5, 1]])
+
+
+def test_a_node_without_an_edge_is_read_for_its_own_row_alone() -> None:
+    """In a graph of users only: users 1, 2 and 3 share an item, so they have no two sides."""
+    pairs = Observed(torch.tensor([1, 2, 3]), torch.tensor([1, 1, 1]), 5, 2)
+    smooth = band_filter(neighbour_adjacency(pairs, 2), [0.9, 0.4])
+    read, product = smooth.part(torch.tensor([4, 1]))
+    assert isinstance(smooth, BandFilter)
+    assert read.tolist() == [1, 2, 3, 4]
+    signal = torch.randn(5, 2)
+    torch.testing.assert_close(product(signal[read]), smooth(signal)[[4, 1]])
+
+
+def test_gradients_are_those_of_the_transpose() -> None:
+    smooth = band_filter(bipartite_adjacency(observed()).double(), [1.0, 0.5, 0.1])
+    signal = torch.randn(USERS + ITEMS, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: smooth(x, torch.tensor([3, 20])), (signal,))
 
 
 def test_a_graph_without_an_edge_has_a_filter_too() -> None:
@@ -116,77 +129,52 @@ def test_a_graph_without_an_edge_has_a_filter_too() -> None:
     torch.testing.assert_close(smooth(torch.ones(5, 1)), torch.full((5, 1), 0.5))
 
 
-def test_only_nodes_with_an_edge_count_towards_what_is_decomposed_exactly(
+def test_the_smaller_side_with_an_edge_must_be_small_enough(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     adjacency = bipartite_adjacency(observed())
-    nodes = len(spectrum_of(adjacency)[0])
-    assert nodes < len(adjacency)
-    monkeypatch.setattr(bands, "EXACT_NODES", nodes)
-    assert isinstance(band_filter(adjacency, [1.0, 0.0]), BandFilter)
-    monkeypatch.setattr(bands, "EXACT_NODES", nodes - 1)
+    nodes = spectrum_of(adjacency)[0]
+    smaller = int((nodes >= USERS).sum())
+    monkeypatch.setattr(spectra, "EXACT_SIZE", smaller)
+    assert isinstance(band_filter(adjacency, [1.0, 0.0]), PairedFilter)
+    monkeypatch.setattr(spectra, "EXACT_SIZE", smaller - 1)
     with caplog.at_level(logging.INFO):
         assert isinstance(band_filter(adjacency, [1.0, 0.0]), ChebyshevFilter)
     # Of a bipartite graph, frequencies lie symmetrically around 1.
-    assert re.search(rf"2 groups of {nodes} frequencies, divided at about (1|1\.0\d*|0\.9\d*)$", caplog.text.strip())
+    assert re.search(rf"2 groups of {len(nodes)} frequencies, divided at about 1; at least \d+ of them", caplog.text)
 
 
-@pytest.mark.parametrize("degree", [7, 8])
-def test_moments_are_sums_over_eigenvalues(degree: int) -> None:
-    """With D = I, trace(T_k(A)) is the sum of cos(k a) over the eigenvalues cos(a)."""
-    matrix = bipartite_adjacency(observed()).to_dense().double().numpy()
-    angles = np.arccos(np.clip(np.linalg.eigvalsh(matrix), -1, 1))
-    expected = [np.cos(k * angles).sum() for k in range(degree + 1)]
-    np.testing.assert_allclose(chebyshev_moments(matrix, np.eye(len(matrix)), degree), expected, atol=1e-6)
+def large(items: int = 120) -> torch.Tensor:
+    return bipartite_adjacency(observed(users=150, items=items, pairs=900, seed=3))
 
 
-def test_coefficients_are_integrals_with_jacksons_damping() -> None:
-    """g_n of N = degree + 1 terms (Weiße et al., eq. 71), times the integral of cos(n a) over each band of angles."""
-    degree, edges = 6, np.array([0.0, 0.4, 1.3, 2.0])
-    terms, middles = degree + 1, (np.arange(200_000) + 0.5) / 200_000 * np.pi
-    found = band_coefficients(edges, degree)
-    assert found.shape == (3, degree + 1)
-    for band in range(3):
-        inside = (edges[band] <= 1 - np.cos(middles)) & (1 - np.cos(middles) < edges[band + 1])
-        for n in range(degree + 1):
-            turn = np.pi / (terms + 1)
-            damping = ((terms - n + 1) * np.cos(n * turn) + np.sin(n * turn) / np.tan(turn)) / (terms + 1)
-            mean = (inside * np.cos(n * middles)).mean()
-            assert found[band, n] == pytest.approx(damping * (1 if n == 0 else 2) * mean, abs=1e-4)
-
-
-def large() -> torch.Tensor:
-    return bipartite_adjacency(observed(users=150, items=120, pairs=900, seed=3))
-
-
-def test_estimated_bounds_part_the_frequencies_into_equal_counts() -> None:
-    nodes, frequencies, _ = spectrum_of(large())
-    graph = scipy.sparse.csr_matrix(large().to_dense().double().numpy()[np.ix_(nodes, nodes)])
-    edges = equal_edges(graph, 4, degree=512, probes=256)
-    assert edges[0] == 0
-    assert edges[-1] == 2
-    for bound, share in zip(edges[1:-1], (0.25, 0.5, 0.75)):
-        # An eigenvalue of high multiplicity is a step in the count: the bound lies on it.
-        below, up_to = ((frequencies < bound - 0.02).mean(), (frequencies < bound + 0.02).mean())
-        assert below - 0.01 <= share <= up_to + 0.01
-
-
-@pytest.mark.parametrize("weights", [[1.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.04, 0.04]])
+@pytest.mark.parametrize("items", [120, 1500])
+@pytest.mark.parametrize("group", range(4))
 def test_a_large_graph_is_filtered_by_chebyshev_polynomials(
-    weights: list[float], monkeypatch: pytest.MonkeyPatch
+    items: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adjacency = large()
-    exact = band_filter(adjacency, weights)
-    monkeypatch.setattr(bands, "EXACT_NODES", 10)
-    monkeypatch.setattr(bands, "DEGREE", 400)
+    """With ten items a user, frequency 1 makes up the middle groups, and parts of the others."""
+    adjacency, weights = large(items), np.eye(4)[group].tolist()
+    signal = on_connected_nodes(adjacency, 16)
+    signals = signal, signal + adjacency @ signal  # white, and smooth
+    exact = [float(band_filter(adjacency, weights)(given).square().sum()) for given in signals]
+    monkeypatch.setattr(spectra, "EXACT_SIZE", 10)
     estimated = band_filter(adjacency, weights)
     assert isinstance(estimated, ChebyshevFilter)
-    signal = torch.randn(len(adjacency), 6, generator=torch.Generator().manual_seed(4))
-    signal = signal + torch.sparse.mm(adjacency, signal)  # not white
-    found, expected = estimated(signal), exact(signal)
-    assert float((found - expected).norm() / expected.norm()) < 0.15
+    for given, expected in zip(signals, exact):
+        found, whole = estimated(given), float(given.square().sum())
+        assert float(found.square().sum()) / whole == pytest.approx(expected / whole, abs=0.02)
     nodes = torch.tensor([5, 200, 7])
-    torch.testing.assert_close(estimated(signal, nodes), found[nodes])
+    torch.testing.assert_close(estimated(signal, nodes), estimated(signal)[nodes])
+
+
+def test_a_mild_filter_of_a_large_graph_changes_each_vector_as_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    adjacency, weights = large(600), [1.0, 0.7, 0.4, 0.25]
+    signal = on_connected_nodes(adjacency, 6)
+    expected = band_filter(adjacency, weights)(signal)
+    monkeypatch.setattr(spectra, "EXACT_SIZE", 10)
+    found = band_filter(adjacency, weights)(signal)
+    assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
 def test_chebyshev_polynomials_are_those_of_the_eigenvalues() -> None:

@@ -19,6 +19,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 
 from recbole_kd.cli import main
+from recbole_kd.data import spectra
 from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
 from recbole_kd.testing import known_answer_settings, write_known_answer
@@ -26,9 +27,6 @@ from recbole_kd.verbs.analyse import analyse
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.options import PARTS
 from recbole_kd.verbs.train import run_recbole_kd
-
-#: The function of this name stands before its module in the package.
-MODULE = sys.modules["recbole_kd.verbs.analyse.spectrum"]
 
 
 class Runs:
@@ -195,7 +193,7 @@ def test_a_map_has_a_place_for_each_item_of_each_model(runs: Runs, tmp_path: Pat
 
 def test_a_large_graph_is_estimated(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (exact,), _ = analyse(**runs.pair, output=tmp_path / "exact", parts=["spectrum"], bands=5)
-    monkeypatch.setattr(MODULE, "EXACT_NODES", 10)
+    monkeypatch.setattr(spectra, "EXACT_SIZE", 10)
     (estimated,), _ = analyse(**runs.pair, output=tmp_path / "estimated", parts=["spectrum"], bands=5)
     assert "exact" in exact.finding
     assert "estimated" in estimated.finding
@@ -204,6 +202,8 @@ def test_a_large_graph_is_estimated(runs: Runs, tmp_path: Path, monkeypatch: pyt
         for how in ("exact", "estimated")
     ]
     np.testing.assert_allclose(shares[1], shares[0], atol=0.05)
+    (groups,), _ = analyse(**runs.pair, output=tmp_path / "groups", parts=["spectrum"], equal_bands=4)
+    assert "estimated, frequency 1 occurs at least" in groups.finding
 
 
 def test_a_model_is_at_no_distance_from_itself(runs: Runs, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_kd.data.bands import EXACT_NODES
+from recbole_kd.data.spectra import is_small
 from recbole_kd.evaluation.spectrum import (
     band_edges,
     connected_graph,
@@ -101,19 +101,17 @@ def spectrum(subject: Subject) -> Part:
 
 def _energies(subject: Subject, adjacency: Any, signals: list[Array]) -> tuple[Array, Array, Array, str]:
     """Edges (B + 1,) and counts (B,) of the bands, the energies (signals, B), and the method."""
-    size, groups = adjacency.shape[0], subject.equal_bands
-    exact = size <= EXACT_NODES
+    groups, exact = subject.equal_bands, is_small(adjacency)
+    method = "exact" if exact else "estimated"
     if groups:
-        counts = np.full(groups, size / groups)
-        if exact:
-            edges, energies, repeated = equal_band_energies(adjacency, signals, groups)
-            return edges, counts, energies, f"exact, frequency 1 occurs {repeated:,} times"
-        edges, energies = estimated_equal_band_energies(adjacency, signals, groups)
-        return edges, counts, energies, "estimated"
+        divide = equal_band_energies if exact else estimated_equal_band_energies
+        edges, energies, repeated = divide(adjacency, signals, groups)
+        note = f"{method}, frequency 1 occurs {'' if exact else 'at least '}{repeated:,} times"
+        return edges, np.full(groups, adjacency.shape[0] / groups), energies, note
     edges = band_edges(subject.bands)
     compute = exact_band_energies if exact else estimated_band_energies
     counts, energies = compute(adjacency, signals, edges)
-    return edges, counts, energies, "exact" if exact else "estimated"
+    return edges, counts, energies, method
 
 
 def _mapped(subject: Subject, role: str, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
