@@ -27,6 +27,7 @@ CAPABILITIES: dict[str, str] = {
     "listed_scores": "scores of the items in the ranked lists",
     "representations": "a vector for each user and each item",
     "pair_representations": "a vector for each user and each item, or for each pair of them",
+    "side_vectors": "a vector for each user and each item, whether or not its scores are their products",
     "item_representations": "a vector for each item",
     "tables": "embedding tables of users and of items",
     "layers": "the output of each layer of its graph",
@@ -71,6 +72,9 @@ class StudentView(Protocol):
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
         """The vectors that scores of the pairs of users (n,) and items (n,) are linear maps of, (n, d)."""
 
+    def side_vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors of every user (U, d) and every item (I, d), from which a model of pairs computes its scores."""
+
     def tables(self) -> tuple[Tensor, Tensor]:
         """The embedding tables from which the representations are computed: users (U, d), items (I, d)."""
 
@@ -105,6 +109,9 @@ class TeacherView(Protocol):
 
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
         """The vectors that scores of the pairs of users (n,) and items (n,) are linear maps of, (n, d)."""
+
+    def side_vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors of every user (U, d) and every item (I, d), from which a model of pairs computes its scores."""
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(users (U, d_t), items (I, d_t)) of each layer of the graph, the embedding tables first."""

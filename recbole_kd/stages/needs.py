@@ -161,7 +161,7 @@ def _named_teacher(experiment: Experiment) -> _Named | None:
         elif source.ranks and len(experiment.teachers) > 1:  # with several teachers its scores are not read
             members.append(_Named("a file of ranks", None, frozenset({"ranks"})))
         elif source.vectors and len(experiment.teachers) > 1:  # whether it has users is known when it is read
-            offered = frozenset({"representations", "pair_representations", "item_representations"})
+            offered = frozenset({"representations", "pair_representations", "side_vectors", "item_representations"})
             members.append(_Named("a file of vectors", None, offered))
         else:
             return None

@@ -125,6 +125,17 @@ _LAST_LAYERS: dict[str, str] = {
 }
 
 
+def _towers(model: Any) -> Pair:
+    """The embeddings of NeuMF's two towers side by side, of those that it uses."""
+    used = [tower for tower in ("mf", "mlp") if getattr(model, f"{tower}_train")]
+    users, items = ([getattr(model, f"{side}_{tower}_embedding").weight for tower in used] for side in ("user", "item"))
+    return torch.cat(users, dim=1), torch.cat(items, dim=1)
+
+
+#: Architecture that encodes pairs -> the vectors of users (U, d) and items (I, d) from which it does.
+_SIDE_VECTORS: dict[str, Callable[[Any], Pair]] = dict.fromkeys(("NeuMF", "NeuMFVariant"), _towers)
+
+
 def _sequence_output(model: Any, sequences: Sequences) -> Tensor:
     output: Tensor = model.forward(sequences.items, sequences.lengths)
     return output
@@ -276,6 +287,7 @@ def _offered(names: list[str], sequential: bool) -> frozenset[str]:
         "tables": _TABLES,
         "layers": _LAYERS,
         "pair_representations": {**_REPRESENTATIONS, **_LAST_LAYERS},
+        "side_vectors": {**_REPRESENTATIONS, **_SIDE_VECTORS},
     }
     found = (capability for capability, table in tables.items() if _of(table, names))
     return frozenset({"scores", "listed_scores", "ranks", *found})
@@ -367,6 +379,12 @@ def pair_representations(model: Any, users: Tensor, items: Tensor) -> Optional[T
     return entered[0]
 
 
+def side_vectors(model: Any) -> Optional[Pair]:
+    """(users (U, d), items (I, d)): the representations, or what a model of pairs computes its scores from."""
+    reader = _reader(_SIDE_VECTORS, model)
+    return representations(model) if reader is None else reader(model)
+
+
 def pair_products(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
     """The elementwise products of the vectors of users (n,) and items (n,): (n, d)."""
     return rows_at(vectors[0], users) * rows_at(vectors[1], items)
@@ -416,7 +434,7 @@ class ModelStudent:
         self.name = type(model).__name__
         self.capabilities = capabilities(model)
         self._in_step = False
-        self._vectors: Optional[Pair] = None
+        self._kept: dict[Callable[[Any], Optional[Pair]], Pair] = {}
         self._outputs: Optional[tuple[Sequences, Tensor]] = None
         with torch.no_grad():
             vectors = item_vectors(model) if "sequence_vectors" in self.capabilities else representations(model)
@@ -432,17 +450,20 @@ class ModelStudent:
             with shared_propagation(self.model):
                 yield
         finally:
-            self._in_step, self._vectors, self._outputs = False, None, None
+            self._in_step, self._kept, self._outputs = False, {}, None
 
     def _representations(self) -> Pair:
-        if self._vectors is not None:
-            return self._vectors
+        return self._read(representations)
+
+    def _read(self, reader: Callable[[Any], Optional[Pair]]) -> Pair:
+        if reader in self._kept:
+            return self._kept[reader]
         with torch.set_grad_enabled(torch.is_grad_enabled() or self._in_step):
-            vectors = representations(self.model)
+            vectors = reader(self.model)
         if vectors is None:
-            raise TypeError(f"{self.name} has no representations")
+            raise TypeError(f"{self.name} has no {reader.__name__.replace('_', ' ')}")
         if self._in_step:
-            self._vectors = vectors
+            self._kept[reader] = vectors
         return vectors
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
@@ -482,6 +503,10 @@ class ModelStudent:
         if vectors is None:
             raise TypeError(f"{self.name} has no pair representations")
         return vectors
+
+    def side_vectors(self) -> Pair:
+        """Vectors of every user (U, d) and item (I, d), whether or not scores are their products."""
+        return self._read(representations if "representations" in self.capabilities else side_vectors)
 
     def tables(self) -> Pair:
         """The embedding tables: users (U, d), items (I, d)."""

@@ -80,6 +80,9 @@ class BareTeacher:
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
         self.lacks("pair_representations")
 
+    def side_vectors(self) -> tuple[Tensor, Tensor]:
+        self.lacks("side_vectors")
+
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         self.lacks("layers")
 

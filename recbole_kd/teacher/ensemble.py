@@ -17,6 +17,7 @@ from recbole_kd.teacher.bare import BareTeacher, Teacher
 __all__ = ["TeacherEnsemble", "joint_capabilities"]
 
 _PAIRS_FOR_MOMENTS = 1 << 22
+_VECTORS = frozenset({"representations", "pair_representations", "side_vectors", "item_representations"})
 _WITH_ITEMS = frozenset({"representations", "item_representations"})
 
 
@@ -29,9 +30,9 @@ def joint_capabilities(members: Sequence[frozenset[str]]) -> frozenset[str]:
     ranking = [member for member in members if "ranks" in member]
     shared = frozenset.intersection(*ranking) if ranking else frozenset()
     scored = {"scores", "listed_scores"} if "scores" in shared else set()
-    vectors = frozenset.union(*members) & {"representations", "pair_representations", "item_representations"}
+    vectors = frozenset.union(*members) & _VECTORS
     if any("item_representations" in member and "representations" not in member for member in members):
-        vectors -= {"representations"}
+        vectors -= {"representations", "side_vectors"}
     return (shared & {"ranks"}) | scored | vectors
 
 
@@ -176,6 +177,14 @@ class TeacherEnsemble(BareTeacher):
         if not members:
             self.lacks("pair_representations")
         return torch.cat([member.pair_representations(users, items) for member in members], dim=1)
+
+    def side_vectors(self) -> tuple[Tensor, Tensor]:
+        """The members' vectors of users and of items, concatenated."""
+        members = self._with("side_vectors")
+        if not members:
+            self.lacks("side_vectors")
+        users, items = zip(*(member.side_vectors() for member in members))
+        return torch.cat(users, dim=1), torch.cat(items, dim=1)
 
     def summary(self) -> dict[str, Any]:
         """The entries of a single teacher's summary for all together, and each member's summary in ``members``."""

@@ -27,6 +27,7 @@ from recbole_kd.student.readers import (
     pair_representations,
     representations,
     sequence_vectors,
+    side_vectors,
 )
 from recbole_kd.teacher.bare import BareTeacher
 from recbole_kd.teacher.cache import NO_PART_OF_A_MODEL, Trained
@@ -121,6 +122,18 @@ class FrozenTeacher(BareTeacher):
         if vectors is None:
             self.lacks("pair_representations")
         return vectors
+
+    def side_vectors(self) -> tuple[Tensor, Tensor]:
+        """Vectors of every user (U, d) and item (I, d), constant; of a model of pairs, those that it reads."""
+        return self._sides
+
+    @cached_property
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            vectors = self._vectors or side_vectors(self.model)
+        if vectors is None:
+            self.lacks("side_vectors")
+        return vectors if self._vectors is not None else self._aligned(vectors)
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(users (U, d_t), items (I, d_t)) of each layer of the graph, the embedding tables first, constant."""

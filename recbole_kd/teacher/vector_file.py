@@ -32,7 +32,7 @@ class VectorFileTeacher(FileTeacher):
         self._users: Tensor | None = None
         if vectors.users is not None:
             self._users, self.known_users = _on(device, vectors.users)
-            self.capabilities |= {"representations", "pair_representations"}
+            self.capabilities |= {"representations", "pair_representations", "side_vectors"}
 
     def user_embeddings(self) -> Tensor:
         """(U, d_t); zeros for users without a vector, see `known_users`."""
@@ -47,6 +47,10 @@ class VectorFileTeacher(FileTeacher):
     def pair_representations(self, users: Tensor, items: Tensor) -> Tensor:
         """The elementwise products of the vectors of users (n,) and items (n,), (n, d_t)."""
         return pair_products((self.user_embeddings(), self._items), users, items)
+
+    def side_vectors(self) -> tuple[Tensor, Tensor]:
+        """Both tables."""
+        return self.user_embeddings(), self._items
 
     @property
     def files(self) -> list[str]:

@@ -72,6 +72,30 @@ def test_de_selects_experts_by_the_teachers_vector_of_the_pair() -> None:
     torch.testing.assert_close(distiller(batch)["de"], 0.5 * torch.stack(errors).mean())
 
 
+@pytest.mark.parametrize("kind", [DEDistiller, FitNetDistiller])
+@pytest.mark.parametrize("names", [("NeuMF", "NeuMF"), ("NeuMF", "BPR"), ("BPR", "NeuMF")])
+def test_users_and_items_apart_on_request(kind: type[Distiller], names: tuple[str, str], known_answer: Path) -> None:
+    bench = Bench(known_answer, *names)
+    view = ModelStudent(bench.model)
+    made: Any = kind(kind.options_class(pairs=False), view, bench.teacher, bench.data)
+    assert made.entries.kinds == ("user", "item")
+    for side, of_student in zip(made.entries.sides(bench.batch()), view.side_vectors()):
+        torch.testing.assert_close(side.student, of_student[side.nodes])
+    assert made.entries.sides(bench.batch())[0].teacher is bench.teacher.side_vectors()[0]
+
+
+def test_neumfs_users_and_items_are_the_embeddings_of_the_towers_in_use(known_answer: Path) -> None:
+    model: Any = Bench(known_answer, "NeuMF", "BPR").model
+    factors, hidden = model.user_mf_embedding.weight[3], model.user_mlp_embedding.weight[3]
+    of_item = torch.cat([model.item_mf_embedding.weight[5], model.item_mlp_embedding.weight[5]])
+    for used, expected in (("mf", "mlp"), torch.cat([factors, hidden])), (("mf",), factors), (("mlp",), hidden):
+        model.mf_train, model.mlp_train = "mf" in used, "mlp" in used
+        users, items = ModelStudent(model).side_vectors()
+        assert torch.equal(users[3], expected)
+        assert users.requires_grad
+        assert torch.equal(items[5], of_item if len(used) == 2 else items[5])
+
+
 def test_several_negatives_belong_to_their_users_block_by_block() -> None:
     users, items, negatives = torch.tensor([1, 2]), torch.tensor([3, 4]), torch.tensor([5, 6, 7, 8])
     found = Batch(users, items, negatives).distinct_pairs

@@ -260,10 +260,11 @@ def test_lists_and_scores_are_of_the_same_numbers_whatever_a_member_ranks_by(tmp
 def test_it_offers_what_its_members_do_together() -> None:
     bare = FakeTeacher(9, 12, 3, capabilities=frozenset({"ranks", "listed_scores"}))
     assert ensemble(FakeTeacher(9, 12, 3), FakeTeacher(9, 12, 3)).capabilities == {
-        *("ranks", "scores", "listed_scores", "representations", "pair_representations")
+        *("ranks", "scores", "listed_scores", "representations", "pair_representations", "side_vectors")
     }
     mixed = ensemble(FakeTeacher(9, 12, 3), bare)
-    assert mixed.capabilities == {"ranks", "representations", "pair_representations"}, "a file's scores are no member's"
+    vectors = {"representations", "pair_representations", "side_vectors"}
+    assert mixed.capabilities == {"ranks", *vectors}, "a file's scores are no member's"
     assert mixed.dimension == 3
     with pytest.raises(UserError, match="has no a vector|has no"):
         ensemble(bare, bare).user_embeddings()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Optional, TypeVar
+from typing import Any, ClassVar, NamedTuple, Optional, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from recbole_kd.contracts import Batch, Distiller, DistillerOptions, Needs, Stud
 from recbole_kd.errors import UserError
 from recbole_kd.loss.kernel.regression import linear_error
 from recbole_kd.loss.kernel.rows import rows_at
+from recbole_kd.options import option
 
 __all__ = [
     "ONE_SIDE",
@@ -45,13 +46,23 @@ class NodeOptions(DistillerOptions):
 
     needs = Needs.of("representations", otherwise="item_representations")
     sequence_needs = Needs.of("sequence_vectors", otherwise="item_representations")
+    pairs = True  # NodeOrPairOptions makes it an option
 
 
 @dataclass(frozen=True)
 class NodeOrPairOptions(NodeOptions):
     """The same for distillers that regress each entry by itself; an entry can then also be a (user, item) pair."""
 
-    needs = Needs.of("pair_representations", otherwise="item_representations")
+    pairs: bool = option(
+        True,
+        "whether a model that encodes a user and an item together (NeuMF) is read by pairs; false: by its vectors of "
+        "users and of items",
+    )
+
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        """Vectors of pairs, or of users and of items."""
+        return Needs.of("pair_representations" if self.pairs else "side_vectors", otherwise="item_representations")
 
 
 class Side(NamedTuple):
@@ -116,6 +127,27 @@ class Nodes:
     def _users(self, batch: Batch) -> Side:
         users = known(batch.distinct_users, self.teacher.known_users)
         return Side(users, rows_at(self.student.user_embeddings(), users), self.teacher.user_embeddings())
+
+
+class _Sides:
+    """A student or teacher whose vectors of users and items are its :meth:`side_vectors`."""
+
+    def __init__(self, view: Any) -> None:
+        self._view, self._both = view, "side_vectors" in view.capabilities
+        self.capabilities = view.capabilities | ({"representations"} if self._both else set())
+
+    def user_embeddings(self) -> Tensor:
+        """(U, d)."""
+        users: Tensor = self._view.side_vectors()[0]
+        return users
+
+    def item_embeddings(self) -> Tensor:
+        """(I, d)."""
+        items: Tensor = self._view.side_vectors()[1] if self._both else self._view.item_embeddings()
+        return items
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
 
 
 class SequenceNodes(Nodes):
@@ -190,8 +222,10 @@ class NodeDistiller(Distiller[NodeOptionsT]):
             self.entries = SequenceNodes(*views)
         elif "representations" in self.student.capabilities and not ONE_SIDE.isdisjoint(self.teacher.capabilities):
             self.entries = Nodes(*views)
-        else:
+        elif self.options.pairs:
             self.entries = Pairs(*views, self.data.device)
+        else:
+            self.entries = Nodes(*map(_Sides, views))
         ours, theirs = self.entries.examples()
         self.student_dimension, self.teacher_dimension, self.dtype = ours.shape[1], theirs.shape[1], theirs.dtype
 
