@@ -166,20 +166,18 @@ class AnalyseOptions(VerbOptions):
     settings = ("data_path",)
 
     student: str = option(
-        None, "a checkpoint", metavar="FILE", needed="two checkpoints", example="saved/FreqDStudent-....pth"
-    )
-    teacher: str = option(
-        None,
-        "a checkpoint on the same dataset and split",
-        metavar="FILE",
-        needed="two checkpoints",
-        example="saved/teachers/BPR-....pth",
+        None, "a checkpoint", metavar="FILE", needed="a checkpoint", example="saved/FreqDStudent-....pth"
     )
     output: str = option(
         None,
         "the folder for a picture (PNG) and a table (CSV) of each part",
         metavar="DIR",
         needed="a folder for its pictures and tables",
+    )
+    teacher: str | None = option(
+        None,
+        "a checkpoint on the same dataset and split; without one there are fewer parts",
+        metavar="FILE",
     )
     baseline: str | None = option(None, "a plain student to compare with", metavar="FILE")
     alone: tuple[str, ...] | None = option(

@@ -22,11 +22,17 @@ from recbole_kd.cli import main
 from recbole_kd.data import spectra
 from recbole_kd.errors import UserError
 from recbole_kd.files.checkpoint import load_checkpoint, save_checkpoint
-from recbole_kd.testing import known_answer_settings, write_known_answer
+from recbole_kd.testing import (
+    known_answer_settings,
+    known_sequences_settings,
+    write_known_answer,
+    write_known_sequences,
+)
 from recbole_kd.verbs.analyse import analyse
 from recbole_kd.verbs.evaluate import evaluate_checkpoint
 from recbole_kd.verbs.options import PARTS
 from recbole_kd.verbs.train import run_recbole_kd
+from tests.sequential import SMALL
 
 
 class Runs:
@@ -135,6 +141,38 @@ def test_the_projector_that_was_trained_explains_less_than_the_best_one(runs: Ru
     assert losses["fitted"] < losses["trained"]
     with pytest.raises(UserError, match="the checkpoint of the student has no projector; freqd and fitnet"):
         analyse(**runs.pair, output=tmp_path / "other", parts=["spectrum"], projector="trained")
+
+    plain = {"baseline": runs.result["baseline"]["checkpoint"], "others": [runs.pair["student"]]}
+    (part,), _ = analyse(**pair, **plain, output=tmp_path / "beside", parts=["spectrum"], projector="trained")
+    assert "the best linear map for the baseline, the student 2" in part.finding
+    beside = table(tmp_path / "beside" / "spectrum.csv")
+    assert sum(float(row["student loss"]) for row in beside) == pytest.approx(losses["trained"], rel=1e-4)
+    analyse(**{**runs.pair, **plain}, output=tmp_path / "fitted2", parts=["spectrum"])
+    expected = table(tmp_path / "fitted2" / "spectrum.csv")
+    assert [row["baseline loss"] for row in beside] == [row["baseline loss"] for row in expected]
+
+
+@pytest.mark.parametrize("distiller", ["freqd", "fitnet"])
+def test_of_a_matryoshka_student_the_projector_of_the_whole_vectors_is_read(
+    distiller: str, runs: Runs, tmp_path: Path
+) -> None:
+    settings = {**runs.settings, "baseline": "none", "embedding_size": 6, "epochs": 1, "distill": [distiller]}
+    settings = {**settings, "matryoshka": [3, 6], "teacher.checkpoint": runs.pair["teacher"]}
+    student = run_recbole_kd("BPR", "known-answer", config_dict=settings)["checkpoint"]
+    pair = {**runs.pair, "student": student}
+    analyse(**pair, output=tmp_path, parts=["spectrum"], projector="trained")
+    own, taught = (load_checkpoint(pair[role]) for role in ("student", "teacher"))
+    names = ["freqd.prefixes.6.projectors.0"] * 2
+    names = [f"fitnet.prefixes.6.{side}_projector" for side in ("user", "item")] if distiller == "fitnet" else names
+    total = 0.0
+    for side, name in zip(("user", "item"), names):
+        vectors = own["state_dict"][f"{side}_embedding.weight"]
+        mapped = torch.nn.functional.linear(
+            vectors, own["distillers"][f"{name}.weight"], own["distillers"][f"{name}.bias"]
+        )
+        total += float((taught["state_dict"][f"{side}_embedding.weight"] - mapped)[1:].square().sum())
+    found = sum(float(row["student loss"]) for row in table(tmp_path / "spectrum.csv"))
+    assert found == pytest.approx(total / 88, rel=1e-4)
 
 
 def test_several_students_stand_in_one_picture(runs: Runs, tmp_path: Path) -> None:
@@ -278,6 +316,28 @@ def test_experts_are_those_of_every_epoch(runs: Runs, tmp_path: Path) -> None:
     assert {row[key] for row in rows for key in epochs} <= {str(expert) for expert in range(len(network))}
 
 
+def test_experts_have_a_place_by_the_teachers_vectors(runs: Runs, tmp_path: Path) -> None:
+    """DE-RRD, figure 6: two nodes of equal vectors lie together. Without a teacher there are no places."""
+    analyse(**runs.pair, output=tmp_path, parts=["experts"])
+    rows = table(tmp_path / "experts.csv")
+    assert len({(row["x"], row["y"]) for row in rows}) == len(rows) == 88
+    analyse(**{**runs.pair, "teacher": None}, output=tmp_path / "alone", parts=["experts"])
+    alone = table(tmp_path / "alone" / "experts.csv")
+    assert "x" not in alone[0]
+    assert [row["epoch 0"] for row in alone] == [row["epoch 0"] for row in rows]
+
+
+def test_a_model_alone_has_a_map_smoothing_and_gain(runs: Runs, tmp_path: Path) -> None:
+    alone = {**runs.pair, "teacher": None}
+    parts, left_out = analyse(**alone, output=tmp_path)
+    assert [part.name for part in parts] == ["smoothing", "experts", "map"]
+    assert left_out["spectrum"] == left_out["compression"] == "it compares with a teacher; give --teacher=FILE."
+    assert {row["role"] for row in table(tmp_path / "map.csv")} == {"student"}
+    baseline = runs.result["baseline"]["checkpoint"]
+    (part,), _ = analyse(**alone, output=tmp_path, parts=["gain"], baseline=baseline)
+    assert "against the baseline" in part.finding
+
+
 def test_experts_are_told_to_the_last_epoch_where_the_best_was_earlier(runs: Runs, tmp_path: Path) -> None:
     """The checkpoint of an early best epoch, made of the run's own; its state after the last epoch lies beside it."""
     best = Path(runs.pair["student"])
@@ -346,8 +406,9 @@ def test_the_command_line(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"student": None}, "analyse needs two checkpoints; set --student=FILE"),
-        ({"teacher": None}, "analyse needs two checkpoints; set --teacher=FILE"),
+        ({"student": None}, "analyse needs a checkpoint; set --student=FILE"),
+        ({"teacher": None, "parts": ["spectrum"]}, "it compares with a teacher; give --teacher=FILE"),
+        ({"teacher": None, "parts": ["gain"]}, "it compares with a baseline or a teacher; give --baseline=FILE or"),
         ({"output": None}, "set --output=DIR"),
         ({"teacher": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
         ({"baseline": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),
@@ -377,6 +438,30 @@ def test_bad_input(
     assert main(["analyse", *(f"--{key}={value}" for key, value in given.items())]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_of_sequential_models_the_items_are_shown(tmp_path: Path) -> None:
+    """They have no vectors of users; a map's places are those of the models' item tables."""
+    settings = known_sequences_settings(write_known_sequences(tmp_path / "data"), **SMALL["SASRec"], epochs=1)
+    paths = [
+        run_recbole_kd("SASRec", "known-sequences", config_dict={**settings, "seed": seed})["checkpoint"]
+        for seed in (1, 2)
+    ]
+    given = {"data_path": str(tmp_path / "data"), "use_gpu": False}
+    parts, left_out = analyse(paths[0], paths[1], tmp_path / "out", groups=3, config_dict=given)
+    assert [part.name for part in parts] == ["smoothing", "gain", "map"]
+    assert "has no vector for each user and each item" in left_out["spectrum"]
+    smoothing, places = (table(tmp_path / "out" / f"{name}.csv") for name in ("smoothing", "map"))
+    assert {row["side"] for row in smoothing} == {"items"}
+    vectors = load_checkpoint(paths[0])["state_dict"]["item_embedding.weight"][1:]
+    units = torch.nn.functional.normalize(vectors.double())
+    count = len(units)
+    expected = 1 - (float((units @ units.T).sum()) - count) / (count * (count - 1))
+    found = [float(row["mean average distance"]) for row in smoothing if row["role"] == "student"]
+    assert found[-1] == pytest.approx(expected, rel=1e-5)
+    assert len(places) == 2 * count
+    with pytest.raises(UserError, match="the student SASRec has no vector for each user"):
+        analyse(*paths, tmp_path / "other", parts=["map"], map_side="users", config_dict=given)
 
 
 @pytest.mark.parametrize("setting", ["teacher", "baseline"])

@@ -52,7 +52,7 @@ _PARTS: dict[str, Callable[[Subject], Part]] = {
 
 def analyse(
     student: str,
-    teacher: str,
+    teacher: Optional[str],
     output: PathLike,
     baseline: Optional[str] = None,
     parts: Optional[Sequence[str]] = None,
@@ -72,7 +72,7 @@ def analyse(
 
     Args:
         student: a checkpoint of recbole-kd.
-        teacher: a checkpoint of recbole-kd or of RecBole, on the same dataset and split.
+        teacher: a checkpoint of recbole-kd or of RecBole, on the same dataset and split; None: only parts without one.
         output: the folder; nothing is written before everything is computed.
         baseline: a checkpoint of a plain student to compare with.
         alone: checkpoints of plain students of other sizes.
@@ -127,9 +127,9 @@ def _analyse(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) 
 
 def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> Subject:
     student = options.student
-    given = [("teacher", options.teacher), *(("alone", path) for path in options.alone or ())]
-    given += [("others", path) for path in options.others or ()]
-    given += [] if options.baseline is None else [("baseline", options.baseline)]
+    given = [("alone", path) for path in options.alone or ()] + [("others", path) for path in options.others or ()]
+    single = {"teacher": options.teacher, "baseline": options.baseline}
+    given += [(setting, path) for setting, path in single.items() if path is not None]
     states = [load_any(path) for _, path in given]  # reports missing files before data are read
     trained, splits = load_trained(student, config_dict)
     splits.require("analyse")
@@ -150,7 +150,7 @@ def _load(options: AnalyseOptions, config_dict: Optional[Mapping[str, Any]]) -> 
     folder = str(Path(trained.config["checkpoint_dir"]) / "ranks")
     learner = FrozenTeacher(trained, splits, folder)
     name = str(options.metric or trained.config["valid_metric"]).lower()
-    (teacher,), baseline = views["teacher"], next(iter(views["baseline"]), None)
+    teacher, baseline = (next(iter(views[setting]), None) for setting in single)
     return Subject(
         learner,
         teacher,

@@ -37,6 +37,7 @@ class _VectorModel(nn.Module):
 
 def compression(subject: Subject) -> Part:
     """The metric of the teacher in fewer dimensions, of the student's prefixes, and of students trained alone."""
+    subject.require_teacher()
     vectors = vectors_of(subject)
     dimension, whole = (vectors[role][0].shape[1] for role in ("student", "teacher"))
     prefixes = sorted({*(subject.trained.state["config"].get("matryoshka") or ()), dimension})

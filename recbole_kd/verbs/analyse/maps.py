@@ -17,7 +17,7 @@ from recbole_kd.errors import UserError, closest
 from recbole_kd.evaluation.maps import angle_density, class_distances, plane
 from recbole_kd.report.looks import PALETTE
 from recbole_kd.report.static import panels
-from recbole_kd.verbs.analyse.parts import MAP_NODES, Part, Subject, cell, color_of, vectors_of
+from recbole_kd.verbs.analyse.parts import MAP_NODES, Part, Subject, cell, color_of, side_vectors_of
 
 __all__ = ["draw_map"]
 
@@ -28,7 +28,7 @@ GREY = "#B9C0CB"
 
 def draw_map(subject: Subject) -> Part:
     """A map of each model, the density of its directions, and the distances inside and among categories."""
-    vectors = vectors_of(subject)
+    vectors = side_vectors_of(subject, subject.map_side)
     place = 0 if subject.map_side == "users" else 1
     tokens = subject.splits.user_tokens if place == 0 else subject.splits.item_tokens
     popularity = (subject.splits.observed.counts, subject.splits.observed.popularity)[place].numpy()
@@ -43,8 +43,8 @@ def draw_map(subject: Subject) -> Part:
     angles = np.linspace(-np.pi, np.pi, 181)
     rows: list[list[Any]] = [["role", "model", "id", "x", "y", "category"]]
     findings = []
-    for column, (role, pair) in enumerate(vectors.items()):
-        table = pair[place][nodes].numpy()
+    for column, (role, whole) in enumerate(vectors.items()):
+        table = whole[nodes].numpy()
         places = plane(table, subject.map_method)
         _draw_points(grid[column], places, categories, shown, popularity[nodes])
         grid[column].set_title(f"{role}, {subject.name(role)}", fontsize=10)

@@ -10,7 +10,7 @@ from typing import Any, Optional
 import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ __all__ = [
     "experts",
     "gain",
     "per_user",
+    "side_vectors_of",
     "smoothing",
     "vectors_of",
 ]
@@ -81,7 +82,7 @@ class Subject:
     """The input of the parts: the models in the student's ids, and the data."""
 
     student: FrozenTeacher
-    teacher: FrozenTeacher
+    teacher: Optional[FrozenTeacher]
     baseline: Optional[FrozenTeacher]
     trained: Trained
     splits: Splits
@@ -97,6 +98,14 @@ class Subject:
     map_side: str = "items"
     map_method: str = "tsne"
     category: Optional[str] = None
+
+    def require_teacher(self) -> None:
+        """
+        Raises:
+            Impossible: no teacher is given.
+        """
+        if self.teacher is None:
+            raise Impossible("it compares with a teacher; give --teacher=FILE.")
 
     def models(self) -> dict[str, FrozenTeacher]:
         """Role -> model, for the given models."""
@@ -124,38 +133,57 @@ def vectors_of(subject: Subject) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
     }
 
 
+def side_vectors_of(subject: Subject, side: str) -> dict[str, torch.Tensor]:
+    """Role -> vectors of the ``users`` or ``items``, (N, d); sequential models have those of items.
+
+    Raises:
+        Impossible: a model has no such vectors.
+    """
+    enough = {"representations"} | ({"sequence_vectors"} if side == "items" else set())
+    for role, model in subject.models().items():
+        if enough.isdisjoint(model.capabilities):
+            raise Impossible(f"the {role} {model.name} has no vector for each {side[:-1]}.")
+    models = subject.models().items()
+    if side == "users":
+        return {role: model.user_embeddings().cpu() for role, model in models}
+    return {role: model.item_embeddings().cpu() for role, model in models}
+
+
 def smoothing(subject: Subject) -> Part:
     """Mean average distance and second-order smoothness of the most popular users and items."""
-    vectors = vectors_of(subject)
+    sequential = any("sequence_vectors" in model.capabilities for model in subject.models().values())
+    sides = {"users": subject.splits.observed} if not sequential else {}
+    sides["items"] = subject.splits.observed.transposed()
+    vectors = {side: side_vectors_of(subject, side) for side in sides}
+    roles = list(subject.models())
     rows, figure_lines, tenth, smoothness = [], {}, {}, {}
-    sides = {"users": subject.splits.observed, "items": subject.splits.observed.transposed()}
-    for place, (side, observed) in enumerate(sides.items()):
+    for side, observed in sides.items():
         popularity = observed.counts[1:]
         count = int((popularity > 0).sum())
         size_of = {share: max(2, round(count * share)) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)}
         sizes = sorted({*size_of.values()})
-        for role, pair in vectors.items():
-            distances = popular_distances(pair[place][1:], popularity, sizes)
-            orders = second_order_smoothness(pair[place], observed, sizes)
+        for role, table in vectors[side].items():
+            distances = popular_distances(table[1:], popularity, sizes)
+            orders = second_order_smoothness(table, observed, sizes)
             rows += [[role, subject.name(role), side, n, cell(d), cell(s)] for n, d, s in zip(sizes, distances, orders)]
             smoothness[side, role] = orders[-1]
             figure_lines[side, role] = (sizes, distances)
             tenth[side, role] = distances[sizes.index(size_of[0.1])]
-    figure, grid = panels(2, 2, 4.4, 3.4)
-    for axes, side in zip(grid, ("users", "items")):
-        for role in vectors:
+    figure, grid = panels(len(sides), 2, 4.4, 3.4)
+    for axes, side in zip(grid, sides):
+        for role in roles:
             label = f"{role}, {subject.name(role)}"
             axes.plot(*figure_lines[side, role], color=color_of(role), marker="o", ms=4, lw=1.8, label=label)
-        sizes = [size for role in vectors for size in figure_lines[side, role][0]]
+        sizes = [size for role in roles for size in figure_lines[side, role][0]]
         log_axis(axes, min(sizes), max(sizes))
         axes.set_title(f"The most popular {side}")
         axes.set_xlabel(f"{side}, the most popular first")
         axes.set_ylabel("mean average distance (1 - cos)")
         axes.set_ylim(bottom=0)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    finding = "; ".join(f"{side}: {', '.join(f'{role} {tenth[side, role]:.3f}' for role in vectors)}" for side in sides)
+    finding = "; ".join(f"{side}: {', '.join(f'{role} {tenth[side, role]:.3f}' for role in roles)}" for side in sides)
     second = "; ".join(
-        f"of {side}: {', '.join(f'{role} {smoothness[side, role]:.1f}' for role in vectors)}" for side in sides
+        f"of {side}: {', '.join(f'{role} {smoothness[side, role]:.1f}' for role in roles)}" for side in sides
     )
     heading = ["role", "model", "side", "most popular", "mean average distance", "second-order smoothness"]
     finding = f"among the most popular tenth, {finding}; second-order smoothness {second}"
@@ -174,7 +202,9 @@ def experts(subject: Subject) -> Part:
             "a vector for each user and each item."
         )
     name = names[0]
-    figure, grid = panels(4, 2, 4.6, 3.2)
+    places = _places_of_experts(subject, {side: kept[f"{name}.{side}_history.nodes"] for side in ("user", "item")})
+    columns = 3 if places else 2
+    figure, grid = panels(2 * columns, columns, 4.6, 3.2)
     rows: list[list[Any]] = []
     findings = []
     tokens = {"user": subject.splits.user_tokens, "item": subject.splits.item_tokens}
@@ -185,21 +215,28 @@ def experts(subject: Subject) -> Part:
         noted = (choices >= 0).all(axis=1)
         epochs, choices = np.flatnonzero(noted), choices[noted]
         if place == 0:
-            rows.append(["side", "id", *(f"epoch {epoch}" for epoch in epochs)])
-        rows += [[side, tokens[side][node], *column] for node, column in zip(nodes, choices.T.tolist())]
+            rows.append(["side", "id", *(["x", "y"] if places else []), *(f"epoch {epoch}" for epoch in epochs)])
+        of_nodes = [list(map(cell, xy)) for xy in places[side]] if places else [[]] * len(nodes)
+        rows += [
+            [side, tokens[side][node], *xy, *column] for node, xy, column in zip(nodes, of_nodes, choices.T.tolist())
+        ]
         changed = (choices[1:] != choices[:-1]).mean(axis=1)
         used = len(np.unique(choices[-1]))
-        _draw_experts(grid[2 * place], choices, epochs, experts, f"{side}s")
-        grid[2 * place].set_title(
-            f"Expert of {len(nodes):,} {side}s; {used} of {experts} in use at the end", fontsize=10
-        )
-        grid[2 * place + 1].plot(
-            epochs[1:], changed, color=PALETTE[0], lw=1.8, marker="o" if len(epochs) < 15 else None
-        )
-        grid[2 * place + 1].set_ylim(bottom=0)
-        grid[2 * place + 1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        grid[2 * place + 1].set_title(f"Share of {side}s that changed their expert", fontsize=10)
-        grid[2 * place + 1].set_xlabel("epoch")
+        history, changes, *over_plane = grid[columns * place : columns * (place + 1)]
+        rank = _by_size(choices[-1], experts)
+        _draw_experts(history, rank[choices], epochs, experts, f"{side}s")
+        history.set_title(f"Expert of {len(nodes):,} {side}s; {used} of {experts} in use at the end", fontsize=10)
+        changes.plot(epochs[1:], changed, color=PALETTE[0], lw=1.8, marker="o" if len(epochs) < 15 else None)
+        changes.set_ylim(bottom=0)
+        changes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        changes.set_title(f"Share of {side}s that changed their expert", fontsize=10)
+        changes.set_xlabel("epoch")
+        for axes in over_plane:
+            axes.scatter(*places[side].T, s=12, c=rank[choices[-1]], cmap=_expert_colors(experts), norm=_whole(experts))
+            axes.set_title(f"{side.capitalize()}s (t-SNE of the teacher's vectors), by expert", fontsize=10)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.grid(False)
         findings.append(f"{side}s: {used} of {experts} experts in use")
         if len(changed):
             findings[-1] += f", {changed[-1]:.1%} changed theirs in the last epoch"
@@ -217,34 +254,58 @@ def _latest_state(trained: Trained) -> Mapping[str, Any]:
     return trained.state
 
 
-def _draw_experts(axes: Any, choices: NDArray[np.int64], epochs: NDArray[Any], experts: int, side: str) -> None:
-    """A row for each node and a column for each epoch; experts are coloured by how many nodes they end with."""
-    final = np.bincount(choices[-1], minlength=experts)
+def _places_of_experts(subject: Subject, nodes: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """Side -> places (n, 2) of its nodes by the teacher's vectors, which select the experts; empty without those."""
+    teacher = subject.teacher
+    if teacher is None or "side_vectors" not in teacher.capabilities:
+        return {}
+    tables = dict(zip(("user", "item"), teacher.side_vectors()))
+    return {side: plane(tables[side].cpu()[rows].numpy()) for side, rows in nodes.items()}
+
+
+def _by_size(final: NDArray[np.int64], experts: int) -> NDArray[np.int64]:
+    """Expert -> its place when experts are ordered by how many nodes they end with, the largest first."""
     rank = np.empty(experts, dtype=np.int64)
-    rank[np.argsort(-final, kind="stable")] = np.arange(experts)
-    shown = rank[choices]
+    rank[np.argsort(-np.bincount(final, minlength=experts), kind="stable")] = np.arange(experts)
+    return rank
+
+
+def _expert_colors(experts: int) -> Any:
+    return mpl.colormaps["viridis"].resampled(experts)
+
+
+def _whole(experts: int) -> Normalize:
+    """Expert number n of `experts` -> the n-th colour."""
+    return Normalize(-0.5, experts - 0.5)
+
+
+def _draw_experts(axes: Any, shown: NDArray[np.int64], epochs: NDArray[Any], experts: int, side: str) -> None:
+    """A row for each node and a column for each epoch; experts are coloured by how many nodes they end with."""
     # By the choice at the end, then by the one before, ...: equal histories lie together.
     order = np.lexsort(shown)
     image = axes.imshow(
         shown[:, order].T,
         aspect="auto",
         interpolation="nearest",
-        cmap=mpl.colormaps["viridis"].resampled(experts),
-        vmin=-0.5,
-        vmax=experts - 0.5,
+        cmap=_expert_colors(experts),
+        norm=_whole(experts),
         extent=(epochs[0] - 0.5, epochs[-1] + 0.5, len(order), 0),
     )
     axes.grid(False)
     axes.set_yticks([])
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{side}, by their last expert")
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, ticks=MaxNLocator(8, integer=True))
     bar.set_label("experts, the largest first", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 
 def gain(subject: Subject) -> Part:
     """The metric of groups of users."""
+    teacher = subject.teacher
+    if teacher is None and subject.baseline is None:
+        raise Impossible("it compares with a baseline or a teacher; give --baseline=FILE or --teacher=FILE.")
     values: dict[str, NDArray[Any]] = {}
     users: Optional[NDArray[Any]] = None
     for role, model in subject.models().items():
@@ -254,8 +315,8 @@ def gain(subject: Subject) -> Part:
     activity = subject.splits.seen.counts.numpy()[users]
     groupings = {"activity": activity_groups(activity, 5)}
     vectors = None
-    if "representations" in subject.teacher.capabilities:
-        vectors = subject.teacher.user_embeddings().cpu().numpy()[users]
+    if teacher is not None and "representations" in teacher.capabilities:
+        vectors = teacher.user_embeddings().cpu().numpy()[users]
         groupings = {"taste": taste_groups(vectors, min(subject.groups, len(users))), **groupings}
 
     others = [role for role in values if role != "student"]

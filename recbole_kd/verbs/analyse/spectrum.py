@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -38,18 +39,23 @@ _PROJECTORS = {
 
 def spectrum(subject: Subject) -> Part:
     """The distance to the teacher by frequency: bands of equal width, or groups of equally many frequencies."""
+    subject.require_teacher()
     vectors = vectors_of(subject)
     nodes, adjacency = connected_graph(subject.splits.observed)
     pairs = {role: pair for role, pair in vectors.items() if role != "teacher"}
     teacher = torch.cat(vectors["teacher"])[nodes].double().numpy()
     learners = list(pairs)
-    differences = [
-        teacher - torch.cat(_mapped(subject, role, *pair))[nodes].double().numpy()
-        if subject.projector == "trained"
-        else projection_difference(torch.cat(pair)[nodes], torch.from_numpy(teacher))
-        for role, pair in pairs.items()
-    ]
+    trained = {role: _mapped(subject, role, *pair) for role, pair in pairs.items() if subject.projector == "trained"}
+    differences = []
+    for role, pair in pairs.items():
+        mapped = trained.get(role)
+        if mapped is None:
+            differences.append(projection_difference(torch.cat(pair)[nodes], torch.from_numpy(teacher)))
+        else:
+            differences.append(teacher - torch.cat(mapped)[nodes].double().numpy())
     edges, counts, energies, note = _energies(subject, adjacency, [teacher, *differences])
+    fitted = [role for role, mapped in trained.items() if mapped is None]
+    note += f", the best linear map for the {', the '.join(fitted)}" if fitted else ""
     energies = energies / len(nodes)
     whole, losses = energies[0], dict(zip(learners, energies[1:]))
     # A band with almost none of the teacher's energy has no meaningful share.
@@ -114,21 +120,29 @@ def _energies(subject: Subject, adjacency: Any, signals: list[Array]) -> tuple[A
     return edges, counts, energies, method
 
 
-def _mapped(subject: Subject, role: str, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """The vectors after the projectors that a student's distiller trained.
+def _mapped(subject: Subject, role: str, users: Tensor, items: Tensor) -> Optional[tuple[Tensor, Tensor]]:
+    """The vectors after the projectors that a student's distiller trained; None if another model has none.
 
     Raises:
-        Impossible: its checkpoint has no projectors.
+        Impossible: the first student's checkpoint has no projectors.
     """
-    kept = subject.models()[role].trained.state.get("distillers") or {}
+    kept = _of_the_longest_prefix(subject.models()[role].trained.state.get("distillers") or {})
     for pairs in _PROJECTORS.values():
         for names in pairs:
             if all(any(key.startswith(f"{name}.") for key in kept) for name in names):
                 of_users, of_items = (_projected(kept, name, side) for name, side in zip(names, (users, items)))
                 return of_users, of_items
+    if role != "student":
+        return None
     raise Impossible(
         f"the checkpoint of the {role} has no projector; freqd and fitnet train one. Leave --projector at fitted."
     )
+
+
+def _of_the_longest_prefix(kept: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state of distillers; of a Matryoshka student's, which has one for each prefix, that of the whole vectors."""
+    sizes = {int(size) for size in re.findall(r"\.prefixes\.(\d+)\.", " ".join(kept))}
+    return {key.replace(f".prefixes.{max(sizes)}.", "."): value for key, value in kept.items()} if sizes else kept
 
 
 def _projected(kept: Mapping[str, Any], name: str, vectors: Tensor) -> Tensor:
