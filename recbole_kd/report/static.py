@@ -220,8 +220,14 @@ def _sweep(comparison: Comparison) -> Optional[Figure]:
             means = [model.mean(metric) or 0.0 for _, model in rows]
             deviations = [model.deviation(metric) or 0.0 for _, model in rows]
             draw_line(axes, [value for value, _ in rows], means, deviations, rows[0][1].style.color, each.base)
-        for model in comparison.levels_of(sweeps[0].rows[0][1], metric):
-            axes.axhline(model.mean(metric), color=model.style.color, lw=1.2, ls=":", label=model.name)
+        order = list(map(str, sweeps[0].values(0)))
+        for level in comparison.levels_beside(sweeps[0], metric):
+            look = {"color": level.color, "lw": 1.2, "ls": ":", "label": level.label}
+            if level.is_one:
+                axes.axhline(level.means[0][1], **look)
+            else:
+                places = [value if is_numeric(value) else order.index(str(value)) for value, _ in level.means]
+                axes.plot(places, [mean for _, mean in level.means], marker=".", **look)
         axes.set_ylabel(metric_label(metric))
         axes.set_xlabel(sweeps[0].settings[0])
         _put_legend(figure, *axes.get_legend_handles_labels())

@@ -52,31 +52,45 @@ def _lines(comparison: Comparison, sweeps: Sequence[Sweep], metric: str) -> Char
     elif not all(map(is_numeric, values)):
         layout["xaxis"].update(type="category")
     layout["yaxis"].update(title=axis_title(metric_label(metric)), automargin=True)
-    levels = comparison.levels_of(sweeps[0].rows[0][1], metric)
+    levels = comparison.levels_beside(sweeps[0], metric)
     layout["shapes"] = [
         {
             "type": "line",
             "xref": "paper",
             "x0": 0,
             "x1": 1,
-            "y0": model.mean(metric),
-            "y1": model.mean(metric),
-            "line": {"color": model.style.color, "width": 1.2, "dash": "dot"},
+            "y0": level.means[0][1],
+            "y1": level.means[0][1],
+            "line": {"color": level.color, "width": 1.2, "dash": "dot"},
         }
-        for model in levels
+        for level in levels
+        if level.is_one
+    ]
+    traces += [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": [value if is_numeric(value) else str(value) for value, _ in level.means],
+            "y": [rounded(mean) for _, mean in level.means],
+            "line": {"color": level.color, "width": 1.2, "dash": "dot"},
+            "marker": {"color": level.color, "size": 5},
+            "hovertemplate": f"{escaped(level.label)} %{{y:.4f}}<extra></extra>",
+        }
+        for level in levels
+        if not level.is_one
     ]
     layout["annotations"] = [
         {
-            "text": escaped(model.name),
+            "text": escaped(level.label),
             "xref": "paper",
             "x": 1,
             "xanchor": "right",
-            "y": model.mean(metric),
+            "y": level.means[-1][1],
             "yanchor": "bottom",
             "showarrow": False,
-            "font": {"size": 11, "color": model.style.color},
+            "font": {"size": 11, "color": level.color},
         }
-        for model in levels
+        for level in levels
     ]
     return {"data": traces, "layout": layout}
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from recbole_kd.evaluation.metrics import smaller_is_better
 from recbole_kd.experiment.values import at, leaves
@@ -210,6 +210,19 @@ class Sweep:
         return {values: mean for values, mean in means.items() if mean is not None}
 
 
+class Level(NamedTuple):
+    """What a sweep's rows are compared with: one row for all, or one for each value of the setting."""
+
+    label: str
+    color: str
+    means: list[tuple[Any, Any]]
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is the same at every value."""
+        return len({mean for _, mean in self.means}) == 1
+
+
 class Comparison:
     """Checked results of a comparison.
 
@@ -335,10 +348,17 @@ class Comparison:
         """The teacher for a row's gap; None for a teacher."""
         return None if model.is_teacher else self.by_name.get(str(model.row.get("teacher"))) or self.teacher
 
-    def levels_of(self, model: Model, metric: str) -> list[Model]:
-        """A row's plain student and teacher, if their metric is known."""
-        found = (self.reference_of(model), self.teacher_of(model))
-        return [one for one in found if one is not None and one.mean(metric) is not None]
+    def levels_beside(self, sweep: Sweep, metric: str) -> list[Level]:
+        """The plain students, and the teachers, of the rows of a sweep over one setting."""
+        found = []
+        for name, beside in (("plain student", self.reference_of), ("teacher", self.teacher_of)):
+            pairs = [(value, beside(model)) for value, model in sweep.along(metric)]
+            known = [(value, one) for value, one in pairs if one is not None and one.mean(metric) is not None]
+            if known:
+                names = {one.name for _, one in known}
+                label = names.pop() if len(names) == 1 else f"each one's {name}"
+                found.append(Level(label, known[0][1].style.color, [(value, one.mean(metric)) for value, one in known]))
+        return found
 
     def teacher_share(self, metric: str, model: Model) -> Optional[float]:
         """The row's metric divided by its teacher's; None for a teacher or without a teacher."""

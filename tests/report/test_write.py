@@ -123,6 +123,26 @@ def test_a_sweep_has_a_picture(tmp_path: Path) -> None:
         plotly.graph_objects.Figure(drawn["hit@10"])
 
 
+def test_where_each_size_has_its_own_plain_student_these_are_a_line_too(tmp_path: Path) -> None:
+    """A sweep over the student's size: 0.01 with the plain student BPR, the others with LightGCN."""
+    results = with_sweep(fabricated(seeds=2), rrd_weight=[0.001, 0.01, 0.1])
+    rows = {row["name"]: row for row in results["rows"]}
+    for row in results["rows"][-3:]:
+        row["reference"] = "BPR" if row["sweep"]["settings"]["rrd.weight"] == 0.01 else "LightGCN"
+    write_report(results, tmp_path)
+    assert (tmp_path / "sweep.png").is_file()
+    chart = charts(Comparison(results))["sweep"]["ndcg@20"]
+    _, plain = chart["data"]
+    assert plain["x"] == [0.001, 0.01, 0.1]
+    expected = [rows[name]["mean"]["ndcg@20"] for name in ("LightGCN", "BPR", "LightGCN")]
+    assert plain["y"] == pytest.approx(expected, abs=1e-6)
+    assert [mark["text"] for mark in chart["layout"]["annotations"]] == [
+        "each one's plain student",
+        "SimRecTeacher (teacher)",
+    ]
+    assert len(chart["layout"]["shapes"]) == 1, "the teacher, which is the same for all"
+
+
 def test_prefixes_are_points_of_the_page(tmp_path: Path) -> None:
     comparison = Comparison(with_prefixes(fabricated(seeds=1)))
     plotly.graph_objects.Figure(charts(comparison)["size"]["ndcg@20"])
