@@ -32,6 +32,7 @@ __all__ = [
     "FixedCandidatesDataLoader",
     "TrainedUserDataLoader",
     "WholeSequenceDataLoader",
+    "candidate_loader",
     "eval_batch_size",
     "make_loaders",
     "sized_eval_batch",
@@ -114,6 +115,20 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
         _number_rows(made)
         loaders.append(made)
     return loaders[0], loaders[1], loaders[2]
+
+
+def candidate_loader(config: Any, splits: Splits, mode: str) -> Any:
+    """The loader of the test split that ranks each target among drawn candidates.
+
+    Args:
+        config: a model's settings, whatever they rank.
+        mode: ``uni499`` or ``pop499``, as of ``eval_args.mode``.
+    """
+    distribution = {"uni": "uniform", "pop": "popularity"}[mode[:3]]
+    modes = {**config["eval_args"]["mode"], "test": mode}
+    sampled = {"distribution": distribution, "sample_num": int(mode[3:])}
+    overlaid = Overlaid(config, eval_args={**config["eval_args"], "mode": modes}, test_neg_sample_args=sampled)
+    return make_loaders(overlaid, splits)[2]
 
 
 def _number_rows(loader: Any) -> None:

@@ -352,6 +352,8 @@ def test_metrics_without_users_have_no_test_over_them(known_answer: Path, no_rep
         ({"sweep.learning_rate": [1, 2], "tune_trials": 2}, "--sweep sets what --tune_trials would search"),
         ({"sweep": {"a": [1, 2], "b": [1, 2], "c": [1, 2]}}, "--sweep names 3 settings"),
         ({"parallel": 0}, "--parallel=0; expected a whole number of at least 1"),
+        ({"candidates": "499"}, "--candidates='499'; expected uniN or popN with N of at least 1"),
+        ({"candidates": "uni9", "eval_args": {"mode": "uni9"}}, "--eval_args.mode=uni9 ranks no others"),
         ({"models": "Pop", "tune_trials": 2}, "no search space for Pop"),
         (
             {"models": "BPR,SASRec", "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO"}},
@@ -418,6 +420,30 @@ def test_a_comparison_from_settings_to_report(known_answer: Path) -> None:
         checkpoint, {"data_path": str(known_answer), "topk": [10], "valid_metric": "NDCG@10"}
     )
     assert evaluated["test_result"] == results["rows"][3]["runs"][1]["test_result"], "a run's checkpoint is any other's"
+
+
+def test_targets_are_ranked_among_all_items_and_among_some(known_answer: Path) -> None:
+    """Beside the metrics of all items stand those that ``evaluate`` gives among candidates, for each user too."""
+    runner, given = Runner(), settings(known_answer, candidates="uni7", topk=[5], valid_metric="NDCG@5")
+    results = compare(given, runner)
+    made = len(runner.made)
+    for row in results["rows"]:
+        changed = {"data_path": str(known_answer), "topk": [5], "valid_metric": "NDCG@5", "eval_args": {"mode": "uni7"}}
+        expected = evaluate_checkpoint(row["runs"][0]["checkpoint"], changed)["test_result"]
+        found = row["runs"][0]["test_result"]
+        assert {f"{name} (uni7)": value for name, value in expected.items()}.items() <= found.items()
+        assert found["ndcg@5"] < found["ndcg@5 (uni7)"]
+        values = pyarrow.parquet.read_table(row["runs"][0]["per_user"]).to_pydict()
+        assert np.mean(values["recall@5 (uni7)"]) == pytest.approx(expected["recall@5"], abs=1e-4)
+        assert all(among >= whole for whole, among in zip(values["recall@5"], values["recall@5 (uni7)"])), (
+            "an item above the target among the candidates is above it among all"
+        )
+    assert "ndcg@5 (uni7)" in results["significance"]
+    text = table(results)
+    assert "Metrics with (uni7) rank each target among 7 drawn items" in text
+    assert "NDCG@5 (uni7)" in (known_answer / "report" / "report.html").read_text()
+    compare({**given, "candidates": None}, runner)
+    assert len(runner.made) == 2 * made, "runs with other metrics"
 
 
 @pytest.mark.usefixtures("no_report")

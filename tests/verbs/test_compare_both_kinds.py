@@ -51,6 +51,16 @@ def test_one_table_with_one_rule(models: str, data_path: Path) -> None:
     assert sentence.endswith("Every row ranks the items that the user has not seen.")
 
 
+def test_candidates_are_the_same_for_both_kinds(data_path: Path) -> None:
+    """Each target ranked among 5 drawn items as well; with 23 of 24 items drawn, both rankings are of all items."""
+    results = compare(settings(data_path, "BPR,SASRec", candidates="pop5", repeatable=True), run)
+    for row in results["rows"]:
+        users, values = load_per_user(Path(row["runs"][0]["per_user"]))
+        assert len(users) == 48
+        assert (values["hit@5 (pop5)"] >= values["hit@5"]).all()
+        assert row["mean"]["ndcg@5 (pop5)"] == pytest.approx(values["ndcg@5 (pop5)"].mean())
+
+
 @pytest.mark.parametrize("repeatable", [None, True, False])
 def test_both_kinds_mask_and_find_the_same(repeatable: Any, data_path: Path) -> None:
     """Of each user in validation and test, as the loaders give them to the evaluator."""

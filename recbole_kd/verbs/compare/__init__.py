@@ -175,10 +175,12 @@ def _jobs(planned: Plan, rows: Sequence[Row], data: str) -> list[Job]:
             if turn < len(row.seeds):
                 seed = row.seeds[turn]
                 key = row.key(seed, data)
+                if planned.candidates:
+                    key = digest(key, planned.candidates)
                 label = re.sub(r"[^\w.-]+", "-", row.name).strip("-")
                 folder = (planned.output / "runs" / f"{label}-{seed}-{key[:12]}").absolute()
                 # A fresh copy, so that a row's cached values are not sent to other processes.
-                jobs.append(Job(replace(row), seed, key, str(folder)))
+                jobs.append(Job(replace(row), seed, key, str(folder), planned.candidates))
     return jobs
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_kd.data.loaders import candidate_loader
 from recbole_kd.data.splits import Splits
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.collector import PAIRS_PER_CALL, exact_topk
@@ -72,12 +75,14 @@ class Job:
         seed: of initialisation and training; the split has its own.
         key: digest of all that the result depends on.
         folder: gets ``result.json``, ``users.parquet``, ``model.pth``; absolute.
+        candidates: ``uni499``: each target is also ranked among so many drawn items.
     """
 
     row: Row
     seed: int
     key: str
     folder: str
+    candidates: Optional[str] = None
 
     @property
     def name(self) -> str:
@@ -111,6 +116,10 @@ def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
     make = _teacher if job.row.role == "teacher" else _student
     record, trainer = make(job, experiment, splits, tell)
     users, values = trainer.eval_collector.per_user()
+    if job.candidates:
+        results, of_users = _among_candidates(trainer, splits, job.candidates, users)
+        record["test_result"].update(results)
+        values = {**values, **of_users}
     folder = Path(job.folder)
     tokens = splits.user_tokens
     save_per_user(folder / "users.parquet", [tokens[user] for user in users.tolist()], values)
@@ -130,6 +139,24 @@ def perform(job: Job, tell: Callable[[tuple[int, int]], None]) -> None:
         folder / "result.json",
         "output",
     )
+
+
+def among(metric: str, candidates: str) -> str:
+    """The name of a metric among drawn candidates."""
+    return f"{metric} ({candidates})"
+
+
+def _among_candidates(
+    trainer: Any, splits: Splits, candidates: str, users: NDArray[np.int64]
+) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+    """The test metrics among drawn candidates, by their names, and those of each of the users (n,), in this order."""
+    loader = candidate_loader(trainer.config, splits, candidates)
+    result = trainer.evaluate(loader, load_best_model=False, show_progress=False)
+    found, values = trainer.eval_collector.per_user()
+    order = np.argsort(found)[np.argsort(np.argsort(users))]
+    assert np.array_equal(found[order], users)
+    named = {among(name, candidates): float(value) for name, value in result.items()}
+    return named, {among(name, candidates): column[order] for name, column in values.items()}
 
 
 def _student(

@@ -155,6 +155,7 @@ class Plan:
     Attributes:
         rows: with the settings of the first split.
         split_seeds: of the splits; each row is trained with each of its seeds on each split.
+        candidates: ``uni499``: each target is also ranked among so many drawn items.
     """
 
     dataset: str
@@ -167,6 +168,7 @@ class Plan:
     output: Path
     parallel: int
     split_seeds: tuple[int, ...]
+    candidates: Optional[str] = None
 
     @property
     def students(self) -> list[Row]:
@@ -205,7 +207,8 @@ def plan(settings: Mapping[str, Any]) -> Plan:
         raise UserError("No dataset is given; set --dataset=NAME, such as ml-100k.")
     dataset = str(dataset)
     names = [field.name for field in fields(CompareOptions)]
-    options = CompareOptions.parse("--", {name: common.pop(name) for name in names if common.get(name) is not None})
+    own = {name: common.pop(name, None) for name in names}
+    options = CompareOptions.parse("--", {name: value for name, value in own.items() if value is not None})
     sections = _sections(options.models, in_files)
     first = common.pop("seed", 2020)
     common["split_seed"] = common.get("split_seed", first)
@@ -220,6 +223,12 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     rows = _with_companions(rows, seeds)
     if options.tune_trials:
         _check_spaces(rows)
+    mode = rows[-1].first_config["eval_args"]["mode"]["test"]
+    if options.candidates and mode != "full":
+        raise UserError(
+            f"--candidates={options.candidates} adds metrics among drawn items to those among all, but "
+            f"--eval_args.mode={mode} ranks no others; leave one of them out."
+        )
     if options.splits > 1:
         _check_random_split(options.splits, rows[-1].first_config)
     return Plan(
@@ -233,6 +242,7 @@ def plan(settings: Mapping[str, Any]) -> Plan:
         output=Path(options.output),
         parallel=options.parallel,
         split_seeds=tuple(range(common["split_seed"], common["split_seed"] + options.splits)),
+        candidates=options.candidates,
     )
 
 

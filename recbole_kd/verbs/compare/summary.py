@@ -98,7 +98,7 @@ def summarise(
             "tune_trials": plan.tune_trials,
             "epochs": plan.epochs,
             "stopping_step": plan.stopping_step,
-            "sentence": " ".join(filter(None, [budget_sentence(plan), ranking])),
+            "sentence": " ".join(filter(None, [budget_sentence(plan), ranking, _candidates(plan)])),
         },
         "reference": reference,
         "teacher": teacher,
@@ -140,6 +140,16 @@ def ranked(loaded: Sequence[Splits]) -> str:
     repeatable = loaded[0].repeatable
     what = "all items, also those that the user has seen" if repeatable else "the items that the user has not seen"
     return f"{alike if len(loaded) > 1 else ''}{among or f'Every row ranks {what}.'}"
+
+
+def _candidates(plan: Plan) -> str:
+    """The sentence on metrics among drawn candidates; empty if there are none."""
+    if not plan.candidates:
+        return ""
+    return (
+        f"Metrics with ({plan.candidates}) rank each target among {plan.candidates[3:]} drawn items, the same for all "
+        "rows and seeds."
+    )
 
 
 def budget_sentence(plan: Plan) -> str:
@@ -322,7 +332,10 @@ def table(results: Mapping[str, Any]) -> str:
     view = Comparison(results)
     valid = results["valid_metric"]
     cutoff = valid.partition("@")[2]
-    shown = [valid] + [metric for metric in (f"recall@{cutoff}", f"ndcg@{cutoff}") if metric in results["metrics"]]
+    twins = [metric for metric in results["metrics"] if metric.startswith(f"{valid} (")]
+    shown = [valid, *twins] + [
+        metric for metric in (f"recall@{cutoff}", f"ndcg@{cutoff}") if metric in results["metrics"]
+    ]
     shown = list(dict.fromkeys(metric for metric in shown if metric in results["metrics"]))[:2]
     several = max(len(row["runs"]) for row in results["rows"]) > 1
     head = ["", "dimensions"]
