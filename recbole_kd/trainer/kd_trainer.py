@@ -34,6 +34,7 @@ from recbole_kd.loss.kernel.precision import multiplies_bf16, product_precision
 from recbole_kd.text import one_line
 from recbole_kd.trainer.batches import batch_of
 from recbole_kd.trainer.board import group_name, new_stamp, tensorboard_run
+from recbole_kd.trainer.candidates import CandidateMixin
 from recbole_kd.trainer.eager import without_compiler
 from recbole_kd.trainer.learner import compute_faster, lazy_adam, schedule_learning_rate, use_fused_adam
 from recbole_kd.trainer.progress import Bar
@@ -58,7 +59,7 @@ class Unresumable(UserError):
     """A checkpoint cannot be resumed, because a part of the run's state could not be stored."""
 
 
-class KDMixin:
+class KDMixin(CandidateMixin):
     """Adds distillation to any RecBole trainer; :func:`make_trainer` combines the two."""
 
     config: Any
