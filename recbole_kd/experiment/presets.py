@@ -112,8 +112,8 @@ def merged(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def distiller_names(given: Iterable[Any]) -> list[str]:
-    """The registered names of distillers, which may be given as "module:Class"."""
-    return [distiller_name(str(name)) for name in given]
+    """The registered names of distillers, which may be given as "module:Class"; without the word "none"."""
+    return [distiller_name(str(name)) for name in given if str(name).lower() != "none"]
 
 
 def teacher_sections(teacher: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -95,6 +95,26 @@ class _Named:
         return cls(resolved.backbone, kind, capabilities(kind), setting, dimension_from_settings(kind, config))
 
 
+def _check_towers(config: KDConfig) -> None:
+    """
+    Raises:
+        UserError: NeuMF starts from two trained towers and has no file of one, or freezes towers that nobody trained.
+    """
+    if "mf_pretrain_path" not in config.model_keys():
+        return
+    missing = [name for name in ("mf_pretrain_path", "mlp_pretrain_path") if not config[name]]
+    if config["use_pretrain"] and missing:
+        raise UserError(
+            f"--{config.prefix}use_pretrain=true starts from two trained towers; set "
+            f"--{config.prefix}{missing[0]}=FILE."
+        )
+    if config["freeze_towers"] and not config["use_pretrain"]:
+        raise UserError(
+            f"--{config.prefix}freeze_towers=true would keep the towers' random weights; set "
+            f"--{config.prefix}use_pretrain=true with the two files of trained towers, or leave it out."
+        )
+
+
 def check_models(experiment: Experiment) -> None:
     """Refuses a student that cannot learn from the distillers, or a teacher's model that cannot serve them.
 
@@ -103,6 +123,9 @@ def check_models(experiment: Experiment) -> None:
     Raises:
         UserError: such a student or teacher.
     """
+    for config in (experiment.settings, experiment.baseline, *(source.settings for source in experiment.teachers)):
+        if config is not None:
+            _check_towers(config)
     sevo = experiment.settings.sevo
     if sevo is not None and sevo.graph == "teacher" and (teacher := _named_teacher(experiment)):
         require_item_vectors(teacher.capabilities)

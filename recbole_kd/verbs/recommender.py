@@ -186,6 +186,8 @@ class Recommender:
         unknown = [user for user in wanted if user not in self.users]
         if unknown:
             raise UserError(f"User '{unknown[0]}' is not in {self.trained.config['dataset']}; leave it out.")
+        if not wanted:
+            return iter(())
         ids = torch.tensor([self.users[user] for user in wanted], dtype=torch.long)
         return self._ranked(wanted, ids, self.score_block, self.left_out(exclude_seen), k)
 
@@ -243,6 +245,8 @@ class Recommender:
         missing = [field for field in fields if field not in pairs]
         if missing:
             raise UserError(f"The table has no column '{missing[0]}'; expected {fields[0]} and {fields[1]}.")
+        if pairs.empty:
+            return np.empty(0, dtype=np.float32)
         numbered = []
         for field, known in zip(fields, (self.users, self.item_ids)):
             ids = pairs[field].astype(str).map(known)

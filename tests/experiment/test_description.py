@@ -37,6 +37,7 @@ def everything(experiment: Experiment) -> list[Any]:
             {"teacher.0.ranks": "a.csv", "teacher.1.model": "EASE", "topk": 10, "valid_metric": "MRR@10"},
         ),
         ("RRDStudent", "ml-100k", {"distill": []}),
+        ("RRDStudent", "ml-100k", {"distill": ["none"]}),
     ],
     ids=str,
 )

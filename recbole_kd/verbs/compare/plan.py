@@ -333,7 +333,7 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     probe = replace(row, settings=structure).first_config
     settings = merge({key: value for key, value in common.items() if probe.reads(key)}, settings)
     # All rows use the same Adam and loader, because epochs are compared too; distilled runs use the fast versions.
-    fast = samples_fast(probe.resolved.backbone, probe["MODEL_TYPE"])
+    fast = samples_fast(probe.resolved.backbone, probe["MODEL_TYPE"]) and not settings.get("every_position")
     base = {"state": "WARNING", "fused_adam": True, "fast_sampling": fast}
     row = replace(row, settings={**base, **settings, "baseline": None, "show_progress": False})
     if row.first_config.reads_teacher:
