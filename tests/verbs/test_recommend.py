@@ -261,7 +261,7 @@ def test_ids_are_a_list_and_may_be_numbers(tmp_path: Path) -> None:
     assert numbers.recommend_after([3, 4], k=1) == numbers.recommend_after(["3", "4"], k=1)  # type: ignore[list-item]
     pairs = pd.DataFrame({"user_id": [12, 3], "item_id": [5, 4]})
     assert numbers.score(pairs).tolist() == numbers.score(pairs.astype(str)).tolist()
-    assert list(numbers.recommend([])) == []
+    assert list(numbers.recommend([], k=3)) == []
     assert numbers.score(pairs[:0]).shape == (0,)
     with pytest.raises(UserError, match=r"users is the text '12'; expected a list of ids, such as \['12'\]"):
         numbers.recommend("12", k=1)
