@@ -24,6 +24,7 @@ from recbole_kd.cluster.launch import together
 from recbole_kd.contracts import Share
 from recbole_kd.data.loaders import FastFullSortEvalDataLoader
 from recbole_kd.errors import UserError
+from recbole_kd.evaluation.collector import PartOfBatches
 from recbole_kd.experiment.experiment import Experiment
 from recbole_kd.experiment.settings import KDConfig
 from recbole_kd.files.checkpoint import load_checkpoint
@@ -355,6 +356,13 @@ class Ranked(FastFullSortEvalDataLoader):
 
     def __init__(self, is_sequential: bool) -> None:
         self.is_sequential, self.sample_size, self.step = is_sequential, 7, 3
+
+
+def test_a_process_without_a_batch_takes_part_in_an_evaluation() -> None:
+    """RecBole's trainer skips a loader that is false."""
+    parts = [PartOfBatches(Ranked(is_sequential=False), Share(rank, 4)) for rank in range(4)]
+    assert [len(part) for part in parts] == [0, 1, 1, 1]
+    assert all(parts)
 
 
 @pytest.mark.parametrize("broken", [False, True])
