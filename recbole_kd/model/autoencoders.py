@@ -56,6 +56,8 @@ class MultiVAEVariant(MultiVAE):
         self.stopped_at: Optional[float] = None
         self.best_score: Optional[float] = None
         self.best_beta = 0.0
+        if self.stop_annealing:
+            self.other_parameter_name = ["best_beta"]  # RecBole's list of what a checkpoint keeps beside the weights
 
     def beta(self) -> float:
         """The weight of the KL term after the steps so far."""

@@ -56,14 +56,20 @@ def final_experiment(experiment: Experiment, trainer: Any, teacher: AnyTeacher |
         "save_last": False,
         "baseline": "none",
     }
-    if experiment.settings["stop_annealing"] and getattr(trainer.model, "best_score", None) is not None:
-        given["anneal_cap"] = trainer.model.best_beta  # without validation nothing stops the annealing
+    given.update(_annealing("", trainer.model))
     for source, member in zip(experiment.teachers, getattr(teacher, "members", [teacher])):
         if source.settings is not None and source.settings["epochs"]:
             given[f"{source.prefix}stop_after"] = member.trained.state["best_epoch"] + 1
+            given.update(_annealing(source.prefix, member.trained.model))
         elif source.checkpoint:
             given[f"{source.prefix}allow_other_split"] = True
     return experiment.variant(**given)
+
+
+def _annealing(prefix: str, model: Any) -> dict[str, float]:
+    """Where the annealing of an autoencoder stopped, as a setting: without validation nothing stops it."""
+    stopped = getattr(model, "best_beta", 0.0)
+    return {f"{prefix}anneal_cap": stopped} if stopped else {}
 
 
 def train_final(experiment: Experiment, trainer: Any, teacher: AnyTeacher | None, group: Group) -> dict[str, Any]:

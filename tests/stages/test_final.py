@@ -125,8 +125,10 @@ def test_a_resumed_run_trains_its_last_model_from_the_beginning(known_answer: Pa
 def test_each_of_several_teachers_is_trained_again_for_as_long_as_was_chosen(known_answer: Path) -> None:
     settings = {"teacher": "BPR,LightGCN", "teacher.0.epochs": 2, "teacher.1.epochs": 3, "epochs": 1}
     experiment = Experiment.of("RRDStudent", "known-answer", given=known_answer_settings(known_answer, **settings))
-    members = [SimpleNamespace(trained=SimpleNamespace(state={"best_epoch": epoch})) for epoch in (1, 0)]
-    final = final_experiment(experiment, SimpleNamespace(best_epoch=0), SimpleNamespace(members=members))
+    trained = [SimpleNamespace(state={"best_epoch": epoch}, model=None) for epoch in (1, 0)]
+    members = [SimpleNamespace(trained=one) for one in trained]
+    trainer = SimpleNamespace(best_epoch=0, model=None)
+    final = final_experiment(experiment, trainer, SimpleNamespace(members=members))
     assert final.settings["stop_after"] == 1
     assert experiment.baseline is not None
     assert final.baseline is None, "nothing is compared any more"
@@ -136,13 +138,24 @@ def test_each_of_several_teachers_is_trained_again_for_as_long_as_was_chosen(kno
 def test_annealing_that_validation_stopped_ends_at_the_same_value(known_answer: Path) -> None:
     """The last training has no validation, which would stop it."""
     settings = known_answer_settings(known_answer, stop_annealing=True, anneal_cap=1.0)
-    model = SimpleNamespace(best_score=0.3, best_beta=0.05)
+    model = SimpleNamespace(best_beta=0.05)
     final = final_experiment(
         Experiment.of("MultiVAEVariant", "known-answer", given=settings),
         SimpleNamespace(best_epoch=2, model=model),
         None,
     )
     assert final.settings["anneal_cap"] == 0.05
+
+
+def test_a_teachers_annealing_ends_there_too_from_the_cache_as_well(known_answer: Path) -> None:
+    teacher = {"teacher": "MultiVAEVariant", "teacher.stop_annealing": True, "teacher.epochs": 3, "distill": ["rrd"]}
+    teacher = {**teacher, "teacher.anneal_cap": 1.0, "teacher.total_anneal_steps": 40}
+    for _ in range(2):
+        result = run(known_answer, "BPR", final=True, epochs=1, **teacher, **QUICK)
+        stopped = state_of(result["teacher"]["checkpoint"])["other_parameter"]["best_beta"]
+        assert 0 < stopped < 1
+        assert state_of(result["final"]["teacher"]["checkpoint"])["config"]["anneal_cap"] == stopped
+    assert result["teacher"]["from_cache"]
 
 
 def test_it_is_refused_where_nothing_is_held_out(known_answer: Path) -> None:
