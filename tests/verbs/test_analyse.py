@@ -226,7 +226,7 @@ def test_a_map_has_a_place_for_each_item_of_each_model(runs: Runs, tmp_path: Pat
     assert f"student {whole:.3f} ({inside:.3f} within a category, {inside / whole:.2f} of it)" in part.finding
     parts, _ = analyse(**runs.pair, output=tmp_path, parts=["map"], map_side="users")
     assert len(table(tmp_path / "map.csv")) == 2 * 48
-    assert "48 users" in parts[0].finding
+    assert "48 of 48 users" in parts[0].finding
 
 
 def test_a_large_graph_is_estimated(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,8 +484,10 @@ def test_a_checkpoint_of_other_data(change: str, message: str, setting: str, run
 
 
 def test_a_map_holds_the_most_popular_nodes(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,), _ = analyse(**runs.pair, output=tmp_path, parts=["map"])
     monkeypatch.setattr(sys.modules["recbole_kd.verbs.analyse.maps"], "MAP_NODES", 10)
-    analyse(**runs.pair, output=tmp_path, parts=["map"])
+    (part,), _ = analyse(**runs.pair, output=tmp_path, parts=["map"])
+    assert part.finding == whole.finding.replace("40 of 40 items", "10 of 40 items"), "distances are among all"
     shown = {row["id"] for row in table(tmp_path / "map.csv")}
     lines = (runs.data / "known-answer" / "known-answer.train.inter").read_text().splitlines()[1:]
     counts = Counter(line.split("\t")[1] for line in lines)

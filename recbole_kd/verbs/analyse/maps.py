@@ -32,12 +32,15 @@ def draw_map(subject: Subject) -> Part:
     place = 0 if subject.map_side == "users" else 1
     tokens = subject.splits.user_tokens if place == 0 else subject.splits.item_tokens
     popularity = (subject.splits.observed.counts, subject.splits.observed.popularity)[place].numpy()
-    nodes = np.flatnonzero(popularity > 0)
-    # The most popular nodes, because their vectors are trained best.
-    nodes = np.sort(nodes[np.argsort(-popularity[nodes], kind="stable")[:MAP_NODES]])
-    categories = _categories(subject, [tokens[node] for node in nodes]) if subject.category else None
-    members = _members(categories) if categories else {}
-    shown = [name for name, _ in Counter({name: len(rows) for name, rows in members.items()}).most_common(SHOWN)]
+    trained = np.flatnonzero(popularity > 0)
+    of_trained = _categories(subject, [tokens[node] for node in trained]) if subject.category else None
+    members = _members(of_trained) if of_trained else {}
+    # The map has the most popular nodes, because their vectors are trained best.
+    chosen = np.sort(np.argsort(-popularity[trained], kind="stable")[:MAP_NODES])
+    nodes = trained[chosen]
+    categories = [of_trained[place] for place in chosen] if of_trained else None
+    counts = {name: len(rows) for name, rows in _members(categories or []).items()}
+    shown = [name for name, _ in Counter(counts).most_common(SHOWN)]
 
     figure, grid = panels(2 * len(vectors), len(vectors), 4.0, 3.4)
     angles = np.linspace(-np.pi, np.pi, 181)
@@ -58,10 +61,11 @@ def draw_map(subject: Subject) -> Part:
         below.set_ylim(bottom=0)
         for node, xy, own in zip(nodes, places, categories or [()] * len(nodes)):
             rows.append([role, subject.name(role), tokens[node], *map(cell, xy), " ".join(own)])
-        everyone = class_distances(table, {"": range(len(table))}).get("", float("nan"))
+        everything = whole[trained].numpy()
+        everyone = class_distances(everything, {"": range(len(everything))}).get("", float("nan"))
         found = f"{role} {everyone:.3f}"
         if members:
-            inside = class_distances(table, members)
+            inside = class_distances(everything, members)
             if inside:
                 mean = sum(inside.values()) / len(inside)
                 found += f" ({mean:.3f} within a category, {mean / everyone:.2f} of it)"
@@ -71,7 +75,7 @@ def draw_map(subject: Subject) -> Part:
     if shown:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
-    what = f"{len(nodes):,} {subject.map_side}, mean distance 1 - cos"
+    what = f"{len(nodes):,} of {len(trained):,} {subject.map_side}, mean distance 1 - cos among all"
     return Part("map", f"{what}: {', '.join(findings)}", rows, figure)
 
 
