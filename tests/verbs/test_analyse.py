@@ -408,6 +408,7 @@ def test_the_command_line(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ({"student": None}, "analyse needs a checkpoint; set --student=FILE"),
         ({"teacher": None, "parts": ["spectrum"]}, "it compares with a teacher; give --teacher=FILE"),
+        ({"equal_bands": 89, "parts": ["spectrum"]}, "--equal_bands=89 is more than the 88 frequencies of the graph"),
         ({"teacher": None, "parts": ["gain"]}, "it compares with a baseline or a teacher; give --baseline=FILE or"),
         ({"output": None}, "set --output=DIR"),
         ({"teacher": "nowhere.pth"}, "There is no checkpoint 'nowhere.pth'"),

@@ -110,6 +110,10 @@ def _energies(subject: Subject, adjacency: Any, signals: list[Array]) -> tuple[A
     groups, exact = subject.equal_bands, is_small(adjacency)
     method = "exact" if exact else "estimated"
     if groups:
+        if groups > adjacency.shape[0]:
+            raise Impossible(
+                f"--equal_bands={groups} is more than the {adjacency.shape[0]:,} frequencies of the graph."
+            )
         divide = equal_band_energies if exact else estimated_equal_band_energies
         edges, energies, repeated = divide(adjacency, signals, groups)
         note = f"{method}, frequency 1 occurs {'' if exact else 'at least '}{repeated:,} times"
