@@ -8,9 +8,8 @@
 Entry: a node. A model that encodes a user and an item together (NeuMF, where e is the last hidden layer) has as entries
 the distinct pairs of the batch, positive and negative. Pairs have one set of experts, as in the paper. With
 ``pairs: false``, the other option of section 4.1.3, NeuMF's entries are its users and items; their vectors are the
-embeddings of both towers, side by side. The temperature
-falls with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P), tau0 = 1, tauP = 1e-10. So s goes from nearly uniform to one
-expert. Deviations:
+embeddings of both towers, side by side. The temperature falls with the epoch, tau(p) = tau0 (tauP / tau0)^(p / P),
+tau0 = 1, tauP = 1e-10. So s goes from nearly uniform to one expert. Deviations:
 
 - The paper's norm is not squared; the authors' code squares it (``squared``, the default).
 - Paper and code sum over the batch's nodes; here it is a mean. With a base loss that is a mean over B pairs, the

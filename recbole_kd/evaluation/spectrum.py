@@ -143,9 +143,7 @@ def estimated_equal_band_energies(
     :func:`estimated_band_energies`.
     """
     edges, weights, repeated = equal_groups(adjacency, groups, degree, probes, seed)
-    random = np.random.default_rng(seed)
-    energies = [weights @ chebyshev_moments(adjacency, _narrow(signal, probes, random), degree) for signal in signals]
-    return edges, np.array(energies), repeated
+    return edges, _estimated(adjacency, signals, weights, probes, np.random.default_rng(seed)), repeated
 
 
 def estimated_band_energies(
@@ -161,8 +159,16 @@ def estimated_band_energies(
     signs: Any = random.integers(0, 2, (nodes, probes)) * 2.0 - 1
     weights = band_coefficients(edges, degree)
     counts = weights @ chebyshev_moments(adjacency, signs, degree) / probes
-    energies = [weights @ chebyshev_moments(adjacency, _narrow(signal, probes, random), degree) for signal in signals]
-    return counts, np.array(energies)
+    return counts, _estimated(adjacency, signals, weights, probes, random)
+
+
+def _estimated(
+    adjacency: Any, signals: Sequence[Array], weights: Array, probes: int, random: np.random.Generator
+) -> Array:
+    """(signals, B) energies, weighted at each frequency by polynomials with Chebyshev coefficients (B, degree + 1)."""
+    degree = weights.shape[1] - 1
+    narrow = (_narrow(signal, probes, random) for signal in signals)
+    return np.array([weights @ chebyshev_moments(adjacency, signal, degree) for signal in narrow])
 
 
 def _narrow(signal: Array, probes: int, random: np.random.Generator) -> Array:

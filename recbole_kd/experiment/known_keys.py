@@ -82,9 +82,13 @@ def _are_cutoffs(value: Any) -> bool:
     )
 
 
+def draws_candidates(mode: str) -> bool:
+    """Whether it is uniN or popN: targets are ranked among N drawn items."""
+    return re.fullmatch(r"(uni|pop)[1-9]\d{0,8}", mode) is not None
+
+
 def _is_mode(value: Any) -> bool:
-    sampled = isinstance(value, str) and re.fullmatch(r"(uni|pop)([1-9]\d{0,8})", value)
-    return not isinstance(value, str) or value in ("full", "labeled") or bool(sampled)
+    return not isinstance(value, str) or value in ("full", "labeled") or draws_candidates(value)
 
 
 def _is_split(value: Mapping[str, Any]) -> bool:

@@ -506,7 +506,7 @@ class ModelStudent:
 
     def side_vectors(self) -> Pair:
         """Vectors of every user (U, d) and item (I, d), whether or not scores are their products."""
-        return self._read(representations if "representations" in self.capabilities else side_vectors)
+        return self._representations() if "representations" in self.capabilities else self._read(side_vectors)
 
     def tables(self) -> Pair:
         """The embedding tables: users (U, d), items (I, d)."""

@@ -129,11 +129,12 @@ class FrozenTeacher(BareTeacher):
 
     @cached_property
     def _sides(self) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            vectors = self._vectors or side_vectors(self.model)
+        if self._vectors is not None:
+            return self._vectors
+        vectors = side_vectors(self.model)
         if vectors is None:
             self.lacks("side_vectors")
-        return vectors if self._vectors is not None else self._aligned(vectors)
+        return self._aligned(vectors)
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(users (U, d_t), items (I, d_t)) of each layer of the graph, the embedding tables first, constant."""

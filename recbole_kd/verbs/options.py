@@ -6,7 +6,6 @@ Nothing here imports torch or RecBole, so help appears at once. A verb's functio
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
@@ -336,7 +335,6 @@ class CompareOptions(VerbOptions):
         None,
         "a second set of test metrics: each target also ranked among that many drawn items",
         noun="uniN or popN with N of at least 1",
-        test=lambda mode: re.fullmatch(r"(uni|pop)[1-9]\d{0,8}", mode),
         metavar="uni499",
     )
     tune_trials: int = option(

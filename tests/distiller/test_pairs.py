@@ -12,6 +12,7 @@ from torch import Tensor
 from recbole_kd.contracts import Batch, Distiller
 from recbole_kd.distiller.de import DEDistiller, DEOptions
 from recbole_kd.distiller.fitnet import FitNetDistiller, FitNetOptions
+from recbole_kd.student.matryoshka import PrefixStudent
 from recbole_kd.student.readers import ModelStudent
 from recbole_kd.testing import Bench
 from tests.distiller.fakes import ALL, FakeStudent, FakeTeacher, assert_same_loss, batch_of, data_view
@@ -82,6 +83,13 @@ def test_users_and_items_apart_on_request(kind: type[Distiller], names: tuple[st
     for side, of_student in zip(made.entries.sides(bench.batch()), view.side_vectors()):
         torch.testing.assert_close(side.student, of_student[side.nodes])
     assert made.entries.sides(bench.batch())[0].teacher is bench.teacher.side_vectors()[0]
+
+
+def test_a_prefix_of_a_student_has_that_prefix_of_its_vectors(known_answer: Path) -> None:
+    bench = Bench(known_answer, "BPR", "NeuMF")
+    users, items = PrefixStudent(bench.student, 3).side_vectors()
+    assert torch.equal(users, bench.model.user_embedding.weight[:, :3])
+    assert torch.equal(items, bench.model.item_embedding.weight[:, :3])
 
 
 def test_neumfs_users_and_items_are_the_embeddings_of_the_towers_in_use(known_answer: Path) -> None:

@@ -139,14 +139,13 @@ def side_vectors_of(subject: Subject, side: str) -> dict[str, torch.Tensor]:
     Raises:
         Impossible: a model has no such vectors.
     """
-    enough = {"representations"} | ({"sequence_vectors"} if side == "items" else set())
+    enough = {"representations"} if side == "users" else {"representations", "sequence_vectors"}
+    found = {}
     for role, model in subject.models().items():
         if enough.isdisjoint(model.capabilities):
             raise Impossible(f"the {role} {model.name} has no vector for each {side[:-1]}.")
-    models = subject.models().items()
-    if side == "users":
-        return {role: model.user_embeddings().cpu() for role, model in models}
-    return {role: model.item_embeddings().cpu() for role, model in models}
+        found[role] = (model.user_embeddings() if side == "users" else model.item_embeddings()).cpu()
+    return found
 
 
 def smoothing(subject: Subject) -> Part:

@@ -153,7 +153,8 @@ def _among_candidates(
     loader = candidate_loader(trainer.config, splits, candidates)
     result = trainer.evaluate(loader, load_best_model=False, show_progress=False)
     found, values = trainer.eval_collector.per_user()
-    order = np.argsort(found)[np.argsort(np.argsort(users))]
+    by_id = np.argsort(found)
+    order = by_id[np.searchsorted(found, users, sorter=by_id)]
     assert np.array_equal(found[order], users)
     named = {among(name, candidates): float(value) for name, value in result.items()}
     return named, {among(name, candidates): column[order] for name, column in values.items()}

@@ -13,7 +13,7 @@ from typing import Any, Optional
 from recbole_kd.data.fast_sampling import samples_fast
 from recbole_kd.errors import UnknownSetting, UserError, closest
 from recbole_kd.experiment.experiment import Experiment
-from recbole_kd.experiment.known_keys import check
+from recbole_kd.experiment.known_keys import check, draws_candidates
 from recbole_kd.experiment.settings import WITHOUT_EFFECT, KDConfig
 from recbole_kd.experiment.values import at, leaves, merge, nest
 from recbole_kd.files.digest import digest
@@ -223,12 +223,8 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     rows = _with_companions(rows, seeds)
     if options.tune_trials:
         _check_spaces(rows)
-    mode = rows[-1].first_config["eval_args"]["mode"]["test"]
-    if options.candidates and mode != "full":
-        raise UserError(
-            f"--candidates={options.candidates} adds metrics among drawn items to those among all, but "
-            f"--eval_args.mode={mode} ranks no others; leave one of them out."
-        )
+    if options.candidates:
+        _check_candidates(options.candidates, rows[-1].first_config["eval_args"]["mode"]["test"])
     if options.splits > 1:
         _check_random_split(options.splits, rows[-1].first_config)
     return Plan(
@@ -244,6 +240,20 @@ def plan(settings: Mapping[str, Any]) -> Plan:
         split_seeds=tuple(range(common["split_seed"], common["split_seed"] + options.splits)),
         candidates=options.candidates,
     )
+
+
+def _check_candidates(candidates: str, mode: str) -> None:
+    """
+    Raises:
+        UserError: they are no number of drawn items, or the usual metrics are not among all items.
+    """
+    if not draws_candidates(candidates):
+        raise UserError(f"--candidates={candidates!r}; expected uniN or popN with N of at least 1.")
+    if mode != "full":
+        raise UserError(
+            f"--candidates={candidates} adds metrics among drawn items to those among all, but "
+            f"--eval_args.mode={mode} ranks no others; leave one of them out."
+        )
 
 
 def _check_random_split(count: int, config: KDConfig) -> None:
