@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-__all__ = ["mean_over_entries", "same_length", "unit"]
+__all__ = ["mean_over_entries", "same_length", "sum_of_squares", "unit"]
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -17,6 +17,11 @@ def unit(vectors: Tensor) -> Tensor:
     """
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norms.masked_fill(norms == 0, 1.0)
+
+
+def sum_of_squares(rows: Tensor) -> Tensor:
+    """The sum of all squared entries, (..., d), without a copy of them; not for a gradient."""
+    return torch.linalg.vector_norm(rows, dim=-1).square_().sum()
 
 
 def mean_over_entries(values: Tensor, mask: Optional[Tensor] = None) -> Tensor:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_kd.loss.common import mean_over_entries, same_length, unit
+from recbole_kd.loss.common import mean_over_entries, same_length, sum_of_squares, unit
 from recbole_kd.loss.kernel.contrastive import cosine_infonce
+from recbole_kd.loss.kernel.precision import product_precision
 from recbole_kd.loss.kernel.topology import all_pairs
 from recbole_kd.loss.regression import cosine_distances
 
@@ -24,6 +25,14 @@ def test_the_gradient_of_a_unit_vector_is_across_it_and_that_of_zeros_is_the_inc
     assert vectors.grad is not None
     # (g - u (u·g)) / 5 with u = (0.6, 0.8).
     assert vectors.grad.tolist() == [pytest.approx([0.128, -0.096]), [7, -2]]
+
+
+def test_the_sum_of_squares_is_not_rounded_where_torch_rounds_the_factors_of_products() -> None:
+    """With AMX and ``--precision=bf16`` a dot product of a tensor with itself would be."""
+    rows = torch.full((50, 3), 1.001)
+    with product_precision("bf16"):
+        assert sum_of_squares(rows).item() == pytest.approx(150 * 1.001**2, rel=1e-6)
+        assert sum_of_squares(rows.view(5, 10, 3)) == sum_of_squares(rows)
 
 
 anchor = torch.tensor([[0.6, 0.8], [1.0, 0.0]])

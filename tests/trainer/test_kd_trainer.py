@@ -145,8 +145,9 @@ def test_distillers_multiply_with_the_precision_of_the_run(
     monkeypatch.setattr(BPR, "calculate_loss", noted("student", base))
     run(known_answer, distill=["pull"], epochs=1, precision=precision)
     rounded = precision == "bf16" and multiplies_bf16(torch.device("cpu"))
-    others = precision == "bf16" and (products._supports("amx_tile") or torch.cuda.is_available())
-    own = torch.bfloat16 if rounded else torch.float32, "medium" if others else "highest"
+    amx, gpu = products._supports("amx_tile"), torch.cuda.is_available()
+    by_torch = precision == "bf16" and (amx or gpu)
+    own = torch.bfloat16 if rounded and not amx else torch.float32, "medium" if by_torch else "highest"
     assert found == {"distiller": {own}, "student": {(torch.float32, "highest")}}
     assert torch.get_float32_matmul_precision() == "highest"
     told = any("has no bf16 instructions" in one.message for one in caplog.records)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from recbole_kd.contracts import Share
 from recbole_kd.distiller.base.nodes import NodeDistiller, NodeOptions, Side, draw_uniform, linear
 from recbole_kd.loss.kernel.layout import GroupLayout
-from recbole_kd.loss.kernel.precision import factor_type
+from recbole_kd.loss.kernel.precision import rounds
 from recbole_kd.loss.kernel.regression import expert_error, mixture_error
 from recbole_kd.options import option
 
@@ -147,8 +147,7 @@ class Selection:
     @cached_property
     def layout(self) -> GroupLayout:
         """The nodes grouped by choice. For bf16, group lengths are rounded: each new shape costs preparation time."""
-        rounded = factor_type(self.table) == torch.bfloat16
-        return GroupLayout(self.choice, self.experts, 32 if rounded else 1)
+        return GroupLayout(self.choice, self.experts, 32 if rounds(self.table) else 1)
 
     @cached_property
     def targets(self) -> Tensor:

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["PRECISIONS", "factor_type", "multiplies_bf16", "product_precision"]
+__all__ = ["PRECISIONS", "exact_products", "factor_type", "multiplies_bf16", "product_precision", "rounds"]
 
 PRECISIONS = ("fp32", "bf16")
 _bf16: ContextVar[bool] = ContextVar("whether bf16 products are requested", default=False)
@@ -20,9 +20,12 @@ _bf16: ContextVar[bool] = ContextVar("whether bf16 products are requested", defa
 def product_precision(precision: str) -> Iterator[None]:
     """Sets how float32 matrix products are computed inside the block; "fp32" changes nothing.
 
-    "bf16" acts in two ways. Kernels with products large enough to gain on every device with bf16 instructions ask
-    :func:`factor_type`. On a GPU or a processor with AMX all other products get torch's float32 matmul precision
-    "medium". Other processors compute these in fp32: torch does not round there.
+    "bf16" acts in two ways. On a GPU or a processor with AMX all float32 products get torch's matmul precision
+    "medium": torch rounds the factors by itself. Other processors with bf16 instructions compute such products in fp32,
+    so there kernels with products large enough to gain ask :func:`factor_type`. On a GPU they do so too.
+
+    With "medium", ``torch.dot`` of a tensor with itself is rounded too and takes ten times as long; kernels sum squares
+    by :func:`~recbole_kd.loss.common.sum_of_squares`.
 
     With "medium" and 42,712 keys of 32 dimensions, the largest error of ``streamed_logsumexp`` is 1e-4 if the scores
     have a standard deviation of 0.2, and 3e-3 at 1.4.
@@ -42,10 +45,26 @@ def product_precision(precision: str) -> Iterator[None]:
         _bf16.reset(token)
 
 
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """torch rounds no factors inside the block: for products that are small, or decide what a ReLU lets pass."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def factor_type(values: Tensor) -> torch.dtype:
     """The type to which a kernel rounds the factors of a large product of `values`: bfloat16 or their own."""
-    rounded = _bf16.get() and values.dtype == torch.float32 and multiplies_bf16(values.device)
-    return torch.bfloat16 if rounded else values.dtype
+    by_torch = values.device.type == "cpu" and _supports("amx_tile")
+    return torch.bfloat16 if rounds(values) and not by_torch else values.dtype
+
+
+def rounds(values: Tensor) -> bool:
+    """Whether factors of products of `values` are rounded to bfloat16, by the kernel or by torch."""
+    return _bf16.get() and values.dtype == torch.float32 and multiplies_bf16(values.device)
 
 
 @cache

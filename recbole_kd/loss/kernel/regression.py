@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recbole_kd.loss.common import sum_of_squares
 from recbole_kd.loss.kernel.autograd import own_precision, with_gradient
 from recbole_kd.loss.kernel.layout import HIDDEN_BLOCK, GroupLayout, blocks
-from recbole_kd.loss.kernel.precision import factor_type
+from recbole_kd.loss.kernel.precision import exact_products, factor_type
 
 __all__ = ["expert_error", "layer_error", "linear_error", "mixture_error"]
 
@@ -42,9 +43,9 @@ def linear_error(inputs: Tensor, weight: Tensor, table: Tensor, rows: Tensor) ->
     gram = matrix.t() @ matrix
     for block in blocks(len(vectors), BLOCK):
         x, targets, gradient = vectors[block], _targets(table, rows[block], vectors), input_gradient[block]
-        flat, across = targets.flatten(), targets @ matrix
+        across = targets @ matrix
         torch.mm(x, gram, out=gradient).sub_(across)
-        total += torch.dot(flat, flat) + (x * (gradient - across)).sum()
+        total += sum_of_squares(targets) + (x * (gradient - across)).sum()
         _subtract_product_(weight_gradient, x, targets)
     gradients = [input_gradient[:, :width], weight_gradient[:width].t()]
     return 2 * with_gradient(total.clamp_(min=0) / 2, [inputs, weight], gradients)
@@ -56,8 +57,9 @@ def layer_error(
 ) -> Tensor:
     """sum_n distance(W x_n + c_n b, t_n), by blocks of nodes.
 
-    With `product_precision("bf16")` the products' factors and results are rounded to bfloat16, as in all losses of this
-    module but :func:`linear_error`. Sums over blocks, the loss and the gradients are in the inputs' type.
+    With `product_precision("bf16")` the products' factors are rounded to bfloat16, and the results too where the kernel
+    rounds (`factor_type`). So it is in all losses of this module but :func:`linear_error`. Sums over blocks, the loss
+    and the gradients are in the inputs' type.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -114,7 +116,8 @@ def expert_error(
         x_r, hidden_r, targets_r, difference_r = map(run.nodes, (x, hidden, targets, difference))
         w1_r, b1_r, w2_r, b2_r = map(run.groups, (w1, b1, w2, b2))
         own = hidden_r if hidden.dtype == x.dtype else None  # copied only if rounded
-        hidden_r.copy_(torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r, out=own).relu_())
+        with exact_products():
+            hidden_r.copy_(torch.baddbmm(b1_r.unsqueeze(1), x_r, w1_r, out=own).relu_())
         torch.sub(b2_r.unsqueeze(1), targets_r, out=difference_r)
         _add_product_(difference_r, hidden_r, w2_r)
     layout.blank_(difference)
@@ -126,9 +129,10 @@ def expert_error(
         _product(hidden_r.transpose(1, 2), right, to_w2)
         torch.sum(difference_r, 1, out=to_b2)
         back = _through_relu_(right @ w2_r.transpose(1, 2), hidden_r).to(x)
-        torch.bmm(x_r.transpose(1, 2), back, out=to_w1)
         torch.sum(back, 1, out=to_b1)
-        torch.bmm(back, w1_r.transpose(1, 2), out=to_x)
+        with exact_products():
+            torch.bmm(x_r.transpose(1, 2), back, out=to_w1)
+            torch.bmm(back, w1_r.transpose(1, 2), out=to_x)
     parameters = [first, first_bias, second, second_bias]
     return factor * with_gradient(total / factor, [inputs, *parameters], [layout.unpadded(input_gradient), *gradients])
 
@@ -171,7 +175,8 @@ def mixture_error(
         x, s = vectors[block], shares[block]
         spread, weighted, back = (buffer[: len(x)] for buffer in buffers)
         by_expert = [matrix.view(len(x), experts, hidden) for matrix in (spread, weighted, back)]
-        torch.mm(x, layer1, out=spread).relu_()
+        with exact_products():
+            torch.mm(x, layer1, out=spread).relu_()
         torch.mul(by_expert[0], s.unsqueeze(2), out=by_expert[1])
         left = weighted.to(factors)
         difference = _plus_product(s @ bias2, left, layer2).sub_(_targets(table, rows[block], x))
@@ -185,8 +190,9 @@ def mixture_error(
         torch.addmm(by_expert[1].sum(2), difference, bias2.t(), out=share_gradient[block])
         by_expert[2].mul_(s.unsqueeze(2))
         back = _through_relu_(back, spread)
-        layer1_gradient.addmm_(x.t(), back)
-        torch.mm(back, layer1.t(), out=vector_gradient[block])
+        with exact_products():
+            layer1_gradient.addmm_(x.t(), back)
+            torch.mm(back, layer1.t(), out=vector_gradient[block])
     layer1_gradient = layer1_gradient.view(-1, experts, hidden).transpose(0, 1)
     return factor * with_gradient(
         total / factor,
@@ -245,8 +251,7 @@ def _plus_product(values: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def _error_(difference: Tensor, squared: bool) -> tuple[Tensor, int]:
     """The sum over rows of ||d||^2, or of ||d||, and the factor that makes `difference` the gradient of it."""
     if squared:
-        flat = difference.flatten()
-        return torch.dot(flat, flat), 2
+        return sum_of_squares(difference), 2
     norms = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
     difference.div_(norms.clamp(min=torch.finfo(norms.dtype).tiny))
     return norms.sum(), 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_kd.loss.common import same_length, unit
+from recbole_kd.loss.common import same_length, sum_of_squares, unit
 from recbole_kd.loss.kernel.autograd import own_precision, with_gradient
 from recbole_kd.loss.kernel.layout import Grouped
 
@@ -63,8 +63,7 @@ def _pairs_within(side: Grouped) -> tuple[Tensor, Tensor]:
             difference = torch.baddbmm(cosines, s_r[:, rows], s_r.transpose(1, 2), beta=-1)
             # Keeps pairs with a positive cosine of the teacher; relu's derivative does it in one pass.
             torch.ops.aten.threshold_backward.grad_input(difference, cosines, 0, grad_input=difference)
-            flat = difference.flatten()
-            total += torch.dot(flat, flat)
+            total += sum_of_squares(difference)
             pairs += torch.count_nonzero(cosines > 0)
             # A pair occurs in both orders, each with half of the gradient.
             gradient_r[:, rows] = torch.bmm(difference, s_r)

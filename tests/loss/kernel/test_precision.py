@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_kd.loss.kernel import precision
-from recbole_kd.loss.kernel.precision import factor_type, multiplies_bf16, product_precision
+from recbole_kd.loss.kernel.precision import factor_type, multiplies_bf16, product_precision, rounds
 
 FLOATS = torch.ones(1)
 CPU = torch.device("cpu")
@@ -28,21 +28,23 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("instructions", "large", "others"),
+    ("instructions", "by_the_kernel", "by_torch"),
     [
         ([], torch.float32, "highest"),
         (["avx512_bf16"], torch.bfloat16, "highest"),
-        (["amx_tile"], torch.bfloat16, "medium"),
+        (["avx512_bf16", "amx_tile"], torch.float32, "medium"),
     ],
     ids=["none", "AVX-512's", "AMX"],
 )
-def test_large_products_are_rounded_with_any_bf16_instructions_and_others_with_amx(
-    instructions: list[str], large: torch.dtype, others: str, monkeypatch: pytest.MonkeyPatch
+def test_kernels_round_large_products_with_bf16_instructions_and_torch_rounds_all_with_amx(
+    instructions: list[str], by_the_kernel: torch.dtype, by_torch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, *instructions)
     with product_precision("bf16"):
-        assert factor_type(FLOATS) == large
-        assert torch.get_float32_matmul_precision() == others
+        assert factor_type(FLOATS) == by_the_kernel
+        assert torch.get_float32_matmul_precision() == by_torch
+        assert rounds(FLOATS) == bool(instructions)
+    assert not rounds(FLOATS)
     assert multiplies_bf16(CPU) == bool(instructions)
 
 
