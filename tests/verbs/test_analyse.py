@@ -316,6 +316,19 @@ def test_experts_are_those_of_every_epoch(runs: Runs, tmp_path: Path) -> None:
     assert {row[key] for row in rows for key in epochs} <= {str(expert) for expert in range(len(network))}
 
 
+def test_experts_of_a_matryoshka_student_are_those_of_the_whole_vectors(runs: Runs, tmp_path: Path) -> None:
+    settings = {**runs.settings, "baseline": "none", "embedding_size": 6, "epochs": 1, "distill": ["de"]}
+    settings = {**settings, "matryoshka": [3, 6], "de.experts": 8, "teacher.checkpoint": runs.pair["teacher"]}
+    student = run_recbole_kd("BPR", "known-answer", config_dict=settings)["checkpoint"]
+    (part,), _ = analyse(**{**runs.pair, "student": student}, output=tmp_path, parts=["experts"])
+    assert part.finding.startswith("de, 1 epochs")
+    kept = load_checkpoint(student)["distillers"]
+    whole, first = (kept[f"de.prefixes.{size}.user_history._extra_state"][-1].tolist() for size in (6, 3))
+    assert whole != first
+    users = [row for row in table(tmp_path / "experts.csv") if row["side"] == "user"]
+    assert [int(row["epoch 0"]) for row in users] == whole
+
+
 def test_experts_have_a_place_by_the_teachers_vectors(runs: Runs, tmp_path: Path) -> None:
     """DE-RRD, figure 6: two nodes of equal vectors lie together. Without a teacher there are no places."""
     analyse(**runs.pair, output=tmp_path, parts=["experts"])

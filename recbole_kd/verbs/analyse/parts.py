@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ __all__ = [
     "per_user",
     "side_vectors_of",
     "smoothing",
+    "state_of_distillers",
     "vectors_of",
 ]
 
@@ -191,8 +193,7 @@ def smoothing(subject: Subject) -> Part:
 
 def experts(subject: Subject) -> Part:
     """The likeliest expert of some users and items at each epoch."""
-    state = _latest_state(subject.trained)
-    kept = state.get("distillers") or {}
+    kept = state_of_distillers(_latest_state(subject.trained))
     network = ".users.selection.network.weight"
     names = [key[: -len(network)] for key in kept if key.endswith(network)]
     if not names:
@@ -240,6 +241,16 @@ def experts(subject: Subject) -> Part:
         if len(changed):
             findings[-1] += f", {changed[-1]:.1%} changed theirs in the last epoch"
     return Part("experts", f"{name}, {len(epochs)} epochs; " + "; ".join(findings), rows, figure)
+
+
+def state_of_distillers(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The distillers' tensors in a checkpoint; of a Matryoshka student, whose prefixes have one each, the whole's."""
+    kept: Mapping[str, Any] = state.get("distillers") or {}
+    sizes = {int(size) for size in re.findall(r"\.prefixes\.(\d+)\.", " ".join(kept))}
+    if not sizes:
+        return kept
+    whole = f".prefixes.{max(sizes)}."
+    return {key.replace(whole, "."): value for key, value in kept.items() if whole in key or ".prefixes." not in key}
 
 
 def _latest_state(trained: Trained) -> Mapping[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 from typing import Any, Optional
 
@@ -24,7 +23,7 @@ from recbole_kd.evaluation.spectrum import (
     projection_difference,
 )
 from recbole_kd.report.static import panels
-from recbole_kd.verbs.analyse.parts import Impossible, Part, Subject, cell, color_of, vectors_of
+from recbole_kd.verbs.analyse.parts import Impossible, Part, Subject, cell, color_of, state_of_distillers, vectors_of
 
 __all__ = ["spectrum"]
 
@@ -130,7 +129,7 @@ def _mapped(subject: Subject, role: str, users: Tensor, items: Tensor) -> Option
     Raises:
         Impossible: the first student's checkpoint has no projectors.
     """
-    kept = _of_the_longest_prefix(subject.models()[role].trained.state.get("distillers") or {})
+    kept = state_of_distillers(subject.models()[role].trained.state)
     for pairs in _PROJECTORS.values():
         for names in pairs:
             if all(any(key.startswith(f"{name}.") for key in kept) for name in names):
@@ -141,12 +140,6 @@ def _mapped(subject: Subject, role: str, users: Tensor, items: Tensor) -> Option
     raise Impossible(
         f"the checkpoint of the {role} has no projector; freqd and fitnet train one. Leave --projector at fitted."
     )
-
-
-def _of_the_longest_prefix(kept: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state of distillers; of a Matryoshka student's, which has one for each prefix, that of the whole vectors."""
-    sizes = {int(size) for size in re.findall(r"\.prefixes\.(\d+)\.", " ".join(kept))}
-    return {key.replace(f".prefixes.{max(sizes)}.", "."): value for key, value in kept.items()} if sizes else kept
 
 
 def _projected(kept: Mapping[str, Any], name: str, vectors: Tensor) -> Tensor:
