@@ -391,7 +391,7 @@ def pair_products(vectors: Pair, users: Tensor, items: Tensor) -> Tensor:
 
 
 @contextmanager
-def shared_propagation(model: nn.Module) -> Iterator[None]:
+def shared_propagation(model: nn.Module, gradient: bool = True) -> Iterator[None]:
     """Inside the block, `model.forward()` without arguments is computed once, whoever calls it.
 
     A graph recommender propagates in `forward()`; its own loss and all distillers of a step share this pass. They also
@@ -412,8 +412,8 @@ def shared_propagation(model: nn.Module) -> Iterator[None]:
         if arguments or named:
             return forward(*arguments, **named)
         if not outputs:
-            # With gradient even if the first caller needs none, because later callers do.
-            with torch.enable_grad():
+            # With gradient even if the first caller needs none, because later callers do; not in evaluation.
+            with torch.set_grad_enabled(gradient):
                 outputs.append(forward())
         return outputs[0]
 

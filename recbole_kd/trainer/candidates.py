@@ -1,14 +1,21 @@
-"""Scores of sampled candidates of sequential models: a sequence is encoded once, not once for each candidate."""
+"""Scores of sampled candidates: a sequence is encoded once, not once for each candidate, and a graph once for all."""
 
 from __future__ import annotations
 
 from typing import Any, Optional
 
 import torch
+from recbole.data.dataloader import NegSampleEvalDataLoader
 from torch import Tensor
 
 from recbole_kd.contracts import Sequences
-from recbole_kd.student.readers import capabilities, next_item_scores, sequence_vectors
+from recbole_kd.student.readers import (
+    capabilities,
+    is_sequential,
+    next_item_scores,
+    sequence_vectors,
+    shared_propagation,
+)
 
 __all__ = ["CandidateMixin", "candidate_scores"]
 
@@ -17,12 +24,23 @@ _SEQUENCES = 1024
 
 
 class CandidateMixin:
-    """A trainer of RecBole whose evaluation among candidates scores sequential models by :func:`candidate_scores`."""
+    """A trainer of RecBole that evaluates among candidates with one propagation of a graph model, not one a batch.
+
+    Sequential models are scored by :func:`candidate_scores`.
+    """
 
     model: Any
     config: Any
     device: Any
     tot_item_num: int
+
+    @torch.no_grad()
+    def evaluate(self, eval_data: Any, *given: Any, **named: Any) -> Any:
+        own = super().evaluate  # type: ignore[misc]
+        if not isinstance(eval_data, NegSampleEvalDataLoader) or is_sequential(self.model):
+            return own(eval_data, *given, **named)
+        with shared_propagation(self.model, gradient=False):
+            return own(eval_data, *given, **named)
 
     def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
         interaction, rows, positive_rows, positive_items = batched_data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 
 from recbole_kd.contracts import Sequences
 from recbole_kd.data.loaders import candidate_loader
+from recbole_kd.data.splits import Splits
+from recbole_kd.experiment.settings import KDConfig
+from recbole_kd.model.build import build_model
 from recbole_kd.student.readers import sequence_vectors
-from recbole_kd.testing import Bench, write_known_sequences
+from recbole_kd.testing import Bench, known_answer_settings, write_known_sequences
 from recbole_kd.trainer.candidates import candidate_scores
 from recbole_kd.trainer.kd_trainer import make_evaluator
 from tests.sequential import SMALL, SequentialBench
@@ -51,6 +55,32 @@ def test_metrics_are_those_of_scoring_row_by_row(data_path: Path, monkeypatch: p
     ours = trainer.evaluate(loader, load_best_model=False)
     monkeypatch.setattr("recbole_kd.trainer.candidates.candidate_scores", lambda model, interaction: None)
     assert dict(trainer.evaluate(loader, load_best_model=False)) == dict(ours)
+
+
+@pytest.mark.parametrize("name", ["LightGCN", "NGCF", "LightGCNVariant"])
+def test_a_graph_model_propagates_once_for_all_batches(
+    name: str, known_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = known_answer_settings(known_answer, distill=[], embedding_size=8, eval_batch_size=12)
+    config = KDConfig(name, "known-answer", config_dict=settings)
+    splits = Splits(config)
+    model = build_model(config, splits.train)
+    loader = candidate_loader(config, splits, "uni5")
+    trainer, _ = make_evaluator(config, model, splits)
+    calls: list[bool] = []
+    forward = type(model).forward
+
+    def counted(model: Any, *given: Any) -> Any:
+        calls.append(torch.is_grad_enabled())
+        return forward(model, *given)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    ours = trainer.evaluate(loader, load_best_model=False)
+    assert calls == [False]
+    assert "forward" not in vars(model)
+    monkeypatch.setattr("recbole_kd.trainer.candidates.shared_propagation", lambda model, gradient: nullcontext())
+    assert dict(trainer.evaluate(loader, load_best_model=False)) == dict(ours)
+    assert len(calls) > 10
 
 
 def test_other_models_are_left_to_recbole(known_answer: Path) -> None:
