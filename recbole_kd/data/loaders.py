@@ -287,6 +287,7 @@ def _used(by_user: NDArray[Any], own: Observed) -> UsedPairs:
 class FixedCandidatesDataLoader(NegSampleEvalDataLoader):
     """RecBole's loader of sampled candidates (``mode: uni100``), which are the same in every evaluation of a split.
 
+    A user's targets together are ranked among `targets x 100` draws for that user, in which an item may occur twice.
     RecBole draws them again each time. Then epochs are chosen partly by their draw, and paired tests compare users with
     different candidates. Here a user's candidates depend on ``--split_seed``, the split and the user alone, whatever
     the model and the batch. Numpy's global generator, from which training draws, stays as it was.
@@ -295,6 +296,13 @@ class FixedCandidatesDataLoader(NegSampleEvalDataLoader):
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
         self._seed = config.split_seed, int(sampler is not None and sampler.phase == "test")
         super().__init__(config, dataset, sampler, shuffle=shuffle)
+
+    def _init_batch_size_and_step(self) -> None:
+        """As many users a batch as fit in a block, which has a column for each item; RecBole counts drawn pairs."""
+        super()._init_batch_size_and_step()
+        if not self.config["eval_batch_size_given"] and isinstance(self.neg_sample_args["sample_num"], int):
+            self.step = sized_eval_batch(self._dataset.item_num, candidates=1)
+            self.set_batch_size(self.step * self.times * int(self.uid2items_num.max()))
 
     def _neg_sampling(self, inter_feat: Any) -> Any:
         state = np.random.get_state()

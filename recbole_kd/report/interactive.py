@@ -61,8 +61,8 @@ def bars(comparison: Comparison, metric: str) -> Optional[Chart]:
     for place, model in enumerate(models):
         value = model.mean(metric) or 0.0
         low, high = model.confidence(metric) or (value, value)
-        base = comparison.reference
-        gain = "" if base is None or model is base else f"<br>{percent(model.gain(metric))} over {escaped(base.name)}"
+        base = comparison.reference_of(model)
+        gain = "" if base is None else f"<br>{percent(model.gain(metric))} over {escaped(base.name)}"
         traces.append(
             {
                 "type": "bar",
@@ -91,18 +91,20 @@ def bars(comparison: Comparison, metric: str) -> Optional[Chart]:
     layout["xaxis"].update(title=axis_title(metric_label(metric)), rangemode="tozero", nticks=6)
     layout["yaxis"].update(named_axis(models, 22, lines=2), showgrid=False, ticklen=4, tickcolor="rgba(0,0,0,0)")
     layout["bargap"] = 0.28
-    if comparison.reference is not None and comparison.reference.mean(metric) is not None:
-        layout["shapes"] = [
-            {
-                "type": "line",
-                "x0": comparison.reference.mean(metric),
-                "x1": comparison.reference.mean(metric),
-                "yref": "paper",
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": MUTED, "width": 1.2, "dash": "dot"},
-            }
-        ]
+    levels = [model.mean(metric) for model in comparison.references()]
+    layout["shapes"] = [
+        {
+            "type": "line",
+            "x0": level,
+            "x1": level,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": MUTED, "width": 1.2, "dash": "dot"},
+        }
+        for level in levels
+        if level is not None
+    ]
     return {"data": traces, "layout": layout}
 
 

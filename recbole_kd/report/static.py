@@ -107,8 +107,9 @@ def _bars(comparison: Comparison) -> Optional[Figure]:
                 value, place, xerr=[[max(0, value - low)], [max(0, high - value)]], color=INK, lw=1, capsize=2.5
             )
             axes.text(0, place, f" {value:.4f}", va="center", color=ink_on(model.style.color), fontsize=8.5)
-        if comparison.reference is not None and comparison.reference.mean(metric) is not None:
-            axes.axvline(comparison.reference.mean(metric), color=MUTED, lw=1, ls=":")
+        for base in comparison.references():
+            if (level := base.mean(metric)) is not None:
+                axes.axvline(level, color=MUTED, lw=1, ls=":")
         names = ["\n".join(wrapped(model.name, 20, lines=2)) for model in models] if index % columns == 0 else []
         axes.set_yticks(range(len(models)), names or [""] * len(models))
         axes.tick_params(axis="y", length=0)

@@ -344,6 +344,11 @@ class Comparison:
         found = self.by_name.get(str(model.row.get("reference"))) or self.reference
         return None if found is model else found
 
+    def references(self) -> list[Model]:
+        """The plain students that gains are relative to, in the order of the rows."""
+        wanted = {base.name for model in self.models if (base := self.reference_of(model)) is not None}
+        return [model for model in self.models if model.name in wanted]
+
     def teacher_of(self, model: Model) -> Optional[Model]:
         """The teacher for a row's gap; None for a teacher."""
         return None if model.is_teacher else self.by_name.get(str(model.row.get("teacher"))) or self.teacher

@@ -180,6 +180,10 @@ class TeacherEnsemble(BareTeacher):
 
     def side_vectors(self) -> tuple[Tensor, Tensor]:
         """The members' vectors of users and of items, concatenated."""
+        return self._sides
+
+    @cached_property
+    def _sides(self) -> tuple[Tensor, Tensor]:
         members = self._with("side_vectors")
         if not members:
             self.lacks("side_vectors")

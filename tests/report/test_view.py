@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from recbole_kd.errors import UserError
 from recbole_kd.evaluation.metrics import smaller_is_better
+from recbole_kd.report.interactive import bars
 from recbole_kd.report.looks import log_ticks, metric_label, wrapped
 from recbole_kd.report.view import (
     Comparison,
@@ -196,6 +197,15 @@ def test_each_row_is_marked_against_its_own_plain_student() -> None:
     assert base is not None
     assert base.name == "LightGCN"
     assert comparison.mark("ndcg@20", "HTDStudent") == "*"
+    assert {model.name for model in comparison.references()} == {"BPR", "LightGCN"}
+    chart = bars(comparison, "ndcg@20")
+    assert chart is not None
+    hovers = {trace["meta"]: trace["hovertemplate"] for trace in chart["data"]}
+    assert "over LightGCN" in hovers["HTDStudent"]
+    assert "over BPR" in hovers["FreqDStudent"]
+    assert sorted(line["x0"] for line in chart["layout"]["shapes"]) == sorted(
+        base.mean("ndcg@20") for base in comparison.references()
+    )
 
 
 def test_an_arrow_tells_a_significant_loss_from_a_gain() -> None:

@@ -57,6 +57,27 @@ def test_metrics_are_those_of_scoring_row_by_row(data_path: Path, monkeypatch: p
     assert dict(trainer.evaluate(loader, load_best_model=False)) == dict(ours)
 
 
+@pytest.mark.parametrize("name", ["BPR", "SASRec"])
+def test_a_batch_has_as_many_users_as_a_block_has_rows(
+    name: str, known_answer: Path, data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's row has a column for every item, however few are candidates; 8 users at least."""
+    if name == "BPR":
+        config = KDConfig(name, "known-answer", config_dict=known_answer_settings(known_answer, distill=[]))
+        splits = Splits(config)
+    else:
+        bench = SequentialBench(data_path, name, name)
+        config, splits = bench.config, bench.splits
+    columns = splits.train.item_num
+    for rows in (10, 2):
+        monkeypatch.setattr("recbole_kd.data.loaders.SCORE_BLOCK_BYTES", rows * columns * 4)
+        loader = candidate_loader(config, splits, "uni5")
+        assert loader.step == max(rows, 8)
+        batches = [int(users.max()) + 1 for _, users, _, _ in loader]
+        assert max(batches) <= loader.step
+        assert sum(batches) == len(loader.uid_list)
+
+
 @pytest.mark.parametrize("name", ["LightGCN", "NGCF", "LightGCNVariant"])
 def test_a_graph_model_propagates_once_for_all_batches(
     name: str, known_answer: Path, monkeypatch: pytest.MonkeyPatch

@@ -184,6 +184,22 @@ def test_several_students_stand_in_one_picture(runs: Runs, tmp_path: Path) -> No
     assert "the student 2 leaves" in parts[0].finding
 
 
+def test_every_part_takes_other_students(runs: Runs, tmp_path: Path) -> None:
+    others = [runs.result["baseline"]["checkpoint"]]
+    parts, _ = analyse(**runs.pair, output=tmp_path, groups=3, others=others)
+    assert "compression" in {part.name for part in parts}
+    assert "the student 2 has" in next(part.finding for part in parts if part.name == "compression")
+
+
+def test_a_projector_of_another_teacher_is_refused(runs: Runs, tmp_path: Path) -> None:
+    """Its outputs have the size of the teacher that it was trained for, which is 4 here and 16 there."""
+    small = {"distill": ["fitnet"], "teacher": "BPR", "teacher.embedding_size": 4, "teacher.epochs": 1}
+    settings = {**runs.settings, **small, "baseline": "none", "embedding_size": 2, "epochs": 1}
+    student = run_recbole_kd("BPR", "known-answer", config_dict=settings)["checkpoint"]
+    with pytest.raises(UserError, match="has 4 dimensions and the teacher's vectors 16, so it was trained for another"):
+        analyse(**{**runs.pair, "student": student}, output=tmp_path, parts=["spectrum"], projector="trained")
+
+
 def test_the_finding_on_smoothing_is_about_the_most_popular_tenth(runs: Runs, tmp_path: Path) -> None:
     """Of 40 users the tenth is 4; smaller shares than that fall together."""
     (part,), _ = analyse(**runs.pair, output=tmp_path, parts=["smoothing"])

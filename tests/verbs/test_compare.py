@@ -355,6 +355,7 @@ def test_metrics_without_users_have_no_test_over_them(known_answer: Path, no_rep
         ({"candidates": "499"}, "--candidates='499'; expected uniN or popN with N of at least 1"),
         ({"candidates": "uni9", "eval_args": {"mode": "uni9"}}, "--eval_args.mode=uni9 ranks no others"),
         ({"models": "Pop", "tune_trials": 2}, "no search space for Pop"),
+        ({"models": "NeuMFVariant", "freeze_towers": True}, "--freeze_towers=true would keep the towers' random"),
         (
             {"models": "BPR,SASRec", "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO"}},
             "SASRec predicts the next item of a sequence, but BPR ranks items for a user",

@@ -12,7 +12,7 @@ from recbole_kd.evaluation.compression import principal_scores, principal_vector
 from recbole_kd.report.looks import PALETTE, REFERENCE_COLOR, TEACHER_COLOR, metric_label
 from recbole_kd.report.static import log_axis, panels
 from recbole_kd.student.matryoshka import prefix
-from recbole_kd.verbs.analyse.parts import COLORS, Impossible, Part, Subject, cell, evaluated, per_user, vectors_of
+from recbole_kd.verbs.analyse.parts import Impossible, Part, Subject, cell, color_of, evaluated, per_user, vectors_of
 
 __all__ = ["compression"]
 
@@ -68,13 +68,13 @@ def compression(subject: Subject) -> Part:
         axes.plot(sizes, curve, color=color, marker="o", ms=4, lw=1.8, label=f"the teacher's {what}")
     if nested:
         axes.plot(
-            *zip(*nested.items()), color=COLORS["student"], marker="o", ms=5, lw=1.8, label="the student's prefixes"
+            *zip(*nested.items()), color=color_of("student"), marker="o", ms=5, lw=1.8, label="the student's prefixes"
         )
     if alone:
         style = {"color": REFERENCE_COLOR, "marker": "D", "ms": 6, "ls": ""}
         axes.plot(*zip(*alone.items()), **style, label="students, each trained alone")
     for role, level in levels.items():
-        axes.axhline(level, color=COLORS[role], lw=1.4, ls="--", label=f"{role}, {subject.name(role)}, as trained")
+        axes.axhline(level, color=color_of(role), lw=1.4, ls="--", label=f"{role}, {subject.name(role)}, as trained")
     shown = sorted({*sizes, *nested, *alone})
     log_axis(axes, shown[0], shown[-1], shown)
     axes.set_title(f"{subject.name('teacher')} in fewer dimensions")

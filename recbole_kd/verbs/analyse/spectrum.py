@@ -45,6 +45,12 @@ def spectrum(subject: Subject) -> Part:
     teacher = torch.cat(vectors["teacher"])[nodes].double().numpy()
     learners = list(pairs)
     trained = {role: _mapped(subject, role, *pair) for role, pair in pairs.items() if subject.projector == "trained"}
+    for role, mapped in trained.items():
+        if mapped is not None and mapped[0].shape[1] != teacher.shape[1]:
+            raise Impossible(
+                f"the projector of the {role} has {mapped[0].shape[1]} dimensions and the teacher's vectors "
+                f"{teacher.shape[1]}, so it was trained for another teacher. Leave --projector at fitted."
+            )
     differences = []
     for role, pair in pairs.items():
         mapped = trained.get(role)

@@ -346,8 +346,8 @@ def _row(name: str, section: Mapping[str, Any], common: Mapping[str, Any], datas
     fast = samples_fast(probe.resolved.backbone, probe["MODEL_TYPE"]) and not settings.get("every_position")
     base = {"state": "WARNING", "fused_adam": True, "fast_sampling": fast}
     row = replace(row, settings={**base, **settings, "baseline": None, "show_progress": False})
+    check_models(Experiment.from_settings(row.first_config))
     if row.first_config.reads_teacher:
-        check_models(Experiment.from_settings(row.first_config))
         teacher = merge({"seed": seeds[0]}, settings.get("teacher") or {})
         return replace(row, role="recipe", settings={**row.settings, "teacher": teacher})
     return replace(row, settings={key: value for key, value in row.settings.items() if key != "teacher"})
