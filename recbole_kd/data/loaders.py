@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from functools import cached_property
@@ -103,6 +104,8 @@ def make_loaders(config: Any, splits: Splits, fast: bool | None = None) -> tuple
             loader = FastFullSortEvalDataLoader
         elif loader is NegSampleEvalDataLoader:
             loader = FixedCandidatesDataLoader
+            if config[f"{phase}_neg_sample_args"]["distribution"] == "popularity":
+                sampler = _by_popularity(sampler, splits)
         elif loader is UserDataLoader and splits.history is not splits.train:
             loader = TrainedUserDataLoader
         elif phase == "train" and config.every_position:
@@ -129,6 +132,20 @@ def candidate_loader(config: Any, splits: Splits, mode: str) -> Any:
     sampled = {"distribution": distribution, "sample_num": int(mode[3:])}
     overlaid = Overlaid(config, eval_args={**config["eval_args"], "mode": modes}, test_neg_sample_args=sampled)
     return make_loaders(overlaid, splits)[2]
+
+
+def _by_popularity(sampler: Any, splits: Splits) -> Any:
+    """A copy of a sampler that draws an item by its interactions in all splits, alike for models of either kind.
+
+    RecBole's table depends on the order of rows, and a sequential model's rows lack the first item of each user.
+    """
+    users_of = splits.seen.popularity.clone()
+    for part in (splits.valid, splits.test):
+        users_of += torch.bincount(part.inter_feat[part.iid_field], minlength=part.item_num)
+    mine = copy.copy(sampler)
+    mine._get_candidates_list = torch.arange(len(users_of)).repeat_interleave(users_of).tolist
+    mine._build_alias_table()
+    return mine
 
 
 def _number_rows(loader: Any) -> None:

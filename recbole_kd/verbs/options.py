@@ -333,7 +333,7 @@ class CompareOptions(VerbOptions):
     )
     candidates: str | None = option(
         None,
-        "a second set of test metrics: each target also ranked among that many drawn items",
+        "a second set of test metrics: targets also ranked among drawn items, that many for each",
         noun="uniN or popN with N of at least 1",
         metavar="uni499",
     )

@@ -441,7 +441,7 @@ def test_targets_are_ranked_among_all_items_and_among_some(known_answer: Path) -
         )
     assert "ndcg@5 (uni7)" in results["significance"]
     text = table(results)
-    assert "Metrics with (uni7) rank each target among 7 drawn items" in text
+    assert "Metrics with (uni7) rank a user's targets among 7 drawn items for each" in text
     assert "NDCG@5 (uni7)" in (known_answer / "report" / "report.html").read_text()
     compare({**given, "candidates": None}, runner)
     assert len(runner.made) == 2 * made, "runs with other metrics"

@@ -61,6 +61,25 @@ def test_candidates_are_the_same_for_both_kinds(data_path: Path) -> None:
         assert row["mean"]["ndcg@5 (pop5)"] == pytest.approx(values["ndcg@5 (pop5)"].mean())
 
 
+@pytest.mark.parametrize("candidates", ["uni5", "pop5"])
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_users_candidates_are_the_same_items_for_both_kinds(
+    repeatable: bool, candidates: str, data_path: Path
+) -> None:
+    from recbole_kd.data.loaders import candidate_loader
+
+    found: list[dict[str, list[str]]] = []
+    for row in plan(settings(data_path, "BPR,SASRec", repeatable=repeatable)).rows:
+        splits = load_splits(row.first_config)
+        of_user: dict[str, list[str]] = {}
+        for drawn, _, _, _ in candidate_loader(row.first_config, splits, candidates):
+            for user, item in zip(drawn["user_id"].tolist(), drawn["item_id"].tolist()):
+                of_user.setdefault(splits.user_tokens[user], []).append(splits.item_tokens[item])
+        found.append(of_user)
+    assert found[0] == found[1]
+    assert all(len(items) == 6 for items in found[0].values())
+
+
 @pytest.mark.parametrize("repeatable", [None, True, False])
 def test_both_kinds_mask_and_find_the_same(repeatable: Any, data_path: Path) -> None:
     """Of each user in validation and test, as the loaders give them to the evaluator."""

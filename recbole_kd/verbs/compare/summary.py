@@ -147,8 +147,8 @@ def _candidates(plan: Plan) -> str:
     if not plan.candidates:
         return ""
     return (
-        f"Metrics with ({plan.candidates}) rank each target among {plan.candidates[3:]} drawn items, the same for all "
-        "rows and seeds."
+        f"Metrics with ({plan.candidates}) rank a user's targets among {plan.candidates[3:]} drawn items for each, the "
+        "same for all rows and seeds."
     )
 
 
