@@ -4,7 +4,8 @@
 
 proj is linear, one for users and one for items. ``projector: mlp`` adds a hidden layer, as in the code of FreqD's
 authors. ``distance: cosine`` compares directions: 1 - cos(proj(e_s), e_t). If a model encodes a user and an item
-together (NeuMF), the entries are the batch's distinct pairs, with one proj.
+together (NeuMF), the entries are the batch's distinct pairs, with one proj. With ``pairs: false`` they stay users and
+items, by the embeddings of NeuMF's towers.
 
 The paper regresses a hidden layer before it trains the student. Here the hint is the final representation and both
 losses are trained together, as in the recommendation papers that compare with FitNet.

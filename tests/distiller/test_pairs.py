@@ -14,6 +14,7 @@ from recbole_kd.distiller.de import DEDistiller, DEOptions
 from recbole_kd.distiller.fitnet import FitNetDistiller, FitNetOptions
 from recbole_kd.student.matryoshka import PrefixStudent
 from recbole_kd.student.readers import ModelStudent
+from recbole_kd.teacher.ensemble import TeacherEnsemble
 from recbole_kd.testing import Bench
 from tests.distiller.fakes import ALL, FakeStudent, FakeTeacher, assert_same_loss, batch_of, data_view
 
@@ -83,6 +84,21 @@ def test_users_and_items_apart_on_request(kind: type[Distiller], names: tuple[st
     for side, of_student in zip(made.entries.sides(bench.batch()), view.side_vectors()):
         torch.testing.assert_close(side.student, of_student[side.nodes])
     assert made.entries.sides(bench.batch())[0].teacher is bench.teacher.side_vectors()[0]
+
+
+@pytest.mark.parametrize("kind", [DEDistiller, FitNetDistiller])
+def test_users_and_items_apart_of_several_teachers_are_those_of_all(
+    kind: type[Distiller], known_answer: Path, tmp_path: Path
+) -> None:
+    """NeuMF's towers beside BPR's vectors: none is left out, also where the student has vectors of its own."""
+    bench = Bench(known_answer, "BPR", "BPR")
+    members = [bench.teacher, Bench(known_answer, "BPR", "NeuMF").teacher]
+    both = TeacherEnsemble(members, bench.data.observed, torch.device("cpu"), [1, 1], "ranks", str(tmp_path))
+    made: Any = kind(kind.options_class(pairs=False), ModelStudent(bench.model), both, bench.data)
+    users = made.entries.sides(bench.batch())[0]
+    expected = torch.cat([member.side_vectors()[0][users.nodes] for member in members], dim=1)
+    assert torch.equal(users.targets(), expected)
+    assert users.teacher is made.entries.sides(bench.batch())[0].teacher, "concatenated once"
 
 
 def test_a_prefix_of_a_student_has_that_prefix_of_its_vectors(known_answer: Path) -> None:

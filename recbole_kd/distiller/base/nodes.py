@@ -220,12 +220,12 @@ class NodeDistiller(Distiller[NodeOptionsT]):
         views = self.student, self.teacher
         if "sequence_vectors" in self.student.capabilities:
             self.entries = SequenceNodes(*views)
+        elif not self.options.pairs:
+            self.entries = Nodes(*map(_Sides, views))
         elif "representations" in self.student.capabilities and not ONE_SIDE.isdisjoint(self.teacher.capabilities):
             self.entries = Nodes(*views)
-        elif self.options.pairs:
-            self.entries = Pairs(*views, self.data.device)
         else:
-            self.entries = Nodes(*map(_Sides, views))
+            self.entries = Pairs(*views, self.data.device)
         ours, theirs = self.entries.examples()
         self.student_dimension, self.teacher_dimension, self.dtype = ours.shape[1], theirs.shape[1], theirs.dtype
 
