@@ -34,7 +34,6 @@ class CandidateMixin:
     device: Any
     tot_item_num: int
 
-    @torch.no_grad()
     def evaluate(self, eval_data: Any, *given: Any, **named: Any) -> Any:
         own = super().evaluate  # type: ignore[misc]
         if not isinstance(eval_data, NegSampleEvalDataLoader) or is_sequential(self.model):

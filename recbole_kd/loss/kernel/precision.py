@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 
@@ -35,21 +35,24 @@ def product_precision(precision: str) -> Iterator[None]:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; expected one of {', '.join(PRECISIONS)}.")
-    before, token = torch.get_float32_matmul_precision(), _bf16.set(precision == "bf16" or _bf16.get())
-    if precision == "bf16" and (_supports("amx_tile") or torch.cuda.is_available()):
-        torch.set_float32_matmul_precision("medium")
+    by_torch = precision == "bf16" and (_supports("amx_tile") or torch.cuda.is_available())
+    token = _bf16.set(precision == "bf16" or _bf16.get())
     try:
-        yield
+        with _matmul_precision("medium") if by_torch else nullcontext():
+            yield
     finally:
-        torch.set_float32_matmul_precision(before)
         _bf16.reset(token)
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
+def exact_products() -> AbstractContextManager[None]:
     """torch rounds no factors inside the block: for products that are small, or decide what a ReLU lets pass."""
+    return _matmul_precision("highest")
+
+
+@contextmanager
+def _matmul_precision(level: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(level)
     try:
         yield
     finally:

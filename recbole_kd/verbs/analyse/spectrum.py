@@ -45,17 +45,16 @@ def spectrum(subject: Subject) -> Part:
     teacher = torch.cat(vectors["teacher"])[nodes].double().numpy()
     learners = list(pairs)
     trained = {role: _mapped(subject, role, *pair) for role, pair in pairs.items() if subject.projector == "trained"}
-    for role, mapped in trained.items():
-        if mapped is not None and mapped[0].shape[1] != teacher.shape[1]:
-            raise Impossible(
-                f"the projector of the {role} has {mapped[0].shape[1]} dimensions and the teacher's vectors "
-                f"{teacher.shape[1]}, so it was trained for another teacher. Leave --projector at fitted."
-            )
     differences = []
     for role, pair in pairs.items():
         mapped = trained.get(role)
         if mapped is None:
             differences.append(projection_difference(torch.cat(pair)[nodes], torch.from_numpy(teacher)))
+        elif mapped[0].shape[1] != teacher.shape[1]:
+            raise Impossible(
+                f"the projector of the {role} has {mapped[0].shape[1]} dimensions and the teacher's vectors "
+                f"{teacher.shape[1]}, so it was trained for another teacher. Leave --projector at fitted."
+            )
         else:
             differences.append(teacher - torch.cat(mapped)[nodes].double().numpy())
     edges, counts, energies, note = _energies(subject, adjacency, [teacher, *differences])
